@@ -1,0 +1,27 @@
+"""Training-free reduction of visual tokens: Filter, Correlate, Compress (FiCoCo, arXiv 2411.17686)."""
+
+__version__ = "0.1.0"
+
+from ._backend import build_info
+from .api import reduce
+from .methods import METHODS, Method, get_method
+from .models import attach
+from .ops import QueryKey
+from .reduction import Reduction
+from .schedule import Schedule
+from .stages import Compress, Correlate, Filter
+
+__all__ = [
+    "METHODS",
+    "Compress",
+    "Correlate",
+    "Filter",
+    "Method",
+    "QueryKey",
+    "Reduction",
+    "Schedule",
+    "attach",
+    "build_info",
+    "get_method",
+    "reduce",
+]

@@ -1,0 +1,97 @@
+"""Argument checks shared by the specification and the fake kernels (the C++ twin is ``csrc/checks.h``).
+
+Every check looks at shapes, dtypes and devices only: nothing is read from a device. An error names the operator, the
+argument, what was wanted, what came, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+ALPHAS = ("softmax", "ratio", "average")
+
+
+def describe(value: object) -> str:
+    """``(2, 3) torch.float32 on cpu`` for a tensor, ``repr`` for anything else."""
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {value.dtype} on {value.device}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def fail(op: str, argument: str, wanted: str, got: object, remedy: str, kind: type[Exception] = ValueError) -> NoReturn:
+    """Raise ``kind`` with the message every check of this package has."""
+    got_text = got if isinstance(got, str) else describe(got)
+    raise kind(f"ficoco::{op}: {argument} must be {wanted}, got {got_text}; {remedy}")
+
+
+def floating(op: str, argument: str, tensor: Tensor) -> None:
+    """``tensor`` has one of the supported floating dtypes."""
+    if tensor.dtype not in FLOATS:
+        fail(op, argument, "float32, float16, bfloat16 or float64", tensor, "convert it first", TypeError)
+
+
+def shape(op: str, argument: str, tensor: Tensor, wanted: str, ok: bool, remedy: str) -> None:
+    """``ok`` says whether the shape is right; ``wanted`` is how the message describes a right one."""
+    if not ok:
+        fail(op, argument, wanted, tensor, remedy)
+
+
+def same_device(op: str, first: str, reference: Tensor, **others: Tensor | None) -> None:
+    """All of ``others`` are on the device of ``reference``, which the message calls ``first``."""
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != reference.device:
+            fail(op, name, f"on {first}'s device {reference.device}", tensor, f"move it with .to({first}.device)")
+
+
+def indices(op: str, argument: str, tensor: Tensor, wanted: str, ok: bool) -> None:
+    """``tensor`` is int64 and has the right shape."""
+    if tensor.dtype != torch.int64:
+        fail(op, argument, f"{wanted} int64", tensor, "pass what the previous stage returned", TypeError)
+    shape(op, argument, tensor, f"{wanted} int64", ok, "pass what the previous stage returned")
+
+
+def query_key(op: str, query: Tensor, key: Tensor) -> None:
+    """``query`` (B, H, N, d) and ``key`` (B, Hk, N, d) fit together; Hk divides H."""
+    floating(op, "query", query)
+    floating(op, "key", key)
+    shape(op, "query", query, "(B, H, N, d)", query.dim() == 4, "split the heads before calling")
+    shape(op, "key", key, "(B, Hk, N, d)", key.dim() == 4, "split the heads before calling")
+    if key.dtype != query.dtype:
+        fail(op, "key", f"{query.dtype} like query", key, "convert one of them", TypeError)
+    b, h, n, d = query.shape
+    fits = key.shape[0] == b and key.shape[2] == n and key.shape[3] == d and key.shape[1] > 0 and h % key.shape[1] == 0
+    shape(op, "key", key, f"({b}, Hk, {n}, {d}) with Hk dividing {h}", fits, "query and key come from the same layer")
+    same_device(op, "query", query, key=key)
+
+
+def attention_map(op: str, attn: Tensor) -> None:
+    """``attn`` is (B, H, N, N) or (B, N, N)."""
+    floating(op, "attn", attn)
+    ok = attn.dim() in (3, 4) and attn.shape[-1] == attn.shape[-2] and attn.shape[1] > 0
+    shape(op, "attn", attn, "(B, H, N, N) or (B, N, N)", ok, "pass one layer's attention, class token included")
+
+
+def has_patches(op: str, argument: str, tensor: Tensor, tokens: int, class_token: bool) -> None:
+    """There is at least one token besides the class token."""
+    if tokens <= int(class_token):
+        fail(op, argument, f"of at least {1 + int(class_token)} tokens", tensor, "there is no patch to reduce")
+
+
+def selection(op: str, batch: int, tokens: int, sources: Tensor, kept: Tensor) -> None:
+    """``sources`` (B, r) and ``kept`` (B, N - r) partition the N tokens (shapes only)."""
+    ok = sources.dim() == 2 and sources.shape[0] == batch
+    indices(op, "sources", sources, f"({batch}, r)", ok)
+    wanted = tokens - sources.shape[1]
+    indices(op, "kept", kept, f"({batch}, {wanted})", tuple(kept.shape) == (batch, wanted))
+
+
+def target_count(op: str, k: int, candidates: int, alpha: str) -> None:
+    """``k`` targets can be chosen out of ``candidates`` and ``alpha`` is known."""
+    if not 0 <= k <= candidates:
+        fail(op, "k", f"in [0, {candidates}], the number of kept patches", k, "lower k or r")
+    if alpha not in ALPHAS:
+        fail(op, "alpha", f"one of {', '.join(ALPHAS)}", alpha, "pick one of them")

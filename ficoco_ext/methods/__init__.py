@@ -1,0 +1,36 @@
+"""Methods as compositions of stages, and the registry that names them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from .base import Method, square_grid
+from .ficoco import ficoco_v, topk
+
+METHODS: dict[str, Callable[..., Method]] = {"ficoco-v": ficoco_v, "topk": topk}
+
+
+def get_method(method: str | Method, **hyperparameters: Any) -> Method:
+    """The method of that name with these hyperparameters, or the given :class:`Method` as it is.
+
+    Raises:
+        ValueError: unknown name. TypeError: a hyperparameter that the method does not have.
+    """
+    if isinstance(method, Method):
+        if hyperparameters:
+            names = ", ".join(hyperparameters)
+            raise TypeError(f"method: {names} can be given with a method's name, not with a Method, whose stages hold them")
+        return method
+    if method not in METHODS:
+        raise ValueError(f"method must be a Method or one of {', '.join(map(repr, METHODS))}, got {method!r}")
+    factory = METHODS[method]
+    known = list(inspect.signature(factory).parameters)
+    for name in hyperparameters:
+        if name not in known:
+            raise TypeError(f"method {method!r} has no hyperparameter {name!r}; it has {', '.join(known)}")
+    return factory(**hyperparameters)
+
+
+__all__ = ["METHODS", "Method", "ficoco_v", "get_method", "square_grid", "topk"]

@@ -1,0 +1,86 @@
+"""A method: three stages and a name, applied to one layer's tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..ops import Attention
+from ..reduction import Reduction
+from ..stages import Compress, Correlate, Filter
+
+
+def square_grid(patches: int) -> tuple[int, int] | None:
+    """(s, s) if ``patches`` is s * s, else None."""
+    side = math.isqrt(patches)
+    return (side, side) if side * side == patches else None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A token-reduction method: Filter, Correlate, Compress.
+
+    Example:
+        >>> from ficoco_ext import Compress, Correlate, Filter, Method
+        >>> prune = Method("prune", Filter(lam=0, attention="probs", penalty=1), Correlate(targets=0), Compress())
+    """
+
+    name: str
+    filter: Filter
+    correlate: Correlate
+    compress: Compress
+    source: str = ""
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        attn: Attention,
+        r: int,
+        *,
+        class_token: bool = True,
+        grid: tuple[int, int] | None = None,
+        size: Tensor | None = None,
+        previous: Reduction | None = None,
+    ) -> Reduction:
+        """Remove ``r`` tokens; see :func:`ficoco_ext.reduce`, which checks the arguments first."""
+        b, n = tokens.shape[:2]
+        if previous is not None:
+            grid = previous.grid
+        elif grid is None:
+            grid = square_grid(n - int(class_token))
+        weighted = size is not None
+        if size is None and previous is not None:
+            size = previous.size
+        if r == 0:
+            result = _identity(tokens, size, class_token, grid)
+        else:
+            ids = None if previous is None else previous.patch_ids
+            with torch.no_grad():  # selection and weights are constants of the gradient
+                selection = self.filter(attn, r, class_token=class_token, ids=ids, grid=grid)
+                links = self.correlate(attn, selection, class_token=class_token)
+            merged, new_size, source_map = self.compress(tokens, selection, links, size=size, size_weighted=weighted)
+            result = Reduction(
+                merged, new_size, selection.kept, selection.sources, source_map, *links, class_token=class_token, grid=grid
+            )
+        return result if previous is None else result.after(previous)
+
+
+def _identity(tokens: Tensor, size: Tensor | None, class_token: bool, grid: tuple[int, int] | None) -> Reduction:
+    """What r = 0 gives: the same tokens in a new tensor, everyone holding itself."""
+    b, n = tokens.shape[:2]
+    dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+    everyone = torch.arange(n, device=tokens.device).repeat(b, 1)
+    return Reduction(
+        tokens=tokens.clone(memory_format=torch.contiguous_format),
+        size=tokens.new_ones(b, n, 1, dtype=dtype) if size is None else size.to(dtype, copy=True),
+        kept=everyone,
+        sources=everyone.new_empty(b, 0),
+        source_map=everyone.clone(),
+        targets=everyone.new_empty(b, 0, 1),
+        weights=tokens.new_empty(b, 0, 1, dtype=dtype),
+        class_token=class_token,
+        grid=grid,
+    )

@@ -1,0 +1,201 @@
+"""The three stages as values: a Filter, a Correlate, a Compress. A method is a declaration made of them.
+
+Each stage is a frozen dataclass that is called once per reduction. Anything with the same call signature can take its
+place. Nothing here reads a device: how many tokens leave and how many targets each gets are host integers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, NoReturn
+
+from torch import Tensor
+
+from . import ops
+from .ops import Attention, QueryKey
+
+
+class Selection(NamedTuple):
+    """What Filter decided: redundancy (B, P), sources (B, r) and kept (B, M), ascending token indices."""
+
+    redundancy: Tensor
+    sources: Tensor
+    kept: Tensor
+
+
+class Links(NamedTuple):
+    """What Correlate decided: targets (B, r, k), places in ``kept``, and weights (B, r, k) that sum to 1 over k."""
+
+    targets: Tensor
+    weights: Tensor
+
+
+def _reject(stage: str, field: str, wanted: str, got: object) -> NoReturn:
+    raise ValueError(f"{stage}: {field} must be {wanted}, got {got!r}")
+
+
+def _one_of(stage: str, field: str, got: object, choices: tuple[object, ...]) -> None:
+    if got not in choices:
+        _reject(stage, field, f"one of {', '.join(map(repr, choices))}", got)
+
+
+def _number(stage: str, field: str, got: object, low: float, high: float) -> None:
+    if isinstance(got, bool) or not isinstance(got, (int, float)) or not low <= got <= high:
+        _reject(stage, field, f"a number in [{low}, {high}]" if high < math.inf else f"a finite number >= {low}", got)
+    if not math.isfinite(got):
+        _reject(stage, field, "finite", got)
+
+
+def adaptive_targets(candidates: int, eps: float) -> int:
+    """How many of ``candidates`` distinct values reach their own ``eps``-quantile (linear interpolation).
+
+    This is FiCoCo's token-adaptive K. Without ties it is the same for every row, so it is known before anything runs:
+    ``m - ceil(eps * (m - 1))``, that is 1, 1, 2, 2, 6 for m = 64, 145, 576, 577, 2880 at eps = 0.998. Among equal
+    values the lowest indices are taken until the count is reached.
+
+    Example:
+        >>> [adaptive_targets(m, 0.998) for m in (64, 145, 576, 577, 2880)]
+        [1, 1, 2, 2, 6]
+    """
+    return candidates - math.ceil(eps * (candidates - 1) - 1e-9)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Names the r most redundant patches: lam * patch attention - (1 - lam) * class attention, and a local penalty.
+
+    Args:
+        lam: weight of patch attention in [0, 1]; 1 ignores the class token, 0 is pruning by class attention.
+        attention: ``"logits"`` or ``"probs"``: what a QueryKey is turned into, and what the values of a map are.
+        redundancy: ``"row"`` (what a patch gives) or ``"column"`` (what it receives).
+        normalize: scale both terms to unit L2 norm over the patches.
+        penalty: factor >= 1 for the highest score of each window; 1 is off.
+        window: side of the windows on the original grid.
+    """
+
+    lam: float = 0.65
+    attention: str = "logits"
+    redundancy: str = "row"
+    normalize: bool = True
+    penalty: float = 2.0
+    window: int = 2
+
+    def __post_init__(self) -> None:
+        _number("Filter", "lam", self.lam, 0, 1)
+        _one_of("Filter", "attention", self.attention, ("logits", "probs"))
+        _one_of("Filter", "redundancy", self.redundancy, ("row", "column"))
+        _one_of("Filter", "normalize", self.normalize, (True, False))
+        _number("Filter", "penalty", self.penalty, 1, math.inf)
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
+            _reject("Filter", "window", "an integer >= 1", self.window)
+
+    def __call__(
+        self, attn: Attention, r: int, *, class_token: bool, ids: Tensor | None, grid: tuple[int, int] | None
+    ) -> Selection:
+        """Select r sources. ``ids`` (B, P) and ``grid`` place the patches; ``ids`` None means all of the grid."""
+        if not class_token and self.lam < 1 and not isinstance(attn, QueryKey):
+            raise ValueError(
+                "Filter: without a class token its row is replaced by the keys' cosine to their mean, and a map holds no "
+                "keys; pass attn=QueryKey(query, key), or class_attention=False to do without the term"
+            )
+        if self.penalty != 1 and grid is None:
+            raise ValueError(
+                "Filter: the local penalty needs the patches' grid, and their number is not a square; pass "
+                "grid=(height, width), or penalty=1 to switch it off"
+            )
+        class_attention, patch_attention = ops.attention_stats(
+            attn, class_token=class_token, probs=self.attention == "probs", column=self.redundancy == "column"
+        )
+        return Selection(
+            *ops.filter(
+                patch_attention,
+                class_attention,
+                r,
+                lam=self.lam,
+                normalize=self.normalize,
+                penalty=self.penalty,
+                window=self.window,
+                ids=ids,
+                grid=grid,
+                class_token=class_token,
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Correlate:
+    """Finds who inherits each source: the kept patches it correlates with most.
+
+    Args:
+        by: ``"attention"`` (the source's row, as the paper has it) or ``"key"`` (cosine of head-mean keys; needs a
+            QueryKey).
+        targets: ``"adaptive"`` (the row's ``eps``-quantile) or a fixed number; 0 drops the sources.
+        eps: quantile in [0, 1] for adaptive targets.
+        alpha: weights of a source's targets: ``"softmax"`` of the correlations, their ``"ratio"`` (probabilities only)
+            or ``"average"`` (1 / k each).
+        attention: as in :class:`Filter`.
+    """
+
+    by: str = "attention"
+    targets: str | int = "adaptive"
+    eps: float = 0.998
+    alpha: str = "softmax"
+    attention: str = "logits"
+
+    def __post_init__(self) -> None:
+        _one_of("Correlate", "by", self.by, ("attention", "key"))
+        _one_of("Correlate", "alpha", self.alpha, ("softmax", "ratio", "average"))
+        _one_of("Correlate", "attention", self.attention, ("logits", "probs"))
+        _number("Correlate", "eps", self.eps, 0, 1)
+        fixed = isinstance(self.targets, int) and not isinstance(self.targets, bool) and self.targets >= 0
+        if self.targets != "adaptive" and not fixed:
+            _reject("Correlate", "targets", "'adaptive' or an integer >= 0", self.targets)
+        if self.alpha == "ratio" and self.targets != 0 and (self.by == "key" or self.attention == "logits"):
+            raise ValueError(
+                "Correlate: alpha='ratio' divides correlations by their sum and needs non-negative ones; use "
+                "attention='probs' with correlation='attention', or alpha='softmax'"
+            )
+
+    def count(self, candidates: int) -> int:
+        """Targets per source when ``candidates`` patches are kept."""
+        return adaptive_targets(candidates, self.eps) if isinstance(self.targets, str) else self.targets
+
+    def __call__(self, attn: Attention, selection: Selection, *, class_token: bool) -> Links:
+        """Targets and weights of the selected sources."""
+        sources, kept = selection.sources, selection.kept
+        k = self.count(kept.shape[1] - int(class_token))
+        if k == 0:
+            return Links(sources.new_empty(*sources.shape, 0), selection.redundancy.new_empty(*sources.shape, 0))
+        if self.by == "key":
+            if not isinstance(attn, QueryKey):
+                raise ValueError("Correlate: correlation='key' compares keys, and a map holds none; pass a QueryKey")
+            return Links(*ops.correlate_key(attn.key, sources, kept, k, alpha=self.alpha, class_token=class_token))
+        probs = self.attention == "probs"
+        return Links(*ops.correlate(attn, sources, kept, k, alpha=self.alpha, class_token=class_token, probs=probs))
+
+
+@dataclass(frozen=True)
+class Compress:
+    """Merges sources into targets, all at once, into weighted means.
+
+    Args:
+        size_weighted: a token counts as many times as the original tokens it stands for (ToMe). False: every token
+            counts once in each reduction (FiCoCo).
+    """
+
+    size_weighted: bool = False
+
+    def __call__(
+        self, tokens: Tensor, selection: Selection, links: Links, *, size: Tensor | None, size_weighted: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B, M, C), size (B, M, 1) and source_map (B, N); ``size_weighted`` adds to the stage's own choice."""
+        return ops.compress(
+            tokens,
+            selection.sources,
+            selection.kept,
+            links.targets,
+            links.weights,
+            size=size,
+            size_weighted=self.size_weighted or size_weighted,
+        )
