@@ -1,6 +1,6 @@
 """Training-free reduction of visual tokens: Filter, Correlate, Compress (FiCoCo, arXiv 2411.17686)."""
 
-__version__ = "0.1.0"
+from .version import __version__  # isort: skip
 
 from ._backend import build_info
 from .api import reduce

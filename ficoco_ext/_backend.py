@@ -20,6 +20,7 @@ class BuildInfo(TypedDict):
     built_for_torch: str | None
     compiled: bool
     compiler: str | None
+    cpu_simd: str | None
     cpu: str
     cuda: str
     reasons: dict[str, str]
@@ -28,26 +29,25 @@ class BuildInfo(TypedDict):
 def load_kernels() -> tuple[object | None, str | None]:
     """The compiled module and None, or None and the reason why it is not there.
 
-    A module built for another torch is never loaded: its class layouts may differ without any symbol missing.
+    A module carries in its name the torch release that it was built for and is never loaded into another one: class
+    layouts may differ without any symbol missing.
     """
     folder = Path(__file__).parent
-    spec = importlib.util.find_spec("ficoco_ext._C")
-    if spec is None:
-        in_source = (folder.parent / "setup.py").exists()
-        hint = (
-            f"python imports the source tree in {folder.parent}, where nothing was compiled: run from another folder, "
-            "or install with pip install -e ."
-            if in_source
-            else "it was installed without a C++ compiler or with FICOCO_EXT_CPU=0; install one, then "
-            "pip install --force-reinstall --no-deps ."
-        )
-        return None, f"no compiled kernels: {hint}"
-    stamp = folder / "_built_for_torch.txt"
-    built = stamp.read_text().strip() if stamp.exists() else ""
-    if built.split("+")[0].split(".")[:2] != torch.__version__.split("+")[0].split(".")[:2]:
-        return None, f"compiled for torch {built or 'unknown'}, but torch {torch.__version__} is installed; {_REBUILD}"
+    major, minor = torch.__version__.split("+")[0].split(".")[:2]
+    name = f"_C_torch{major}_{minor}"
+    if importlib.util.find_spec(f"ficoco_ext.{name}") is None:
+        others = sorted(folder.glob("_C_torch*"))
+        if others:
+            built = others[0].name.split(".")[0].removeprefix("_C_torch").replace("_", ".")
+            return None, f"compiled for torch {built}, but torch {torch.__version__} is installed; {_REBUILD}"
+        if (folder.parent / "setup.py").exists():
+            return None, (
+                f"python imports the source tree in {folder.parent}, where nothing was compiled: run from another folder, "
+                "or install with pip install -e ."
+            )
+        return None, f"installed without a C++ compiler or with FICOCO_EXT_CPU=0: install one, then {_REBUILD}"
     try:
-        return importlib.import_module("ficoco_ext._C"), None
+        return importlib.import_module(f"ficoco_ext.{name}"), None
     except ImportError as error:
         return None, f"the compiled kernels do not load ({error}); {_REBUILD}"
 
@@ -63,7 +63,7 @@ def build_info() -> BuildInfo:
         >>> ficoco_ext.build_info()["cpu"] in ("kernels", "reference")
         True
     """
-    from . import __version__
+    from .version import __version__
 
     compiled = KERNELS is not None
     reasons = {} if compiled else {"cpu": REASON or ""}
@@ -74,6 +74,7 @@ def build_info() -> BuildInfo:
         built_for_torch=getattr(KERNELS, "torch_version", None),
         compiled=compiled,
         compiler=getattr(KERNELS, "compiler", None),
+        cpu_simd=getattr(KERNELS, "cpu_simd", None),
         cpu="kernels" if compiled else "reference",
         cuda="reference",
         reasons=reasons,

@@ -42,9 +42,9 @@ Attention = Tensor | QueryKey
 _LIBRARY = torch.library.Library("ficoco", "DEF")
 
 _SCHEMAS = {
-    "attention_stats": "(Tensor query, Tensor key, float scale, bool class_token, bool probs, bool column)"
-    " -> (Tensor, Tensor)",
-    "attention_stats.map": "(Tensor attn, bool class_token, bool column) -> (Tensor, Tensor)",
+    "attention_stats": "(Tensor query, Tensor key, float scale, bool class_token, bool probs, bool column,"
+    " bool patches) -> (Tensor, Tensor)",
+    "attention_stats.map": "(Tensor attn, bool class_token, bool column, bool patches) -> (Tensor, Tensor)",
     "filter": "(Tensor patch_attention, Tensor class_attention, Tensor? ids, SymInt r, float lam, bool normalize,"
     " float penalty, int window, int grid_height, int grid_width, bool class_token) -> (Tensor, Tensor, Tensor)",
     "correlate": "(Tensor query, Tensor key, Tensor sources, Tensor kept, SymInt k, float scale, str alpha,"
@@ -67,14 +67,14 @@ def _result_dtype(tensor: Tensor) -> torch.dtype:
 
 
 @torch.library.register_fake("ficoco::attention_stats")
-def _(query, key, scale, class_token, probs, column):  # type: ignore[no-untyped-def]
+def _(query, key, scale, class_token, probs, column, patches):  # type: ignore[no-untyped-def]
     reference.checks.query_key("attention_stats", query, key)
     out = query.new_empty(query.shape[0], query.shape[2] - int(class_token), dtype=_result_dtype(query))
     return out, torch.empty_like(out)
 
 
 @torch.library.register_fake("ficoco::attention_stats.map")
-def _(attn, class_token, column):  # type: ignore[no-untyped-def]
+def _(attn, class_token, column, patches):  # type: ignore[no-untyped-def]
     reference.checks.attention_map("attention_stats", attn)
     out = attn.new_empty(attn.shape[0], attn.shape[-1] - int(class_token), dtype=_result_dtype(attn))
     return out, torch.empty_like(out)
@@ -130,7 +130,9 @@ def _compress_backward(ctx, grad, grad_size, grad_map):  # type: ignore[no-untyp
 torch.library.register_autograd("ficoco::compress", _compress_backward, setup_context=_save_for_compress)
 
 
-def attention_stats(attn: Attention, *, class_token: bool, probs: bool, column: bool) -> tuple[Tensor, Tensor]:
+def attention_stats(
+    attn: Attention, *, class_token: bool, probs: bool, column: bool, patches: bool = True
+) -> tuple[Tensor, Tensor]:
     """Class attention and patch attention, both (B, P), from a map or from query and key (eq. 1).
 
     Args:
@@ -139,6 +141,7 @@ def attention_stats(attn: Attention, *, class_token: bool, probs: bool, column: 
             (eq. 9-13) and a map gives zeros.
         probs: with a ``QueryKey``, softmax the logits; a map is what it is.
         column: patch attention is what a patch receives (column mean) instead of what it gives (row mean).
+        patches: False leaves patch attention out (zeros): with probs that is O(N) work instead of O(N^2).
 
     Returns:
         class_attention (B, P) and patch_attention (B, P), float32 (float64 for float64).
@@ -158,9 +161,9 @@ def attention_stats(attn: Attention, *, class_token: bool, probs: bool, column: 
     """
     if isinstance(attn, QueryKey):
         return torch.ops.ficoco.attention_stats.default(
-            attn.query, attn.key, attn.logit_scale, class_token, probs, column
+            attn.query, attn.key, attn.logit_scale, class_token, probs, column, patches
         )
-    return torch.ops.ficoco.attention_stats.map(attn, class_token, column)
+    return torch.ops.ficoco.attention_stats.map(attn, class_token, column, patches)
 
 
 def filter(

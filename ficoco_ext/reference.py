@@ -56,13 +56,14 @@ def key_metric(key: Tensor) -> Tensor:
 
 
 def attention_stats(
-    query: Tensor, key: Tensor, scale: float, class_token: bool, probs: bool, column: bool
+    query: Tensor, key: Tensor, scale: float, class_token: bool, probs: bool, column: bool, patches: bool
 ) -> tuple[Tensor, Tensor]:
     """Class attention (B, P) and patch attention (B, P) of A = ``attention_map`` (eq. 1).
 
     Class attention is A[0, i]. Patch attention is the mean over the patches j of A[i, j] (row) or A[j, i] (column).
     Without a class token its place is taken by -cos(mean key, key_i) of the head-mean keys (eq. 9-13): a token whose
-    key is unlike the mean is important, as one that the class token looks at.
+    key is unlike the mean is important, as one that the class token looks at. Without ``patches`` patch attention is
+    not computed and returned as zeros.
     """
     op = "attention_stats"
     checks.query_key(op, query, key)
@@ -77,19 +78,22 @@ def attention_stats(
         for head in range(h):  # one head at a time: (B, N, N), never (B, H, N, N)
             attn = (q[:, head] @ k[:, head].mT * scale).softmax(-1)
             class_row += attn[:, 0]
-            mean += attn[:, first:].mean(1) if column else attn[:, :, first:].mean(2)
+            if patches:
+                mean += attn[:, first:].mean(1) if column else attn[:, :, first:].mean(2)
         class_attention, patch_attention = class_row[:, first:] / h, mean[:, first:] / h
     else:  # a mean of inner products is an inner product with the mean
         many, one = (k, q) if column else (q, k)
         patch_attention = torch.einsum("bhd,bhnd->bn", one[:, :, first:].mean(2), many[:, :, first:]) * (scale / h)
         class_attention = torch.einsum("bhd,bhnd->bn", q[:, :, 0], k[:, :, first:]) * (scale / h)
+    if not patches:
+        patch_attention = torch.zeros_like(patch_attention)
     if not class_token:
         keys = _accumulate(key).mean(1)
         class_attention = -torch.cosine_similarity(keys.mean(1, keepdim=True), keys, dim=-1, eps=_TINY)
     return class_attention, patch_attention
 
 
-def attention_stats_map(attn: Tensor, class_token: bool, column: bool) -> tuple[Tensor, Tensor]:
+def attention_stats_map(attn: Tensor, class_token: bool, column: bool, patches: bool) -> tuple[Tensor, Tensor]:
     """:func:`attention_stats` of a given map, whose values are used as they are.
 
     Without a class token class attention is returned as zeros: a map holds no keys to replace it with.
@@ -100,6 +104,8 @@ def attention_stats_map(attn: Tensor, class_token: bool, column: bool) -> tuple[
     first = int(class_token)
     attn = head_mean(attn)
     patch_attention = attn[:, first:, first:].mean(1 if column else 2)
+    if not patches:
+        patch_attention = torch.zeros_like(patch_attention)
     class_attention = attn[:, 0, first:].clone() if class_token else torch.zeros_like(patch_attention)
     return class_attention, patch_attention
 
@@ -223,6 +229,8 @@ def correlate(
     checks.selection("correlate", query.shape[0], query.shape[2], sources, kept)
     checks.same_device("correlate", "query", query, sources=sources, kept=kept)
     checks.target_count("correlate", k, kept.shape[1] - first, alpha)
+    if alpha == "ratio" and not probs:
+        checks.fail("correlate", "alpha", "softmax or average with logits", "ratio", "use probs, never negative")
     rows = attention_rows(query, key, scale, probs, sources)
     columns = kept[:, None, first:].expand(-1, sources.shape[1], -1)
     return _best_targets(rows.gather(2, columns), k, alpha, first)
@@ -250,6 +258,8 @@ def correlate_key(
     checks.selection("correlate", key.shape[0], key.shape[2], sources, kept)
     checks.same_device("correlate", "key", key, sources=sources, kept=kept)
     checks.target_count("correlate", k, kept.shape[1] - first, alpha)
+    if alpha == "ratio":
+        checks.fail("correlate", "alpha", "softmax or average with keys", "ratio", "a cosine can be negative")
     metric = key_metric(key)
     return _best_targets(_rows(metric, sources) @ _rows(metric, kept[:, first:]).mT, k, alpha, first)
 

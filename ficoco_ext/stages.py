@@ -105,7 +105,11 @@ class Filter:
                 "grid=(height, width), or penalty=1 to switch it off"
             )
         class_attention, patch_attention = ops.attention_stats(
-            attn, class_token=class_token, probs=self.attention == "probs", column=self.redundancy == "column"
+            attn,
+            class_token=class_token,
+            probs=self.attention == "probs",
+            column=self.redundancy == "column",
+            patches=self.lam != 0,
         )
         return Selection(
             *ops.filter(

@@ -1,0 +1,93 @@
+// Argument checks of the operators, the C++ twin of ficoco_ext/checks.py: op, argument, what was wanted, what came, and
+// what to do. They look at shapes, dtypes and devices; values are read only where an index could leave its tensor.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <sstream>
+#include <string>
+
+namespace ficoco::check {
+
+inline std::string describe(const at::Tensor& t) {
+  std::ostringstream out;
+  out << "(";
+  for (int64_t i = 0; i < t.dim(); ++i) out << (i ? ", " : "") << t.size(i);
+  out << ") " << t.scalar_type() << " on " << t.device();
+  return out.str();
+}
+
+#define FICOCO_VALUE(ok, op, argument, wanted, got, remedy)                                                        \
+  TORCH_CHECK_VALUE(ok, "ficoco::", op, ": ", argument, " must be ", wanted, ", got ", got, "; ", remedy)
+#define FICOCO_TYPE(ok, op, argument, wanted, got, remedy)                                                         \
+  TORCH_CHECK_TYPE(ok, "ficoco::", op, ": ", argument, " must be ", wanted, ", got ", got, "; ", remedy)
+
+template <class... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream out;
+  (out << ... << parts);
+  return out.str();
+}
+
+inline void floating(const char* op, const char* argument, const at::Tensor& t) {
+  const auto type = t.scalar_type();
+  FICOCO_TYPE(type == at::kFloat || type == at::kHalf || type == at::kBFloat16, op, argument,
+              "float32, float16 or bfloat16", describe(t),
+              "convert it first, or call ficoco_ext.reference for another precision");
+}
+
+inline void indices(const char* op, const char* argument, const at::Tensor& t, at::IntArrayRef shape,
+                    const std::string& wanted) {
+  FICOCO_TYPE(t.scalar_type() == at::kLong, op, argument, wanted + " int64", describe(t),
+              "pass what the previous stage returned");
+  FICOCO_VALUE(t.sizes() == shape, op, argument, wanted + " int64", describe(t), "pass what the previous stage returned");
+}
+
+inline void same_device(const char* op, const char* argument, const at::Tensor& t, const at::Tensor& like) {
+  FICOCO_VALUE(t.device() == like.device(), op, argument, text("on ", like.device()), describe(t),
+               "move it to the device of the others");
+}
+
+inline void query_key(const char* op, const at::Tensor& query, const at::Tensor& key) {
+  floating(op, "query", query);
+  floating(op, "key", key);
+  FICOCO_VALUE(query.dim() == 4, op, "query", "(B, H, N, d)", describe(query), "split the heads before calling");
+  FICOCO_VALUE(key.dim() == 4, op, "key", "(B, Hk, N, d)", describe(key), "split the heads before calling");
+  FICOCO_TYPE(key.scalar_type() == query.scalar_type(), op, "key", text(query.scalar_type(), " like query"),
+              describe(key), "convert one of them");
+  const bool fits = key.size(0) == query.size(0) && key.size(2) == query.size(2) && key.size(3) == query.size(3) &&
+                    key.size(1) > 0 && query.size(1) > 0 && query.size(1) % key.size(1) == 0;
+  FICOCO_VALUE(fits, op, "key",
+               text("(", query.size(0), ", Hk, ", query.size(2), ", ", query.size(3), ") with Hk dividing ", query.size(1)),
+               describe(key), "query and key come from the same layer");
+  same_device(op, "key", key, query);
+}
+
+inline void attention_map(const char* op, const at::Tensor& attn) {
+  floating(op, "attn", attn);
+  const bool fits = (attn.dim() == 3 || attn.dim() == 4) && attn.size(-1) == attn.size(-2) && attn.size(1) > 0;
+  FICOCO_VALUE(fits, op, "attn", "(B, H, N, N) or (B, N, N)", describe(attn),
+               "pass one layer's attention, class token included");
+}
+
+inline void has_patches(const char* op, const char* argument, const at::Tensor& t, int64_t tokens, bool class_token) {
+  FICOCO_VALUE(tokens > class_token, op, argument, text("of at least ", 1 + class_token, " tokens"), describe(t),
+               "there is no patch to reduce");
+}
+
+inline void selection(const char* op, int64_t batch, int64_t tokens, const at::Tensor& sources, const at::Tensor& kept) {
+  const int64_t r = sources.dim() == 2 ? sources.size(1) : 0;
+  indices(op, "sources", sources, {batch, r}, text("(", batch, ", r)"));
+  indices(op, "kept", kept, {batch, tokens - r}, text("(", batch, ", ", tokens - r, ")"));
+}
+
+// Every index lies in [0, limit): read before any kernel follows it.
+inline void in_range(const char* op, const char* argument, const at::Tensor& index, int64_t limit) {
+  const int64_t* values = index.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < index.numel(); ++i) {
+    FICOCO_VALUE(values[i] >= 0 && values[i] < limit, op, argument, text("in [0, ", limit, ")"), values[i],
+                 "pass what the previous stage returned");
+  }
+}
+
+}  // namespace ficoco::check

@@ -1,0 +1,54 @@
+// The inner loops of the CPU kernels, fp32, compiled for the baseline and for AVX2 + FMA; `simd` holds the set that
+// the processor can run, chosen when the library is loaded.
+#pragma once
+#include <cstdint>
+
+#include "params.h"
+
+namespace ficoco {
+
+// Widest panel of `panel_dot`, in rows: 3 vectors of 8, which with 4 rows of the other operand fill 16 registers.
+constexpr int64_t kPanel = 24;
+
+struct Simd {
+  const char* name;
+
+  // dst[i] = float(src[i]), and back with rounding to nearest even.
+  void (*load_half)(const uint16_t* src, float* dst, int64_t n);
+  void (*load_bfloat16)(const uint16_t* src, float* dst, int64_t n);
+  void (*store_half)(const float* src, uint16_t* dst, int64_t n);
+  void (*store_bfloat16)(const float* src, uint16_t* dst, int64_t n);
+
+  // acc += x; acc += w * x; acc /= divisor.
+  void (*add)(float* acc, const float* x, int64_t n);
+  void (*axpy)(float* acc, float w, const float* x, int64_t n);
+  void (*divide)(float* acc, float divisor, int64_t n);
+
+  float (*sum)(const float* x, int64_t n);
+  float (*dot)(const float* x, const float* y, int64_t n);
+  double (*sum_squares)(const float* x, int64_t n);
+
+  // acc[c] += sum over rows j of rows[j][c]; out[j] += <rows[j], vec>.
+  void (*sum_rows)(const float* rows, int64_t stride, int64_t count, int64_t n, float* acc);
+  void (*dot_rows)(const float* rows, int64_t stride, int64_t count, int64_t n, const float* vec, float* out);
+
+  // out[j * width + i] += <panel row i, row j> for `count` rows and a panel packed as [n][width], width 8, 16 or 24.
+  // Row j starts at rows + index[j] * stride, or at rows + j * stride if index is null.
+  void (*panel_dot)(const float* panel, int64_t width, int64_t n, const float* rows, int64_t stride,
+                    const int64_t* index, int64_t count, float* out);
+
+  // Softmax of each column of scores [count][width], in place, of the scores times `scale`.
+  void (*softmax_columns)(float* scores, int64_t count, int64_t width, float scale);
+
+  // For each column of scores [count][width], best[t][i] and place[t][i] for t < k <= count: its k largest values in
+  // falling order, the lowest row first among equals.
+  void (*top_columns)(const float* scores, int64_t count, int64_t width, int64_t k, float* best, int32_t* place);
+};
+
+extern const Simd simd;
+
+// Any dtype to float and back.
+void load(const void* src, Dtype dtype, float* dst, int64_t n);
+void store(const float* src, Dtype dtype, void* dst, int64_t n);
+
+}  // namespace ficoco

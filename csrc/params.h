@@ -1,0 +1,79 @@
+// Plain data that an operator hands to its kernels: no torch header, no CUDA header.
+//
+// Shapes: B batch, H heads, Hk key heads, N tokens in, P = N - first patches, M = N - r tokens out, r sources,
+// k targets per source, C channels, d head width. `first` is 1 with a class token (token 0), else 0.
+// Strides are in elements; the innermost dimension is contiguous everywhere. Accumulation is fp32.
+#pragma once
+#include <cstdint>
+
+namespace ficoco {
+
+enum class Dtype { kFloat, kHalf, kBFloat16 };
+enum class Alpha { kSoftmax, kRatio, kAverage };
+
+// A read-only (B, H, N, X) tensor, or (B, N, X) with heads = 1.
+struct Rows {
+  const void* data = nullptr;
+  Dtype dtype = Dtype::kFloat;
+  int64_t heads = 1;
+  int64_t stride_b = 0, stride_h = 0, stride_n = 0;
+};
+
+struct StatsParams {
+  Rows query, key;  // (B, H, N, d), (B, Hk, N, d)
+  int64_t batch, tokens, width;
+  int64_t first;
+  float scale;
+  bool probs, column, patches;
+  float* class_attention;  // (B, P)
+  float* patch_attention;  // (B, P); left alone unless `patches`
+};
+
+struct MapStatsParams {
+  Rows attn;  // (B, H, N, N)
+  int64_t batch, tokens;
+  int64_t first;
+  bool column, patches;
+  float* class_attention;  // (B, P)
+  float* patch_attention;  // (B, P); left alone unless `patches`
+};
+
+struct FilterParams {
+  const float* patch_attention;  // (B, P)
+  const float* class_attention;  // (B, P)
+  const int64_t* ids;            // (B, P) places on the grid, or nullptr for 0..P-1
+  int64_t batch, patches, r;
+  int64_t first;
+  float lam, penalty;
+  bool normalize;
+  int64_t window, grid_height, grid_width;
+  float* redundancy;  // (B, P)
+  int64_t* sources;   // (B, r)
+  int64_t* kept;      // (B, M)
+};
+
+struct Links {
+  const int64_t* sources;  // (B, r)
+  const int64_t* kept;     // (B, M)
+  int64_t batch, tokens, r, kept_count, k;
+  int64_t first;
+  Alpha alpha;
+  int64_t* targets;  // (B, r, k)
+  float* weights;    // (B, r, k)
+};
+
+struct CompressParams {
+  Rows tokens;             // (B, N, C)
+  const int64_t* sources;  // (B, r)
+  const int64_t* kept;     // (B, M)
+  const int64_t* targets;  // (B, r, k)
+  const float* weights;    // (B, r, k)
+  const float* size;       // (B, N), or nullptr for 1
+  int64_t batch, count, channels, r, kept_count, k;
+  bool size_weighted;
+  void* out;            // (B, M, C), dtype of tokens
+  float* out_size;      // (B, M)
+  int64_t* source_map;  // (B, N)
+};
+
+}  // namespace ficoco
