@@ -17,9 +17,9 @@ inline std::string describe(const at::Tensor& t) {
   return out.str();
 }
 
-#define FICOCO_VALUE(ok, op, argument, wanted, got, remedy)                                                        \
+#define FICOCO_VALUE(ok, op, argument, wanted, got, remedy) \
   TORCH_CHECK_VALUE(ok, "ficoco::", op, ": ", argument, " must be ", wanted, ", got ", got, "; ", remedy)
-#define FICOCO_TYPE(ok, op, argument, wanted, got, remedy)                                                         \
+#define FICOCO_TYPE(ok, op, argument, wanted, got, remedy) \
   TORCH_CHECK_TYPE(ok, "ficoco::", op, ": ", argument, " must be ", wanted, ", got ", got, "; ", remedy)
 
 template <class... Parts>
@@ -40,7 +40,8 @@ inline void indices(const char* op, const char* argument, const at::Tensor& t, a
                     const std::string& wanted) {
   FICOCO_TYPE(t.scalar_type() == at::kLong, op, argument, wanted + " int64", describe(t),
               "pass what the previous stage returned");
-  FICOCO_VALUE(t.sizes() == shape, op, argument, wanted + " int64", describe(t), "pass what the previous stage returned");
+  FICOCO_VALUE(t.sizes() == shape, op, argument, wanted + " int64", describe(t),
+               "pass what the previous stage returned");
 }
 
 inline void same_device(const char* op, const char* argument, const at::Tensor& t, const at::Tensor& like) {
@@ -57,9 +58,10 @@ inline void query_key(const char* op, const at::Tensor& query, const at::Tensor&
               describe(key), "convert one of them");
   const bool fits = key.size(0) == query.size(0) && key.size(2) == query.size(2) && key.size(3) == query.size(3) &&
                     key.size(1) > 0 && query.size(1) > 0 && query.size(1) % key.size(1) == 0;
-  FICOCO_VALUE(fits, op, "key",
-               text("(", query.size(0), ", Hk, ", query.size(2), ", ", query.size(3), ") with Hk dividing ", query.size(1)),
-               describe(key), "query and key come from the same layer");
+  FICOCO_VALUE(
+      fits, op, "key",
+      text("(", query.size(0), ", Hk, ", query.size(2), ", ", query.size(3), ") with Hk dividing ", query.size(1)),
+      describe(key), "query and key come from the same layer");
   same_device(op, "key", key, query);
 }
 
@@ -75,7 +77,8 @@ inline void has_patches(const char* op, const char* argument, const at::Tensor& 
                "there is no patch to reduce");
 }
 
-inline void selection(const char* op, int64_t batch, int64_t tokens, const at::Tensor& sources, const at::Tensor& kept) {
+inline void selection(const char* op, int64_t batch, int64_t tokens, const at::Tensor& sources,
+                      const at::Tensor& kept) {
   const int64_t r = sources.dim() == 2 ? sources.size(1) : 0;
   indices(op, "sources", sources, {batch, r}, text("(", batch, ", r)"));
   indices(op, "kept", kept, {batch, tokens - r}, text("(", batch, ", ", tokens - r, ")"));

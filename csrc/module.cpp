@@ -1,4 +1,5 @@
-// The Python module `ficoco_ext._C_torch<release>`: importing it loads the kernels, its attributes say how they were built.
+// The Python module `ficoco_ext._C_torch<release>`: importing it loads the kernels, its attributes say how they were
+// built.
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 

@@ -1,4 +1,5 @@
-// The CPU side of the operators: check, allocate, fill the params, call the kernel. The schemas are in ficoco_ext/ops.py.
+// The CPU side of the operators: check, allocate, fill the params, call the kernel. The schemas are in
+// ficoco_ext/ops.py.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -145,8 +146,8 @@ Linking link(const Tensor& sources, const Tensor& kept, int64_t batch, int64_t t
   check::same_device(op, "sources", sources, like);
   check::same_device(op, "kept", kept, like);
   const int64_t candidates = std::max<int64_t>(kept.size(1) - class_token, 0);
-  FICOCO_VALUE(k >= 0 && k <= candidates, op, "k", check::text("in [0, ", candidates, "], the number of kept patches"), k,
-               "lower k or r");
+  FICOCO_VALUE(k >= 0 && k <= candidates, op, "k", check::text("in [0, ", candidates, "], the number of kept patches"),
+               k, "lower k or r");
   const bool known = alpha == "softmax" || alpha == "ratio" || alpha == "average";
   FICOCO_VALUE(known, op, "alpha", "one of softmax, ratio, average", std::string(alpha), "pick one of them");
   const int64_t r = sources.size(1);
@@ -161,21 +162,32 @@ Linking link(const Tensor& sources, const Tensor& kept, int64_t batch, int64_t t
                .kept_count = kept.size(1),
                .k = k,
                .first = class_token,
-               .alpha = alpha == "softmax" ? Alpha::kSoftmax : alpha == "ratio" ? Alpha::kRatio : Alpha::kAverage,
+               .alpha = alpha == "softmax" ? Alpha::kSoftmax
+                        : alpha == "ratio" ? Alpha::kRatio
+                                           : Alpha::kAverage,
                .targets = out.targets.mutable_data_ptr<int64_t>(),
                .weights = out.weights.mutable_data_ptr<float>()};
   return out;
 }
 
-std::tuple<Tensor, Tensor> correlate(const Tensor& query_, const Tensor& key_, const Tensor& sources, const Tensor& kept,
-                                     int64_t k, double scale, std::string_view alpha, bool class_token, bool probs) {
+std::tuple<Tensor, Tensor> finish(const Linking& linking, Fault fault) {
+  FICOCO_VALUE(fault != Fault::kNotFinite, "correlate", "correlations", "finite", "NaN or infinity among them",
+               "check the attention they are made of");
+  FICOCO_VALUE(fault != Fault::kNegativeRatio, "correlate", "attn", "non-negative for alpha='ratio'",
+               "a negative correlation", "use softmax");
+  return {linking.targets, linking.weights};
+}
+
+std::tuple<Tensor, Tensor> correlate(const Tensor& query_, const Tensor& key_, const Tensor& sources,
+                                     const Tensor& kept, int64_t k, double scale, std::string_view alpha,
+                                     bool class_token, bool probs) {
   check::query_key("correlate", query_, key_);
   const Tensor query = readable(query_), key = readable(key_);
   Linking l = link(sources, kept, query.size(0), query.size(2), k, alpha, class_token, query);
-  FICOCO_VALUE(l.links.alpha != Alpha::kRatio || probs, "correlate", "alpha", "softmax or average with logits",
-               "ratio", "use probs, whose values are not negative");
-  correlate_cpu(l.links, rows_of(query), rows_of(key), query.size(3), static_cast<float>(scale), probs);
-  return {l.targets, l.weights};
+  FICOCO_VALUE(l.links.alpha != Alpha::kRatio || probs, "correlate", "alpha", "softmax or average with logits", "ratio",
+               "use probs, whose values are not negative");
+  return finish(l,
+                correlate_cpu(l.links, rows_of(query), rows_of(key), query.size(3), static_cast<float>(scale), probs));
 }
 
 std::tuple<Tensor, Tensor> correlate_map(const Tensor& attn_, const Tensor& sources, const Tensor& kept, int64_t k,
@@ -183,9 +195,7 @@ std::tuple<Tensor, Tensor> correlate_map(const Tensor& attn_, const Tensor& sour
   check::attention_map("correlate", attn_);
   const Tensor attn = readable(attn_);
   Linking l = link(sources, kept, attn.size(0), attn.size(-1), k, alpha, class_token, attn);
-  FICOCO_VALUE(correlate_map_cpu(l.links, rows_of(attn)), "correlate", "attn", "non-negative for alpha='ratio'",
-               "a negative correlation", "use softmax");
-  return {l.targets, l.weights};
+  return finish(l, correlate_map_cpu(l.links, rows_of(attn)));
 }
 
 std::tuple<Tensor, Tensor> correlate_key(const Tensor& key_, const Tensor& sources, const Tensor& kept, int64_t k,
@@ -195,8 +205,7 @@ std::tuple<Tensor, Tensor> correlate_key(const Tensor& key_, const Tensor& sourc
   Linking l = link(sources, kept, key.size(0), key.size(2), k, alpha, class_token, key);
   FICOCO_VALUE(l.links.alpha != Alpha::kRatio, "correlate", "alpha", "softmax or average with keys", "ratio",
                "a cosine can be negative");
-  correlate_key_cpu(l.links, rows_of(key), key.size(3));
-  return {l.targets, l.weights};
+  return finish(l, correlate_key_cpu(l.links, rows_of(key), key.size(3)));
 }
 
 std::tuple<Tensor, Tensor, Tensor> compress(const Tensor& tokens_, const Tensor& sources_, const Tensor& kept_,
@@ -212,8 +221,8 @@ std::tuple<Tensor, Tensor, Tensor> compress(const Tensor& tokens_, const Tensor&
   check::floating(op, "weights", weights_);
   FICOCO_VALUE(weights_.sizes() == targets_.sizes(), op, "weights",
                check::text("(", b, ", ", r, ", ", k, ") like targets"), check::describe(weights_), "pass both");
-  for (const auto& [name, t] : {std::pair{"sources", &sources_}, {"kept", &kept_}, {"targets", &targets_},
-                                {"weights", &weights_}}) {
+  for (const auto& [name, t] :
+       {std::pair{"sources", &sources_}, {"kept", &kept_}, {"targets", &targets_}, {"weights", &weights_}}) {
     check::same_device(op, name, *t, tokens_);
   }
   Tensor size;

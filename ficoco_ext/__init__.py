@@ -1,7 +1,5 @@
 """Training-free reduction of visual tokens: Filter, Correlate, Compress (FiCoCo, arXiv 2411.17686)."""
 
-from .version import __version__  # isort: skip
-
 from ._backend import build_info
 from .api import reduce
 from .methods import METHODS, Method, get_method
@@ -10,6 +8,7 @@ from .ops import QueryKey
 from .reduction import Reduction
 from .schedule import Schedule
 from .stages import Compress, Correlate, Filter
+from .version import __version__
 
 __all__ = [
     "METHODS",
@@ -20,6 +19,7 @@ __all__ = [
     "QueryKey",
     "Reduction",
     "Schedule",
+    "__version__",
     "attach",
     "build_info",
     "get_method",

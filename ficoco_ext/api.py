@@ -27,7 +27,9 @@ def _check(
     if not isinstance(tokens, Tensor):
         checks.fail(op, "tokens", "a tensor (B, N, C)", tokens, "pass hidden states", TypeError)
     checks.floating(op, "tokens", tokens)
-    checks.shape(op, "tokens", tokens, "(B, N, C) with N >= 1", tokens.dim() == 3 and tokens.shape[1] >= 1, "pass hidden states")
+    checks.shape(
+        op, "tokens", tokens, "(B, N, C) with N >= 1", tokens.dim() == 3 and tokens.shape[1] >= 1, "pass hidden states"
+    )
     b, n, _ = tokens.shape
     if not isinstance(class_token, bool):
         checks.fail(op, "class_token", "True or False", class_token, "say whether token 0 is a class token", TypeError)
@@ -40,7 +42,9 @@ def _check(
         checks.attention_map(op, attn)
         first, given = "attn", attn
         fits = given.shape[0] == b and given.shape[-1] == n
-        checks.shape(op, "attn", given, f"({b}, H, {n}, {n}) or ({b}, {n}, {n})", fits, "pass the same layer's attention")
+        checks.shape(
+            op, "attn", given, f"({b}, H, {n}, {n}) or ({b}, {n}, {n})", fits, "pass the same layer's attention"
+        )
     else:
         checks.fail(op, "attn", "a tensor or a QueryKey", attn, "pass the layer's attention", TypeError)
     checks.same_device(op, "tokens", tokens, **{first: given, "size": size})
@@ -116,7 +120,7 @@ def reduce(
     """Remove ``r`` tokens and merge what they knew into the others.
 
     Args:
-        tokens: (B, N, C) float32, float16 or bfloat16; float64 runs the specification. Any strides.
+        tokens: (B, N, C) float32, float16 or bfloat16; float64 is computed by the specification. Any strides.
         attn: this layer's attention, (B, H, N, N) or (B, N, N), whose values are used as they are (say with
             ``attention="logits"|"probs"`` what they are); or ``QueryKey(query, key, scale)``, from which no N x N map
             is formed.

@@ -7,7 +7,8 @@ device; the compiled module adds faster kernels for the devices it knows. A prof
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,21 +68,21 @@ def _result_dtype(tensor: Tensor) -> torch.dtype:
 
 
 @torch.library.register_fake("ficoco::attention_stats")
-def _(query, key, scale, class_token, probs, column, patches):  # type: ignore[no-untyped-def]
+def _(query, key, scale, class_token, probs, column, patches):
     reference.checks.query_key("attention_stats", query, key)
     out = query.new_empty(query.shape[0], query.shape[2] - int(class_token), dtype=_result_dtype(query))
     return out, torch.empty_like(out)
 
 
 @torch.library.register_fake("ficoco::attention_stats.map")
-def _(attn, class_token, column, patches):  # type: ignore[no-untyped-def]
+def _(attn, class_token, column, patches):
     reference.checks.attention_map("attention_stats", attn)
     out = attn.new_empty(attn.shape[0], attn.shape[-1] - int(class_token), dtype=_result_dtype(attn))
     return out, torch.empty_like(out)
 
 
 @torch.library.register_fake("ficoco::filter")
-def _(patch_attention, class_attention, ids, r, lam, normalize, penalty, window, grid_height, grid_width, class_token):  # type: ignore[no-untyped-def]
+def _(patch_attention, class_attention, ids, r, lam, normalize, penalty, window, grid_height, grid_width, class_token):
     b, p = patch_attention.shape
     redundancy = patch_attention.new_empty(b, p, dtype=_result_dtype(patch_attention))
     index = {"dtype": torch.int64}
@@ -94,40 +95,48 @@ def _fake_links(like: Tensor, sources: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.register_fake("ficoco::correlate")
-def _(query, key, sources, kept, k, scale, alpha, class_token, probs):  # type: ignore[no-untyped-def]
+def _(query, key, sources, kept, k, scale, alpha, class_token, probs):
     return _fake_links(query, sources, k)
 
 
 @torch.library.register_fake("ficoco::correlate.map")
-def _(attn, sources, kept, k, alpha, class_token):  # type: ignore[no-untyped-def]
+def _(attn, sources, kept, k, alpha, class_token):
     return _fake_links(attn, sources, k)
 
 
 @torch.library.register_fake("ficoco::correlate.key")
-def _(key, sources, kept, k, alpha, class_token):  # type: ignore[no-untyped-def]
+def _(key, sources, kept, k, alpha, class_token):
     return _fake_links(key, sources, k)
 
 
 @torch.library.register_fake("ficoco::compress")
-def _(tokens, sources, kept, targets, weights, size, size_weighted):  # type: ignore[no-untyped-def]
+def _(tokens, sources, kept, targets, weights, size, size_weighted):
     b, n, c = tokens.shape
     out = tokens.new_empty(b, kept.shape[1], c)
     return out, out.new_empty(b, kept.shape[1], 1, dtype=_result_dtype(tokens)), kept.new_empty(b, n)
 
 
-def _save_for_compress(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _save_for_compress(ctx, inputs, output):
     tokens, sources, kept, targets, weights, size, ctx.size_weighted = inputs
     ctx.save_for_backward(sources, kept, targets, weights, size)
     ctx.tokens = tokens.shape[1]
 
 
-def _compress_backward(ctx, grad, grad_size, grad_map):  # type: ignore[no-untyped-def]
+def _compress_backward(ctx, grad, grad_size, grad_map):
     sources, kept, targets, weights, size = ctx.saved_tensors
     grad = reference.compress_backward(grad, sources, kept, targets, weights, size, ctx.size_weighted, ctx.tokens)
     return grad, None, None, None, None, None, None
 
 
 torch.library.register_autograd("ficoco::compress", _compress_backward, setup_context=_save_for_compress)
+
+
+def _operator(name: str, tensor: Tensor) -> Callable[..., Any]:
+    """The operator ``name``; for float64, which the fp32-accumulating kernels would truncate, the specification."""
+    if tensor.dtype == torch.float64:
+        return getattr(reference, name.replace(".", "_"))
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.ficoco, packet), overload or "default")
 
 
 def attention_stats(
@@ -160,10 +169,10 @@ def attention_stats(
         [(1, 16), (1, 16)]
     """
     if isinstance(attn, QueryKey):
-        return torch.ops.ficoco.attention_stats.default(
+        return _operator("attention_stats", attn.query)(
             attn.query, attn.key, attn.logit_scale, class_token, probs, column, patches
         )
-    return torch.ops.ficoco.attention_stats.map(attn, class_token, column, patches)
+    return _operator("attention_stats.map", attn)(attn, class_token, column, patches)
 
 
 def filter(
@@ -204,7 +213,7 @@ def filter(
         (tensor([[1]]), tensor([[0, 2, 3]]))
     """
     height, width = grid or (0, 0)
-    return torch.ops.ficoco.filter(
+    return _operator("filter", patch_attention)(
         patch_attention, class_attention, ids, r, lam, normalize, penalty, window, height, width, class_token
     )
 
@@ -235,10 +244,10 @@ def correlate(
         (tensor([[[1]]]), tensor([[[1.]]]))
     """
     if isinstance(attn, QueryKey):
-        return torch.ops.ficoco.correlate.default(
+        return _operator("correlate", attn.query)(
             attn.query, attn.key, sources, kept, k, attn.logit_scale, alpha, class_token, probs
         )
-    return torch.ops.ficoco.correlate.map(attn, sources, kept, k, alpha, class_token)
+    return _operator("correlate.map", attn)(attn, sources, kept, k, alpha, class_token)
 
 
 def correlate_key(
@@ -250,10 +259,11 @@ def correlate_key(
         >>> import torch
         >>> from ficoco_ext import ops
         >>> key = torch.tensor([[1., 0.], [0., 1.], [1., .1]]).view(1, 1, 3, 2)
-        >>> ops.correlate_key(key, torch.tensor([[0]]), torch.tensor([[1, 2]]), 1, alpha="softmax", class_token=False)[0]
+        >>> sources, kept = torch.tensor([[0]]), torch.tensor([[1, 2]])
+        >>> ops.correlate_key(key, sources, kept, 1, alpha="softmax", class_token=False)[0]
         tensor([[[1]]])
     """
-    return torch.ops.ficoco.correlate.key(key, sources, kept, k, alpha, class_token)
+    return _operator("correlate.key", key)(key, sources, kept, k, alpha, class_token)
 
 
 def compress(
@@ -269,7 +279,7 @@ def compress(
     """Merge every source into its targets (eq. 2); see :func:`ficoco_ext.reference.compress` for the formula.
 
     Args:
-        tokens: (B, N, C) float32, float16 or bfloat16 (float64: the specification only); any strides.
+        tokens: (B, N, C) float32, float16 or bfloat16 (float64: by the specification); any strides.
         sources, kept: from :func:`filter`; targets, weights: from :func:`correlate` (k = 0 drops the sources).
         size: (B, N, 1) original tokens that each token stands for; None means 1.
         size_weighted: weigh the merge by ``size`` (ToMe) instead of counting every token as 1 (FiCoCo).
@@ -287,4 +297,4 @@ def compress(
         >>> ops.compress(torch.tensor([[[1.], [3.]]]), torch.tensor([[0]]), torch.tensor([[1]]), one.long() * 0, one)[0]
         tensor([[[2.]]])
     """
-    return torch.ops.ficoco.compress(tokens, sources, kept, targets, weights, size, size_weighted)
+    return _operator("compress", tokens)(tokens, sources, kept, targets, weights, size, size_weighted)

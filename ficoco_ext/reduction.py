@@ -75,6 +75,8 @@ class Reduction:
             raise ValueError("Reduction.unmerge: this record holds no tokens; pass the survivors as tokens=")
         if tokens.dim() != 3 or tokens.shape[:2] != self.kept.shape:
             wanted = f"({self.kept.shape[0]}, {self.kept.shape[1]}, C)"
-            raise ValueError(f"Reduction.unmerge: tokens must be {wanted}, got {tuple(tokens.shape)}; pass the survivors")
+            raise ValueError(
+                f"Reduction.unmerge: tokens must be {wanted}, got {tuple(tokens.shape)}; pass the survivors"
+            )
         held = self.source_map.clamp(min=0).unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
         return tokens.gather(1, held).masked_fill((self.source_map < 0).unsqueeze(-1), fill)

@@ -69,7 +69,7 @@ def attention_stats(
     checks.query_key(op, query, key)
     checks.has_patches(op, "query", query, query.shape[2], class_token)
     first = int(class_token)
-    b, h, n, _ = query.shape
+    h = query.shape[1]
     group = h // key.shape[1]
     q, k = _accumulate(query), _accumulate(key).repeat_interleave(group, dim=1)
     if probs:
@@ -197,13 +197,17 @@ def _best_targets(scores: Tensor, k: int, alpha: str, first: int) -> tuple[Tenso
     """
     values, targets = scores.sort(dim=-1, descending=True, stable=True)
     values, targets = values[..., :k], targets[..., :k]
+    if k and values.device.type == "cpu" and not values[..., 0].isfinite().all():  # free here, a sync elsewhere
+        checks.fail("correlate", "correlations", "finite", "NaN or infinity among them", "check the attention")
     if alpha == "softmax":
         weights = values.softmax(-1)
     else:
         weights = torch.full_like(values, 1 / max(k, 1))
         if alpha == "ratio":
             if values.device.type == "cpu" and (values < 0).any():
-                checks.fail("correlate", "attn", "non-negative for alpha='ratio'", "a negative correlation", "use softmax")
+                checks.fail(
+                    "correlate", "attn", "non-negative for alpha='ratio'", "a negative correlation", "use softmax"
+                )
             total = values.sum(-1, keepdim=True)
             weights = torch.where(total > 0, values / total, weights)
     return targets + first, weights
@@ -283,12 +287,14 @@ def compress(
     op = "compress"
     checks.floating(op, "tokens", tokens)
     checks.shape(op, "tokens", tokens, "(B, N, C)", tokens.dim() == 3, "pass hidden states")
-    b, n, c = tokens.shape
+    b, n, _ = tokens.shape
     checks.selection(op, b, n, sources, kept)
     r, m = sources.shape[1], kept.shape[1]
     checks.indices(op, "targets", targets, f"({b}, {r}, k)", targets.dim() == 3 and tuple(targets.shape[:2]) == (b, r))
     checks.floating(op, "weights", weights)
-    checks.shape(op, "weights", weights, f"{tuple(targets.shape)} like targets", weights.shape == targets.shape, "pass both")
+    checks.shape(
+        op, "weights", weights, f"{tuple(targets.shape)} like targets", weights.shape == targets.shape, "pass both"
+    )
     if size is not None:
         checks.floating(op, "size", size)
         checks.shape(op, "size", size, f"({b}, {n}, 1)", tuple(size.shape) == (b, n, 1), "one count a token")

@@ -50,8 +50,8 @@ class Schedule:
             raise ValueError(f"Schedule: patches must be at least 1, got {self.patches}")
         if sum(self.r) > self.patches - 1:
             raise ValueError(
-                f"Schedule: r removes {sum(self.r)} of {self.patches} patches; at least one must stay, so remove at most "
-                f"{self.patches - 1} in all"
+                f"Schedule: r removes {sum(self.r)} of {self.patches} patches; at least one must stay, so "
+                f"remove at most {self.patches - 1} in all"
             )
 
     @classmethod
@@ -78,9 +78,13 @@ class Schedule:
             TypeError: not integers.
         """
         layers = tuple(layers)
-        given = [name for name, value in (("r", r), ("keep_ratio", keep_ratio), ("tokens", tokens)) if value is not None]
+        given = [
+            name for name, value in (("r", r), ("keep_ratio", keep_ratio), ("tokens", tokens)) if value is not None
+        ]
         if len(given) != 1:
-            raise ValueError(f"Schedule: give exactly one of r, keep_ratio and tokens, got {', '.join(given) or 'none'}")
+            raise ValueError(
+                f"Schedule: give exactly one of r, keep_ratio and tokens, got {', '.join(given) or 'none'}"
+            )
         if not layers:
             raise ValueError("Schedule: layers must name at least one layer")
         if r is not None:

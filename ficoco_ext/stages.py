@@ -96,8 +96,8 @@ class Filter:
         """Select r sources. ``ids`` (B, P) and ``grid`` place the patches; ``ids`` None means all of the grid."""
         if not class_token and self.lam < 1 and not isinstance(attn, QueryKey):
             raise ValueError(
-                "Filter: without a class token its row is replaced by the keys' cosine to their mean, and a map holds no "
-                "keys; pass attn=QueryKey(query, key), or class_attention=False to do without the term"
+                "Filter: without a class token its row is replaced by the keys' cosine to their mean, and a map "
+                "holds no keys; pass attn=QueryKey(query, key), or class_attention=False to do without the term"
             )
         if self.penalty != 1 and grid is None:
             raise ValueError(

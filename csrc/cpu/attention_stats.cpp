@@ -12,7 +12,7 @@
 namespace ficoco {
 namespace {
 
-constexpr int64_t kChunk = 64;         // tokens of one task
+constexpr int64_t kChunk = 64;          // tokens of one task
 constexpr int64_t kBlockFloats = 4096;  // rows read at once fit half of a 32 KiB first-level cache
 
 int64_t block_rows(int64_t width) { return std::clamp<int64_t>(kBlockFloats / std::max<int64_t>(width, 1), 4, kChunk); }
@@ -100,7 +100,8 @@ void probability_stats(const StatsParams& p) {
   each(p.batch * heads, [&](int64_t task) {
     const int64_t b = task / heads, h = task % heads;
     FloatRows queries(p.query, p.width), keys(p.key, p.width);
-    std::vector<float> panel(p.width * kPanel), scores(n * kPanel), total(kPanel);
+    std::vector<float> panel(p.width * kPanel), scores(n * kPanel), sums(kPanel), inverse(kPanel);
+    float *class_row = class_part.data() + task * n, *patch_row = patch_part.data() + task * n;
     const float* k = keys.read(b, h / group, 0, n);
     const int64_t end = p.patches ? n : p.first;  // without patch attention the class row is all that is needed
     for (int64_t begin = 0; begin < end; begin += kPanel) {
@@ -110,19 +111,19 @@ void probability_stats(const StatsParams& p) {
       for (int64_t i = 0; i < count; ++i) pack_column(q + i * queries.stride(), p.width, width, i, panel.data());
       std::fill_n(scores.begin(), n * width, 0.f);
       simd.panel_dot(panel.data(), width, p.width, k, keys.stride(), nullptr, n, scores.data());
-      simd.softmax_columns(scores.data(), n, width, p.scale);
-      if (begin == 0 && p.first) {
-        for (int64_t j = 0; j < n; ++j) class_part[task * n + j] = scores[j * width];
+      simd.exp_columns(scores.data(), n, width, p.scale, p.first, sums.data());
+      for (int64_t i = 0; i < width; ++i) {
+        const float total = sums[i] + (p.first ? scores[i] : 0.f);
+        inverse[i] = i < count ? 1.f / total : 0.f;
       }
-      const int64_t from = begin == 0 ? p.first : 0;  // the class token's query does not count
+      if (begin == 0 && p.first) {
+        for (int64_t j = 0; j < n; ++j) class_row[j] = scores[j * width] * inverse[0];
+        inverse[0] = 0.f;  // the class token's query does not count for the patches
+      }
       if (p.column) {
-        for (int64_t j = p.first; j < n; ++j) {
-          patch_part[task * n + j] += simd.sum(scores.data() + j * width + from, count - from);
-        }
+        simd.dot_rows(scores.data() + p.first * width, width, patches, width, inverse.data(), patch_row + p.first);
       } else {
-        simd.sum_rows(scores.data() + p.first * width, width, patches, width,
-                      (std::fill(total.begin(), total.end(), 0.f), total.data()));
-        for (int64_t i = from; i < count; ++i) patch_part[task * n + begin + i] = total[i];
+        for (int64_t i = 0; i < count; ++i) patch_row[begin + i] = sums[i] * inverse[i];
       }
     }
   });
@@ -147,7 +148,8 @@ void key_stats(const StatsParams& p) {
     FloatRows reader(p.key, d);
     for (int64_t h = 0; h < p.key.heads; ++h) {
       const float* x = reader.read(b, h, begin, count);
-      for (int64_t i = 0; i < count; ++i) simd.add(keys.data() + (b * p.tokens + begin + i) * d, x + i * reader.stride(), d);
+      for (int64_t i = 0; i < count; ++i)
+        simd.add(keys.data() + (b * p.tokens + begin + i) * d, x + i * reader.stride(), d);
     }
   });
   constexpr double kTiny = 1e-12;
@@ -206,7 +208,8 @@ void attention_stats_map_cpu(const MapStatsParams& p) {
   for (int64_t b = 0; b < p.batch; ++b) {
     float* out = p.patch_attention + b * patches;
     std::fill_n(out, patches, 0.f);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) simd.add(out, partial.data() + (b * chunks + chunk) * patches, patches);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk)
+      simd.add(out, partial.data() + (b * chunks + chunk) * patches, patches);
     simd.divide(out, cells, patches);
   }
 }

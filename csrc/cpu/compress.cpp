@@ -27,6 +27,7 @@ Edges sort_edges(const int64_t* targets, int64_t edges, int64_t survivors) {
 
 void write_source_map(const CompressParams& p, int64_t b) {
   int64_t* map = p.source_map + b * p.count;
+  std::fill_n(map, p.count, -1);
   for (int64_t j = 0; j < p.kept_count; ++j) map[p.kept[b * p.kept_count + j]] = j;
   for (int64_t i = 0; i < p.r; ++i) {
     const int64_t edge = (b * p.r + i) * p.k;

@@ -11,7 +11,7 @@
 namespace ficoco {
 namespace {
 
-constexpr int64_t kBlock = 64;         // kept patches of one task
+constexpr int64_t kBlock = 64;           // kept patches of one task
 constexpr int64_t kInsertionLimit = 16;  // more targets than this are chosen by partial sort
 
 struct Panels {  // how r sources are cut: panel i holds sources [24 i, 24 i + width(i))
@@ -21,26 +21,27 @@ struct Panels {  // how r sources are cut: panel i holds sources [24 i, 24 i + w
   int64_t rows(int64_t i) const { return std::min(kPanel, r - i * kPanel); }
 };
 
-// Weights of the k chosen correlations, falling; false if a ratio meets a negative one.
-bool weigh(const float* chosen, int64_t k, Alpha alpha, float* weights) {
+// Weights of the k chosen correlations, falling.
+Fault weigh(const float* chosen, int64_t k, Alpha alpha, float* weights) {
   float total = 0.f;
-  bool valid = true;
+  Fault fault = std::isfinite(chosen[0]) ? Fault::kNone : Fault::kNotFinite;
   for (int64_t t = 0; t < k; ++t) {
     weights[t] = alpha == Alpha::kSoftmax ? std::exp(chosen[t] - chosen[0]) : chosen[t];
-    valid &= alpha != Alpha::kRatio || !(chosen[t] < 0.f);
+    if (alpha == Alpha::kRatio && chosen[t] < 0.f) fault = std::max(fault, Fault::kNegativeRatio);
     total += weights[t];
   }
   const bool even = alpha == Alpha::kAverage || !(total > 0.f);
   for (int64_t t = 0; t < k; ++t) weights[t] = even ? 1.f / static_cast<float>(k) : weights[t] / total;
-  return valid;
+  return fault;
 }
 
 // Picks the targets of one panel from scores [candidates][width].
-void choose(const Links& links, int64_t b, int64_t panel, const float* scores, int64_t width) {
+Fault choose(const Links& links, int64_t b, int64_t panel, const float* scores, int64_t width) {
   const Panels panels{links.r};
   const int64_t candidates = links.kept_count - links.first, k = links.k;
   std::vector<float> best(k * width), falling(k), column;
   std::vector<int32_t> place(k * width), order;
+  Fault fault = Fault::kNone;
   if (k <= kInsertionLimit) simd.top_columns(scores, candidates, width, k, best.data(), place.data());
   for (int64_t i = 0; i < panels.rows(panel); ++i) {
     if (k > kInsertionLimit) {
@@ -58,22 +59,30 @@ void choose(const Links& links, int64_t b, int64_t panel, const float* scores, i
       links.targets[at + t] = j + links.first;
       falling[t] = scores[j * width + i];
     }
-    weigh(falling.data(), k, links.alpha, links.weights + at);
+    fault = std::max(fault, weigh(falling.data(), k, links.alpha, links.weights + at));
   }
+  return fault;
+}
+
+Fault worst(const std::vector<Fault>& faults) {
+  return faults.empty() ? Fault::kNone : *std::max_element(faults.begin(), faults.end());
 }
 
 // scores[b][panel] holds [candidates][width] correlations of one panel's sources; `fill(b, panel, block)` computes
 // kBlock candidates of them.
 template <class Fill>
-void correlate_panels(const Links& links, std::vector<float>& scores, const Fill& fill) {
+Fault correlate_panels(const Links& links, std::vector<float>& scores, const Fill& fill) {
   const Panels panels{links.r};
   const int64_t candidates = links.kept_count - links.first, blocks = ceil_div(candidates, kBlock);
   const int64_t count = panels.count();
-  each(links.batch * count * blocks, [&](int64_t task) { fill(task / (count * blocks), task / blocks % count, task % blocks); });
+  std::vector<Fault> faults(links.batch * count);
+  each(links.batch * count * blocks,
+       [&](int64_t task) { fill(task / (count * blocks), task / blocks % count, task % blocks); });
   each(links.batch * count, [&](int64_t task) {
     const float* panel = scores.data() + task * candidates * kPanel;
-    choose(links, task / count, task % count, panel, panels.width(task % count));
+    faults[task] = choose(links, task / count, task % count, panel, panels.width(task % count));
   });
+  return worst(faults);
 }
 
 // out[b][panel][head][d][width]: the sources' queries, times `factor`.
@@ -111,12 +120,12 @@ KeptRows read_kept(const Rows& rows, FloatRows& reader, std::vector<float>& scra
   return {scratch.data(), width, nullptr};
 }
 
-void correlate_logits(const Links& links, const Rows& query, const Rows& key, int64_t width, float scale) {
+Fault correlate_logits(const Links& links, const Rows& query, const Rows& key, int64_t width, float scale) {
   const Panels panels{links.r};
   const int64_t candidates = links.kept_count - links.first, group = query.heads / key.heads;
   const std::vector<float> packed = pack_sources(links, query, width, scale / static_cast<float>(query.heads));
   std::vector<float> scores(links.batch * panels.count() * candidates * kPanel);
-  correlate_panels(links, scores, [&](int64_t b, int64_t panel, int64_t block) {
+  return correlate_panels(links, scores, [&](int64_t b, int64_t panel, int64_t block) {
     const int64_t begin = block * kBlock, count = std::min(kBlock, candidates - begin), w = panels.width(panel);
     const int64_t* index = links.kept + b * links.kept_count + links.first + begin;
     float* out = scores.data() + (b * panels.count() + panel) * candidates * kPanel + begin * w;
@@ -132,40 +141,43 @@ void correlate_logits(const Links& links, const Rows& query, const Rows& key, in
 }
 
 // Probabilities need the softmax over all N keys, head by head; a task is one panel of one image.
-void correlate_probabilities(const Links& links, const Rows& query, const Rows& key, int64_t width, float scale) {
+Fault correlate_probabilities(const Links& links, const Rows& query, const Rows& key, int64_t width, float scale) {
   const Panels panels{links.r};
   const int64_t n = links.tokens, candidates = links.kept_count - links.first, group = query.heads / key.heads;
   const std::vector<float> packed = pack_sources(links, query, width, 1.f);
+  std::vector<Fault> faults(links.batch * panels.count());
   each(links.batch * panels.count(), [&](int64_t task) {
     const int64_t b = task / panels.count(), panel = task % panels.count(), w = panels.width(panel);
     FloatRows reader(key, width);
-    std::vector<float> scores(n * w), mean(n * w, 0.f);
+    std::vector<float> scores(n * w), mean(n * w, 0.f), sums(w);
     for (int64_t h = 0; h < query.heads; ++h) {
       std::fill(scores.begin(), scores.end(), 0.f);
       const float* k = reader.read(b, h / group, 0, n);
-      simd.panel_dot(packed.data() + (task * query.heads + h) * width * kPanel, w, width, k, reader.stride(), nullptr, n,
-                     scores.data());
-      simd.softmax_columns(scores.data(), n, w, scale);
-      simd.add(mean.data(), scores.data(), n * w);
+      simd.panel_dot(packed.data() + (task * query.heads + h) * width * kPanel, w, width, k, reader.stride(), nullptr,
+                     n, scores.data());
+      simd.exp_columns(scores.data(), n, w, scale, 0, sums.data());
+      for (float& x : sums) x = 1.f / (x * static_cast<float>(query.heads));
+      simd.add_scaled_columns(mean.data(), scores.data(), n, w, sums.data());
     }
-    simd.divide(mean.data(), static_cast<float>(query.heads), n * w);
     const int64_t* index = links.kept + b * links.kept_count + links.first;
     for (int64_t j = 0; j < candidates; ++j) {
       std::copy_n(mean.data() + index[j] * w, w, scores.data() + j * w);
     }
-    choose(links, b, panel, scores.data(), w);
+    faults[task] = choose(links, b, panel, scores.data(), w);
   });
+  return worst(faults);
 }
 
 }  // namespace
 
-void correlate_cpu(const Links& links, const Rows& query, const Rows& key, int64_t width, float scale, bool probs) {
-  if (links.batch * links.r * links.k == 0) return;
-  probs ? correlate_probabilities(links, query, key, width, scale) : correlate_logits(links, query, key, width, scale);
+Fault correlate_cpu(const Links& links, const Rows& query, const Rows& key, int64_t width, float scale, bool probs) {
+  if (links.batch * links.r * links.k == 0) return Fault::kNone;
+  return probs ? correlate_probabilities(links, query, key, width, scale)
+               : correlate_logits(links, query, key, width, scale);
 }
 
-void correlate_key_cpu(const Links& links, const Rows& key, int64_t width) {
-  if (links.batch * links.r * links.k == 0) return;
+Fault correlate_key_cpu(const Links& links, const Rows& key, int64_t width) {
+  if (links.batch * links.r * links.k == 0) return Fault::kNone;
   const int64_t n = links.tokens, chunks = ceil_div(n, kBlock);
   std::vector<float> metric(links.batch * n * width, 0.f);  // unit-length sums over heads
   each(links.batch * chunks, [&](int64_t task) {
@@ -183,13 +195,13 @@ void correlate_key_cpu(const Links& links, const Rows& key, int64_t width) {
     }
   });
   const Rows rows{metric.data(), Dtype::kFloat, 1, n * width, 0, width};
-  correlate_logits(links, rows, rows, width, 1.f);
+  return correlate_logits(links, rows, rows, width, 1.f);
 }
 
-bool correlate_map_cpu(const Links& links, const Rows& attn) {
+Fault correlate_map_cpu(const Links& links, const Rows& attn) {
   const int64_t n = links.tokens, candidates = links.kept_count - links.first, k = links.k;
-  std::vector<char> valid(links.batch * links.r, 1);
-  if (k == 0) return true;
+  std::vector<Fault> faults(links.batch * links.r);
+  if (k == 0) return Fault::kNone;
   each(links.batch * links.r, [&](int64_t task) {
     const int64_t b = task / links.r;
     FloatRows reader(attn, n);
@@ -200,16 +212,15 @@ bool correlate_map_cpu(const Links& links, const Rows& attn) {
     const int64_t* index = links.kept + b * links.kept_count + links.first;
     for (int64_t j = 0; j < candidates; ++j) column[j] = row[index[j]];
     std::iota(order.begin(), order.end(), 0);
-    std::partial_sort(order.begin(), order.begin() + k, order.end(), [&](int32_t x, int32_t y) {
-      return column[x] > column[y] || (column[x] == column[y] && x < y);
-    });
+    std::partial_sort(order.begin(), order.begin() + k, order.end(),
+                      [&](int32_t x, int32_t y) { return column[x] > column[y] || (column[x] == column[y] && x < y); });
     for (int64_t t = 0; t < k; ++t) {
       links.targets[task * k + t] = order[t] + links.first;
       falling[t] = column[order[t]];
     }
-    valid[task] = weigh(falling.data(), k, links.alpha, links.weights + task * k);
+    faults[task] = weigh(falling.data(), k, links.alpha, links.weights + task * k);
   });
-  return std::all_of(valid.begin(), valid.end(), [](char ok) { return ok; });
+  return worst(faults);
 }
 
 }  // namespace ficoco

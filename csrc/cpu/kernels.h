@@ -19,10 +19,12 @@ void attention_stats_map_cpu(const MapStatsParams& p);
 // Returns false if a score is NaN or infinite; nothing but `redundancy` is written then.
 bool filter_cpu(const FilterParams& p);
 
-void correlate_cpu(const Links& links, const Rows& query, const Rows& key, int64_t width, float scale, bool probs);
-void correlate_key_cpu(const Links& links, const Rows& key, int64_t width);
-// Returns false if a chosen correlation is negative and alpha is the ratio.
-bool correlate_map_cpu(const Links& links, const Rows& attn);
+// What is wrong with the correlations that were chosen, worst last.
+enum class Fault { kNone, kNegativeRatio, kNotFinite };
+
+Fault correlate_cpu(const Links& links, const Rows& query, const Rows& key, int64_t width, float scale, bool probs);
+Fault correlate_key_cpu(const Links& links, const Rows& key, int64_t width);
+Fault correlate_map_cpu(const Links& links, const Rows& attn);
 
 void compress_cpu(const CompressParams& p);
 

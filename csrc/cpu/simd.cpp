@@ -24,10 +24,12 @@ namespace avx2 {
 #pragma GCC pop_options
 #endif
 
-#define FICOCO_TABLE(isa)                                                                                          \
-  Simd{#isa,            isa::load_half, isa::load_bfloat16, isa::store_half, isa::store_bfloat16,                   \
-       isa::add,        isa::axpy,      isa::divide,        isa::sum,        isa::dot,                              \
-       isa::sum_squares, isa::sum_rows,  isa::dot_rows,      isa::panel_dot,  isa::softmax_columns, isa::top_columns}
+#define FICOCO_TABLE(isa)                                                                                             \
+  Simd {                                                                                                              \
+    #isa, isa::load_half, isa::load_bfloat16, isa::store_half, isa::store_bfloat16, isa::add, isa::axpy, isa::divide, \
+        isa::sum, isa::dot, isa::sum_squares, isa::sum_rows, isa::dot_rows, isa::panel_dot, isa::exp_columns,         \
+        isa::add_scaled_columns, isa::top_columns                                                                     \
+  }
 
 static Simd choose() {
 #ifdef FICOCO_AVX2

@@ -37,8 +37,13 @@ struct Simd {
   void (*panel_dot)(const float* panel, int64_t width, int64_t n, const float* rows, int64_t stride,
                     const int64_t* index, int64_t count, float* out);
 
-  // Softmax of each column of scores [count][width], in place, of the scores times `scale`.
-  void (*softmax_columns)(float* scores, int64_t count, int64_t width, float scale);
+  // Softmax numerators of each column of scores [count][width] times `scale`, in place: exp(scale * (s - max)). Their
+  // sum over rows [first, count) goes to sums[width]; row 0 is not in it if first is 1, so that a class token that
+  // takes nearly everything does not cost the rest its digits.
+  void (*exp_columns)(float* scores, int64_t count, int64_t width, float scale, int64_t first, float* sums);
+
+  // acc[j][i] += scores[j][i] * factor[i] for matrices [count][width].
+  void (*add_scaled_columns)(float* acc, const float* scores, int64_t count, int64_t width, const float* factor);
 
   // For each column of scores [count][width], best[t][i] and place[t][i] for t < k <= count: its k largest values in
   // falling order, the lowest row first among equals.

@@ -216,8 +216,7 @@ void sum_rows(const float* rows, int64_t stride, int64_t count, int64_t n, float
   }
 }
 
-void dot_rows(const float* rows, int64_t stride, int64_t count, int64_t n, const float* vec,
-                            float* out) {
+void dot_rows(const float* rows, int64_t stride, int64_t count, int64_t n, const float* vec, float* out) {
   int64_t j = 0;
   for (; j + 4 <= count; j += 4) {
     const float *r0 = rows + j * stride, *r1 = r0 + stride, *r2 = r1 + stride, *r3 = r2 + stride;
@@ -243,8 +242,8 @@ void dot_rows(const float* rows, int64_t stride, int64_t count, int64_t n, const
   }
 }
 
-void panel_dot(const float* panel, int64_t width, int64_t n, const float* rows, int64_t stride,
-                             const int64_t* index, int64_t count, float* out) {
+void panel_dot(const float* panel, int64_t width, int64_t n, const float* rows, int64_t stride, const int64_t* index,
+               int64_t count, float* out) {
   switch (width / kLanes) {
     case 1: panel_all<1>(panel, n, rows, stride, index, count, out); return;
     case 2: panel_all<2>(panel, n, rows, stride, index, count, out); return;
@@ -252,7 +251,7 @@ void panel_dot(const float* panel, int64_t width, int64_t n, const float* rows, 
   }
 }
 
-void softmax_columns(float* scores, int64_t count, int64_t width, float scale) {
+void exp_columns(float* scores, int64_t count, int64_t width, float scale, int64_t first, float* sums) {
   for (int64_t i = 0; i < width; i += kLanes) {
     Vec top = splat(-std::numeric_limits<float>::infinity()), total = splat(0.f);
     for (int64_t j = 0; j < count; ++j) {
@@ -261,15 +260,24 @@ void softmax_columns(float* scores, int64_t count, int64_t width, float scale) {
     }
     for (int64_t j = 0; j < count; ++j) {
       const Vec e = exp_nonpositive(loadu(scores + j * width + i) * splat(scale) - top);
-      total += e;
       storeu(scores + j * width + i, e);
+      if (j >= first) total += e;
     }
-    for (int64_t j = 0; j < count; ++j) storeu(scores + j * width + i, loadu(scores + j * width + i) / total);
+    storeu(sums + i, total);
   }
 }
 
-void top_columns(const float* scores, int64_t count, int64_t width, int64_t k, float* best,
-                               int32_t* place) {
+void add_scaled_columns(float* acc, const float* scores, int64_t count, int64_t width, const float* factor) {
+  for (int64_t i = 0; i < width; i += kLanes) {
+    const Vec f = loadu(factor + i);
+    for (int64_t j = 0; j < count; ++j) {
+      float* a = acc + j * width + i;
+      storeu(a, loadu(a) + loadu(scores + j * width + i) * f);
+    }
+  }
+}
+
+void top_columns(const float* scores, int64_t count, int64_t width, int64_t k, float* best, int32_t* place) {
   for (int64_t i = 0; i < k * width; ++i) {
     best[i] = -std::numeric_limits<float>::infinity();
     place[i] = -1;  // empty: anything goes in, even minus infinity

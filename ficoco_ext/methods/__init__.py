@@ -21,7 +21,9 @@ def get_method(method: str | Method, **hyperparameters: Any) -> Method:
     if isinstance(method, Method):
         if hyperparameters:
             names = ", ".join(hyperparameters)
-            raise TypeError(f"method: {names} can be given with a method's name, not with a Method, whose stages hold them")
+            raise TypeError(
+                f"method: {names} can be given with a method's name, not with a Method, whose stages hold them"
+            )
         return method
     if method not in METHODS:
         raise ValueError(f"method must be a Method or one of {', '.join(map(repr, METHODS))}, got {method!r}")

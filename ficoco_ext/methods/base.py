@@ -46,7 +46,7 @@ class Method:
         previous: Reduction | None = None,
     ) -> Reduction:
         """Remove ``r`` tokens; see :func:`ficoco_ext.reduce`, which checks the arguments first."""
-        b, n = tokens.shape[:2]
+        n = tokens.shape[1]
         if previous is not None:
             grid = previous.grid
         elif grid is None:
@@ -63,7 +63,14 @@ class Method:
                 links = self.correlate(attn, selection, class_token=class_token)
             merged, new_size, source_map = self.compress(tokens, selection, links, size=size, size_weighted=weighted)
             result = Reduction(
-                merged, new_size, selection.kept, selection.sources, source_map, *links, class_token=class_token, grid=grid
+                merged,
+                new_size,
+                selection.kept,
+                selection.sources,
+                source_map,
+                *links,
+                class_token=class_token,
+                grid=grid,
             )
         return result if previous is None else result.after(previous)
 
