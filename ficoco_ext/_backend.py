@@ -45,7 +45,10 @@ def load_kernels() -> tuple[object | None, str | None]:
                 f"python imports the source tree in {folder.parent}, where nothing was compiled: run from another "
                 "folder, or install with pip install -e ."
             )
-        return None, f"not compiled at install: no working C++20 compiler, or FICOCO_EXT_CPU=0; add -v to see why, {_REBUILD}"
+        return (
+            None,
+            f"not compiled at install: no working C++20 compiler, or FICOCO_EXT_CPU=0; add -v to see why, {_REBUILD}",
+        )
     try:
         return importlib.import_module(f"ficoco_ext.{name}"), None
     except ImportError as error:

@@ -1,0 +1,178 @@
+"""A LLaVA with its processor: loading one, asking it, and the pictures it is asked about."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+EMBEDDED = Path(__file__).parent / "data" / "tiny_llava"
+SCENES = EMBEDDED / "samples"
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A LLaVA with its processor, and how it wants to be asked."""
+
+    model: Any
+    processor: Any
+    name: str
+    embedded: bool
+
+    def prompt(self, question: str) -> str:
+        """The prompt for one picture and ``question``."""
+        if self.embedded:
+            return f"<s> user : <image> {question} assistant :"
+        if self.processor.chat_template:
+            content = [{"type": "image"}, {"type": "text", "text": question}]
+            turns = [{"role": "user", "content": content}]
+            return self.processor.apply_chat_template(turns, add_generation_prompt=True)
+        return f"USER: {self.processor.image_token}\n{question} ASSISTANT:"
+
+    def spelled(self, question: str) -> str:
+        """``question`` as the tokenizer knows it: the embedded one knows lower-case words between blanks."""
+        if not self.embedded:
+            return question
+        vocabulary = self.processor.tokenizer.get_vocab()
+        words = re.sub(r"([?.,!:;])", r" \1 ", question).split()
+        return " ".join(word if word in vocabulary else word.lower() for word in words)
+
+    def unknown(self, question: str) -> list[str]:
+        """Words of ``question`` that the tokenizer has no token for."""
+        tokenizer = self.processor.tokenizer
+        if tokenizer.unk_token_id is None:
+            return []
+        ids = {word: tokenizer(word, add_special_tokens=False).input_ids for word in question.split()}
+        return [word for word, tokens in ids.items() if tokenizer.unk_token_id in tokens]
+
+    def inputs(self, image: Any, question: str) -> dict[str, Any]:
+        """Keyword arguments for ``generate``."""
+        prompt = self.prompt(question)
+        special = not prompt.startswith(self.processor.tokenizer.bos_token or "\0")  # a template may have written it
+        batch = self.processor(images=image, text=prompt, return_tensors="pt", add_special_tokens=special)
+        return dict(batch.to(self.model.device, self.model.dtype))
+
+    def answer(self, image: Any, question: str, max_new_tokens: int) -> str:
+        """Greedy decoding."""
+        inputs = self.inputs(image, question)
+        with torch.inference_mode():
+            output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        new = output[0, inputs["input_ids"].shape[1] :]
+        return str(self.processor.tokenizer.decode(new, skip_special_tokens=True)).strip()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and advice from transformers while we load; afterwards as it was."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpoint:
+    """A LLaVA-1.5 checkpoint and its processor, which runs on Pillow, so torchvision is not needed.
+
+    Args:
+        model: directory, hub name, or None for the embedded one. Only a hub name may reach for the network.
+        dtype, device: of the model.
+
+    Raises:
+        ImportError: transformers or Pillow is missing. FileNotFoundError: no such directory. ValueError: a checkpoint
+            of another model.
+    """
+    try:
+        from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+    except ImportError as error:
+        raise ImportError(f'the demo needs transformers and Pillow ({error}); pip install "ficoco_ext[hf]"') from error
+    path = EMBEDDED if model is None else Path(model)
+    local = path.is_dir()
+    if not local and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+        raise FileNotFoundError(f"model directory not found: {model}")
+    source: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(path if local else model),
+        "local_files_only": local,
+    }
+    with _quiet():
+        kind = AutoConfig.from_pretrained(**source).model_type
+        if kind != "llava":
+            raise ValueError(f"model must be a LLaVA-1.5 checkpoint (model_type 'llava'), got {kind!r} in {model}")
+        processor = AutoProcessor.from_pretrained(**source, backend="pil")
+        llava: Any = LlavaForConditionalGeneration.from_pretrained(**source, dtype=dtype)
+    embedded = local and path.resolve() == EMBEDDED.resolve()
+    return Checkpoint(llava.to(device).eval(), processor, "embedded tiny LLaVA" if embedded else str(model), embedded)
+
+
+def parse_device(name: str) -> torch.device:
+    """``cpu``, ``cuda`` or ``cuda:1``; ValueError for one that is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be one torch knows, as cpu or cuda, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {name!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch sees no CUDA device; pass --device cpu")
+    return device
+
+
+def parse_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """By name; None is float32 on the CPU, where half precision is slow, and bfloat16 elsewhere."""
+    chosen = ("float32" if device.type == "cpu" else "bfloat16") if name is None else name
+    if chosen not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    return getattr(torch, chosen)
+
+
+def find_image(image: str) -> Path:
+    """The path of a picture: a file, or the name of an embedded scene.
+
+    Raises:
+        FileNotFoundError: neither.
+    """
+    path = Path(image)
+    if path.exists():
+        return path
+    scene = SCENES / path.with_suffix(".png").name
+    if path.name == str(path) and scene.is_file():
+        return scene
+    raise FileNotFoundError(f"image not found: {image}")
+
+
+def open_image(path: Path) -> Any:
+    """An RGB picture, upright as its camera meant it.
+
+    Raises:
+        ValueError: not a picture that Pillow can read.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's word for broken PNG
+        raise ValueError(f"cannot read image {path}: {error}") from error
+
+
+def seen_by_model(checkpoint: Checkpoint, image: Any) -> Any:
+    """The picture after the processor's resizing and cropping, as a PIL image."""
+    from PIL import Image
+
+    options = checkpoint.processor.image_processor
+    pixels = options(images=image, return_tensors="pt")["pixel_values"][0]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (options.image_mean, options.image_std))
+    bytes_ = ((pixels * std + mean).clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(bytes_.permute(1, 2, 0).numpy())

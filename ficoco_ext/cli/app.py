@@ -1,0 +1,18 @@
+"""The application: one command a module."""
+
+from __future__ import annotations
+
+import typer
+
+from . import demo, env, reduce
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Training-free reduction of visual tokens. Every command prints one JSON document with --json.",
+)
+app.command("env")(env.command)
+app.command("reduce")(reduce.command)
+app.command("demo")(demo.command)

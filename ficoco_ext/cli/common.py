@@ -1,0 +1,151 @@
+"""What all commands share: parsing values, reporting errors, and printing."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+# What a user can cause. Anything else is a defect of ours and exits with 1.
+_EXPECTED = (ValueError, TypeError, OSError, ImportError, NotImplementedError, MemoryError)
+_WIDTH = 110  # of output that is not read on a terminal
+
+JsonOption = typer.Option("--json", help="Print one JSON document instead of tables.")
+DebugOption = typer.Option("--debug", help="Show the traceback of an error.")
+SetOption = typer.Option("--set", metavar="KEY=VALUE", help="Hyperparameter of the method; repeatable.")
+
+
+@contextlib.contextmanager
+def reported(debug: bool) -> Iterator[None]:
+    """An error becomes one line on stderr and exit code 2, or 1 if it is our defect; ``debug`` raises it."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        expected = isinstance(error, _EXPECTED)
+        hint = "" if expected else f" ({type(error).__name__}; this should not happen, --debug shows where)"
+        typer.echo(f"ficoco: error: {lines[0]}{hint}", err=True)
+        raise typer.Exit(2 if expected else 1) from error
+
+
+def notice(text: str) -> None:
+    """One sentence on stderr."""
+    typer.echo(f"ficoco: note: {text}", err=True)
+
+
+def assignments(given: list[str] | None) -> dict[str, Any]:
+    """``["lam=0.5", "variant=paper"]`` as a dictionary; values are Python literals, or else strings.
+
+    Raises:
+        ValueError: not of the form key=value, or a key twice.
+
+    Example:
+        >>> assignments(["lam=0.5", "variant=paper", "class_attention=False"])
+        {'lam': 0.5, 'variant': 'paper', 'class_attention': False}
+    """
+    found: dict[str, Any] = {}
+    for text in given or []:
+        key, equals, value = text.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key.isidentifier():
+            raise ValueError(f"--set must be key=value, got {text!r}")
+        if key in found:
+            raise ValueError(f"--set {key} is given twice")
+        try:
+            found[key] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            found[key] = value.strip()
+    return found
+
+
+def integers(option: str, text: str, count: int | None = None) -> tuple[int, ...]:
+    """``"12,13"`` as integers; with ``count`` exactly so many. ``12-22`` names a range.
+
+    Example:
+        >>> integers("--layers", "3,12-14")
+        (3, 12, 13, 14)
+    """
+    found: list[int] = []
+    try:
+        for part in text.split(","):
+            low, dash, high = part.strip().partition("-")
+            found += range(int(low), int(high) + 1) if dash else [int(low)]
+    except ValueError:
+        raise ValueError(f"{option} must be integers separated by commas, got {text!r}") from None
+    if not found or (count is not None and len(found) != count):
+        raise ValueError(f"{option} must be {count or 'some'} integers separated by commas, got {text!r}")
+    return tuple(found)
+
+
+def print_json(document: Any) -> None:
+    """The only thing on stdout of a command with ``--json``."""
+    typer.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+def console() -> Console:
+    """For tables on stdout; wide where nobody's terminal sets a limit."""
+    return Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """An empty table; a column whose name begins with ``>`` is set to the right."""
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
+    return made
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Torch's CPU threads set to ``count`` inside; None leaves them alone.
+
+    Raises:
+        ValueError: less than one.
+    """
+    if count is not None and count < 1:
+        raise ValueError(f"--threads must be at least 1, got {count}")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before if count is None else count)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Gives a function that shows what is being done, where stderr is a terminal; elsewhere it is silent."""
+    stderr = Console(stderr=True)
+    if not stderr.is_terminal:
+        yield lambda text: None
+        return
+    with stderr.status("starting") as status:
+        yield lambda text: status.update(text)
+
+
+def seconds(value: float) -> str:
+    """``12.3 ms``."""
+    for factor, unit in ((1, "s"), (1e3, "ms")):
+        if value * factor >= 1:
+            return f"{value * factor:.3g} {unit}"
+    return f"{value * 1e6:.3g} us"
+
+
+def amount(value: float, unit: str) -> str:
+    """``1.23 GFLOP``, in powers of ten."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}"
+    return f"{value:g} {unit}"

@@ -1,0 +1,184 @@
+"""``ficoco demo``: one picture, its questions with and without reduction, what it cost and where the tokens went."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from .. import demo
+from . import common
+
+
+def command(
+    image: Annotated[str | None, typer.Argument(help="A photograph, or an embedded scene as scene_3.")] = None,
+    image_option: Annotated[str | None, typer.Option("--image", metavar="PATH", help="The same as IMAGE.")] = None,
+    question: Annotated[str | None, typer.Option(help="Instead of all that is known of an embedded scene.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="PATH_OR_ID", help="A LLaVA-1.5 checkpoint; the embedded tiny one if not given."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="A method's name; see ficoco env.")] = "ficoco-v",
+    keep_ratio: Annotated[float | None, typer.Option(help="Patches kept / all, 0.25 if nothing is said.")] = None,
+    r: Annotated[
+        str | None, typer.Option("--r", help="Patches removed in each layer; one number or one a layer.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Patches kept.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="12,13,..", help="Layers that reduce; 12-22 is a range.")
+    ] = None,
+    set_: Annotated[list[str] | None, common.SetOption] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where the picture goes.", show_default="ficoco_demo.png")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; if not given 1 for the embedded model, else torch's own choice.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+    repeats: Annotated[int, typer.Option(help="Timed runs with and without reduction.")] = 5,
+    all_samples: Annotated[
+        bool, typer.Option("--all-samples", help="Answer all embedded sample questions too.")
+    ] = False,
+    geometry: Annotated[
+        str | None, typer.Option(help="Time llava-1.5-7b or llava-1.5-13b in true shapes with random weights instead.")
+    ] = None,
+    vision_layers: Annotated[int | None, typer.Option(help="Of the geometry; all if not given.")] = None,
+    text_layers: Annotated[int | None, typer.Option(help="Of the geometry; all if not given.")] = None,
+    text_tokens: Annotated[int, typer.Option(help="Of the geometry's prompt.")] = 60,
+    json_: Annotated[bool, common.JsonOption] = False,
+    debug: Annotated[bool, common.DebugOption] = False,
+) -> None:
+    """Answer questions about a picture with and without reduction, count and time both, and draw where tokens went."""
+    with common.reported(debug):
+        if image is not None and image_option is not None:
+            raise ValueError("give the image as IMAGE or as --image, not both")
+        if geometry is None and (vision_layers, text_layers, text_tokens) != (None, None, 60):
+            raise ValueError("--vision-layers, --text-layers and --text-tokens shape a --geometry; give one")
+        counts = None if r is None else common.integers("--r", r)
+        given = {
+            "keep_ratio": keep_ratio,
+            "r": counts[0] if counts is not None and len(counts) == 1 else counts,
+            "tokens": tokens,
+        }
+        amount = {name: value for name, value in given.items() if value is not None} or {"keep_ratio": 0.25}
+        if len(amount) > 1:
+            raise ValueError(f"give one of --keep-ratio, --r and --tokens, got {', '.join(amount)}")
+        request = demo.Request(
+            image=image if image_option is None else image_option,
+            question=question,
+            model=model,
+            method=method,
+            hyperparameters=common.assignments(set_),
+            amount=amount,
+            layers=None if layers is None else common.integers("--layers", layers),
+            output=Path("ficoco_demo.png") if output is None and geometry is None else output,
+            dtype=dtype,
+            device=device,
+            max_new_tokens=max_new_tokens,
+            repeats=repeats,
+            all_samples=all_samples,
+            geometry=geometry,
+            vision_layers=vision_layers,
+            text_layers=text_layers,
+            text_tokens=text_tokens,
+        )
+        if threads is None and model is None and geometry is None:
+            threads = 1  # its layers are so small that more threads only wait for each other
+        with common.cpu_threads(threads), common.progress() as progress:
+            result = demo.run(request, notice=common.notice, progress=progress)
+        if json_:
+            common.print_json(asdict(result))
+        else:
+            show(result)
+
+
+def show(result: demo.Result) -> None:
+    """Tables for people."""
+    console, at = common.console(), result.platform
+    weights = "random weights" if result.random_weights else "trained"
+    threads = f"{at.threads} thread{'s' * (at.threads > 1)}"
+    console.print(f"{result.model} ({weights}), {at.dtype} on {at.device}, {threads}, torch {at.torch}")
+    why = f" ({at.reason})" if at.reason else ""
+    console.print(f"{result.method}: {result.kept} of {result.patches} patches kept; reduction by {at.operators}{why}")
+    if result.image:
+        console.print(f"image {result.image}", soft_wrap=True)
+    if result.answers:
+        console.print(_answers(result))
+    if result.samples:
+        s = result.samples
+        console.print(
+            f"All {s.asked} embedded sample questions: {s.all_tokens_right} right with all tokens, "
+            f"{s.reduced_right} right with reduction."
+        )
+    console.print(_layers(result))
+    console.print(_cost(result))
+    console.print(Text(result.verdict, style="bold"))
+    console.print(f"FLOPs: {result.flops_counted}.", style="dim")
+    if result.picture:
+        console.print(f"picture {result.picture}", soft_wrap=True)
+
+
+def _answers(result: demo.Result) -> common.Table:
+    known = any(answer.truth is not None for answer in result.answers)
+    made = common.table("question", *(["truth"] if known else []), "all tokens", "reduced")
+
+    def said(text: str, right: bool | None) -> Text:
+        mark, style = {True: ("  right", "green"), False: ("  WRONG", "red"), None: ("", "")}[right]
+        return Text((text or "(nothing)") + mark, style=style)
+
+    for answer in result.answers:
+        cells: list[str | Text] = [Text(answer.question)]
+        if known:
+            cells.append(Text(answer.truth or ""))
+        cells.append(said(answer.all_tokens, answer.all_tokens_right))
+        cells.append(said(answer.reduced, answer.reduced_right))
+        made.add_row(*cells)
+    return made
+
+
+def _layers(result: demo.Result) -> common.Table:
+    """One row a layer; neighbours that remove nothing share one."""
+    made = common.table("vision layer", ">patches entering", ">removed", ">left")
+    pending: list[demo.LayerTokens] = []
+
+    def flush() -> None:
+        if pending:
+            first, last = pending[0].layer, pending[-1].layer
+            label = str(first) if first == last else f"{first} to {last}"
+            made.add_row(label, str(pending[0].entering), "0", str(pending[-1].left))
+            pending.clear()
+
+    for layer in result.layers:
+        if layer.removed:
+            flush()
+            made.add_row(str(layer.layer), str(layer.entering), str(layer.removed), str(layer.left))
+        else:
+            pending.append(layer)
+    flush()
+    return made
+
+
+def _cost(result: demo.Result) -> common.Table:
+    full, few = result.all_tokens, result.reduced
+    made = common.table("prefill", ">all tokens", ">reduced", ">ratio")
+
+    def row(name: str, a: float, b: float, show: common.Callable[[float], str]) -> None:
+        made.add_row(name, show(a), show(b), f"{a / b:.2f}" if a and b else "")
+
+    def flop(value: float) -> str:
+        return common.amount(value, "FLOP") if value else "-"
+
+    row("tokens in the language model", full.tokens, few.tokens, str)
+    row("KV cache", full.kv_bytes, few.kv_bytes, lambda n: common.amount(n, "B"))
+    row("FLOPs", full.flops.total, few.flops.total, flop)
+    for part in ("tower", "reduction", "projector", "decoder", "head"):
+        row(f"  {part}", getattr(full.flops, part), getattr(few.flops, part), flop)
+    row("time, median", full.seconds, few.seconds, common.seconds)
+    spread = [f"{common.seconds(min(one.runs))} to {common.seconds(max(one.runs))}" for one in (full, few)]
+    made.add_row("  range", *spread, "")
+    return made

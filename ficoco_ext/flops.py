@@ -1,0 +1,124 @@
+"""Floating point operations counted on the real forward: formulas of our operators for torch's own counter.
+
+``torch.utils.flop_counter.FlopCounterMode`` counts the matrix products that run, by shape. Importing this module tells
+it what ``ficoco::attention_stats``, ``ficoco::correlate`` and ``ficoco::compress`` cost; ``ficoco::filter`` has no
+product and counts zero. Without the formulas a compiled kernel would be opaque to it and look free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
+
+from . import ops  # noqa: F401  (defines the operators that the formulas are for)
+
+Shape = Sequence[int]
+
+HOW = (
+    "matrix products of one real prefill by torch.utils.flop_counter.FlopCounterMode, 2 FLOPs a multiply-add, "
+    "attention as full rectangles (causal too); the reduction's own by formulas registered with register_flop_formula"
+)
+
+
+def attention_stats(query: Shape, key: Any, *rest: Any, out_shape: Any = None) -> int:
+    """Logits 4 B H N d, probabilities 2 B H N^2 d, the class row alone 2 B H N d; a given map is only added up: 0."""
+    if isinstance(key, bool):  # the overload .map: (attn, class_token, column, patches)
+        return 0
+    b, h, n, d = query
+    _, _, probs, _, patches = rest  # (query, key, scale, class_token, probs, column, patches)
+    rows = (n if probs else 2) if patches else 1
+    return 2 * rows * b * h * n * d
+
+
+def correlate(first: Shape, second: Shape, *rest: Any, out_shape: Any = None) -> int:
+    """Attention 2 B r M H d (probabilities 2 B r N H d), keys 2 B r M d; a given map is only looked up: 0.
+
+    ``.map`` and ``.key`` take the same arguments and are told apart by shape: a square last pair is a map. So keys
+    whose width equals their number count zero.
+    """
+    if len(second) == 4:  # (query, key, sources, kept, k, scale, alpha, class_token, probs)
+        (b, h, n, d), r, m = first, rest[0][1], rest[1][1]
+        return 2 * b * r * (n if rest[6] else m) * h * d
+    if len(first) == 3 or first[2] == first[3]:
+        return 0
+    return 2 * first[0] * second[1] * rest[0][1] * first[3]  # (key, sources, kept, k, alpha, class_token)
+
+
+def compress(tokens: Shape, sources: Shape, kept: Shape, targets: Shape, *rest: Any, out_shape: Any = None) -> int:
+    """2 B r k C: every source goes into its k targets."""
+    return 2 * prod(targets) * tokens[2]
+
+
+def cpu_attention(query: Shape, key: Shape, value: Shape, *rest: Any, out_shape: Any = None, **named: Any) -> int:
+    """2 B H N L (d + dv) for N queries and L keys, as torch counts its other attention kernels."""
+    b, h, n, d = query
+    return 2 * b * h * n * key[2] * (d + value[3])
+
+
+for _name, _formula in (("attention_stats", attention_stats), ("correlate", correlate), ("compress", compress)):
+    if getattr(torch.ops.ficoco, _name) not in flop_registry:  # a reload of this module finds them registered
+        register_flop_formula(getattr(torch.ops.ficoco, _name))(_formula)
+
+# The counter of torch 2.13 does not know the CPU's flash attention and silently counts zero for it.
+_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_OURS = frozenset({"attention_stats", "correlate", "compress"})
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of one prefill by part. ``tower`` does not contain ``reduction``, the operators of this package."""
+
+    total: int
+    tower: int
+    reduction: int
+    projector: int
+    decoder: int
+    head: int
+
+
+def counter() -> FlopCounterMode:
+    """A FlopCounterMode that also counts attention on the CPU. Nothing outside of it changes.
+
+    Example:
+        >>> import torch
+        >>> from ficoco_ext import flops
+        >>> with flops.counter() as mode:
+        ...     _ = torch.ones(2, 3) @ torch.ones(3, 4)
+        >>> mode.get_total_flops()
+        48
+    """
+    return FlopCounterMode(
+        display=False, custom_mapping={} if _ATTENTION in flop_registry else {_ATTENTION: cpu_attention}
+    )
+
+
+def count(model: torch.nn.Module, forward: Callable[[], Any]) -> tuple[Flops, Any]:
+    """FLOPs of ``forward``, a call of the LLaVA ``model``, by part; and what it returned.
+
+    Args:
+        model: a ``LlavaForConditionalGeneration``; its class name is where the counter's module paths begin.
+        forward: runs the model once.
+    """
+    with counter() as mode, torch.inference_mode():
+        output = forward()
+    counts = mode.get_flop_counts()
+    root = type(model).__name__
+
+    def part(path: str) -> int:
+        return sum(counts.get(f"{root}.{path}", {}).values())
+
+    own = sum(n for op, n in counts.get("Global", {}).items() if str(op).removeprefix("ficoco.") in _OURS)
+    parts = Flops(
+        total=mode.get_total_flops(),
+        tower=part("model.vision_tower") - own,
+        reduction=own,
+        projector=part("model.multi_modal_projector"),
+        decoder=part("model.language_model"),
+        head=part("lm_head"),
+    )
+    return parts, output

@@ -1,0 +1,125 @@
+"""The CLIP tower: reduction between attention and MLP of chosen ``CLIPEncoderLayer`` instances."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import checks
+from ..methods import Method
+from ..reduction import Reduction
+from ..schedule import Schedule, Step
+from . import tap
+from .patches import Patches
+
+_SIGNATURE = ("self", "hidden_states", "attention_mask", "kwargs")
+
+
+class Chain:
+    """The reductions of one pass through the tower. The first reducing layer starts a new one, so nothing leaks."""
+
+    def __init__(self, length: int) -> None:
+        self._records: list[Reduction | None] = [None] * length
+
+    def previous(self, place: int) -> Reduction | None:
+        """The reduction before the ``place``-th, None for the first, which forgets the pass before."""
+        if place == 0:
+            self._records = [None] * len(self._records)
+            return None
+        return self._records[place - 1]
+
+    def put(self, place: int, reduction: Reduction) -> None:
+        """Record the ``place``-th reduction."""
+        self._records[place] = reduction
+
+    def finished(self) -> tuple[Reduction, ...]:
+        """All reductions of the last pass, empty if there was none or it was cut off by an exception."""
+        done = tuple(record for record in self._records if record is not None)
+        return done if len(done) == len(self._records) else ()
+
+
+class ReducingLayer:
+    """Takes the place of one layer's ``forward``. Module calls stay module calls, so hooks and quantisation go on."""
+
+    def __init__(
+        self, layer: Any, tapped: tap.Tap, method: Method, step: Step, grid: tuple[int, int], chain: Chain, place: int
+    ) -> None:
+        self.layer, self.tap, self.method, self.step = layer, tapped, method, step
+        self.grid, self.chain, self.place = grid, chain, place
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """``CLIPEncoderLayer.forward`` with a reduction in the middle: (B, 1 + P, C) -> (B, 1 + P - r, C)."""
+        wanted = 1 + self.step.before
+        if hidden_states.shape[1] != wanted or attention_mask is not None:
+            checks.fail(
+                "forward",
+                f"input of vision layer {self.step.layer}",
+                f"a class token and {self.step.before} patches without a mask",
+                f"{hidden_states.shape[1]} tokens{'' if attention_mask is None else ' with a mask'}",
+                "images must have the config's image_size; interpolate_pos_encoding is not supported",
+            )
+        attended = self.layer.self_attn(
+            hidden_states=self.layer.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs
+        )[0]
+        hidden_states = self._reduce(hidden_states + attended)
+        return hidden_states + self.layer.mlp(self.layer.layer_norm2(hidden_states))
+
+    def _reduce(self, tokens: Tensor) -> Tensor:
+        previous = self.chain.previous(self.place)
+        if previous is not None and previous.kept.device != tokens.device:
+            previous = _to(previous, tokens)  # a tower spread over several devices
+        attn, r = self.tap.take(), self.step.r
+        result = self.method(tokens, attn, r, class_token=True, grid=self.grid, previous=previous)
+        self.chain.put(self.place, result.without_tokens())
+        assert result.tokens is not None
+        return result.tokens
+
+
+def _to(reduction: Reduction, like: Tensor) -> Reduction:
+    held = {field.name: getattr(reduction, field.name) for field in fields(reduction)}
+    moved: dict[str, Any] = {name: t.to(like.device) for name, t in held.items() if isinstance(t, Tensor)}
+    return replace(reduction, **moved)
+
+
+def check_tower(tower: nn.Module) -> None:
+    """Raise NotImplementedError unless every layer is the one whose body we know: a similar one would go wrong."""
+    from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPVisionModel
+
+    if type(tower) is not CLIPVisionModel:
+        remedy = "FiCoCo-V scores patches by the class token of a CLIP tower; SigLIP has none"
+        checks.fail("attach", "vision tower", "a CLIPVisionModel", type(tower).__name__, remedy, NotImplementedError)
+    for index, layer in enumerate(tower.encoder.layers):  # type: ignore[union-attr, arg-type]
+        known = type(layer) is CLIPEncoderLayer and type(layer.self_attn) is CLIPAttention
+        if not known:
+            got = f"{type(layer).__name__} with {type(getattr(layer, 'self_attn', None)).__name__}"
+            remedy = "unwrap the layer before attaching"
+            wanted = "a CLIPEncoderLayer with CLIPAttention"
+            checks.fail("attach", f"vision layer {index}", wanted, got, remedy, NotImplementedError)
+        body = vars(layer).get("_old_forward", vars(layer).get("forward"))  # accelerate keeps the body in _old_forward
+        if body is not None and getattr(body, "__func__", None) is not CLIPEncoderLayer.forward:
+            remedy = "undo that replacement before attaching"
+            checks.fail("attach", f"vision layer {index}", "one with its own forward", "a replaced forward", remedy)
+    given = tuple(inspect.signature(CLIPEncoderLayer.forward).parameters)
+    if given != _SIGNATURE:
+        argument, remedy = (
+            "CLIPEncoderLayer.forward",
+            "transformers changed the layer; install an older release and report it",
+        )
+        checks.fail("attach", argument, f"({', '.join(_SIGNATURE)})", str(given), remedy, NotImplementedError)
+
+
+def install(
+    tower: Any, schedule: Schedule, methods: Sequence[Method], grid: tuple[int, int], patches: Patches
+) -> Chain:
+    """Replace the body of every layer of ``schedule`` that removes something; the others stay as they are."""
+    steps = [(step, method) for step, method in zip(schedule.steps, methods, strict=True) if step.r]
+    chain = Chain(len(steps))
+    for place, (step, method) in enumerate(steps):
+        layer = tower.encoder.layers[step.layer]
+        tapped = tap.install(layer.self_attn, patches)
+        patches.set_forward(layer, ReducingLayer(layer, tapped, method, step, grid, chain, place).forward)
+    return chain

@@ -1,0 +1,225 @@
+"""LLaVA-1.5: geometry from the config, and prompts whose placeholders follow the reduced tower."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+from .. import checks
+from . import placeholders
+from .clip import check_tower
+from .patches import Patches
+from .placeholders import Placeholders, Prompt
+
+_UNSUPPORTED = ("prefill_chunk_size", "assistant_model", "token_healing")
+_OVERRIDES = ("vision_feature_layer", "vision_feature_select_strategy")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The vision side of one model: grid of patches, layers of the tower, the last one whose output is used."""
+
+    grid: tuple[int, int]
+    layers: int
+    last: int
+    extra: int  # placeholders an image has besides its patches: 1 if the class token goes to the language model
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image."""
+        return self.grid[0] * self.grid[1]
+
+
+def _unsupported(argument: str, wanted: str, got: object, remedy: str) -> NoReturn:
+    checks.fail("attach", argument, wanted, got if isinstance(got, str) else repr(got), remedy, NotImplementedError)
+
+
+def check_model(model: Any) -> None:
+    """Raise NotImplementedError unless this is a LLaVA-1.5 with a CLIP tower, as it came from transformers."""
+    from transformers import LlavaForConditionalGeneration
+
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        remedy = "attach to model.module, one process a GPU"
+        _unsupported("model", "a LlavaForConditionalGeneration", type(model).__name__, remedy)
+    if type(model) is not LlavaForConditionalGeneration:
+        remedy = "no other model is supported; take a wrapped one out first (model.module, get_base_model(), _orig_mod)"
+        _unsupported("model", "a LlavaForConditionalGeneration", type(model).__name__, remedy)
+    layer, strategy = model.config.vision_feature_layer, model.config.vision_feature_select_strategy
+    if isinstance(layer, bool) or not isinstance(layer, int):
+        _unsupported("vision_feature_layer", "one integer", layer, "layers of different lengths cannot be concatenated")
+    if strategy not in ("default", "full"):
+        _unsupported("vision_feature_select_strategy", "'default' or 'full'", strategy, "no other one is known")
+    check_tower(model.model.vision_tower)
+
+
+def geometry(model: Any) -> Geometry:
+    """Read from the config, never assumed."""
+    vision = model.config.vision_config
+    side, layers = vision.image_size // vision.patch_size, vision.num_hidden_layers
+    selected = model.config.vision_feature_layer
+    place = selected if selected >= 0 else layers + 1 + selected  # hidden_states[0] is what enters the first layer
+    extra = int(model.config.vision_feature_select_strategy == "full")
+    return Geometry((side, side), layers, place - 1, extra)
+
+
+class Prompts:
+    """Makes ``generate`` and direct calls take the processor's prompt: it shrinks before anybody counts it."""
+
+    def __init__(self, model: Any, geometry: Geometry, removed: int) -> None:
+        before = geometry.patches + geometry.extra
+        self.model = model
+        self.selection = {name: getattr(model.config, name) for name in _OVERRIDES}
+        self.rule = Placeholders(model.config.image_token_id, before, before - removed, _filler(model))
+        self._generate = model.generate
+
+    def install(self, patches: Patches) -> None:
+        """Wrap this instance's ``generate`` and hook its ``forward``."""
+        patches.set(self.model, "generate", self.generate)
+        patches.hook(self.model.register_forward_pre_hook(self.before_forward, with_kwargs=True))
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """``GenerationMixin.generate`` on the short prompt; the result begins with the caller's."""
+        options = _named(type(self.model).generate, self.model, args, kwargs)
+        options.update(options.pop("kwargs", {}))
+        images = _images(options)
+        name = "input_ids" if options.get("input_ids") is not None else "inputs"
+        ids, cache = options.get(name), options.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if ids is None or not (images or past):
+            if images:
+                self._check("generate", options)
+            return self._generate(**options)
+        if images:
+            self._check("generate", options)
+            self._check_options(options)
+        mask = options.get("attention_mask")
+        if mask is None:
+            mask = self._mask_of_padding(ids, options)
+        prompt = Prompt(ids, mask, options.get("position_ids"))
+        short = placeholders.shrink(prompt, self.rule, images=images, past=past, whole=True, op="generate")
+        if short is prompt:
+            return self._generate(**options)
+        options |= {name: short.ids, "attention_mask": short.mask, "position_ids": short.position_ids}
+        self._shift_lengths(options, ids.shape[1] - short.ids.shape[1])
+        result = self._generate(**options)
+        if isinstance(result, Tensor):
+            return placeholders.restore(ids, short.ids.shape[1], result)
+        if hasattr(result, "sequences"):
+            result.sequences = placeholders.restore(ids, short.ids.shape[1], result.sequences)
+        return result
+
+    def before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Shrink the prompt of a direct call that brings images. Decode steps bring none and are left alone."""
+        if len(args) < 2 and kwargs.get("pixel_values") is None and not kwargs.get("mm_encoder_outputs"):
+            _check_cached(args[0] if args else kwargs.get("input_ids"), kwargs)
+            return None
+        if getattr(module, "_is_replica", False):
+            message = "model must be one module, got a replica of nn.DataParallel; use one process a GPU"
+            raise NotImplementedError(f"ficoco::forward: {message}")
+        options = _named(type(self.model).forward, module, args, kwargs)
+        options.update(options.pop("kwargs", {}))
+        images = _images(options)
+        if not images:
+            return None
+        self._check("forward", options)
+        cache = options.get("past_key_values")
+        mask, positions, labels = (options.get(name) for name in ("attention_mask", "position_ids", "labels"))
+        prompt = Prompt(options["input_ids"], mask, positions, labels)
+        past = 0 if cache is None else int(cache.get_seq_length())
+        short = placeholders.shrink(prompt, self.rule, images=images, past=past)
+        names = {"input_ids": short.ids, "attention_mask": short.mask}
+        names |= {"position_ids": short.position_ids, "labels": short.labels}
+        return (), options | {name: value for name, value in names.items() if value is not None}
+
+    def _check(self, op: str, options: dict[str, Any]) -> None:
+        """What a call with images may not ask for."""
+        if options.get("inputs_embeds") is not None:
+            remedy = "pass input_ids, whose placeholders can be counted"
+            checks.fail(op, "inputs_embeds", "None in a call with images", options["inputs_embeds"], remedy)
+        for name, attached in self.selection.items():
+            asked = options.get(name)
+            asked = getattr(self.model.config, name) if asked is None else asked
+            if asked != attached:
+                remedy = "detach, change model.config, attach again"
+                checks.fail(op, name, f"{attached!r} as it was at attach", repr(asked), remedy)
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        """Ways to generate that would count the full prompt again, or a prompt that is not ours."""
+        asked = {name: self._option(name, options) for name in _UNSUPPORTED}
+        asked["continuous batching"] = self._option("cache_implementation", options) == "paged"
+        asked["custom_generate from a repository"] = isinstance(options.get("custom_generate"), str)
+        for name, value in asked.items():
+            if value:
+                message = f"{name} is not supported with images; leave it out, or detach first"
+                raise NotImplementedError(f"ficoco::generate: {message}")
+
+    def _option(self, name: str, options: dict[str, Any]) -> Any:
+        """A generation option as ``generate`` would resolve it."""
+        for value in (
+            options.get(name),
+            getattr(options.get("generation_config"), name, None),
+            getattr(self.model.generation_config, name, None),
+        ):
+            if value is not None:
+                return value
+        return None
+
+    def _shift_lengths(self, options: dict[str, Any], removed: int) -> None:
+        """``max_length`` and ``min_length`` count the caller's prompt; inside, it is ``removed`` tokens shorter."""
+        for name, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+            value = self._option(name, options)
+            if not value or self._option(instead, options) is not None:
+                continue
+            config = options.get("generation_config")
+            if options.get(name) is None and getattr(config, name, None) is not None:
+                config = copy.deepcopy(config)  # beside a config, separate options draw a warning
+                setattr(config, name, max(value - removed, 0))
+                options["generation_config"] = config
+            else:
+                options[name] = max(value - removed, 0)
+
+    def _mask_of_padding(self, ids: Tensor, options: dict[str, Any]) -> Tensor | None:
+        """The mask that ``generate`` infers when it gets none: needed before rows are padded anew."""
+        pad, eos = self._option("pad_token_id", options), self._option("eos_token_id", options)
+        ends = eos if isinstance(eos, (list, tuple)) else [eos]
+        return None if pad is None or pad in ends else (ids != pad).to(ids.dtype)
+
+
+def _named(function: Any, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name, positional ones too."""
+    named = dict(inspect.signature(function).bind(owner, *args, **kwargs).arguments)
+    named.pop("self")
+    return named
+
+
+def _check_cached(ids: Tensor | None, options: dict[str, Any]) -> None:
+    """A mask must speak of the tokens that are in the cache: one over the caller's prompt would hide the wrong ones."""
+    cache, mask = options.get("past_key_values"), options.get("attention_mask")
+    past = 0 if cache is None else cache.get_seq_length()
+    if ids is None or not isinstance(past, int) or not past or not isinstance(mask, Tensor) or mask.dim() != 2:
+        return  # a static cache keeps its length on the device, and generate builds its masks itself
+    if mask.shape[1] != past + ids.shape[1]:
+        wanted = f"({ids.shape[0]}, {past} cached + {ids.shape[1]})"
+        remedy = "the cache holds the shortened prompt: count from its length"
+        checks.fail("forward", "attention_mask", wanted, mask, remedy)
+
+
+def _images(options: dict[str, Any]) -> int:
+    """Images that come with a call, raw or encoded: a host number."""
+    if options.get("pixel_values") is not None:
+        return int(options["pixel_values"].shape[0])
+    encoded = (options.get("mm_encoder_outputs") or {}).get("image")
+    return 0 if encoded is None else len(encoded.pooler_output)
+
+
+def _filler(model: Any) -> int:
+    """An id for masked places: padding if the model has it, never a placeholder."""
+    for config in (model.generation_config, model.config.text_config):
+        pad = getattr(config, "pad_token_id", None)
+        if isinstance(pad, int) and 0 <= pad != model.config.image_token_id:
+            return pad
+    return int(model.config.image_token_id == 0)

@@ -1,0 +1,152 @@
+"""The prompt's image placeholders: as many as image tokens are left. Pure functions of tensors; no model here.
+
+A processor writes ``before`` placeholders for each image; after reduction the model has ``after`` features for it. The
+first ``after`` placeholders of each image stay, the others go, and shorter rows are padded on the left.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import checks
+
+
+class Prompt(NamedTuple):
+    """What has one entry a token: ids (B, L), attention mask (B, past + L), position ids (B or 1, L), labels (B, L)."""
+
+    ids: Tensor
+    mask: Tensor | None = None
+    position_ids: Tensor | None = None
+    labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Placeholders:
+    """Which id is a placeholder, how many an image has before and after reduction, and what fills a masked place."""
+
+    token: int
+    before: int
+    after: int
+    filler: int = 0
+
+
+def shrink(
+    prompt: Prompt, rule: Placeholders, *, images: int, past: int = 0, whole: bool = False, op: str = "forward"
+) -> Prompt:
+    """The prompt with ``rule.after`` placeholders for each image.
+
+    Positions become contiguous, as if the removed placeholders had never been there. Left padding that not all rows
+    have is dropped as far as the rows allow. A mask of None stays None unless rows come to differ in length.
+
+    Args:
+        prompt: as the processor made it. A prompt that already has ``rule.after`` placeholders for each image comes
+            back as it is.
+        rule: the numbers.
+        images: images that come with this call; the prompt of a continued conversation may hold more.
+        past: tokens in the KV cache, 0 without one.
+        whole: ids begin with the tokens that are in the cache (``generate``), not after them (``forward``).
+        op: name of the caller, for messages.
+
+    Raises:
+        ValueError: placeholders do not fit the images, a mask that is not 2-D, a cache that does not fit the prompt,
+            missing positions where the caller alone can know them.
+
+    Cost: two device reads of B numbers (they decide the shape), two more if ``whole`` ids continue from a cache.
+    """
+    ids, mask, _, _ = prompt
+    b, n = ids.shape
+    beside = 0 if mask is None else mask.shape[-1] - n  # the mask speaks of cached tokens that are not in ids
+    whole = whole and past > 0 and not beside
+    visual = ids == rule.token
+    if not _fits(visual.sum(1).tolist(), rule, images, whole, op):
+        return prompt
+    if mask is not None and (mask.dim() != 2 or mask.shape[0] != b or beside not in (0, past)):
+        wanted = f"({b}, {n})" + (f" or ({b}, {past + n}) with {past} tokens in the cache" if past else "")
+        checks.fail(op, "attention_mask", wanted, mask, "pass the 2-D mask that the processor made")
+    keep = ~visual | ((visual.cumsum(1) - 1) % rule.before < rule.after)
+    if mask is not None and not beside:
+        leading = mask.cumsum(1) == 0
+        keep &= ~(leading & ~leading.all(0))  # padding of all rows stays: without images it stays, too
+    lengths = keep.sum(1).tolist()
+    if past and not whole and prompt.position_ids is None and op == "forward" and len(set(lengths)) > 1:
+        remedy = "padding comes between the cached and the new tokens, so say where the new ones are, or use generate"
+        wanted = f"({b}, {n}) when rows lose unequally many placeholders behind a cache"
+        checks.fail(op, "position_ids", wanted, "None", remedy)
+    if whole:
+        split = _split(keep, past, op)
+        regions = [(keep[:, :split], past), (keep[:, split:], max(keep[:, split:].sum(1).tolist()))]
+    else:
+        split, regions = 0, [(keep, max(lengths))]
+    order = torch.cat([_right(part, width) + at for (part, width), at in zip(regions, (0, split), strict=False)], dim=1)
+    return _gather(prompt, order, keep, rule, cached=0 if whole else past, ragged=len(set(lengths)) > 1)
+
+
+def restore(prompt: Tensor, shrunk: int, sequences: Tensor) -> Tensor:
+    """Generated ``sequences`` (B * n, L' + new) with the caller's ``prompt`` (B, L) for the ``shrunk`` = L' ids."""
+    prompt = prompt.to(sequences.device).repeat_interleave(sequences.shape[0] // prompt.shape[0], dim=0)
+    return torch.cat([prompt, sequences[:, shrunk:]], dim=1)
+
+
+def _fits(counts: list[int], rule: Placeholders, images: int, whole: bool, op: str) -> bool:
+    """True if the rows hold ``before`` placeholders an image, False if they hold ``after``; raises otherwise."""
+    total, remedy = sum(counts), "pass the processor's input_ids and pixel_values of the same call"
+    if not whole and total == images * rule.after:
+        return False
+    if not whole and total != images * rule.before:
+        wanted = f"{images} x {rule.before} placeholders (id {rule.token}) for {images} images"
+        checks.fail(op, "input_ids", f"ids with {wanted}", f"{total} placeholders", remedy)
+    for row, count in enumerate(counts):
+        if count % rule.before:
+            wanted = f"rows with {rule.before} placeholders (id {rule.token}) for each image"
+            also = f"{remedy}; a generated placeholder id cannot stay"
+            checks.fail(op, "input_ids", wanted, f"{count} in row {row}", also)
+    if total < images * rule.before:
+        wanted = f"at most {total // rule.before} images, as input_ids have"
+        checks.fail(op, "pixel_values", wanted, f"{images}", remedy)
+    return True
+
+
+def _split(keep: Tensor, past: int, op: str) -> int:
+    """Columns of the whole prompt that the cache holds: all that shrink to ``past`` tokens.
+
+    Behind them comes a token that every row keeps (the last generated or the first new one), so the end is certain.
+    """
+    reach = keep.cumsum(1).amax(0).tolist()
+    split = bisect_right(reach, past)
+    if split == len(reach) or reach[split - 1] != past:
+        checks.fail(
+            op,
+            "input_ids",
+            f"a conversation that begins with the {past} tokens in past_key_values and goes on",
+            f"ids that shrink to {reach[-1]} tokens",
+            "append to what generate returned (and to its attention_mask), or pass the new ids alone with an "
+            f"attention_mask over {past} cached + the new tokens",
+        )
+    return split
+
+
+def _right(keep: Tensor, width: int) -> Tensor:
+    """(B, width) the kept columns in order, at the right; what is missing on the left are columns that go."""
+    return keep.to(torch.uint8).argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
+
+
+def _gather(prompt: Prompt, order: Tensor, keep: Tensor, rule: Placeholders, cached: int, ragged: bool) -> Prompt:
+    ids, mask, positions, labels = prompt
+    b, n = ids.shape
+    valid = keep.gather(1, order)
+    if mask is not None:
+        tail = mask[:, -n:].gather(1, order)
+        mask = torch.cat([mask[:, :-n], tail.masked_fill(~valid, 0)], dim=1)
+    elif ragged:
+        mask = torch.cat([ids.new_ones(b, cached), valid.to(ids.dtype)], dim=1)
+    if positions is not None:
+        removed = ((ids == rule.token) & ~keep).cumsum(1)
+        positions = (positions.expand(b, -1) - removed).gather(1, order).masked_fill(~valid, 0)
+    if labels is not None:
+        labels = labels.gather(1, order).masked_fill(~valid, -100)
+    return Prompt(ids.gather(1, order).masked_fill(~valid, rule.filler), mask, positions, labels)

@@ -1,0 +1,117 @@
+"""What every test shares: the compiled kernels must be there, the backends, the one tolerance, the GPU count."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import ficoco_ext
+from ficoco_ext import reference
+
+NO_GPU = "needs a GPU"
+KERNELS = ficoco_ext.build_info()["cpu"] == "kernels"
+
+
+def pytest_configure(config):
+    """Without this a source tree imported by accident would test the specification against itself."""
+    if not KERNELS and os.environ.get("FICOCO_ALLOW_REFERENCE") != "1":
+        info = ficoco_ext.build_info()
+        raise pytest.UsageError(
+            f"the compiled CPU kernels of ficoco_ext are not loaded: {info['reasons']['cpu']}. To test the plain "
+            "PyTorch specification alone, set FICOCO_ALLOW_REFERENCE=1."
+        )
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = sum(NO_GPU in str(report.longrepr) for report in terminalreporter.stats.get("skipped", []))
+    if skipped:
+        terminalreporter.write_line(f"{skipped} tests were skipped for want of a GPU")
+
+
+@pytest.fixture(autouse=True)
+def _reproducible():
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+
+
+def tolerance(length: int, out: torch.dtype = torch.float32) -> float:
+    """THE tolerance: the largest error allowed, relative to the largest magnitude among the expected values.
+
+    Everything accumulates in float32, so a sum of ``length`` terms may be off by 2 eps(float32) sqrt(length): rounding
+    errors are independent, and the 2 leaves room for the next few operations (a scale, a softmax, a division). That is
+    never allowed to exceed 1e-5, which is what the package promises for float32. A result that is rounded to ``out``
+    may be off by another eps(out). The expected values are those of the specification in float64, computed from the
+    very inputs that the kernel got, so the rounding of half-precision inputs is no part of the error.
+
+        length            8        64       577      1024     >= 1765
+        float32        6.7e-7    1.9e-6   5.7e-6    7.6e-6    1e-5
+        float16        + 9.8e-4
+        bfloat16       + 7.8e-3
+    """
+    accumulated = min(2 * torch.finfo(torch.float32).eps * max(length, 1) ** 0.5, 1e-5)
+    return accumulated + (torch.finfo(out).eps if out in (torch.float16, torch.bfloat16) else 0.0)
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def _move(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """``tensor`` on ``device`` with its strides and storage offset."""
+    if tensor.device.type == device:
+        return tensor
+    flat = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage()).to(device)
+    return flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+class Backend(NamedTuple):
+    """One way to run the operators. Calling it also checks what every operator promises about its tensors."""
+
+    name: str
+    device: str
+    find: Callable[[str], Callable]
+    missing: str = ""
+
+    def __call__(self, name: str, *args):
+        """Results, on the CPU, of the overload ``name`` (such as ``correlate.map``) on CPU arguments ``args``."""
+        args = [_move(arg, self.device) if isinstance(arg, torch.Tensor) else arg for arg in args]
+        tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        before = [_bytes(tensor).clone() for tensor in tensors]
+        results = self.find(name)(*args)
+        for tensor, old in zip(tensors, before, strict=True):
+            assert torch.equal(_bytes(tensor), old), f"{name} wrote into an input"
+        held = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        for result in results:
+            assert result.is_contiguous(), f"{name} returned a tensor that is not contiguous"
+            assert result.device.type == self.device
+            assert result.numel() == 0 or result.untyped_storage().data_ptr() not in held, f"{name} returned an input"
+        return tuple(result.cpu() for result in results)
+
+
+def _dispatched(name: str) -> Callable:
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.ficoco, packet), overload or "default")
+
+
+def _specified(name: str) -> Callable:
+    return getattr(reference, name.replace(".", "_"))
+
+
+BACKENDS = {  # one more way to run the operators is one more line
+    "reference": Backend("reference", "cpu", _specified),
+    "cpu": Backend("cpu", "cpu", _dispatched),
+    "cuda": Backend("cuda", "cuda", _dispatched, "" if torch.cuda.is_available() else NO_GPU),
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """The specification itself, the CPU kernels, and whatever the dispatcher picks on a GPU."""
+    chosen = BACKENDS[request.param]
+    if chosen.missing:
+        pytest.skip(chosen.missing)
+    return chosen

@@ -1,0 +1,126 @@
+"""What is live, and why nothing faster is; what happens without compiled kernels."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from op_helpers import needs_kernels
+
+import ficoco_ext
+from ficoco_ext import _backend
+
+PACKAGE = Path(ficoco_ext.__file__).parent
+
+
+def test_says_what_is_live():
+    info = ficoco_ext.build_info()
+    assert info["version"] == ficoco_ext.__version__
+    assert info["torch"] == torch.__version__
+    assert info["cpu"] in ("kernels", "reference")
+    assert info["cuda"] in ("kernels", "reference")
+    assert {device for device in ("cpu", "cuda") if info[device] != "kernels"} == set(info["reasons"])
+    assert all(info["reasons"].values())
+    json.dumps(info)
+
+
+@needs_kernels
+def test_says_how_the_kernels_were_built():
+    info = ficoco_ext.build_info()
+    assert info["compiled"]
+    assert info["cpu_simd"] in ("avx2", "baseline")
+    assert info["compiler"].startswith(("gcc", "clang"))
+    assert info["built_for_torch"].split(".")[:2] == torch.__version__.split(".")[:2]
+
+
+def test_asked_again_it_says_the_same():
+    first = ficoco_ext.build_info()
+    first["reasons"]["cpu"] = "changed"
+    assert ficoco_ext.build_info()["reasons"].get("cpu") != "changed"
+
+
+def test_a_build_for_another_torch_is_not_loaded(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "1.99.0+cpu")
+    kernels, reason = _backend.load_kernels()
+    assert kernels is None
+    assert "1.99.0" in reason or "nothing was compiled" in reason or "not compiled" in reason
+    if ficoco_ext.build_info()["compiled"]:
+        assert "compiled for torch" in reason
+        assert "pip install" in reason
+
+
+def test_a_build_that_does_not_load_is_explained(monkeypatch):
+    def broken(name):
+        raise ImportError("undefined symbol: _Z3foo")
+
+    monkeypatch.setattr(_backend.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(_backend.importlib, "import_module", broken)
+    kernels, reason = _backend.load_kernels()
+    assert kernels is None
+    assert "undefined symbol: _Z3foo" in reason
+    assert "pip install" in reason
+
+
+def test_without_kernels_the_specification_answers(tmp_path):
+    """The package alone, as on a machine without a compiler: same results, and it says so."""
+    shutil.copytree(PACKAGE, tmp_path / "ficoco_ext", ignore=shutil.ignore_patterns("_C_*", "__pycache__", "data"))
+    script = """
+        import json, sys, torch
+        import ficoco_ext
+        torch.manual_seed(0)
+        tokens, (q, k) = torch.randn(2, 65, 8), torch.randn(2, 2, 2, 65, 8)
+        result = ficoco_ext.reduce(tokens, ficoco_ext.QueryKey(q, k), 16, return_reduction=True)
+        info = ficoco_ext.build_info()
+        json.dump([info["cpu"], info["reasons"]["cpu"], info["compiled"], info["cpu_simd"], ficoco_ext.__file__,
+                   result.kept.tolist(), result.tokens.tolist()], sys.stdout)
+    """
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    cpu, reason, compiled, simd, file, kept, tokens = json.loads(done.stdout)
+    assert Path(file).parent == tmp_path / "ficoco_ext"
+    assert (cpu, compiled, simd) == ("reference", False, None)
+    assert "compiler" in reason
+    torch.manual_seed(0)
+    x, (q, k) = torch.randn(2, 65, 8), torch.randn(2, 2, 2, 65, 8)
+    here = ficoco_ext.reduce(x, ficoco_ext.QueryKey(q, k), 16, return_reduction=True)
+    assert kept == here.kept.tolist()
+    assert torch.allclose(torch.tensor(tokens), here.tokens, atol=1e-5)
+
+
+def test_import_is_light():
+    """transformers, matplotlib and the command line come when they are asked for."""
+    script = (
+        "import sys, ficoco_ext; print([m for m in ('transformers', 'matplotlib', 'typer', 'PIL') if m in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_the_suite_refuses_to_test_the_specification_alone(tmp_path, allowed):
+    """conftest.py against a package without kernels."""
+    here = Path(__file__).parent
+    shutil.copytree(PACKAGE, tmp_path / "ficoco_ext", ignore=shutil.ignore_patterns("_C_*", "__pycache__", "data"))
+    for name in ("conftest.py", "op_helpers.py"):
+        shutil.copy(here / name, tmp_path / name)
+    (tmp_path / "test_one.py").write_text("def test_one(): pass\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "FICOCO_ALLOW_REFERENCE": "1" if allowed else ""}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == allowed, done.stdout + done.stderr
+    assert ("FICOCO_ALLOW_REFERENCE=1" in done.stdout + done.stderr) == (not allowed)

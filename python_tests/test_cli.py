@@ -1,0 +1,210 @@
+"""The console script: JSON that parses, pictures that exist, one clear line and exit code 2 for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+import typer.testing
+from PIL import Image
+
+import ficoco_ext
+from ficoco_ext import cli, geometry
+from ficoco_ext.cli.app import app
+
+TINY = ["--shape", "2,17,16", "--heads", "4", "--repeats", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(_reproducible):
+    torch.set_num_threads(1)  # layers this small only wait for each other on two
+
+
+def _run(*arguments: str):
+    return typer.testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def _json(*arguments: str):
+    result = _run(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_env_says_what_is_live_and_why_nothing_faster():
+    found = _json("env")
+    assert found["build"] == json.loads(json.dumps(ficoco_ext.build_info()))
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["devices"]["cpu"]["threads"] == torch.get_num_threads()
+    assert set(found["methods"]) == set(ficoco_ext.METHODS)
+    assert found["methods"]["ficoco-v"]["eps"] == 0.998
+    text = _run("env").stdout
+    for word in ("why nothing faster", torch.__version__, "ficoco-v", "LLaVA-1.5"):
+        assert word in text
+
+
+def test_reduce_random_tensors():
+    found = _json("reduce", *TINY, "--r", 5, "--set", "variant=paper", "--set", "eps=0.9")
+    assert found["shapes"]["out: tokens"] == [2, 12, 16]
+    assert found["hyperparameters"] == {"variant": "paper", "eps": 0.9}
+    assert found["conservation"] == {"size_sum": pytest.approx(34), "expected": 34.0, "dropped": 0, "ok": True}
+    assert found["operators"] == ficoco_ext.build_info()["cpu"]
+    assert "conservation" in _run("reduce", *TINY).stdout
+
+
+def test_reduce_counts_dropped_tokens_and_says_who_computed():
+    before = torch.get_num_threads()
+    found = _json("reduce", *TINY, "--method", "topk", "--r", 3, "--dtype", "float64", "--threads", before + 1)
+    assert found["conservation"] == {"size_sum": 28.0, "expected": 28.0, "dropped": 6, "ok": True}
+    assert (found["operators"], found["threads"], found["dtype"]) == ("reference", before + 1, "float64")
+    assert torch.get_num_threads() == before
+
+
+def test_reduce_without_class_token_on_a_grid():
+    options = ["--shape", "1,12,16", "--heads", "4", "--grid", "3,4", "--no-class-token", "--repeats", "1"]
+    assert _json("reduce", *options)["shapes"]["out: tokens"] == [1, 9, 16]
+
+
+@pytest.mark.parametrize("given", ["query", "attn"])
+def test_reduce_reads_and_writes_files(tmp_path, given):
+    tokens, (query, key) = torch.randn(1, 17, 16), torch.randn(2, 1, 4, 17, 4)
+    attention = {"query": query, "key": key} if given == "query" else {"attn": torch.rand(1, 4, 17, 17)}
+    safetensors.torch.save_file({"tokens": tokens, **attention}, tmp_path / "in.safetensors")
+    _json("reduce", "--input", tmp_path / "in.safetensors", "--r", 6, "-o", tmp_path / "out.safetensors")
+    written = safetensors.torch.load_file(tmp_path / "out.safetensors")
+    attn = ficoco_ext.QueryKey(query, key) if given == "query" else attention["attn"]
+    wanted = ficoco_ext.reduce(tokens, attn, 6, return_reduction=True)
+    assert set(written) == {"tokens", "size", "kept", "sources", "source_map", "targets", "weights"}
+    for name, tensor in written.items():
+        assert torch.equal(tensor, getattr(wanted, name)), name
+
+
+def test_demo_prints_json_and_draws(tmp_path):
+    picture = tmp_path / "out.png"
+    found = _json("demo", "--repeats", 1, "-o", picture)
+    assert [answer["reduced"] for answer in found["answers"]] == [answer["truth"] for answer in found["answers"]]
+    assert found["picture"] == str(picture)
+    drawn = Image.open(picture).convert("RGB")
+    assert drawn.width > 1000
+    assert drawn.height > 400
+    assert picture.stat().st_size > 50_000
+    assert len(drawn.getcolors(maxcolors=2**24)) > 1000
+
+
+def test_demo_prints_tables(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--tokens", "20", "--layers", "1-3", "--set", "variant=paper", "--repeats", "1"]
+    result = _run("demo", "scene_3", "--question", "what word is written ?", *options)
+    assert result.exit_code == 0, result.stderr
+    for word in ("20 of 144 patches kept", "bank", "FLOPs", "KV cache", "--geometry", "ficoco_demo.png"):
+        assert word in " ".join(result.stdout.split())
+    assert (tmp_path / "ficoco_demo.png").is_file()
+
+
+def test_demo_without_anything_to_remove_has_no_picture(tmp_path):
+    found = _json(
+        "demo", "--keep-ratio", 1, "--repeats", 1, "--question", "how many shapes ?", "-o", tmp_path / "x.png"
+    )
+    assert found["picture"] is None
+    assert not (tmp_path / "x.png").exists()
+    assert any("no picture" in note for note in found["notices"])
+
+
+def test_notices_go_to_stderr(tmp_path):
+    result = _run("demo", "--question", "is it a dog ?", "--repeats", 1, "--json", "-o", tmp_path / "x.png")
+    assert "'dog'" in result.stderr
+    assert json.loads(result.stdout)["notices"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("demo /nowhere/x.png", "image not found: /nowhere/x.png"),
+        ("demo --image {text}", "cannot read image"),
+        ("demo x.png --image y.png", "not both"),
+        ("demo --model /nowhere/model", "model directory not found: /nowhere/model"),
+        ("demo --model {empty}", "{empty}"),
+        ("demo --method nope", "method must be"),
+        ("demo --set lam", "--set must be key=value, got 'lam'"),
+        ("demo --set lam=2", "lam must be a number in [0, 1]"),
+        ("demo --set nope=1", "no hyperparameter 'nope'"),
+        ("demo --set lam=0.1 --set lam=0.2", "given twice"),
+        ("demo --keep-ratio 1.5", "keep_ratio must be in (0, 1]"),
+        ("demo --keep-ratio 0.5 --tokens 3", "give one of"),
+        ("demo --r 1,x", "--r must be integers"),
+        ("demo --layers 5", "0 ... 4"),
+        ("demo --layers a", "--layers must be integers"),
+        ("demo --device tpu", "device must be"),
+        ("demo --dtype int8", "dtype must be one of"),
+        ("demo -o x.foo", "must end in"),
+        ("demo -o /nowhere/x.png", "no folder"),
+        ("demo --text-layers 2", "give one"),
+        ("demo --geometry llava-9", "geometry must be one of"),
+        ("demo --geometry llava-1.5-7b --keep-ratio 2", "keep_ratio must be in (0, 1]"),
+        ("demo --geometry llava-1.5-7b --vision-layers 1", "vision_layers must be at least 2"),
+        ("demo --geometry llava-1.5-13b", "--vision-layers and --text-layers"),
+        ("reduce --shape 1,2", "--shape must be 3 integers"),
+        ("reduce --shape 0,2,4", "--shape must be positive"),
+        ("reduce --heads 3", "--heads must divide"),
+        ("reduce --r 999", "largest legal r is 575"),
+        ("reduce --grid 2,2", "grid must be of 576 cells"),
+        ("reduce --dtype int8", "--dtype must be one of"),
+        ("reduce --threads 0", "--threads must be at least 1"),
+        ("reduce --repeats 0", "--repeats must be at least 1"),
+        ("demo --threads 0", "--threads must be at least 1"),
+        ("reduce --input /nowhere", "input not found"),
+        ("reduce --input {text}", "as safetensors"),
+        ("reduce --input {other}", "it holds x"),
+        ("reduce --shape 1,5,4 --heads 1 -o /nowhere/x", "no folder"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr(geometry, "available_bytes", lambda device: 2**30)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text("no picture, no tensors")
+    (tmp_path / "empty").mkdir()
+    safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / "other")
+    places = {name: str(tmp_path / name) for name in ("text", "empty", "other")}
+    result = _run(*(part.format(**places) for part in arguments.split()))
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("ficoco: error: ")
+    assert message.format(**places) in lines[0]
+
+
+def test_debug_shows_the_traceback():
+    result = _run("demo", "/nowhere/x.png", "--debug")
+    assert isinstance(result.exception, FileNotFoundError)
+
+
+def test_a_defect_of_ours_exits_with_1(monkeypatch):
+    monkeypatch.setattr("ficoco_ext.cli.env.collect", lambda: {}["missing"])
+    result = _run("env")
+    assert result.exit_code == 1
+    assert "KeyError" in result.stderr
+    assert "--debug" in result.stderr
+
+
+def test_unknown_options_exit_with_2():
+    assert _run("demo", "--nope").exit_code == 2
+    assert _run("nope").exit_code == 2
+
+
+def test_main_names_the_extra_when_typer_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    for name in [name for name in sys.modules if name.startswith("ficoco_ext.cli.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SystemExit, match=r"typer .*pip install"):
+        cli.main()
+
+
+def test_the_package_imports_no_tools():
+    heavy = ("transformers", "matplotlib", "typer", "rich", "PIL")
+    code = f"import sys, ficoco_ext; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,122 @@
+"""The prompt's placeholders as pure tensors: against a slow loop over rows, and restoring the caller's prompt."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ficoco_ext.models.placeholders import Placeholders, Prompt, restore, shrink
+
+TOKEN, BEFORE, AFTER = 3, 5, 2
+RULE = Placeholders(TOKEN, BEFORE, AFTER, filler=0)
+
+
+def by_hand(row):
+    """One row without padding: ids, and which of its tokens are left."""
+    out, places, seen = [], [], 0
+    for place, token in enumerate(row):
+        if token != TOKEN or seen % BEFORE < AFTER:
+            out.append(token)
+            places.append(place)
+        seen += token == TOKEN
+    return out, places
+
+
+def padded(rows, fill):
+    longest = max(map(len, rows))
+    return torch.tensor([[fill] * (longest - len(row)) + row for row in rows])
+
+
+part = st.lists(st.integers(10, 20), max_size=4) | st.just([TOKEN] * BEFORE)
+row = st.lists(part, max_size=4).map(lambda parts: [1, *(token for some in parts for token in some)])
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=st.lists(row, min_size=1, max_size=4), common=st.integers(0, 3), masked=st.booleans())
+def test_equals_a_loop_over_rows(rows, common, masked):
+    images = sum(r.count(TOKEN) for r in rows) // BEFORE
+    if not masked:  # without a mask all rows are as long as the longest: fill them with words in front
+        longest, common = max(map(len, rows)), 0
+        rows = [[11] * (longest - len(r)) + r for r in rows]
+    ids = torch.cat([torch.zeros(len(rows), common, dtype=torch.long), padded(rows, 0)], dim=1)
+    mask = torch.cat([torch.zeros(len(rows), common, dtype=torch.long), padded([[1] * len(r) for r in rows], 0)], dim=1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    inputs = Prompt(ids, mask if masked else None, positions, ids + 100)
+    copies = [None if t is None else t.clone() for t in inputs]
+    short = shrink(inputs, RULE, images=images)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))  # never written
+    if not images:
+        assert short is inputs
+        return
+    expected = [by_hand(r)[0] for r in rows]
+    width = max(map(len, expected)) + common
+    assert short.ids.shape == (len(rows), width)
+    ragged = len({len(r) for r in expected}) > 1
+    assert (short.mask is None) == (not masked and not ragged)
+    for b, wanted in enumerate(expected):
+        assert short.ids[b, width - len(wanted) :].tolist() == wanted
+        assert short.labels[b, width - len(wanted) :].tolist() == [token + 100 for token in wanted]
+        assert short.position_ids[b, width - len(wanted) :].tolist() == list(range(len(wanted)))
+        if short.mask is not None:
+            assert short.mask[b].tolist() == [0] * (width - len(wanted)) + [1] * len(wanted)
+        filler = width - len(wanted) - common
+        assert short.labels[b, :filler].tolist() == [-100] * filler
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=st.lists(row, min_size=1, max_size=3), news=st.data(), answers=st.integers(1, 3))
+def test_a_continued_conversation_keeps_the_columns_of_its_cache(rows, news, answers):
+    ids, mask = padded(rows, 0), padded([[1] * len(r) for r in rows], 0)
+    images = sum(r.count(TOKEN) for r in rows) // BEFORE
+    first = shrink(Prompt(ids, mask), RULE, images=images) if images else Prompt(ids, mask)
+    words = torch.full((len(rows), answers), 30)
+    more = news.draw(st.lists(row, min_size=len(rows), max_size=len(rows)))
+    longest = max(map(len, more))
+    new = torch.tensor([r + [12] * (longest - len(r)) for r in more])
+    whole = torch.cat([ids, words, new], dim=1)
+    whole_mask = torch.cat([mask, torch.ones_like(whole[:, mask.shape[1] :])], dim=1)
+    past = first.ids.shape[1] + answers - 1  # the last generated token is not in the cache
+    count = int((new == TOKEN).sum()) // BEFORE
+    again = shrink(Prompt(whole, whole_mask), RULE, images=count, past=past, whole=True)
+    if int((whole == TOKEN).sum()) == 0:
+        return
+    assert torch.equal(again.ids[:, : first.ids.shape[1]], first.ids)
+    assert torch.equal(again.mask[:, : first.ids.shape[1]], first.mask)
+    tails = [[30] + by_hand(r)[0] for r in new.tolist()]
+    assert again.ids.shape[1] == past + max(map(len, tails))
+    for b, tail in enumerate(tails):
+        assert again.ids[b, again.ids.shape[1] - len(tail) :].tolist() == tail
+
+
+def test_already_short_prompts_come_back_as_they_are():
+    prompt = Prompt(torch.tensor([[1, TOKEN, TOKEN, 12]]))
+    assert shrink(prompt, RULE, images=1) is prompt
+
+
+def test_new_ids_behind_a_cache_get_a_mask_over_both():
+    ids = torch.tensor([[TOKEN] * 5 + [12], [11] * 6])
+    positions = torch.arange(7, 13)[None]
+    short = shrink(Prompt(ids, None, positions), RULE, images=1, past=7)
+    assert short.mask.tolist() == [[1] * 7 + [0] * 3 + [1] * 3, [1] * 13]
+    assert short.position_ids.tolist() == [[0, 0, 0, 7, 8, 9], list(range(7, 13))]
+    given = shrink(Prompt(ids, torch.ones(2, 13, dtype=torch.long), positions), RULE, images=1, past=7)
+    assert torch.equal(given.mask, short.mask) and torch.equal(given.ids, short.ids)
+
+
+def test_filler_is_the_one_of_the_rule():
+    ids = torch.tensor([[TOKEN] * 5, [11] * 5])
+    short = shrink(Prompt(ids), Placeholders(TOKEN, BEFORE, AFTER, filler=7), images=1)
+    assert short.ids.tolist() == [[7, 7, 7, TOKEN, TOKEN], [11] * 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.bool, torch.float32])
+def test_masks_keep_their_dtype(dtype):
+    ids = torch.tensor([[0, *[TOKEN] * 5], [11] * 6])
+    short = shrink(Prompt(ids, (ids > 0).to(dtype)), RULE, images=1)
+    assert short.mask.dtype == dtype and short.mask.long().tolist() == [[0, 0, 0, 0, 1, 1], [1] * 6]
+
+
+def test_restore_repeats_the_prompt_for_each_sequence():
+    prompt = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    sequences = torch.tensor([[9, 10], [9, 11], [9, 12], [9, 13]])
+    assert restore(prompt, 1, sequences).tolist() == [[1, 2, 3, 10], [1, 2, 3, 11], [4, 5, 6, 12], [4, 5, 6, 13]]
