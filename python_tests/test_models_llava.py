@@ -35,7 +35,7 @@ def model(request):
     return tiny_llava(seed=3, attention=request.param)
 
 
-@pytest.fixture()
+@pytest.fixture
 def handle(model):
     with torch.no_grad(), ficoco_ext.attach(model, tokens=KEPT) as handle:
         yield handle

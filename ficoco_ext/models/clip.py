@@ -92,7 +92,7 @@ def check_tower(tower: nn.Module) -> None:
     if type(tower) is not CLIPVisionModel:
         remedy = "FiCoCo-V scores patches by the class token of a CLIP tower; SigLIP has none"
         checks.fail("attach", "vision tower", "a CLIPVisionModel", type(tower).__name__, remedy, NotImplementedError)
-    for index, layer in enumerate(tower.encoder.layers):  # type: ignore[union-attr, arg-type]
+    for index, layer in enumerate(tower.encoder.layers):
         known = type(layer) is CLIPEncoderLayer and type(layer.self_attn) is CLIPAttention
         if not known:
             got = f"{type(layer).__name__} with {type(getattr(layer, 'self_attn', None)).__name__}"

@@ -65,7 +65,7 @@ def install(module: nn.Module, patches: Patches) -> Tap:
     AttentionInterface.register(_NAME, _attention)
     tap = Tap(module.config)
     config = copy.copy(tap.config)
-    config._attn_implementation_internal = _NAME  # type: ignore[union-attr]
+    config._attn_implementation_internal = _NAME
     patches.set(module, "config", config)
     patches.set(module, "_ficoco_tap", tap)
     return tap
