@@ -36,6 +36,11 @@ inline void floating(const char* op, const char* argument, const at::Tensor& t) 
               "convert it first, or call ficoco_ext.reference for another precision");
 }
 
+// As `floating`, for small operands that are converted to float32 anyway.
+inline void floating_or_double(const char* op, const char* argument, const at::Tensor& t) {
+  if (t.scalar_type() != at::kDouble) floating(op, argument, t);
+}
+
 inline void indices(const char* op, const char* argument, const at::Tensor& t, at::IntArrayRef shape,
                     const std::string& wanted) {
   FICOCO_TYPE(t.scalar_type() == at::kLong, op, argument, wanted + " int64", describe(t),

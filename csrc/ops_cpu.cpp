@@ -218,7 +218,7 @@ std::tuple<Tensor, Tensor, Tensor> compress(const Tensor& tokens_, const Tensor&
   check::selection(op, b, n, sources_, kept_);
   const int64_t r = sources_.size(1), m = kept_.size(1), k = targets_.dim() == 3 ? targets_.size(2) : 0;
   check::indices(op, "targets", targets_, {b, r, k}, check::text("(", b, ", ", r, ", k)"));
-  check::floating(op, "weights", weights_);
+  check::floating_or_double(op, "weights", weights_);
   FICOCO_VALUE(weights_.sizes() == targets_.sizes(), op, "weights",
                check::text("(", b, ", ", r, ", ", k, ") like targets"), check::describe(weights_), "pass both");
   for (const auto& [name, t] :
@@ -227,7 +227,7 @@ std::tuple<Tensor, Tensor, Tensor> compress(const Tensor& tokens_, const Tensor&
   }
   Tensor size;
   if (size_) {
-    check::floating(op, "size", *size_);
+    check::floating_or_double(op, "size", *size_);
     FICOCO_VALUE(size_->sizes() == at::IntArrayRef({b, n, 1}), op, "size", check::text("(", b, ", ", n, ", 1)"),
                  check::describe(*size_), "one count a token");
     check::same_device(op, "size", *size_, tokens_);

@@ -47,6 +47,8 @@ def _check(
         )
     else:
         checks.fail(op, "attn", "a tensor or a QueryKey", attn, "pass the layer's attention", TypeError)
+    if size is not None and not isinstance(size, Tensor):
+        checks.fail(op, "size", f"a tensor ({b}, {n}, 1)", size, "pass Reduction.size", TypeError)
     checks.same_device(op, "tokens", tokens, **{first: given, "size": size})
     patches = n - int(class_token)
     if isinstance(r, bool) or not isinstance(r, (int, torch.SymInt)):
@@ -63,8 +65,6 @@ def _check(
         if grid[0] * grid[1] != patches:
             checks.fail(op, "grid", f"of {patches} cells", grid, f"tokens hold {patches} patches")
     if size is not None:
-        if not isinstance(size, Tensor):
-            checks.fail(op, "size", f"a tensor ({b}, {n}, 1)", size, "pass Reduction.size", TypeError)
         checks.floating(op, "size", size)
         checks.shape(op, "size", size, f"({b}, {n}, 1)", tuple(size.shape) == (b, n, 1), "one count a token")
     if previous is not None:

@@ -19,7 +19,8 @@ def describe(value: object) -> str:
     """``(2, 3) torch.float32 on cpu`` for a tensor, ``repr`` for anything else."""
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)} {value.dtype} on {value.device}"
-    return f"{value!r} ({type(value).__name__})"
+    text, kind = repr(value), type(value).__name__
+    return f"{text} ({kind})" if len(text) <= 80 else f"a {kind}"
 
 
 def fail(op: str, argument: str, wanted: str, got: object, remedy: str, kind: type[Exception] = ValueError) -> NoReturn:

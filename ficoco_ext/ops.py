@@ -120,6 +120,7 @@ def _save_for_compress(ctx, inputs, output):
     tokens, sources, kept, targets, weights, size, ctx.size_weighted = inputs
     ctx.save_for_backward(sources, kept, targets, weights, size)
     ctx.tokens = tokens.shape[1]
+    ctx.mark_non_differentiable(output[1], output[2])
 
 
 def _compress_backward(ctx, grad, grad_size, grad_map):

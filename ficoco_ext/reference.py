@@ -117,17 +117,19 @@ def local_penalty(redundancy: Tensor, ids: Tensor, grid: tuple[int, int], window
     rows and columns that do not fill a window are left alone (FiCoCo section 3.2).
     """
     height, width = grid
-    rows, columns = height // window, width // window
-    canvas = redundancy.new_full((redundancy.shape[0], height * width), float("-inf")).scatter(1, ids, redundancy)
-    cells = canvas.view(-1, height, width)[:, : rows * window, : columns * window]
-    cells = cells.reshape(-1, rows, window, columns, window).transpose(2, 3).reshape(-1, rows, columns, window * window)
+    rows, columns, b = height // window, width // window, redundancy.shape[0]
+    if rows * columns == 0:  # no window fits
+        return redundancy
+    canvas = redundancy.new_full((b, height * width), float("-inf")).scatter(1, ids, redundancy)
+    cells = canvas.view(b, height, width)[:, : rows * window, : columns * window]
+    cells = cells.reshape(b, rows, window, columns, window).transpose(2, 3).reshape(b, rows, columns, window * window)
     best = cells.amax(-1, keepdim=True)
     highest = (cells == best) & (best > float("-inf"))
     highest &= highest.cumsum(-1) == 1  # the cell is in raster order, so the first is the lowest id
     factor = torch.where(highest, torch.where(cells > 0, penalty, torch.where(cells < 0, 1 / penalty, 1.0)), 1.0)
-    factor = factor.view(-1, rows, columns, window, window).transpose(2, 3)
-    factors = canvas.new_ones(canvas.shape).view(-1, height, width)
-    factors[:, : rows * window, : columns * window] = factor.reshape(-1, rows * window, columns * window)
+    factor = factor.view(b, rows, columns, window, window).transpose(2, 3)
+    factors = canvas.new_ones(canvas.shape).view(b, height, width)
+    factors[:, : rows * window, : columns * window] = factor.reshape(b, rows * window, columns * window)
     return redundancy * factors.view(canvas.shape).gather(1, ids)
 
 

@@ -77,6 +77,12 @@ class Schedule:
             ValueError: none or several of the three, or a value out of range (the message says what is possible).
             TypeError: not integers.
         """
+        if isinstance(patches, bool) or not isinstance(patches, int):
+            raise TypeError(f"Schedule: patches must be an integer, got {patches!r}")
+        if patches < 1:
+            raise ValueError(f"Schedule: patches must be at least 1, got {patches}")
+        if not isinstance(layers, Iterable):
+            raise TypeError(f"Schedule: layers must be a sequence of layer indices, got {layers!r}")
         layers = tuple(layers)
         given = [
             name for name, value in (("r", r), ("keep_ratio", keep_ratio), ("tokens", tokens)) if value is not None
@@ -88,6 +94,8 @@ class Schedule:
         if not layers:
             raise ValueError("Schedule: layers must name at least one layer")
         if r is not None:
+            if not isinstance(r, (int, Sequence)):
+                raise TypeError(f"Schedule: r must be an integer or a list with one integer a layer, got {r!r}")
             each = (r,) * len(layers) if isinstance(r, int) else tuple(r)
             return cls(patches, layers, each)
         if keep_ratio is not None:

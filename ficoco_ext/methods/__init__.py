@@ -25,7 +25,7 @@ def get_method(method: str | Method, **hyperparameters: Any) -> Method:
                 f"method: {names} can be given with a method's name, not with a Method, whose stages hold them"
             )
         return method
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be a Method or one of {', '.join(map(repr, METHODS))}, got {method!r}")
     factory = METHODS[method]
     known = list(inspect.signature(factory).parameters)

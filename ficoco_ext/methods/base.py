@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,9 @@ from ..stages import Compress, Correlate, Filter
 
 def square_grid(patches: int) -> tuple[int, int] | None:
     """(s, s) if ``patches`` is s * s, else None."""
-    side = math.isqrt(patches)
+    side = 0
+    while side * side < patches:  # not math.isqrt: torch.compile traces this with symbolic sizes, too
+        side += 1
     return (side, side) if side * side == patches else None
 
 
