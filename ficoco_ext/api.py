@@ -37,13 +37,15 @@ def _check(
         checks.query_key(op, attn.query, attn.key)
         first, given = "query", attn.query
         fits = given.shape[0] == b and given.shape[2] == n
-        checks.shape(op, "attn.query", given, f"({b}, H, {n}, d) to fit tokens", fits, "pass the same layer's query")
+        checks.shape(
+            op, "attn.query", given, lambda: f"({b}, H, {n}, d) to fit tokens", fits, "pass the same layer's query"
+        )
     elif isinstance(attn, Tensor):
         checks.attention_map(op, attn)
         first, given = "attn", attn
         fits = given.shape[0] == b and given.shape[-1] == n
         checks.shape(
-            op, "attn", given, f"({b}, H, {n}, {n}) or ({b}, {n}, {n})", fits, "pass the same layer's attention"
+            op, "attn", given, lambda: f"({b}, H, {n}, {n}) or ({b}, {n}, {n})", fits, "pass the same layer's attention"
         )
     else:
         checks.fail(op, "attn", "a tensor or a QueryKey", attn, "pass the layer's attention", TypeError)
@@ -66,7 +68,7 @@ def _check(
             checks.fail(op, "grid", f"of {patches} cells", grid, f"tokens hold {patches} patches")
     if size is not None:
         checks.floating(op, "size", size)
-        checks.shape(op, "size", size, f"({b}, {n}, 1)", tuple(size.shape) == (b, n, 1), "one count a token")
+        checks.shape(op, "size", size, lambda: f"({b}, {n}, 1)", tuple(size.shape) == (b, n, 1), "one count a token")
     if previous is not None:
         if not isinstance(previous, Reduction):
             checks.fail(op, "previous", "a Reduction", previous, "pass what return_reduction=True gave", TypeError)

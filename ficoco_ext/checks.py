@@ -6,12 +6,14 @@ argument, what was wanted, what came, and what to do about it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+Text = str | Callable[[], str]
 ALPHAS = ("softmax", "ratio", "average")
 
 
@@ -35,10 +37,13 @@ def floating(op: str, argument: str, tensor: Tensor) -> None:
         fail(op, argument, "float32, float16, bfloat16 or float64", tensor, "convert it first", TypeError)
 
 
-def shape(op: str, argument: str, tensor: Tensor, wanted: str, ok: bool, remedy: str) -> None:
-    """``ok`` says whether the shape is right; ``wanted`` is how the message describes a right one."""
+def shape(op: str, argument: str, tensor: Tensor, wanted: Text, ok: bool, remedy: str) -> None:
+    """``ok`` says whether the shape is right; ``wanted`` is how the message describes a right one.
+
+    A description that contains sizes is a function: formatting a size would make it a constant for torch.compile.
+    """
     if not ok:
-        fail(op, argument, wanted, tensor, remedy)
+        fail(op, argument, wanted if isinstance(wanted, str) else wanted(), tensor, remedy)
 
 
 def same_device(op: str, first: str, reference: Tensor, **others: Tensor | None) -> None:
@@ -48,11 +53,12 @@ def same_device(op: str, first: str, reference: Tensor, **others: Tensor | None)
             fail(op, name, f"on {first}'s device {reference.device}", tensor, f"move it with .to({first}.device)")
 
 
-def indices(op: str, argument: str, tensor: Tensor, wanted: str, ok: bool) -> None:
+def indices(op: str, argument: str, tensor: Tensor, wanted: Text, ok: bool) -> None:
     """``tensor`` is int64 and has the right shape."""
-    if tensor.dtype != torch.int64:
-        fail(op, argument, f"{wanted} int64", tensor, "pass what the previous stage returned", TypeError)
-    shape(op, argument, tensor, f"{wanted} int64", ok, "pass what the previous stage returned")
+    if not ok or tensor.dtype != torch.int64:
+        text = wanted if isinstance(wanted, str) else wanted()
+        kind = TypeError if tensor.dtype != torch.int64 else ValueError
+        fail(op, argument, f"{text} int64", tensor, "pass what the previous stage returned", kind)
 
 
 def query_key(op: str, query: Tensor, key: Tensor) -> None:
@@ -65,7 +71,14 @@ def query_key(op: str, query: Tensor, key: Tensor) -> None:
         fail(op, "key", f"{query.dtype} like query", key, "convert one of them", TypeError)
     b, h, n, d = query.shape
     fits = key.shape[0] == b and key.shape[2] == n and key.shape[3] == d and key.shape[1] > 0 and h % key.shape[1] == 0
-    shape(op, "key", key, f"({b}, Hk, {n}, {d}) with Hk dividing {h}", fits, "query and key come from the same layer")
+    shape(
+        op,
+        "key",
+        key,
+        lambda: f"({b}, Hk, {n}, {d}) with Hk dividing {h}",
+        fits,
+        "query and key come from the same layer",
+    )
     same_device(op, "query", query, key=key)
 
 
@@ -85,9 +98,9 @@ def has_patches(op: str, argument: str, tensor: Tensor, tokens: int, class_token
 def selection(op: str, batch: int, tokens: int, sources: Tensor, kept: Tensor) -> None:
     """``sources`` (B, r) and ``kept`` (B, N - r) partition the N tokens (shapes only)."""
     ok = sources.dim() == 2 and sources.shape[0] == batch
-    indices(op, "sources", sources, f"({batch}, r)", ok)
+    indices(op, "sources", sources, lambda: f"({batch}, r)", ok)
     wanted = tokens - sources.shape[1]
-    indices(op, "kept", kept, f"({batch}, {wanted})", tuple(kept.shape) == (batch, wanted))
+    indices(op, "kept", kept, lambda: f"({batch}, {wanted})", tuple(kept.shape) == (batch, wanted))
 
 
 def target_count(op: str, k: int, candidates: int, alpha: str) -> None:

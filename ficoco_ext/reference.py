@@ -157,7 +157,7 @@ def filter(
     checks.shape(op, "patch_attention", patch_attention, "(B, P)", patch_attention.dim() == 2, "pass one score a patch")
     b, p = patch_attention.shape
     same = class_attention.shape == patch_attention.shape and class_attention.dtype == patch_attention.dtype
-    checks.shape(op, "class_attention", class_attention, f"({b}, {p}) like patch_attention", same, "pass both")
+    checks.shape(op, "class_attention", class_attention, lambda: f"({b}, {p}) like patch_attention", same, "pass both")
     checks.same_device(op, "patch_attention", patch_attention, class_attention=class_attention, ids=ids)
     if not 0 <= r <= max(p - 1, 0):
         checks.fail(op, "r", f"in [0, {max(p - 1, 0)}] for {p} patches", r, "at least one patch stays")
@@ -179,7 +179,7 @@ def filter(
             if grid_cells != p:
                 checks.fail(op, "grid", f"of {p} cells", f"({grid_height}, {grid_width})", "pass the grid or penalty=1")
             ids = torch.arange(p, device=redundancy.device).expand(b, p)
-        checks.indices(op, "ids", ids, f"({b}, {p})", tuple(ids.shape) == (b, p))
+        checks.indices(op, "ids", ids, lambda: f"({b}, {p})", tuple(ids.shape) == (b, p))
         redundancy = local_penalty(redundancy, ids, (grid_height, grid_width), window, penalty)
     if redundancy.device.type == "cpu" and not torch.isfinite(redundancy).all():  # free here, a sync elsewhere
         checks.fail(op, "redundancy", "finite", "NaN or infinity among the scores", "check the attention it is made of")
@@ -292,14 +292,21 @@ def compress(
     b, n, _ = tokens.shape
     checks.selection(op, b, n, sources, kept)
     r, m = sources.shape[1], kept.shape[1]
-    checks.indices(op, "targets", targets, f"({b}, {r}, k)", targets.dim() == 3 and tuple(targets.shape[:2]) == (b, r))
+    checks.indices(
+        op, "targets", targets, lambda: f"({b}, {r}, k)", targets.dim() == 3 and tuple(targets.shape[:2]) == (b, r)
+    )
     checks.floating(op, "weights", weights)
     checks.shape(
-        op, "weights", weights, f"{tuple(targets.shape)} like targets", weights.shape == targets.shape, "pass both"
+        op,
+        "weights",
+        weights,
+        lambda: f"{tuple(targets.shape)} like targets",
+        weights.shape == targets.shape,
+        "pass both",
     )
     if size is not None:
         checks.floating(op, "size", size)
-        checks.shape(op, "size", size, f"({b}, {n}, 1)", tuple(size.shape) == (b, n, 1), "one count a token")
+        checks.shape(op, "size", size, lambda: f"({b}, {n}, 1)", tuple(size.shape) == (b, n, 1), "one count a token")
     checks.same_device(op, "tokens", tokens, sources=sources, kept=kept, targets=targets, weights=weights, size=size)
     k = targets.shape[2]
     x, w = _accumulate(tokens), _accumulate(weights)

@@ -14,9 +14,7 @@ from ..stages import Compress, Correlate, Filter
 
 def square_grid(patches: int) -> tuple[int, int] | None:
     """(s, s) if ``patches`` is s * s, else None."""
-    side = 0
-    while side * side < patches:  # not math.isqrt: torch.compile traces this with symbolic sizes, too
-        side += 1
+    side = torch.sym_int(patches**0.5 + 0.5)  # math.isqrt would not trace with a symbolic size
     return (side, side) if side * side == patches else None
 
 
