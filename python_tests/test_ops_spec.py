@@ -176,7 +176,9 @@ def test_a_raised_maximum_stays_in_its_window():
     assert changed == [best]
 
 
-@pytest.mark.parametrize("eps", ["0", "0.5", "0.9", "0.99", "0.992", "0.994", "0.996", "0.998", "1"])
+@pytest.mark.parametrize(
+    "eps", ["0", "0.07", "0.29", "0.5", "0.55", "0.57", "0.9", "0.99", "0.992", "0.994", "0.996", "0.998", "1"]
+)
 def test_adaptive_count_is_that_of_the_quantile(eps):
     """#(row >= quantile(row, eps)) of distinct values, with exact fractions, and as torch.quantile finds it."""
     for m in [*range(1, 130), 500, 501, 502, 576, 577, 1000, 1001, 1002, 2880]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from .base import Method, square_grid
 from .ficoco import ficoco_v, topk
@@ -27,6 +30,20 @@ def get_method(method: str | Method, **hyperparameters: Any) -> Method:
         return method
     if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be a Method or one of {', '.join(map(repr, METHODS))}, got {method!r}")
+    if not torch.compiler.is_compiling():  # tracing looks through the cache and warns of it
+        try:
+            return _built(method, tuple(hyperparameters.items()))
+        except TypeError:  # a value that cannot be hashed, or a name that is not known: say so below
+            pass
+    return _build(method, hyperparameters)
+
+
+@functools.lru_cache(maxsize=256)
+def _built(method: str, hyperparameters: tuple[tuple[str, Any], ...]) -> Method:
+    return _build(method, dict(hyperparameters))
+
+
+def _build(method: str, hyperparameters: dict[str, Any]) -> Method:
     factory = METHODS[method]
     known = list(inspect.signature(factory).parameters)
     for name in hyperparameters:
