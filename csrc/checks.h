@@ -70,6 +70,12 @@ inline void query_key(const char* op, const at::Tensor& query, const at::Tensor&
   same_device(op, "key", key, query);
 }
 
+inline void key(const char* op, const at::Tensor& key) {
+  floating(op, "key", key);
+  FICOCO_VALUE(key.dim() == 4 && key.size(1) > 0, op, "key", "(B, Hk, N, d) with Hk >= 1", describe(key),
+               "split the heads before calling");
+}
+
 inline void attention_map(const char* op, const at::Tensor& attn) {
   floating(op, "attn", attn);
   const bool fits = (attn.dim() == 3 || attn.dim() == 4) && attn.size(-1) == attn.size(-2) && attn.size(1) > 0;

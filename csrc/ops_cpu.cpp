@@ -98,6 +98,8 @@ std::tuple<Tensor, Tensor, Tensor> filter(const Tensor& patch_attention_, const 
                "1 switches the penalty off");
   Tensor ids;
   if (penalty != 1) {
+    FICOCO_VALUE(grid_height > 0 && grid_width > 0, op, "grid", "of positive sides",
+                 check::text("(", grid_height, ", ", grid_width, ")"), "pass (height, width)");
     if (ids_) {
       check::indices(op, "ids", *ids_, {b, p}, check::text("(", b, ", ", p, ")"));
       check::same_device(op, "ids", *ids_, patch_attention_);
@@ -200,7 +202,7 @@ std::tuple<Tensor, Tensor> correlate_map(const Tensor& attn_, const Tensor& sour
 
 std::tuple<Tensor, Tensor> correlate_key(const Tensor& key_, const Tensor& sources, const Tensor& kept, int64_t k,
                                          std::string_view alpha, bool class_token) {
-  check::query_key("correlate", key_, key_);
+  check::key("correlate", key_);
   const Tensor key = readable(key_);
   Linking l = link(sources, kept, key.size(0), key.size(2), k, alpha, class_token, key);
   FICOCO_VALUE(l.links.alpha != Alpha::kRatio, "correlate", "alpha", "softmax or average with keys", "ratio",

@@ -70,7 +70,14 @@ def query_key(op: str, query: Tensor, key: Tensor) -> None:
     if key.dtype != query.dtype:
         fail(op, "key", f"{query.dtype} like query", key, "convert one of them", TypeError)
     b, h, n, d = query.shape
-    fits = key.shape[0] == b and key.shape[2] == n and key.shape[3] == d and key.shape[1] > 0 and h % key.shape[1] == 0
+    fits = (
+        h > 0
+        and key.shape[0] == b
+        and key.shape[2] == n
+        and key.shape[3] == d
+        and key.shape[1] > 0
+        and h % key.shape[1] == 0
+    )
     shape(
         op,
         "key",
@@ -80,6 +87,13 @@ def query_key(op: str, query: Tensor, key: Tensor) -> None:
         "query and key come from the same layer",
     )
     same_device(op, "query", query, key=key)
+
+
+def key(op: str, key: Tensor) -> None:
+    """``key`` is (B, Hk, N, d)."""
+    floating(op, "key", key)
+    if key.dim() != 4 or key.shape[1] == 0:
+        fail(op, "key", "(B, Hk, N, d) with Hk >= 1", key, "split the heads before calling")
 
 
 def attention_map(op: str, attn: Tensor) -> None:

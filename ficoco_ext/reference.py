@@ -175,6 +175,8 @@ def filter(
         redundancy = redundancy - (1 - lam) * term(class_attention)
     if penalty != 1:
         grid_cells = grid_height * grid_width
+        if grid_height < 1 or grid_width < 1:
+            checks.fail(op, "grid", "of positive sides", f"({grid_height}, {grid_width})", "pass (height, width)")
         if ids is None:
             if grid_cells != p:
                 checks.fail(op, "grid", f"of {p} cells", f"({grid_height}, {grid_width})", "pass the grid or penalty=1")
@@ -259,7 +261,7 @@ def correlate_key(
     key: Tensor, sources: Tensor, kept: Tensor, k: int, alpha: str, class_token: bool
 ) -> tuple[Tensor, Tensor]:
     """:func:`correlate` by cosine of the head-mean keys (B, Hk, N, d), as ToMe measures similarity."""
-    checks.query_key("correlate", key, key)
+    checks.key("correlate", key)
     first = int(class_token)
     checks.selection("correlate", key.shape[0], key.shape[2], sources, kept)
     checks.same_device("correlate", "key", key, sources=sources, kept=kept)
@@ -318,7 +320,16 @@ def compress(
     if not size_weighted:
         mass_in, mass_kept = torch.ones_like(mass_in), torch.ones_like(mass_kept)
     survivors = _rows(x, kept)
-    merged = (mass_kept * survivors + flow @ (mass_in * _rows(x, sources))) / (mass_kept + flow @ mass_in)
+    leaving = _rows(x, sources)
+    finite = leaving.nan_to_num(0, 0, 0)  # 0 * inf of other survivors' sources is no part of the sum
+    merged = (mass_kept * survivors + flow @ (mass_in * finite)) / (mass_kept + flow @ mass_in)
+    edges = (flow != 0).to(x.dtype)
+    for value, there in (
+        (float("inf"), leaving.isposinf()),
+        (-float("inf"), leaving.isneginf()),
+        (float("nan"), leaving.isnan()),
+    ):
+        merged = torch.where(edges @ there.to(x.dtype) > 0, merged + value, merged)
     receives = torch.zeros(b, m, dtype=torch.bool, device=x.device).scatter(1, targets.flatten(1), True)
     out = torch.where(receives.unsqueeze(-1), merged, survivors).to(tokens.dtype)
     holder = targets.new_full((b, r), -1)

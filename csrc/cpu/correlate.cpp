@@ -42,6 +42,9 @@ Fault choose(const Links& links, int64_t b, int64_t panel, const float* scores, 
   std::vector<float> best(k * width), falling(k), column;
   std::vector<int32_t> place(k * width), order;
   Fault fault = Fault::kNone;
+  for (int64_t i = 0; i < candidates * width; ++i) {
+    if (std::isnan(scores[i])) return Fault::kNotFinite;
+  }
   if (k <= kInsertionLimit) simd.top_columns(scores, candidates, width, k, best.data(), place.data());
   for (int64_t i = 0; i < panels.rows(panel); ++i) {
     if (k > kInsertionLimit) {
@@ -210,7 +213,13 @@ Fault correlate_map_cpu(const Links& links, const Rows& attn) {
     for (int64_t h = 0; h < attn.heads; ++h) simd.add(row.data(), reader.read(b, h, links.sources[task], 1), n);
     simd.divide(row.data(), static_cast<float>(attn.heads), n);
     const int64_t* index = links.kept + b * links.kept_count + links.first;
-    for (int64_t j = 0; j < candidates; ++j) column[j] = row[index[j]];
+    for (int64_t j = 0; j < candidates; ++j) {
+      column[j] = row[index[j]];
+      if (std::isnan(column[j])) {
+        faults[task] = Fault::kNotFinite;
+        return;
+      }
+    }
     std::iota(order.begin(), order.end(), 0);
     std::partial_sort(order.begin(), order.begin() + k, order.end(),
                       [&](int32_t x, int32_t y) { return column[x] > column[y] || (column[x] == column[y] && x < y); });

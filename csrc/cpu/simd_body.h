@@ -293,7 +293,7 @@ void top_columns(const float* scores, int64_t count, int64_t width, int64_t k, f
         Vec held = loadu(b);
         IntVec held_at;
         std::memcpy(&held_at, p, sizeof(held_at));
-        const IntVec larger = (value > held) | (held_at < 0);
+        const IntVec larger = (value > held) | (held_at < 0) | ((value == held) & (where < held_at));
         const Vec winner = larger ? value : held;
         const IntVec winner_at = larger ? where : held_at;
         value = larger ? held : value;

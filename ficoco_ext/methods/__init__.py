@@ -32,14 +32,15 @@ def get_method(method: str | Method, **hyperparameters: Any) -> Method:
         raise ValueError(f"method must be a Method or one of {', '.join(map(repr, METHODS))}, got {method!r}")
     if not torch.compiler.is_compiling():  # tracing looks through the cache and warns of it
         try:
-            return _built(method, tuple(hyperparameters.items()))
+            kinds = tuple(map(type, hyperparameters.values()))  # 1 == True, but only one of them may be legal
+            return _built(METHODS[method], method, tuple(hyperparameters.items()), kinds)
         except TypeError:  # a value that cannot be hashed, or a name that is not known: say so below
             pass
     return _build(method, hyperparameters)
 
 
 @functools.lru_cache(maxsize=256)
-def _built(method: str, hyperparameters: tuple[tuple[str, Any], ...]) -> Method:
+def _built(factory: Any, method: str, hyperparameters: tuple[tuple[str, Any], ...], kinds: tuple[type, ...]) -> Method:
     return _build(method, dict(hyperparameters))
 
 
