@@ -143,7 +143,8 @@ def reduce(
 
     Cost for FiCoCo-V with logits: 4 B H N d + 2 B r N H d FLOPs, q, k and tokens read once and the sources' k once
     more, memory O(N (C + r)). Deterministic, equal scores by lowest index. Gradients flow to ``tokens``; the selection
-    and the weights are constants. Source: FiCoCo, arXiv 2411.17686.
+    and the weights are constants. ``torch.compile(fullgraph=True)`` traces it; with ``dynamic=True`` pass a ``Method``
+    instead of a name, whose numbers would become symbolic. Source: FiCoCo, arXiv 2411.17686.
 
     Example:
         >>> import torch, ficoco_ext
