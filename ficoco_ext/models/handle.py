@@ -81,7 +81,8 @@ def attach(
     ``model.generate(**processor(...))`` stays as it is: prompts are shortened inside, and what comes back begins with
     the caller's prompt. So do direct calls ``model(**inputs)``; their logits have the shorter length, and ``labels``
     are shortened likewise. A conversation goes on from a returned cache as ever; a decoding loop of one's own counts
-    from the cache's length. SDPA, eager and flash attention keep running.
+    from the cache's length. SDPA and eager attention keep running
+    (tested); flash attention is served by the same tap and was never run.
 
     Args:
         model: a ``LlavaForConditionalGeneration`` with a CLIP tower; single instance, changed in place until
