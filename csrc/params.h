@@ -10,6 +10,9 @@ namespace ficoco {
 
 enum class Dtype { kFloat, kHalf, kBFloat16 };
 enum class Alpha { kSoftmax, kRatio, kAverage };
+enum class Correlation { kLogits, kProbs, kKey, kMap };
+
+inline int64_t size_of(Dtype dtype) { return dtype == Dtype::kFloat ? 4 : 2; }
 
 // A read-only (B, H, N, X) tensor, or (B, N, X) with heads = 1.
 struct Rows {
@@ -52,11 +55,15 @@ struct FilterParams {
   int64_t* kept;      // (B, M)
 };
 
-struct Links {
+struct CorrelateParams {
+  Correlation by;
+  Rows query, key;         // (B, H, N, d), (B, Hk, N, d); kKey reads the key alone
+  Rows attn;               // (B, H, N, N), for kMap
   const int64_t* sources;  // (B, r)
   const int64_t* kept;     // (B, M)
-  int64_t batch, tokens, r, kept_count, k;
+  int64_t batch, tokens, width, r, kept_count, k;
   int64_t first;
+  float scale;
   Alpha alpha;
   int64_t* targets;  // (B, r, k)
   float* weights;    // (B, r, k)

@@ -1,8 +1,9 @@
 """Floating point operations counted on the real forward: formulas of our operators for torch's own counter.
 
 ``torch.utils.flop_counter.FlopCounterMode`` counts the matrix products that run, by shape. Importing this module tells
-it what ``ficoco::attention_stats``, ``ficoco::correlate`` and ``ficoco::compress`` cost; ``ficoco::filter`` has no
-product and counts zero. Without the formulas a compiled kernel would be opaque to it and look free.
+it what ``ficoco::attention_stats``, ``ficoco::correlate``, ``ficoco::compress`` and their composition
+``ficoco::reduce`` cost; ``ficoco::filter`` has no product and counts zero. Without the formulas a compiled kernel would
+be opaque to it and look free.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
-from . import ops  # noqa: F401  (defines the operators that the formulas are for)
+from . import fused, ops  # noqa: F401  (define the operators that the formulas are for)
 
 Shape = Sequence[int]
 
@@ -54,19 +55,41 @@ def compress(tokens: Shape, sources: Shape, kept: Shape, targets: Shape, *rest: 
     return 2 * prod(targets) * tokens[2]
 
 
+def reduce(tokens: Shape, first: Shape, second: Any, *rest: Any, out_shape: Any = None) -> int:
+    """The sum of its stages; from a map (tokens, attn, ids, size, r, k, ...) only Compress multiplies."""
+    given_map = len(rest) == 15
+    r, k = rest[1:3] if given_map else rest[3:5]
+    b, n, _ = tokens
+    merge = compress(tokens, (b, r), (b, n - r), (b, r, k))
+    if given_map:
+        return merge
+    lam, probs, correlation = rest[6], rest[7], rest[14]
+    stats = attention_stats(first, second, 0.0, True, probs, False, lam != 0)
+    if k == 0:
+        return stats + merge
+    if correlation == "key":
+        return stats + merge + 2 * b * r * (n - r) * second[3]
+    return stats + merge + correlate(first, second, (b, r), (b, n - r), k, 0.0, "", True, correlation == "probs")
+
+
 def cpu_attention(query: Shape, key: Shape, value: Shape, *rest: Any, out_shape: Any = None, **named: Any) -> int:
     """2 B H N L (d + dv) for N queries and L keys, as torch counts its other attention kernels."""
     b, h, n, d = query
     return 2 * b * h * n * key[2] * (d + value[3])
 
 
-for _name, _formula in (("attention_stats", attention_stats), ("correlate", correlate), ("compress", compress)):
+_FORMULAS: dict[str, Callable[..., int]] = {
+    "attention_stats": attention_stats,
+    "correlate": correlate,
+    "compress": compress,
+    "reduce": reduce,
+}
+for _name, _formula in _FORMULAS.items():
     if getattr(torch.ops.ficoco, _name) not in flop_registry:  # a reload of this module finds them registered
         register_flop_formula(getattr(torch.ops.ficoco, _name))(_formula)
 
 # The counter of torch 2.13 does not know the CPU's flash attention and silently counts zero for it.
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_OURS = frozenset({"attention_stats", "correlate", "compress"})
 
 
 @dataclass(frozen=True)
@@ -112,7 +135,7 @@ def count(model: torch.nn.Module, forward: Callable[[], Any]) -> tuple[Flops, An
     def part(path: str) -> int:
         return sum(counts.get(f"{root}.{path}", {}).values())
 
-    own = sum(n for op, n in counts.get("Global", {}).items() if str(op).removeprefix("ficoco.") in _OURS)
+    own = sum(n for op, n in counts.get("Global", {}).items() if str(op).removeprefix("ficoco.") in _FORMULAS)
     parts = Flops(
         total=mode.get_total_flops(),
         tower=part("model.vision_tower") - own,

@@ -40,7 +40,7 @@ class QueryKey(NamedTuple):
 
 Attention = Tensor | QueryKey
 
-_LIBRARY = torch.library.Library("ficoco", "DEF")
+LIBRARY = torch.library.Library("ficoco", "DEF")
 
 _SCHEMAS = {
     "attention_stats": "(Tensor query, Tensor key, float scale, bool class_token, bool probs, bool column,"
@@ -59,39 +59,40 @@ _SCHEMAS = {
 }
 
 for _name, _schema in _SCHEMAS.items():
-    _LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(_name, getattr(reference, _name.replace(".", "_")), "CompositeExplicitAutograd")
+    LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(_name, getattr(reference, _name.replace(".", "_")), "CompositeExplicitAutograd")
 
 
-def _result_dtype(tensor: Tensor) -> torch.dtype:
+def result_dtype(tensor: Tensor) -> torch.dtype:
+    """Precision of statistics and weights computed from ``tensor``."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 @torch.library.register_fake("ficoco::attention_stats")
 def _(query, key, scale, class_token, probs, column, patches):
     reference.checks.query_key("attention_stats", query, key)
-    out = query.new_empty(query.shape[0], query.shape[2] - int(class_token), dtype=_result_dtype(query))
+    out = query.new_empty(query.shape[0], query.shape[2] - int(class_token), dtype=result_dtype(query))
     return out, torch.empty_like(out)
 
 
 @torch.library.register_fake("ficoco::attention_stats.map")
 def _(attn, class_token, column, patches):
     reference.checks.attention_map("attention_stats", attn)
-    out = attn.new_empty(attn.shape[0], attn.shape[-1] - int(class_token), dtype=_result_dtype(attn))
+    out = attn.new_empty(attn.shape[0], attn.shape[-1] - int(class_token), dtype=result_dtype(attn))
     return out, torch.empty_like(out)
 
 
 @torch.library.register_fake("ficoco::filter")
 def _(patch_attention, class_attention, ids, r, lam, normalize, penalty, window, grid_height, grid_width, class_token):
     b, p = patch_attention.shape
-    redundancy = patch_attention.new_empty(b, p, dtype=_result_dtype(patch_attention))
+    redundancy = patch_attention.new_empty(b, p, dtype=result_dtype(patch_attention))
     index = {"dtype": torch.int64}
     return redundancy, redundancy.new_empty(b, r, **index), redundancy.new_empty(b, p + int(class_token) - r, **index)
 
 
 def _fake_links(like: Tensor, sources: Tensor, k: int) -> tuple[Tensor, Tensor]:
     shape = (*sources.shape, k)
-    return sources.new_empty(shape), like.new_empty(shape, dtype=_result_dtype(like))
+    return sources.new_empty(shape), like.new_empty(shape, dtype=result_dtype(like))
 
 
 @torch.library.register_fake("ficoco::correlate")
@@ -113,7 +114,7 @@ def _(key, sources, kept, k, alpha, class_token):
 def _(tokens, sources, kept, targets, weights, size, size_weighted):
     b, n, c = tokens.shape
     out = tokens.new_empty(b, kept.shape[1], c)
-    return out, out.new_empty(b, kept.shape[1], 1, dtype=_result_dtype(tokens)), kept.new_empty(b, n)
+    return out, out.new_empty(b, kept.shape[1], 1, dtype=result_dtype(tokens)), kept.new_empty(b, n)
 
 
 def _save_for_compress(ctx, inputs, output):

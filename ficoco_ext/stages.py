@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 
 from torch import Tensor
 
-from . import ops
+from . import fused, ops
 from .ops import Attention, QueryKey
 
 
@@ -90,10 +90,8 @@ class Filter:
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
             _reject("Filter", "window", "an integer >= 1", self.window)
 
-    def __call__(
-        self, attn: Attention, r: int, *, class_token: bool, ids: Tensor | None, grid: tuple[int, int] | None
-    ) -> Selection:
-        """Select r sources. ``ids`` (B, P) and ``grid`` place the patches; ``ids`` None means all of the grid."""
+    def check(self, attn: Attention, *, class_token: bool, grid: tuple[int, int] | None) -> None:
+        """Raise if this attention lacks what the scores need."""
         if not class_token and self.lam < 1 and not isinstance(attn, QueryKey):
             raise ValueError(
                 "Filter: without a class token its row is replaced by the keys' cosine to their mean, and a map "
@@ -104,6 +102,12 @@ class Filter:
                 "Filter: the local penalty needs the patches' grid, and their number is not a square; pass "
                 "grid=(height, width), or penalty=1 to switch it off"
             )
+
+    def __call__(
+        self, attn: Attention, r: int, *, class_token: bool, ids: Tensor | None, grid: tuple[int, int] | None
+    ) -> Selection:
+        """Select r sources. ``ids`` (B, P) and ``grid`` place the patches; ``ids`` None means all of the grid."""
+        self.check(attn, class_token=class_token, grid=grid)
         class_attention, patch_attention = ops.attention_stats(
             attn,
             class_token=class_token,
@@ -165,15 +169,20 @@ class Correlate:
         """Targets per source when ``candidates`` patches are kept."""
         return adaptive_targets(candidates, self.eps) if isinstance(self.targets, str) else self.targets
 
+    def check(self, attn: Attention) -> None:
+        """Raise if this attention lacks what the correlations need."""
+        if self.by == "key" and self.targets != 0 and not isinstance(attn, QueryKey):
+            raise ValueError("Correlate: correlation='key' compares keys, and a map holds none; pass a QueryKey")
+
     def __call__(self, attn: Attention, selection: Selection, *, class_token: bool) -> Links:
         """Targets and weights of the selected sources."""
+        self.check(attn)
         sources, kept = selection.sources, selection.kept
         k = self.count(kept.shape[1] - int(class_token))
         if k == 0:
             return Links(sources.new_empty(*sources.shape, 0), selection.redundancy.new_empty(*sources.shape, 0))
         if self.by == "key":
-            if not isinstance(attn, QueryKey):
-                raise ValueError("Correlate: correlation='key' compares keys, and a map holds none; pass a QueryKey")
+            assert isinstance(attn, QueryKey)
             return Links(*ops.correlate_key(attn.key, sources, kept, k, alpha=self.alpha, class_token=class_token))
         probs = self.attention == "probs"
         return Links(*ops.correlate(attn, sources, kept, k, alpha=self.alpha, class_token=class_token, probs=probs))
@@ -203,3 +212,40 @@ class Compress:
             size=size,
             size_weighted=self.size_weighted or size_weighted,
         )
+
+
+def reduce_at_once(
+    tokens: Tensor,
+    attn: Attention,
+    r: int,
+    stages: tuple[Filter, Correlate, Compress],
+    *,
+    class_token: bool,
+    ids: Tensor | None,
+    grid: tuple[int, int] | None,
+    size: Tensor | None,
+    size_weighted: bool,
+) -> fused.Reduced:
+    """What the three stages give one after the other, in one call. Without gradients."""
+    filter, correlate, compress = stages
+    filter.check(attn, class_token=class_token, grid=grid)
+    correlate.check(attn)
+    return fused.reduce(
+        tokens,
+        attn,
+        r,
+        correlate.count(tokens.shape[1] - r - int(class_token)),
+        class_token=class_token,
+        lam=filter.lam,
+        probs=filter.attention == "probs",
+        column=filter.redundancy == "column",
+        normalize=filter.normalize,
+        penalty=filter.penalty,
+        window=filter.window,
+        correlation="key" if correlate.by == "key" else correlate.attention,
+        alpha=correlate.alpha,
+        size_weighted=compress.size_weighted or size_weighted,
+        ids=ids,
+        grid=grid,
+        size=size,
+    )

@@ -8,7 +8,7 @@ from test_ops_compress import links
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from ficoco_ext import ops, reference
+from ficoco_ext import fused, ops, reference
 
 
 def samples(b=2, n=20, dtype=torch.float32):
@@ -36,6 +36,13 @@ def samples(b=2, n=20, dtype=torch.float32):
     yield "compress", (tokens, sources, kept, targets, weights, None, False)
     yield "compress", (tokens, sources, kept, targets, weights, size, True)
     yield "compress", (tokens, sources, kept, targets[..., :0], weights[..., :0], size, False)
+    rest = (True, True, 2.0, 2, 5, (n + 4) // 5)  # column, normalize, penalty, window, grid
+    yield "reduce", (tokens, query, key, 0.3, ids, size, 6, 2, True, 0.6, False, *rest, "logits", "softmax", True)
+    yield "reduce", (tokens, query, key, 0.3, ids, None, 6, 1, True, 0.0, True, *rest, "probs", "ratio", False)
+    yield "reduce", (tokens, query, key, 0.3, ids[:, :1].expand(b, n), None, 6, 3, False, 1.0, False, *rest, "key",
+                     "average", False)  # fmt: skip
+    yield "reduce.map", (tokens, attn, ids, size, 6, 2, True, 0.6, False, *rest, "logits", "softmax", False)
+    yield "reduce.map", (tokens, attn, ids, None, 6, 0, True, 0.6, False, *rest, "logits", "softmax", False)
 
 
 SAMPLES = [pytest.param(index, id=f"{name}-{index}") for index, (name, _) in enumerate(samples())]
@@ -121,6 +128,15 @@ def test_bits_do_not_depend_on_threads_at_full_size():
         two = operator(name)(*args)
         torch.set_num_threads(1)
         assert all(map(torch.equal, two, operator(name)(*args)))
+
+
+@pytest.mark.parametrize("index", [i for i, (name, _) in enumerate(samples()) if name.startswith("reduce")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_reduce_is_its_stages(index, dtype):
+    """Bitwise what the four operators give in a row."""
+    name, args = sample(index, b=3, n=70, dtype=dtype)
+    composed = fused._compose if name == "reduce.map" else fused._from_query_key
+    assert all(map(torch.equal, operator(name)(*args), composed(*args)))
 
 
 def test_float64_goes_to_the_specification():

@@ -1,9 +1,9 @@
 // Class attention and patch attention of one layer.
 //
 // Logits: the mean over heads of inner products is one inner product over all heads, and the mean over a row is the
-// inner product with the mean key. So q and k are each read once: 4 B H N d FLOPs, no N x N map. Bound by memory.
+// inner product with the mean key. So q and k are each read once: 4 H N d FLOPs, no N x N map. Bound by memory.
 // Probabilities: 24 query rows at a time against all keys, softmax in a buffer of N x 24 floats, summed and forgotten:
-// 2 B H N^2 d FLOPs, O(N) memory a thread.
+// 2 H N^2 d FLOPs, O(N) memory a thread.
 // A given map is read once.
 #include <cmath>
 
@@ -27,88 +27,99 @@ StatsParams merge_heads(StatsParams p) {
   return p;
 }
 
-// mean[b][h][d]: mean over the patches of the rows.
-void patch_mean(const Rows& rows, const StatsParams& p, float* mean) {
-  const int64_t chunks = ceil_div(p.tokens, kChunk), state = rows.heads * p.width;
-  std::vector<float> partial(p.batch * chunks * state, 0.f);
-  each(p.batch * chunks, [&](int64_t task) {
-    const int64_t b = task / chunks, begin = std::max(task % chunks * kChunk, p.first);
-    const int64_t end = std::min((task % chunks + 1) * kChunk, p.tokens), step = block_rows(p.width);
+// One row of `width` floats for each head.
+using HeadRows = std::vector<float>;
+
+// Reads every patch row of `rows` once. With `sum`, *sum becomes the sum of the rows, head by head; with `vec`,
+// dots[i] = factor * sum over heads of <vec[head], row i>.
+void read_patches(const Rows& rows, const StatsParams& p, HeadRows* sum, const HeadRows* vec, float factor,
+                  float* dots) {
+  const int64_t chunks = ceil_div(p.tokens, kChunk), state = rows.heads * p.width, step = block_rows(p.width);
+  std::vector<float> partial(sum ? chunks * state : 0, 0.f);
+  if (vec) std::fill_n(dots, p.tokens - p.first, 0.f);
+  each(chunks, [&](int64_t chunk) {
+    const int64_t begin = std::max(chunk * kChunk, p.first), end = std::min((chunk + 1) * kChunk, p.tokens);
     FloatRows reader(rows, p.width);
     for (int64_t h = 0; h < rows.heads; ++h) {
       for (int64_t i = begin; i < end; i += step) {
         const int64_t count = std::min(step, end - i);
-        const float* x = reader.read(b, h, i, count);
-        simd.sum_rows(x, reader.stride(), count, p.width, partial.data() + task * state + h * p.width);
+        const float* x = reader.read(h, i, count);
+        if (sum) simd.sum_rows(x, reader.stride(), count, p.width, partial.data() + chunk * state + h * p.width);
+        if (vec) simd.dot_rows(x, reader.stride(), count, p.width, vec->data() + h * p.width, dots + i - p.first);
       }
     }
+    if (vec) {
+      for (int64_t i = begin - p.first; i < end - p.first; ++i) dots[i] *= factor;
+    }
   });
-  for (int64_t b = 0; b < p.batch; ++b) {
-    float* m = mean + b * state;
-    std::fill_n(m, state, 0.f);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) simd.add(m, partial.data() + (b * chunks + chunk) * state, state);
-    simd.divide(m, static_cast<float>(p.tokens - p.first), state);
-  }
+  if (!sum) return;
+  sum->assign(state, 0.f);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) simd.add(sum->data(), partial.data() + chunk * state, state);
 }
 
-// out[b][i] = factor * sum over heads of <vec[b][group of h], rows[b][h][first + i]>.
-void patch_dots(const Rows& rows, int64_t vec_heads, const StatsParams& p, const float* vec, float factor, float* out) {
-  const int64_t patches = p.tokens - p.first, chunks = ceil_div(patches, kChunk);
-  const int64_t heads = std::max(rows.heads, vec_heads);
-  each(p.batch * chunks, [&](int64_t task) {
-    const int64_t b = task / chunks, begin = task % chunks * kChunk, end = std::min(begin + kChunk, patches);
-    const int64_t step = block_rows(p.width);
-    float* sums = out + b * patches;
-    std::fill(sums + begin, sums + end, 0.f);
-    FloatRows reader(rows, p.width);
-    for (int64_t h = 0; h < heads; ++h) {
-      const float* v = vec + (b * vec_heads + h * vec_heads / heads) * p.width;
-      for (int64_t i = begin; i < end; i += step) {
-        const int64_t count = std::min(step, end - i);
-        const float* x = reader.read(b, h * rows.heads / heads, p.first + i, count);
-        simd.dot_rows(x, reader.stride(), count, p.width, v, sums + i);
-      }
-    }
-    for (int64_t i = begin; i < end; ++i) sums[i] *= factor;
-  });
+// Query heads that share a key head, added: a key row's dot with the sum is the sum of its dots.
+HeadRows fold_groups(const HeadRows& rows, const StatsParams& p) {
+  const int64_t group = p.query.heads / p.key.heads;
+  HeadRows out(p.key.heads * p.width, 0.f);
+  for (int64_t h = 0; h < p.query.heads; ++h) {
+    simd.add(out.data() + h / group * p.width, rows.data() + h * p.width, p.width);
+  }
+  return out;
+}
+
+HeadRows repeat_groups(const HeadRows& rows, const StatsParams& p) {
+  const int64_t group = p.query.heads / p.key.heads;
+  HeadRows out(p.query.heads * p.width);
+  for (int64_t h = 0; h < p.query.heads; ++h) {
+    std::copy_n(rows.data() + h / group * p.width, p.width, out.data() + h * p.width);
+  }
+  return out;
+}
+
+HeadRows class_query(const StatsParams& p) {
+  HeadRows out(p.query.heads * p.width);
+  FloatRows reader(p.query, p.width);
+  for (int64_t h = 0; h < p.query.heads; ++h) std::copy_n(reader.read(h, 0, 1), p.width, out.data() + h * p.width);
+  return out;
 }
 
 void logits_stats(const StatsParams& original) {
   const StatsParams p = merge_heads(original);
   const float factor = original.scale / static_cast<float>(original.query.heads);
-  if (p.patches) {
-    const Rows &averaged = p.column ? p.query : p.key, &other = p.column ? p.key : p.query;
-    std::vector<float> mean(p.batch * averaged.heads * p.width);
-    patch_mean(averaged, p, mean.data());
-    patch_dots(other, averaged.heads, p, mean.data(), factor, p.patch_attention);
+  const float mean_factor = factor / static_cast<float>(p.tokens - p.first);
+  const bool row = p.patches && !p.column, column = p.patches && p.column;
+  HeadRows sum, class_row;
+  if (p.first) class_row = fold_groups(class_query(p), p);
+  if (row || p.first) {
+    read_patches(p.key, p, row ? &sum : nullptr, p.first ? &class_row : nullptr, factor, p.class_attention);
   }
-  if (p.first) {
-    std::vector<float> row(p.batch * p.query.heads * p.width);
-    FloatRows reader(p.query, p.width);
-    for (int64_t i = 0; i < p.batch * p.query.heads; ++i) {
-      const float* x = reader.read(i / p.query.heads, i % p.query.heads, 0, 1);
-      std::copy_n(x, p.width, row.data() + i * p.width);
-    }
-    patch_dots(p.key, p.query.heads, p, row.data(), factor, p.class_attention);
+  if (row) {
+    sum = repeat_groups(sum, p);
+    read_patches(p.query, p, nullptr, &sum, mean_factor, p.patch_attention);
+  }
+  if (column) {
+    read_patches(p.query, p, &sum, nullptr, 1.f, nullptr);
+    sum = fold_groups(sum, p);
+    read_patches(p.key, p, nullptr, &sum, mean_factor, p.patch_attention);
   }
 }
 
 // Panels of 24 query rows of one head: softmax against all keys, then into class row and sums.
 void probability_stats(const StatsParams& p) {
   const int64_t n = p.tokens, heads = p.query.heads, group = heads / p.key.heads, patches = n - p.first;
-  std::vector<float> class_part(p.batch * heads * n, 0.f), patch_part(p.batch * heads * n, 0.f);
-  each(p.batch * heads, [&](int64_t task) {
-    const int64_t b = task / heads, h = task % heads;
+  std::vector<float> class_part(heads * n, 0.f), patch_part(heads * n, 0.f);
+  each(heads, [&](int64_t h) {
     FloatRows queries(p.query, p.width), keys(p.key, p.width);
     std::vector<float> panel(p.width * kPanel), scores(n * kPanel), sums(kPanel), inverse(kPanel);
-    float *class_row = class_part.data() + task * n, *patch_row = patch_part.data() + task * n;
-    const float* k = keys.read(b, h / group, 0, n);
+    float *class_row = class_part.data() + h * n, *patch_row = patch_part.data() + h * n;
+    const float* k = keys.read(h / group, 0, n);
     const int64_t end = p.patches ? n : p.first;  // without patch attention the class row is all that is needed
     for (int64_t begin = 0; begin < end; begin += kPanel) {
       const int64_t count = std::min(kPanel, end - begin), width = panel_width(count);
-      std::fill(panel.begin(), panel.end(), 0.f);
-      const float* q = queries.read(b, h, begin, count);
-      for (int64_t i = 0; i < count; ++i) pack_column(q + i * queries.stride(), p.width, width, i, panel.data());
+      const float* q = queries.read(h, begin, count);
+      const float* rows[kPanel];
+      for (int64_t i = 0; i < count; ++i) rows[i] = q + i * queries.stride();
+      simd.pack_panel(rows, count, p.width, width, 1.f, panel.data());
       std::fill_n(scores.begin(), n * width, 0.f);
       simd.panel_dot(panel.data(), width, p.width, k, keys.stride(), nullptr, n, scores.data());
       simd.exp_columns(scores.data(), n, width, p.scale, p.first, sums.data());
@@ -127,91 +138,79 @@ void probability_stats(const StatsParams& p) {
       }
     }
   });
-  for (int64_t b = 0; b < p.batch; ++b) {  // heads in a fixed order
-    auto reduce = [&](const std::vector<float>& part, float divisor, float* out) {
-      std::fill_n(out, patches, 0.f);
-      for (int64_t h = 0; h < heads; ++h) simd.add(out, part.data() + (b * heads + h) * n + p.first, patches);
-      simd.divide(out, divisor, patches);
-    };
-    if (p.first) reduce(class_part, static_cast<float>(heads), p.class_attention + b * patches);
-    const float cells = static_cast<float>(heads) * static_cast<float>(patches);
-    if (p.patches) reduce(patch_part, cells, p.patch_attention + b * patches);
-  }
+  auto reduce = [&](const std::vector<float>& part, float divisor, float* out) {  // heads in a fixed order
+    std::fill_n(out, patches, 0.f);
+    for (int64_t h = 0; h < heads; ++h) simd.add(out, part.data() + h * n + p.first, patches);
+    simd.divide(out, divisor, patches);
+  };
+  if (p.first) reduce(class_part, static_cast<float>(heads), p.class_attention);
+  if (p.patches) reduce(patch_part, static_cast<float>(heads) * static_cast<float>(patches), p.patch_attention);
 }
 
 // class_attention = -cos(mean over patches of the head-mean keys, head-mean key), the factor 1 / H cancels.
 void key_stats(const StatsParams& p) {
-  const int64_t d = p.width, chunks = ceil_div(p.tokens, kChunk);
-  std::vector<float> keys(p.batch * p.tokens * d, 0.f);
-  each(p.batch * chunks, [&](int64_t task) {
-    const int64_t b = task / chunks, begin = task % chunks * kChunk, count = std::min(kChunk, p.tokens - begin);
+  const int64_t d = p.width, n = p.tokens, chunks = ceil_div(n, kChunk);
+  std::vector<float> keys(n * d, 0.f), mean(d, 0.f);
+  each(chunks, [&](int64_t chunk) {
+    const int64_t begin = chunk * kChunk, count = std::min(kChunk, n - begin);
     FloatRows reader(p.key, d);
     for (int64_t h = 0; h < p.key.heads; ++h) {
-      const float* x = reader.read(b, h, begin, count);
-      for (int64_t i = 0; i < count; ++i)
-        simd.add(keys.data() + (b * p.tokens + begin + i) * d, x + i * reader.stride(), d);
+      const float* x = reader.read(h, begin, count);
+      for (int64_t i = 0; i < count; ++i) simd.add(keys.data() + (begin + i) * d, x + i * reader.stride(), d);
     }
   });
   constexpr double kTiny = 1e-12;
-  each(p.batch, [&](int64_t b) {
-    const float* k = keys.data() + b * p.tokens * d;
-    std::vector<float> mean(d, 0.f);
-    simd.sum_rows(k, d, p.tokens, d, mean.data());
-    simd.divide(mean.data(), static_cast<float>(p.tokens), d);
-    const double norm = std::max(std::sqrt(simd.sum_squares(mean.data(), d)), kTiny);
-    for (int64_t i = 0; i < p.tokens; ++i) {
-      const double length = std::max(std::sqrt(simd.sum_squares(k + i * d, d)), kTiny);
-      p.class_attention[b * p.tokens + i] = static_cast<float>(-simd.dot(mean.data(), k + i * d, d) / (norm * length));
-    }
-  });
+  simd.sum_rows(keys.data(), d, n, d, mean.data());
+  simd.divide(mean.data(), static_cast<float>(n), d);
+  const double norm = std::max(std::sqrt(simd.sum_squares(mean.data(), d)), kTiny);
+  for (int64_t i = 0; i < n; ++i) {
+    const float* key = keys.data() + i * d;
+    const double length = std::max(std::sqrt(simd.sum_squares(key, d)), kTiny);
+    p.class_attention[i] = static_cast<float>(-simd.dot(mean.data(), key, d) / (norm * length));
+  }
 }
 
 }  // namespace
 
-void attention_stats_cpu(const StatsParams& p) {
-  if (p.batch == 0) return;
+void attention_stats_image(const StatsParams& p) {
   if (!p.first) key_stats(p);
   if (!p.first && !p.patches) return;
   p.probs ? probability_stats(p) : logits_stats(p);
 }
 
-void attention_stats_map_cpu(const MapStatsParams& p) {
+void attention_stats_image(const MapStatsParams& p) {
   const int64_t n = p.tokens, heads = p.attn.heads, patches = n - p.first, chunks = ceil_div(n, kChunk);
-  if (p.batch == 0) return;
   const float cells = static_cast<float>(heads) * static_cast<float>(patches);
-  std::vector<float> partial(p.column && p.patches ? p.batch * chunks * patches : 0, 0.f);
-  each(p.batch * chunks, [&](int64_t task) {
-    const int64_t b = task / chunks, begin = task % chunks * kChunk, end = std::min(begin + kChunk, n);
+  if (p.first) {
     FloatRows reader(p.attn, n);
-    if (begin == 0 && p.first) {
-      float* row = p.class_attention + b * patches;
-      std::fill_n(row, patches, 0.f);
-      for (int64_t h = 0; h < heads; ++h) simd.add(row, reader.read(b, h, 0, 1) + 1, patches);
-      simd.divide(row, static_cast<float>(heads), patches);
-    }
-    if (!p.patches) return;
-    for (int64_t i = std::max(begin, p.first); i < end; ++i) {
+    std::fill_n(p.class_attention, patches, 0.f);
+    for (int64_t h = 0; h < heads; ++h) simd.add(p.class_attention, reader.read(h, 0, 1) + 1, patches);
+    simd.divide(p.class_attention, static_cast<float>(heads), patches);
+  } else {
+    std::fill_n(p.class_attention, patches, 0.f);
+  }
+  if (!p.patches) return;
+  std::vector<float> partial(p.column ? chunks * patches : 0, 0.f);
+  each(chunks, [&](int64_t chunk) {
+    const int64_t begin = std::max(chunk * kChunk, p.first), end = std::min((chunk + 1) * kChunk, n);
+    FloatRows reader(p.attn, n);
+    for (int64_t i = begin; i < end; ++i) {
       float total = 0.f;
       for (int64_t h = 0; h < heads; ++h) {
-        const float* row = reader.read(b, h, i, 1) + p.first;
+        const float* row = reader.read(h, i, 1) + p.first;
         if (p.column) {
-          simd.add(partial.data() + task * patches, row, patches);
+          simd.add(partial.data() + chunk * patches, row, patches);
         } else {
           total += simd.sum(row, patches);
         }
       }
-      if (!p.column) p.patch_attention[b * patches + i - p.first] = total / cells;
+      if (!p.column) p.patch_attention[i - p.first] = total / cells;
     }
   });
-  if (!p.first) std::fill_n(p.class_attention, p.batch * patches, 0.f);
-  if (!p.column || !p.patches) return;
-  for (int64_t b = 0; b < p.batch; ++b) {
-    float* out = p.patch_attention + b * patches;
-    std::fill_n(out, patches, 0.f);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk)
-      simd.add(out, partial.data() + (b * chunks + chunk) * patches, patches);
-    simd.divide(out, cells, patches);
-  }
+  if (!p.column) return;
+  std::fill_n(p.patch_attention, patches, 0.f);
+  for (int64_t c = 0; c < chunks; ++c) simd.add(p.patch_attention, partial.data() + c * patches, patches);
+  simd.divide(p.patch_attention, cells, patches);
 }
 
 }  // namespace ficoco

@@ -25,55 +25,49 @@ Edges sort_edges(const int64_t* targets, int64_t edges, int64_t survivors) {
   return out;
 }
 
-void write_source_map(const CompressParams& p, int64_t b) {
-  int64_t* map = p.source_map + b * p.count;
-  std::fill_n(map, p.count, -1);
-  for (int64_t j = 0; j < p.kept_count; ++j) map[p.kept[b * p.kept_count + j]] = j;
+void write_source_map(const CompressParams& p) {
+  std::fill_n(p.source_map, p.count, -1);
+  for (int64_t j = 0; j < p.kept_count; ++j) p.source_map[p.kept[j]] = j;
   for (int64_t i = 0; i < p.r; ++i) {
-    const int64_t edge = (b * p.r + i) * p.k;
-    int64_t largest = 0;
-    for (int64_t t = 1; t < p.k; ++t) largest = p.weights[edge + t] > p.weights[edge + largest] ? t : largest;
-    map[p.sources[b * p.r + i]] = p.k ? p.targets[edge + largest] : -1;
+    const float* weights = p.weights + i * p.k;
+    const int64_t largest = std::max_element(weights, weights + p.k) - weights;  // the first of equals
+    p.source_map[p.sources[i]] = p.k ? p.targets[i * p.k + largest] : -1;
   }
 }
 
 }  // namespace
 
-void compress_cpu(const CompressParams& p) {
-  const int64_t blocks = ceil_div(p.kept_count, kBlock), bytes = static_cast<int64_t>(size_of(p.tokens.dtype));
-  std::vector<Edges> edges(p.batch);
-  each(p.batch, [&](int64_t b) {
-    edges[b] = sort_edges(p.targets + b * p.r * p.k, p.r * p.k, p.kept_count);
-    write_source_map(p, b);
-  });
-  each(p.batch * blocks, [&](int64_t task) {
-    const int64_t b = task / blocks, begin = task % blocks * kBlock, end = std::min(begin + kBlock, p.kept_count);
-    const auto token = [&](int64_t i) {
-      return static_cast<const char*>(p.tokens.data) + (b * p.tokens.stride_b + i * p.tokens.stride_n) * bytes;
-    };
-    const auto size = [&](int64_t i) { return p.size ? p.size[b * p.count + i] : 1.f; };
+void compress_image(const CompressParams& p) {
+  const int64_t row_bytes = p.channels * size_of(p.tokens.dtype);
+  const auto token = [&](int64_t i) {
+    return static_cast<const char*>(p.tokens.data) + i * p.tokens.stride_n * size_of(p.tokens.dtype);
+  };
+  const auto size = [&](int64_t i) { return p.size ? p.size[i] : 1.f; };
+  const Edges edges = sort_edges(p.targets, p.r * p.k, p.kept_count);
+  write_source_map(p);
+  each(ceil_div(p.kept_count, kBlock), [&](int64_t block) {
+    const int64_t begin = block * kBlock, end = std::min(begin + kBlock, p.kept_count);
     std::vector<float> sum, incoming;
     for (int64_t j = begin; j < end; ++j) {
-      const int64_t kept = p.kept[b * p.kept_count + j];
-      char* out = static_cast<char*>(p.out) + (b * p.kept_count + j) * p.channels * bytes;
-      float mass = size(kept);
-      const int64_t first = edges[b].start[j], last = edges[b].start[j + 1];
+      char* out = static_cast<char*>(p.out) + j * row_bytes;
+      float mass = size(p.kept[j]);
+      const int64_t first = edges.start[j], last = edges.start[j + 1];
       if (first == last) {
-        std::memcpy(out, token(kept), p.channels * bytes);
-        p.out_size[b * p.kept_count + j] = mass;
+        std::memcpy(out, token(p.kept[j]), row_bytes);
+        p.out_size[j] = mass;
         continue;
       }
       sum.resize(p.channels);
       incoming.resize(p.channels);
-      load(token(kept), p.tokens.dtype, sum.data(), p.channels);
+      load(token(p.kept[j]), p.tokens.dtype, sum.data(), p.channels);
       const float own = p.size_weighted ? mass : 1.f;
       if (own != 1.f) {
         for (float& x : sum) x *= own;
       }
       float total = own;
       for (int64_t e = first; e < last; ++e) {
-        const int64_t edge = edges[b].order[e], source = p.sources[b * p.r + edge / p.k];
-        const float weight = p.weights[b * p.r * p.k + edge], moved = weight * size(source);
+        const int64_t edge = edges.order[e], source = p.sources[edge / p.k];
+        const float weight = p.weights[edge], moved = weight * size(source);
         const float share = p.size_weighted ? moved : weight;
         const float* x = reinterpret_cast<const float*>(token(source));
         if (p.tokens.dtype != Dtype::kFloat) {
@@ -86,7 +80,7 @@ void compress_cpu(const CompressParams& p) {
       }
       simd.divide(sum.data(), total, p.channels);
       store(sum.data(), p.tokens.dtype, out, p.channels);
-      p.out_size[b * p.kept_count + j] = mass;
+      p.out_size[j] = mass;
     }
   });
 }

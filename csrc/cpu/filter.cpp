@@ -1,5 +1,5 @@
-// The r most redundant patches: scores, local penalty on the original grid, selection. One task per image; O(P) and a
-// partial selection, 12 P bytes in and 8 N out.
+// The r most redundant patches: scores, local penalty on the original grid, selection. O(P) and a partial selection,
+// 12 P bytes in and 8 N out.
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -17,11 +17,12 @@ void add_term(const float* scores, float weight, const FilterParams& p, float* r
   simd.axpy(redundancy, static_cast<float>(weight / norm), scores, p.patches);
 }
 
-void local_penalty(const FilterParams& p, const int64_t* ids, float* redundancy) {
+void local_penalty(const FilterParams& p) {
+  float* redundancy = p.redundancy;
   const int64_t rows = p.grid_height / p.window, columns = p.grid_width / p.window;
   std::vector<int64_t> best(rows * columns, -1), best_id(rows * columns);
   for (int64_t i = 0; i < p.patches; ++i) {
-    const int64_t id = ids ? ids[i] : i;
+    const int64_t id = p.ids ? p.ids[i] : i;
     const int64_t row = id / p.grid_width / p.window, column = id % p.grid_width / p.window;
     if (row >= rows || column >= columns) continue;  // does not fill a window
     int64_t& held = best[row * columns + column];
@@ -48,27 +49,23 @@ uint64_t rank(float score, int64_t index) {
 
 }  // namespace
 
-bool filter_cpu(const FilterParams& p) {
-  std::vector<char> finite(p.batch, 1);
-  each(p.batch, [&](int64_t b) {
-    float* redundancy = p.redundancy + b * p.patches;
-    std::fill_n(redundancy, p.patches, 0.f);
-    add_term(p.patch_attention + b * p.patches, p.lam, p, redundancy);
-    add_term(p.class_attention + b * p.patches, p.lam - 1.f, p, redundancy);
-    if (p.penalty != 1.f) local_penalty(p, p.ids ? p.ids + b * p.patches : nullptr, redundancy);
-    for (int64_t i = 0; i < p.patches; ++i) finite[b] &= std::isfinite(redundancy[i]);
-    if (!finite[b]) return;
-    std::vector<uint64_t> order(p.patches);
-    for (int64_t i = 0; i < p.patches; ++i) order[i] = rank(redundancy[i], i);
-    if (p.r > 0) std::nth_element(order.begin(), order.begin() + (p.r - 1), order.end());
-    std::vector<char> leaves(p.patches, 0);
-    for (int64_t i = 0; i < p.r; ++i) leaves[order[i] & 0xffffffffu] = 1;
-    int64_t* source = p.sources + b * p.r;
-    int64_t* kept = p.kept + b * (p.patches + p.first - p.r);
-    if (p.first) *kept++ = 0;
-    for (int64_t i = 0; i < p.patches; ++i) *(leaves[i] ? source : kept)++ = i + p.first;
-  });
-  return std::all_of(finite.begin(), finite.end(), [](char ok) { return ok; });
+Fault filter_image(const FilterParams& p) {
+  std::fill_n(p.redundancy, p.patches, 0.f);
+  add_term(p.patch_attention, p.lam, p, p.redundancy);
+  add_term(p.class_attention, p.lam - 1.f, p, p.redundancy);
+  if (p.penalty != 1.f) local_penalty(p);
+  bool finite = true;
+  for (int64_t i = 0; i < p.patches; ++i) finite &= std::isfinite(p.redundancy[i]);
+  if (!finite) return Fault::kScoreNotFinite;
+  std::vector<uint64_t> order(p.patches);
+  for (int64_t i = 0; i < p.patches; ++i) order[i] = rank(p.redundancy[i], i);
+  if (p.r > 0) std::nth_element(order.begin(), order.begin() + (p.r - 1), order.end());
+  std::vector<char> leaves(p.patches, 0);
+  for (int64_t i = 0; i < p.r; ++i) leaves[order[i] & 0xffffffffu] = 1;
+  int64_t *source = p.sources, *kept = p.kept;
+  if (p.first) *kept++ = 0;
+  for (int64_t i = 0; i < p.patches; ++i) *(leaves[i] ? source : kept)++ = i + p.first;
+  return Fault::kNone;
 }
 
 }  // namespace ficoco

@@ -1,5 +1,6 @@
-// The CPU kernels, one per operator, and what they share. Work is cut by shape alone, never by the number of threads,
-// so results do not depend on it.
+// The CPU kernels, one per operator, and what they share. Each works on one image at a time: `image(params, b)` is the
+// params of one, with batch 1. Work is cut by shape alone, never by the number of threads, so results do not depend on
+// it.
 #pragma once
 #include <ATen/Parallel.h>
 
@@ -13,20 +14,16 @@
 
 namespace ficoco {
 
-void attention_stats_cpu(const StatsParams& p);
-void attention_stats_map_cpu(const MapStatsParams& p);
+// What is wrong with the values that were read, worst last. Where a score or a correlation is not finite, nothing that
+// depends on it is written.
+enum class Fault { kNone, kNegativeRatio, kCorrelationNotFinite, kScoreNotFinite };
 
-// Returns false if a score is NaN or infinite; nothing but `redundancy` is written then.
-bool filter_cpu(const FilterParams& p);
-
-// What is wrong with the correlations that were chosen, worst last.
-enum class Fault { kNone, kNegativeRatio, kNotFinite };
-
-Fault correlate_cpu(const Links& links, const Rows& query, const Rows& key, int64_t width, float scale, bool probs);
-Fault correlate_key_cpu(const Links& links, const Rows& key, int64_t width);
-Fault correlate_map_cpu(const Links& links, const Rows& attn);
-
-void compress_cpu(const CompressParams& p);
+// One image each: `batch` is 1 and pointers are the image's own.
+void attention_stats_image(const StatsParams& p);
+void attention_stats_image(const MapStatsParams& p);
+Fault filter_image(const FilterParams& p);
+Fault correlate_image(const CorrelateParams& p);
+void compress_image(const CompressParams& p);
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -38,15 +35,30 @@ void each(int64_t count, const Task& task) {
   });
 }
 
-inline size_t size_of(Dtype dtype) { return dtype == Dtype::kFloat ? 4 : 2; }
+// Runs task(b) for every image. With enough of them each thread takes whole images, which stay in its cache from one
+// pass to the next (a nested `each` then runs in that thread); else all threads share one image after another.
+template <class Task>
+void each_image(int64_t batch, const Task& task) {
+  const int64_t threads = at::get_num_threads();
+  if (batch >= threads && (batch % threads == 0 || batch >= 4 * threads)) {
+    each(batch, task);
+  } else {
+    for (int64_t b = 0; b < batch; ++b) task(b);
+  }
+}
 
-// Rows [begin, begin + count) of one head as floats: the tensor itself if it holds floats, else a converted copy.
+inline Fault worst(const std::vector<Fault>& faults) {
+  return faults.empty() ? Fault::kNone : *std::max_element(faults.begin(), faults.end());
+}
+
+// Rows [begin, begin + count) of one head of one image as floats: the tensor itself if it holds floats, else a
+// converted copy.
 class FloatRows {
  public:
   FloatRows(const Rows& rows, int64_t width) : rows_(rows), width_(width) {}
 
-  const float* read(int64_t b, int64_t h, int64_t begin, int64_t count) {
-    const int64_t offset = b * rows_.stride_b + h * rows_.stride_h + begin * rows_.stride_n;
+  const float* read(int64_t h, int64_t begin, int64_t count) {
+    const int64_t offset = h * rows_.stride_h + begin * rows_.stride_n;
     const char* base = static_cast<const char*>(rows_.data) + offset * static_cast<int64_t>(size_of(rows_.dtype));
     if (rows_.dtype == Dtype::kFloat) return reinterpret_cast<const float*>(base);
     scratch_.resize(std::max<size_t>(scratch_.size(), count * width_));
@@ -64,11 +76,6 @@ class FloatRows {
   int64_t width_;
   std::vector<float> scratch_;
 };
-
-// Packs `count` rows of `width` floats as columns of panel [width][columns]; columns from `count` on become zero.
-inline void pack_column(const float* row, int64_t width, int64_t columns, int64_t column, float* panel) {
-  for (int64_t c = 0; c < width; ++c) panel[c * columns + column] = row[c];
-}
 
 // Panel widths that cover r rows: 24s, then 8, 16 or 24 for the rest.
 inline int64_t panel_width(int64_t rows_left) { return std::min<int64_t>(kPanel, ceil_div(rows_left, 8) * 8); }

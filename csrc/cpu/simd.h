@@ -32,6 +32,9 @@ struct Simd {
   void (*sum_rows)(const float* rows, int64_t stride, int64_t count, int64_t n, float* acc);
   void (*dot_rows)(const float* rows, int64_t stride, int64_t count, int64_t n, const float* vec, float* out);
 
+  // panel[c * width + i] = factor * rows[i][c], and 0 for i from `count` to `width`, which is 8, 16 or 24.
+  void (*pack_panel)(const float* const* rows, int64_t count, int64_t n, int64_t width, float factor, float* panel);
+
   // out[j * width + i] += <panel row i, row j> for `count` rows and a panel packed as [n][width], width 8, 16 or 24.
   // Row j starts at rows + index[j] * stride, or at rows + j * stride if index is null.
   void (*panel_dot)(const float* panel, int64_t width, int64_t n, const float* rows, int64_t stride,
@@ -44,6 +47,8 @@ struct Simd {
 
   // acc[j][i] += scores[j][i] * factor[i] for matrices [count][width].
   void (*add_scaled_columns)(float* acc, const float* scores, int64_t count, int64_t width, const float* factor);
+
+  bool (*any_nan)(const float* x, int64_t n);
 
   // For each column of scores [count][width], best[t][i] and place[t][i] for t < k <= count: its k largest values in
   // falling order, the lowest row first among equals.

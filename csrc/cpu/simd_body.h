@@ -7,6 +7,7 @@ typedef float Vec __attribute__((vector_size(32)));
 typedef int32_t IntVec __attribute__((vector_size(32)));
 typedef uint16_t ShortVec __attribute__((vector_size(16)));
 constexpr int64_t kLanes = 8;
+constexpr int64_t kPrefetchFloats = 128;
 
 FICOCO_INLINE Vec loadu(const float* p) {
   Vec v;
@@ -119,6 +120,10 @@ FICOCO_INLINE void panel_all(const float* panel, int64_t n, const float* rows, i
       const int64_t row = j + t < count ? j + t : j;
       r[t] = rows + (index ? index[row] : row) * stride;
       o[t] = j + t < count ? out + row * kWidth : spare;
+    }
+    for (int64_t t = j + 4; t < std::min(j + 8, count); ++t) {  // short scattered rows: no hardware prefetch helps
+      const float* next = rows + (index ? index[t] : t) * stride;
+      for (int64_t c = 0; c < std::min<int64_t>(n, kPrefetchFloats); c += 16) __builtin_prefetch(next + c);
     }
     panel_rows<V>(panel, n, r[0], r[1], r[2], r[3], o[0], o[1], o[2], o[3]);
   }
@@ -242,6 +247,23 @@ void dot_rows(const float* rows, int64_t stride, int64_t count, int64_t n, const
   }
 }
 
+void pack_panel(const float* const* rows, int64_t count, int64_t n, int64_t width, float factor, float* panel) {
+  for (int64_t i = 0; i < width; i += kLanes) {
+    const float* r[kLanes];
+    for (int64_t t = 0; t < kLanes; ++t) r[t] = i + t < count ? rows[i + t] : nullptr;
+    if (r[kLanes - 1]) {
+      for (int64_t c = 0; c < n; ++c) {
+        const Vec x = {r[0][c], r[1][c], r[2][c], r[3][c], r[4][c], r[5][c], r[6][c], r[7][c]};
+        storeu(panel + c * width + i, x * splat(factor));
+      }
+    } else {
+      for (int64_t c = 0; c < n; ++c) {
+        for (int64_t t = 0; t < kLanes; ++t) panel[c * width + i + t] = r[t] ? r[t][c] * factor : 0.f;
+      }
+    }
+  }
+}
+
 void panel_dot(const float* panel, int64_t width, int64_t n, const float* rows, int64_t stride, const int64_t* index,
                int64_t count, float* out) {
   switch (width / kLanes) {
@@ -275,6 +297,13 @@ void add_scaled_columns(float* acc, const float* scores, int64_t count, int64_t 
       storeu(a, loadu(a) + loadu(scores + j * width + i) * f);
     }
   }
+}
+
+bool any_nan(const float* x, int64_t n) {
+  int32_t found = 0;
+#pragma omp simd reduction(| : found)
+  for (int64_t i = 0; i < n; ++i) found |= x[i] != x[i];
+  return found != 0;
 }
 
 void top_columns(const float* scores, int64_t count, int64_t width, int64_t k, float* best, int32_t* place) {

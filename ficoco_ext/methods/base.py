@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..fused import Reduced
 from ..ops import Attention
 from ..reduction import Reduction
-from ..stages import Compress, Correlate, Filter
+from ..stages import Compress, Correlate, Filter, reduce_at_once
 
 
 def square_grid(patches: int) -> tuple[int, int] | None:
@@ -57,21 +58,45 @@ class Method:
             result = _identity(tokens, size, class_token, grid)
         else:
             ids = None if previous is None else previous.patch_ids
-            with torch.no_grad():  # selection and weights are constants of the gradient
-                selection = self.filter(attn, r, class_token=class_token, ids=ids, grid=grid)
-                links = self.correlate(attn, selection, class_token=class_token)
-            merged, new_size, source_map = self.compress(tokens, selection, links, size=size, size_weighted=weighted)
+            standard = (type(self.filter), type(self.correlate), type(self.compress)) == (Filter, Correlate, Compress)
+            gradients = tokens.requires_grad and torch.is_grad_enabled()
+            run = reduce_at_once if standard and not gradients else _stage_by_stage
+            stages = (self.filter, self.correlate, self.compress)
+            done = run(
+                tokens, attn, r, stages, class_token=class_token, ids=ids, grid=grid, size=size, size_weighted=weighted
+            )
             result = Reduction(
-                merged,
-                new_size,
-                selection.kept,
-                selection.sources,
-                source_map,
-                *links,
+                tokens=done.tokens,
+                size=done.size,
+                kept=done.kept,
+                sources=done.sources,
+                source_map=done.source_map,
+                targets=done.targets,
+                weights=done.weights,
                 class_token=class_token,
                 grid=grid,
             )
         return result if previous is None else result.after(previous)
+
+
+def _stage_by_stage(
+    tokens: Tensor,
+    attn: Attention,
+    r: int,
+    stages: tuple[Filter, Correlate, Compress],
+    *,
+    class_token: bool,
+    ids: Tensor | None,
+    grid: tuple[int, int] | None,
+    size: Tensor | None,
+    size_weighted: bool,
+) -> Reduced:
+    filter, correlate, compress = stages
+    with torch.no_grad():  # selection and weights are constants of the gradient
+        selection = filter(attn, r, class_token=class_token, ids=ids, grid=grid)
+        links = correlate(attn, selection, class_token=class_token)
+    merged = compress(tokens, selection, links, size=size, size_weighted=size_weighted)
+    return Reduced(*merged, *selection, *links)
 
 
 def _identity(tokens: Tensor, size: Tensor | None, class_token: bool, grid: tuple[int, int] | None) -> Reduction:

@@ -1,0 +1,73 @@
+// The params of one image of a batch.
+#pragma once
+#include "params.h"
+
+namespace ficoco {
+
+inline Rows image(Rows rows, int64_t b) {
+  if (rows.data) rows.data = static_cast<const char*>(rows.data) + b * rows.stride_b * size_of(rows.dtype);
+  return rows;
+}
+
+template <class T>
+T* image(T* data, int64_t b, int64_t count) {
+  return data ? data + b * count : nullptr;
+}
+
+inline StatsParams image(StatsParams p, int64_t b) {
+  const int64_t patches = p.tokens - p.first;
+  p.query = image(p.query, b);
+  p.key = image(p.key, b);
+  p.class_attention = image(p.class_attention, b, patches);
+  p.patch_attention = image(p.patch_attention, b, patches);
+  p.batch = 1;
+  return p;
+}
+
+inline MapStatsParams image(MapStatsParams p, int64_t b) {
+  const int64_t patches = p.tokens - p.first;
+  p.attn = image(p.attn, b);
+  p.class_attention = image(p.class_attention, b, patches);
+  p.patch_attention = image(p.patch_attention, b, patches);
+  p.batch = 1;
+  return p;
+}
+
+inline FilterParams image(FilterParams p, int64_t b) {
+  p.patch_attention = image(p.patch_attention, b, p.patches);
+  p.class_attention = image(p.class_attention, b, p.patches);
+  p.ids = image(p.ids, b, p.patches);
+  p.redundancy = image(p.redundancy, b, p.patches);
+  p.sources = image(p.sources, b, p.r);
+  p.kept = image(p.kept, b, p.patches + p.first - p.r);
+  p.batch = 1;
+  return p;
+}
+
+inline CorrelateParams image(CorrelateParams p, int64_t b) {
+  p.query = image(p.query, b);
+  p.key = image(p.key, b);
+  p.attn = image(p.attn, b);
+  p.sources = image(p.sources, b, p.r);
+  p.kept = image(p.kept, b, p.kept_count);
+  p.targets = image(p.targets, b, p.r * p.k);
+  p.weights = image(p.weights, b, p.r * p.k);
+  p.batch = 1;
+  return p;
+}
+
+inline CompressParams image(CompressParams p, int64_t b) {
+  p.tokens = image(p.tokens, b);
+  p.sources = image(p.sources, b, p.r);
+  p.kept = image(p.kept, b, p.kept_count);
+  p.targets = image(p.targets, b, p.r * p.k);
+  p.weights = image(p.weights, b, p.r * p.k);
+  p.size = image(p.size, b, p.count);
+  p.out = static_cast<char*>(p.out) + b * p.kept_count * p.channels * size_of(p.tokens.dtype);
+  p.out_size = image(p.out_size, b, p.kept_count);
+  p.source_map = image(p.source_map, b, p.count);
+  p.batch = 1;
+  return p;
+}
+
+}  // namespace ficoco
