@@ -1,10 +1,14 @@
-"""Builds the CPU kernels (``csrc/``) against the installed torch; metadata lives in pyproject.toml.
+"""Builds the kernels (``csrc/``) against the installed torch; metadata lives in pyproject.toml.
 
 Knobs, all environment variables:
-    FICOCO_EXT_CPU   auto (default): build, and if the compiler fails install without kernels and say so;
-                     1: a failed build is an error; 0: do not compile, install the plain PyTorch specification alone.
-    MAX_JOBS         compiler processes at once (torch's own knob).
-    CXX              the C++20 compiler (g++ or clang++).
+    FICOCO_EXT_CPU    auto (default): build, and if the compiler fails install without kernels and say so;
+                      1: a failed build is an error; 0: do not compile, install the plain PyTorch specification alone.
+    FICOCO_CUDA       auto (default): build the CUDA kernels if nvcc is there; 1: its absence or failure is an error;
+                      0: leave them out.
+    FICOCO_CUDA_ARCHS compute capabilities to compile for, default 80;86;89;90. The last one's PTX serves newer GPUs.
+    CUDA_HOME         the CUDA toolkit (12.0 or newer), if nvcc is not on the PATH.
+    MAX_JOBS          compiler processes at once (torch's own knob).
+    CXX               the C++20 compiler (g++ or clang++).
 """
 
 import os
@@ -16,38 +20,72 @@ from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 ROOT = pathlib.Path(__file__).parent.resolve()
-MODE = os.environ.get("FICOCO_EXT_CPU", "auto")
-if MODE not in ("auto", "0", "1"):
-    raise SystemExit(f"FICOCO_EXT_CPU must be auto, 0 or 1, got {MODE!r}")
+sys.path.insert(0, str(ROOT / "_build"))
+import cuda_toolkit  # noqa: E402
 
+
+def knob(name: str) -> str:
+    value = os.environ.get(name, "auto")
+    if value not in ("auto", "0", "1"):
+        raise SystemExit(f"{name} must be auto, 0 or 1, got {value!r}")
+    return value
+
+
+MODE, CUDA = knob("FICOCO_EXT_CPU"), knob("FICOCO_CUDA")
 MAJOR, MINOR = (int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
 if (MAJOR, MINOR) < (2, 8):
     raise SystemExit(f"ficoco_ext needs torch >= 2.8, found {torch.__version__}; upgrade it first")
 
 
+def warn(text: str) -> None:
+    print(f"\nficoco_ext: {text}\n", file=sys.stderr)
+
+
 class Build(BuildExtension):
-    """Survives a missing compiler in mode auto."""
+    """Adds the CUDA objects if there is an nvcc; survives a missing compiler in mode auto."""
 
     def build_extensions(self):
+        if CUDA != "0":
+            try:
+                self._add_cuda(self.extensions[0])
+            except cuda_toolkit.Unavailable as error:
+                if CUDA == "1":
+                    raise SystemExit(f"ficoco_ext: FICOCO_CUDA=1, but {error}") from None
+                warn(f"no CUDA kernels: {error}. CUDA tensors will run plain PyTorch.")
         try:
             super().build_extensions()
         except Exception as error:  # distutils, ninja and torch each raise their own
             if MODE == "1":
                 raise
             self.extensions.clear()
-            print(
-                f"\nficoco_ext: the kernels could not be compiled ({error}).\n"
-                "Installing without them: results are the same, computed by plain PyTorch, slower. Install a C++20 "
-                "compiler and run\n    pip install --force-reinstall --no-deps .\n",
-                file=sys.stderr,
+            warn(
+                f"the kernels could not be compiled ({error}).\nInstalling without them: results are the same, "
+                "computed by plain PyTorch, slower. Install a C++20 compiler and run\n"
+                "    pip install --force-reinstall --no-deps ."
             )
+
+    def _add_cuda(self, extension):
+        toolkit = cuda_toolkit.find()
+        toolkit.check_torch(torch.version.cuda, warn)
+        archs = os.environ.get("FICOCO_CUDA_ARCHS") or cuda_toolkit.DEFAULT_ARCHS
+        objects = toolkit.compile(ROOT, pathlib.Path(self.build_temp).resolve() / "cuda", archs)
+        extension.extra_objects += objects
+        extension.extra_link_args += toolkit.link_arguments()
+        extension.include_dirs.append(str(toolkit.root / "include"))
+        extension.sources.append("csrc/ops_cuda.cpp")
+        extension.define_macros += [("FICOCO_WITH_CUDA", "1"), ("FICOCO_CUDA_ARCHS", f'"{archs}"')]
+
+
+def sources() -> list[str]:
+    found = sorted([*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")])
+    return [str(path.relative_to(ROOT)) for path in found if path.name != "ops_cuda.cpp"]
 
 
 # The name carries the torch release, so that a module is never loaded into another one: class layouts may differ
 # without a symbol missing. See ficoco_ext/_backend.py.
 kernels = CppExtension(
     f"ficoco_ext._C_torch{MAJOR}_{MINOR}",
-    sources=[str(path.relative_to(ROOT)) for path in sorted([*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")])],
+    sources=sources(),
     include_dirs=[str(ROOT / "csrc")],
     depends=[str(path) for path in sorted(ROOT.glob("csrc/**/*.h"))],
     # No -march: the inner loops pick their instruction set at load. -fopenmp for at::parallel_for and omp simd; linked

@@ -4,6 +4,11 @@
 #include <torch/version.h>
 
 #include "cpu/simd.h"
+#ifdef FICOCO_WITH_CUDA
+#include <cuda_runtime_api.h>
+
+#include "launch.h"
+#endif
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("torch_version") = TORCH_VERSION;
@@ -13,4 +18,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("compiler") = "gcc " __VERSION__;
 #endif
   m.attr("cpu_simd") = ficoco::simd.name;
+#ifdef FICOCO_WITH_CUDA
+  m.attr("cuda_version") = CUDART_VERSION;
+  m.attr("cuda_archs") = FICOCO_CUDA_ARCHS;
+  m.def("cuda_launches", &ficoco::launch_count, "Kernels launched by this process so far.");
+#endif
 }

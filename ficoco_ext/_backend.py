@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 
@@ -21,12 +21,14 @@ class BuildInfo(TypedDict):
     compiled: bool
     compiler: str | None
     cpu_simd: str | None
+    cuda_version: str | None
+    cuda_archs: str | None
     cpu: str
     cuda: str
     reasons: dict[str, str]
 
 
-def load_kernels() -> tuple[object | None, str | None]:
+def load_kernels() -> tuple[Any, str | None]:
     """The compiled module and None, or None and the reason why it is not there.
 
     A module carries in its name the torch release that it was built for and is never loaded into another one: class
@@ -70,7 +72,10 @@ def build_info() -> BuildInfo:
 
     compiled = KERNELS is not None
     reasons = {} if compiled else {"cpu": REASON or ""}
-    reasons["cuda"] = "this version has no CUDA kernels; CUDA tensors run the plain PyTorch specification on the GPU"
+    cuda_reason = _why_not_cuda()
+    if cuda_reason:
+        reasons["cuda"] = cuda_reason
+    toolkit = getattr(KERNELS, "cuda_version", None)
     return BuildInfo(
         version=__version__,
         torch=torch.__version__,
@@ -78,7 +83,33 @@ def build_info() -> BuildInfo:
         compiled=compiled,
         compiler=getattr(KERNELS, "compiler", None),
         cpu_simd=getattr(KERNELS, "cpu_simd", None),
+        cuda_version=f"{toolkit // 1000}.{toolkit % 1000 // 10}" if toolkit else None,
+        cuda_archs=getattr(KERNELS, "cuda_archs", None),
         cpu="kernels" if compiled else "reference",
-        cuda="reference",
+        cuda="reference" if cuda_reason else "kernels",
         reasons=reasons,
     )
+
+
+def _why_not_cuda() -> str | None:
+    """Why CUDA tensors would not meet our kernels, or None if they do on every GPU of this machine."""
+    if KERNELS is None:
+        return REASON
+    if not hasattr(KERNELS, "cuda_archs"):
+        return (
+            f"built without CUDA kernels: nvcc was not found, or FICOCO_CUDA=0; install the CUDA toolkit and {_REBUILD}"
+        )
+    if torch.version.cuda is None:
+        return "the CUDA kernels are built, but this torch has no CUDA: install a torch built for CUDA"
+    if not torch.cuda.is_available():
+        return "the CUDA kernels are built, but torch finds no GPU"
+    built = [int(arch.strip().rstrip("a").replace(".", "")) for arch in KERNELS.cuda_archs.split(";") if arch.strip()]
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        same_major = any(arch // 10 == major and arch % 10 <= minor for arch in built)  # binaries serve later minors
+        if not same_major and 10 * major + minor < max(built):  # and the last one's PTX everything newer
+            return (
+                f"the CUDA kernels were built for {KERNELS.cuda_archs} and GPU {index} has capability {major}.{minor}; "
+                f"set FICOCO_CUDA_ARCHS={major}{minor} and {_REBUILD}"
+            )
+    return None

@@ -20,7 +20,7 @@ _SETTINGS = (
     " int grid_width, str correlation, str alpha, bool size_weighted)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-_SCHEMAS = {
+SCHEMAS = {
     "reduce": f"(Tensor tokens, Tensor query, Tensor key, float scale, Tensor? ids, Tensor? size, SymInt r, SymInt k,"
     f" {_SETTINGS}",
     "reduce.map": f"(Tensor tokens, Tensor attn, Tensor? ids, Tensor? size, SymInt r, SymInt k, {_SETTINGS}",
@@ -89,7 +89,7 @@ def _from_query_key(tokens: Tensor, query: Tensor, key: Tensor, scale: float, *r
     return _compose(tokens, QueryKey(query, key, scale), *rest)
 
 
-for _name, _schema in _SCHEMAS.items():
+for _name, _schema in SCHEMAS.items():
     ops.LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
 ops.LIBRARY.impl("reduce", _from_query_key, "CompositeExplicitAutograd")
 ops.LIBRARY.impl("reduce.map", _compose, "CompositeExplicitAutograd")

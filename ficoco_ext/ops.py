@@ -42,7 +42,7 @@ Attention = Tensor | QueryKey
 
 LIBRARY = torch.library.Library("ficoco", "DEF")
 
-_SCHEMAS = {
+SCHEMAS = {
     "attention_stats": "(Tensor query, Tensor key, float scale, bool class_token, bool probs, bool column,"
     " bool patches) -> (Tensor, Tensor)",
     "attention_stats.map": "(Tensor attn, bool class_token, bool column, bool patches) -> (Tensor, Tensor)",
@@ -58,7 +58,7 @@ _SCHEMAS = {
     " bool size_weighted) -> (Tensor, Tensor, Tensor)",
 }
 
-for _name, _schema in _SCHEMAS.items():
+for _name, _schema in SCHEMAS.items():
     LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(_name, getattr(reference, _name.replace(".", "_")), "CompositeExplicitAutograd")
 

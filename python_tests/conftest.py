@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
+import emulated_kernels
 import pytest
 import torch
 
@@ -76,6 +77,11 @@ class Backend(NamedTuple):
     find: Callable[[str], Callable]
     missing: str = ""
 
+    @property
+    def reads_values(self) -> bool:
+        """Whether values are checked: on a GPU, and so in its emulation, nothing is read."""
+        return self.name in ("reference", "cpu")
+
     def __call__(self, name: str, *args):
         """Results, on the CPU, of the overload ``name`` (such as ``correlate.map``) on CPU arguments ``args``."""
         args = [_move(arg, self.device) if isinstance(arg, torch.Tensor) else arg for arg in args]
@@ -92,9 +98,18 @@ class Backend(NamedTuple):
         return tuple(result.cpu() for result in results)
 
 
-def _dispatched(name: str) -> Callable:
+def _overload(namespace, name: str) -> Callable:
     packet, _, overload = name.partition(".")
-    return getattr(getattr(torch.ops.ficoco, packet), overload or "default")
+    return getattr(getattr(namespace, packet), overload or "default")
+
+
+def _dispatched(name: str) -> Callable:
+    return _overload(torch.ops.ficoco, name)
+
+
+def _emulated(name: str) -> Callable:
+    emulated_kernels.load()
+    return _overload(torch.ops.ficoco_emu, name)
 
 
 def _specified(name: str) -> Callable:
@@ -104,13 +119,14 @@ def _specified(name: str) -> Callable:
 BACKENDS = {  # one more way to run the operators is one more line
     "reference": Backend("reference", "cpu", _specified),
     "cpu": Backend("cpu", "cpu", _dispatched),
+    "emulated": Backend("emulated", "cpu", _emulated, emulated_kernels.missing()),
     "cuda": Backend("cuda", "cuda", _dispatched, "" if torch.cuda.is_available() else NO_GPU),
 }
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    """The specification itself, the CPU kernels, and whatever the dispatcher picks on a GPU."""
+    """The specification itself, the CPU kernels, the CUDA kernels on the host, and on a GPU."""
     chosen = BACKENDS[request.param]
     if chosen.missing:
         pytest.skip(chosen.missing)

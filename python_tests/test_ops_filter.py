@@ -149,7 +149,7 @@ def test_many_equal_scores(backend, dtype):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_scores_must_be_finite(backend, dtype, value):
-    if backend.device != "cpu":
+    if not backend.reads_values:
         pytest.skip("reading the scores would synchronise")
     for term, normalize, penalty in product((0, 1), (False, True), (1.0, 2.0)):
         scores = [torch.rand(3, 9).to(dtype) for _ in range(2)]

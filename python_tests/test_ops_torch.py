@@ -139,6 +139,58 @@ def test_reduce_is_its_stages(index, dtype):
     assert all(map(torch.equal, operator(name)(*args), composed(*args)))
 
 
+def stages_in_turn(backend, name, args):
+    """What ``ficoco::reduce`` gives, from four calls of ``backend``."""
+    tokens, first, *rest = args
+    query_key = name == "reduce"
+    attention = (first, rest.pop(0)) if query_key else (first,)
+    scale = (rest.pop(0),) if query_key else ()
+    ids, size, r, k, class_token, lam, probs, column, *filter_settings, correlation, alpha, weighted = rest
+    form = "" if query_key else ".map"
+    flags = (probs, column, lam != 0) if query_key else (column, lam != 0)
+    class_attention, patch_attention = backend("attention_stats" + form, *attention, *scale, class_token, *flags)
+    settings = (ids, r, lam, *filter_settings, class_token)
+    redundancy, sources, kept = backend("filter", patch_attention, class_attention, *settings)
+    if correlation == "key":
+        links = backend("correlate.key", attention[1], sources, kept, k, alpha, class_token)
+    elif query_key:
+        probs = correlation == "probs"
+        links = backend("correlate", *attention, sources, kept, k, *scale, alpha, class_token, probs)
+    else:
+        links = backend("correlate.map", first, sources, kept, k, alpha, class_token)
+    return (*backend("compress", tokens, sources, kept, *links, size, weighted), redundancy, sources, kept, *links)
+
+
+@pytest.mark.parametrize("name", ["emulated", "cuda"])
+@pytest.mark.parametrize("index", [i for i, (name, _) in enumerate(samples()) if name.startswith("reduce")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n", [70, 150])
+def test_reduce_on_a_gpu_is_its_stages(name, index, dtype, n):
+    """Bitwise: filtering and choosing in the tail of another kernel change nothing."""
+    backend = BACKENDS[name]
+    if backend.missing:
+        pytest.skip(backend.missing)
+    operator_name, args = sample(index, b=2, n=n, dtype=dtype)
+    got = backend(operator_name, *args)
+    assert all(map(torch.equal, got, stages_in_turn(backend, operator_name, args)))
+
+
+@pytest.mark.parametrize(("probs", "launches"), [(False, 4), (True, 7)])
+def test_launches_of_one_reduction(probs, launches):
+    """Logits: two reads of keys and queries, correlations, merge; filter and choice are tails."""
+    backend = BACKENDS["emulated"]
+    if backend.missing:
+        pytest.skip(backend.missing)
+    n, kind = 50, "probs" if probs else "logits"
+    query, key = query_key(2, 2, 2, n, 8)
+    settings = (True, 0.6, probs, False, True, 2.0, 2, 7, 7, kind, "softmax", False)
+    args = (torch.randn(2, n, 16), query, key, 0.3, None, None, 6, 2, *settings)
+    backend("reduce", *args)
+    before = torch.ops.ficoco_emu.launch_count()
+    backend("reduce", *args)
+    assert torch.ops.ficoco_emu.launch_count() - before == launches
+
+
 def test_float64_goes_to_the_specification():
     """The wrappers take it; the kernels themselves, which would round it, refuse."""
     query, key = (one.double() for one in query_key(2, 4, 2, 20, 8))

@@ -77,6 +77,8 @@ def _show(found: dict[str, Any]) -> None:
     if build["compiled"]:
         facts.add_row("kernels built with", f"{build['compiler']}, for torch {build['built_for_torch']}")
         facts.add_row("kernels use", str(build.get("cpu_simd")))
+    if build["cuda_version"]:
+        facts.add_row("CUDA kernels built with", f"CUDA {build['cuda_version']} for {build['cuda_archs']}")
     facts.add_row("CPU", f"{cpu['machine']}, {cpu['instructions']}, {cpu['threads']} threads of {cpu['cores']} cores")
     for index, gpu in enumerate(cuda):
         facts.add_row(f"CUDA {index}", f"{gpu['name']}, {gpu['bytes'] / 2**30:.0f} GiB, capability {gpu['capability']}")

@@ -1,0 +1,204 @@
+// For each source the k kept patches it correlates with most, and weights that sum to 1.
+//
+// A block has 64 sources and 64 kept patches of an image, walks over all channels of all heads and writes their
+// correlations (B, r, M); logits of all heads go into one sum, probabilities are made head by head from the sources'
+// softmax statistics. The last block of an image, or a second kernel, picks the targets, one warp a source.
+//
+// 2 B r M H d FLOPs (probabilities: 2 B r (M + N) H d); the sources' q is read once for every 64 kept patches, the kept
+// k once for every 64 sources, from the second-level cache where statistics were computed just before. Bound by latency
+// at B = 1, by memory else. Shared memory: 35 KB (half), 52 KB (float). Half precision on tensor cores, float by FMA.
+#include "cuda/choose.cuh"
+#include "cuda/correlate.cuh"
+#include "cuda/metric.cuh"
+#include "cuda/row_softmax.cuh"
+#include "cuda/tile.cuh"
+
+namespace ficoco {
+namespace {
+
+constexpr int64_t kTailSources = 128;  // more than these are shared among blocks of a second kernel
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+
+struct ScoreParams {
+  CorrelateParams p;
+  float factor;                // on a sum over heads
+  const float *top, *inverse;  // (B, H, r) of the sources, for probabilities
+  float* scores;               // (B, r, candidates)
+  uint32_t* counters;          // (B) or nullptr
+};
+
+__device__ __forceinline__ int64_t candidates_of(const CorrelateParams& p) { return p.kept_count - p.first; }
+
+__device__ void choose_source(const CorrelateParams& p, const float* scores, int64_t b, int64_t source) {
+  const int64_t candidates = candidates_of(p), at = b * p.r + source;
+  choose_targets(scores + at * candidates, static_cast<int>(candidates), static_cast<int>(p.k), p.first, p.alpha,
+                 p.targets + at * p.k, p.weights + at * p.k);
+}
+
+template <class T, bool kVector, bool kProbs>
+__global__ void __launch_bounds__(kTileThreads, 2) score_kernel(ScoreParams s, View<T> query, View<T> key) {
+  extern __shared__ __align__(128) unsigned char storage[];
+  TileShared<T>& shared = *reinterpret_cast<TileShared<T>*>(storage);
+  const CorrelateParams& p = s.p;
+  const int64_t j0 = static_cast<int64_t>(blockIdx.x) * kTile, i0 = static_cast<int64_t>(blockIdx.y) * kTile;
+  const int64_t b = blockIdx.z, candidates = candidates_of(p), group = query.heads / key.heads;
+  const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), p.r - i0));
+  const int columns = static_cast<int>(min(static_cast<int64_t>(kTile), candidates - j0));
+  __shared__ int64_t sources[kTile], kept[kTile];
+  if (threadIdx.x < kTile) {
+    const int i = threadIdx.x;
+    sources[i] = i < rows ? p.sources[b * p.r + i0 + i] : 0;
+    kept[i] = i < columns ? p.kept[b * p.kept_count + p.first + j0 + i] : 0;
+    assert(sources[i] >= 0 && sources[i] < p.tokens && "ficoco::correlate: a source is no token");
+    assert(kept[i] >= 0 && kept[i] < p.tokens && "ficoco::correlate: a kept index is no token");
+  }
+  __syncthreads();
+  const int column = threadIdx.x % kTile, part = threadIdx.x / kTile;  // 16 rows of one column
+  float mean[kProbs ? 16 : 1] = {};
+  TileSums<T> sums;
+  for (int64_t h = 0; h < query.heads; ++h) {
+    add_rows<kVector>(
+        sums, shared, [&](int i) { return query.row(b, h, sources[i]); }, rows,
+        [&](int j) { return key.row(b, h / group, kept[j]); }, columns, p.width);
+    if constexpr (kProbs) {
+      sums.store(shared.scores);
+      sums.clear();
+      __syncthreads();
+      const int64_t row = (b * query.heads + h) * p.r + i0;
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        const int at = 16 * part + i;
+        if (at >= rows) continue;
+        const float product = shared.scores[at * kScoreStride + column];
+        mean[i] += softmax_term(product, s.top[row + at], p.scale * kLog2e) * s.inverse[row + at];
+      }
+    }
+  }
+  if constexpr (!kProbs) {
+    sums.store(shared.scores);
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    const int at = 16 * part + i;
+    if (at >= rows || column >= columns) continue;
+    float value;
+    if constexpr (kProbs) {
+      value = mean[i];
+    } else {
+      value = shared.scores[at * kScoreStride + column];
+    }
+    s.scores[(b * p.r + i0 + at) * candidates + j0 + column] = value * s.factor;
+  }
+  if (!s.counters || !last_block(s.counters + b, gridDim.x * gridDim.y)) return;
+  for (int64_t i = threadIdx.x / kWarp; i < p.r; i += kWarps) choose_source(p, s.scores, b, i);
+}
+
+__global__ void __launch_bounds__(kThreads, 2) choose_kernel(CorrelateParams p, const float* scores) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  if (i < p.r) choose_source(p, scores, blockIdx.y, i);
+}
+
+// One block a source: its row of the map, averaged over heads, then its targets.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2) map_kernel(CorrelateParams p, View<T> attn, float* scores) {
+  const int64_t i = blockIdx.x, b = blockIdx.y, candidates = candidates_of(p), source = p.sources[b * p.r + i];
+  assert(source >= 0 && source < p.tokens && "ficoco::correlate: a source is no token");
+  for (int64_t j = threadIdx.x; j < candidates; j += kThreads) {
+    const int64_t kept = p.kept[b * p.kept_count + p.first + j];
+    assert(kept >= 0 && kept < p.tokens && "ficoco::correlate: a kept index is no token");
+    float sum = 0.f;
+    for (int h = 0; h < attn.heads; ++h) sum += to_float(attn.row(b, h, source)[kept]);
+    scores[(b * p.r + i) * candidates + j] = sum / static_cast<float>(attn.heads);
+  }
+  __syncthreads();
+  if (threadIdx.x < kWarp) choose_source(p, scores, b, i);
+}
+
+struct Workspace {
+  float *scores, *metric, *top, *inverse;
+};
+
+Workspace take(const CorrelateParams& p, Pieces& pieces) {
+  Workspace w{};
+  w.scores = pieces.take<float>(p.batch * p.r * (p.kept_count - p.first));
+  if (p.by == Correlation::kKey) w.metric = pieces.take<float>(p.batch * p.tokens * p.width);
+  if (p.by == Correlation::kProbs) {
+    w.top = pieces.take<float>(p.batch * p.query.heads * p.r);
+    w.inverse = pieces.take<float>(p.batch * p.query.heads * p.r);
+  }
+  return w;
+}
+
+template <bool kProbs>
+cudaError_t launch_scores(const ScoreParams& s, cudaStream_t stream) {
+  const CorrelateParams& p = s.p;
+  FICOCO_TRY(
+      with_type(p.key.dtype, vectorised(p.query, p.width) && vectorised(p.key, p.width), [&](auto type, auto vector) {
+        using T = decltype(type);
+        const auto kernel = score_kernel<T, decltype(vector)::value, kProbs>;
+        FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(TileShared<T>)));
+        const dim3 grid(ceil_div(p.kept_count - p.first, kTile), ceil_div(p.r, kTile), p.batch);
+        kernel<<<grid, kTileThreads, sizeof(TileShared<T>), stream>>>(s, view<T>(p.query), view<T>(p.key));
+        return launched();
+      }));
+  if (s.counters) return cudaSuccess;
+  choose_kernel<<<dim3(ceil_div(p.r, kWarps), p.batch), kThreads, 0, stream>>>(p, s.scores);
+  return launched();
+}
+
+}  // namespace
+
+void take_correlate_workspace(const CorrelateParams& p, Pieces& pieces) { take(p, pieces); }
+
+bool can_choose_in_tail(const CorrelateParams& p) { return p.r <= kTailSources && p.by != Correlation::kMap; }
+
+cudaError_t launch_correlate(const CorrelateParams& p, uint32_t* counters, Pieces& pieces, cudaStream_t stream) {
+  const Workspace w = take(p, pieces);
+  if (p.batch * p.r * p.k == 0) return cudaSuccess;
+  ScoreParams s{p,        p.scale / static_cast<float>(p.query.heads), w.top, w.inverse,
+                w.scores, can_choose_in_tail(p) ? counters : nullptr};
+  switch (p.by) {
+    case Correlation::kLogits: return launch_scores<false>(s, stream);
+    case Correlation::kProbs:
+      FICOCO_TRY(launch_row_softmax({p.query,
+                                     p.key,
+                                     p.sources,
+                                     p.batch,
+                                     p.tokens,
+                                     p.width,
+                                     p.r,
+                                     p.first,
+                                     p.scale,
+                                     {w.top, w.inverse, nullptr, nullptr}},
+                                    stream));
+      s.factor = 1.f / static_cast<float>(p.query.heads);
+      return launch_scores<true>(s, stream);
+    case Correlation::kKey:
+      FICOCO_TRY(launch_metric({p.key, p.batch, p.tokens, p.width, true, w.metric}, stream));
+      s.p.query = s.p.key = {w.metric, Dtype::kFloat, 1, p.tokens * p.width, 0, p.width};
+      s.factor = 1.f;
+      return launch_scores<false>(s, stream);
+    case Correlation::kMap:
+      return with_type(p.attn.dtype, [&](auto type) {
+        using T = decltype(type);
+        map_kernel<T><<<dim3(p.r, p.batch), kThreads, 0, stream>>>(p, view<T>(p.attn), w.scores);
+        return launched();
+      });
+  }
+  return cudaErrorInvalidValue;
+}
+
+size_t workspace_bytes(const CorrelateParams& p) {
+  Pieces pieces(nullptr);
+  take(p, pieces);
+  return pieces.used();
+}
+
+cudaError_t launch_correlate(const CorrelateParams& p, void* workspace, cudaStream_t stream) {
+  Pieces pieces(workspace);
+  return launch_correlate(p, nullptr, pieces, stream);
+}
+
+}  // namespace ficoco

@@ -1,0 +1,12 @@
+// Launches Correlate, given counters that are 0 or none.
+#pragma once
+#include "cuda/utils.cuh"
+
+namespace ficoco {
+
+// With `counters` (B), which are 0, the last block of an image chooses its targets; without, a second kernel does.
+cudaError_t launch_correlate(const CorrelateParams& p, uint32_t* counters, Pieces& pieces, cudaStream_t stream);
+void take_correlate_workspace(const CorrelateParams& p, Pieces& pieces);
+bool can_choose_in_tail(const CorrelateParams& p);
+
+}  // namespace ficoco

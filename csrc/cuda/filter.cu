@@ -1,0 +1,47 @@
+// The r most redundant patches. One block an image: scores stay in registers, the best of each window is found by
+// integer atomicMax (whose result does not depend on order), the r-th score by radix selection, places by prefix sums.
+//
+// Shared memory: 4.4 KB, and 8 bytes a window. Moves 8 P bytes in and 12 P out an image; latency bound.
+#include "cuda/filter.cuh"
+
+namespace ficoco {
+namespace {
+
+constexpr int64_t kSharedCells = 4096;  // more windows than this are kept in global memory
+
+template <int kItems, int kThreads>
+__global__ void __launch_bounds__(kThreads, 2) filter_kernel(FilterParams p, Cell* cells) {
+  __shared__ FilterShared shared;
+  extern __shared__ Cell shared_cells[];
+  const int64_t b = blockIdx.x;
+  filter_block<kItems>(p, b, cells ? cells + b * filter_cells(p) : shared_cells, shared);
+}
+
+Cell* pieces(const FilterParams& p, Pieces& all) {
+  return filter_cells(p) > kSharedCells ? all.take<Cell>(p.batch * filter_cells(p)) : nullptr;
+}
+
+}  // namespace
+
+size_t workspace_bytes(const FilterParams& p) {
+  Pieces all(nullptr);
+  pieces(p, all);
+  return all.used();
+}
+
+cudaError_t launch_filter(const FilterParams& p, void* workspace, cudaStream_t stream) {
+  if (p.batch == 0) return cudaSuccess;
+  if (p.patches > kMaxPatches) return cudaErrorInvalidValue;
+  Pieces all(workspace);
+  Cell* cells = pieces(p, all);
+  const size_t shared = cells ? 0 : filter_cells(p) * sizeof(Cell);
+  const unsigned blocks = static_cast<unsigned>(p.batch);
+  if (p.patches <= 1024) {
+    filter_kernel<4, 256><<<blocks, 256, shared, stream>>>(p, cells);
+  } else {
+    filter_kernel<16, 1024><<<blocks, 1024, shared, stream>>>(p, cells);
+  }
+  return launched();
+}
+
+}  // namespace ficoco

@@ -1,0 +1,21 @@
+// Launches the logits route of attention_stats, with or without the filter as its tail.
+#pragma once
+#include "cuda/utils.cuh"
+
+namespace ficoco {
+
+constexpr int64_t kFusedPatches = 1024;  // up to here the last block of an image can filter it
+
+bool can_filter_in_tail(const FilterParams& p);
+void take_logits_workspace(const StatsParams& p, Pieces& pieces);
+// `filter` may be nullptr. `counters` (B) are those of a later kernel, set to 0; may be nullptr.
+cudaError_t launch_logits_stats(const StatsParams& p, const FilterParams* filter, uint32_t* counters, Pieces& pieces,
+                                cudaStream_t stream);
+
+// Launches the other routes: probabilities, and keys alone where there is no class token.
+size_t probability_workspace(const StatsParams& p);
+cudaError_t launch_probability_stats(const StatsParams& p, void* workspace, cudaStream_t stream);
+size_t key_stats_workspace(const StatsParams& p);
+cudaError_t launch_key_stats(const StatsParams& p, void* workspace, cudaStream_t stream);
+
+}  // namespace ficoco

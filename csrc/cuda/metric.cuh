@@ -1,0 +1,16 @@
+// The features that keys are compared by: their mean over heads, of unit length if wanted.
+#pragma once
+#include "cuda/utils.cuh"
+
+namespace ficoco {
+
+struct MetricParams {
+  Rows key;  // (B, Hk, N, d)
+  int64_t batch, tokens, width;
+  bool unit;
+  float* metric;  // (B, N, d)
+};
+
+cudaError_t launch_metric(const MetricParams& p, cudaStream_t stream);
+
+}  // namespace ficoco

@@ -1,0 +1,141 @@
+// Class attention and patch attention from probabilities, without the map: softmax statistics of every query row (see
+// row_softmax.cu), and what they make of the rows.
+//
+//   row:    the mean over the patches comes out of the statistics themselves
+//   column: q k^T once more, 64 keys a block, every probability added to its key's sum
+//
+// Then one thread a key adds the heads up and makes the class token's row from its products, which were kept. 2 B H N^2
+// d FLOPs (column: 4), bound by arithmetic; memory O(H N). Shared memory as row_softmax.cu.
+#include "cuda/logits_stats.cuh"
+#include "cuda/row_softmax.cuh"
+#include "cuda/tile.cuh"
+
+namespace ficoco {
+namespace {
+
+struct ColumnParams {
+  int64_t tokens, width, first;
+  float scale;
+  const float *top, *inverse;  // (B, H, N)
+  float* sums;                 // (B, H, N) over the patches' rows
+};
+
+template <class T, bool kVector>
+__global__ void __launch_bounds__(kTileThreads, 2) column_kernel(ColumnParams p, View<T> query, View<T> key) {
+  extern __shared__ __align__(128) unsigned char storage[];
+  TileShared<T>& shared = *reinterpret_cast<TileShared<T>*>(storage);
+  __shared__ float top[kTile], inverse[kTile], parts[kTileThreads];
+  const int64_t j0 = static_cast<int64_t>(blockIdx.x) * kTile, h = blockIdx.y, b = blockIdx.z;
+  const int columns = static_cast<int>(min(static_cast<int64_t>(kTile), p.tokens - j0));
+  const int64_t key_head = h / (query.heads / key.heads), base = (b * query.heads + h) * p.tokens;
+  const int column = threadIdx.x % kTile, part = threadIdx.x / kTile;
+  const float scale_log2 = p.scale * kLog2e;
+  float sum = 0.f;
+  for (int64_t i0 = 0; i0 < p.tokens; i0 += kTile) {
+    const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), p.tokens - i0));
+    if (threadIdx.x < kTile) {
+      const bool counts = static_cast<int>(threadIdx.x) < rows && i0 + threadIdx.x >= p.first;
+      top[threadIdx.x] = counts ? p.top[base + i0 + threadIdx.x] : 0.f;
+      inverse[threadIdx.x] = counts ? p.inverse[base + i0 + threadIdx.x] : 0.f;
+    }
+    TileSums<T> sums;
+    add_rows<kVector>(
+        sums, shared, [&](int i) { return query.row(b, h, i0 + i); }, rows,
+        [&](int j) { return key.row(b, key_head, j0 + j); }, columns, p.width);
+    sums.store(shared.scores);
+    __syncthreads();
+    for (int i = 16 * part; i < 16 * part + 16; ++i) {
+      if (inverse[i] != 0.f) {
+        sum += softmax_term(shared.scores[i * kScoreStride + column], top[i], scale_log2) * inverse[i];
+      }
+    }
+    __syncthreads();
+  }
+  parts[threadIdx.x] = sum;
+  __syncthreads();
+  if (part == 0 && column < columns) {
+    p.sums[base + j0 + column] =
+        ((parts[column] + parts[column + kTile]) + parts[column + 2 * kTile]) + parts[column + 3 * kTile];
+  }
+}
+
+struct FinishParams {
+  int64_t tokens, heads, first, stat_rows;  // stat_rows: rows that have statistics, N or 1
+  float scale;
+  const float *top, *inverse;  // (B, H, stat_rows)
+  const float* products;       // (B, H, N) of the class token's query
+  const float* patch;          // (B, H, N): what to add over heads for patch attention, or nullptr
+  float *class_attention, *patch_attention;
+};
+
+// One thread a patch: heads in order.
+__global__ void __launch_bounds__(256, 2) finish_kernel(FinishParams p) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, b = blockIdx.y;
+  const int64_t patches = p.tokens - p.first;
+  if (i >= patches) return;
+  float class_sum = 0.f, patch_sum = 0.f;
+  for (int64_t h = 0; h < p.heads; ++h) {
+    const int64_t head = b * p.heads + h, row = head * p.stat_rows, at = head * p.tokens + i + p.first;
+    if (p.first) class_sum += softmax_term(p.products[at], p.top[row], p.scale * kLog2e) * p.inverse[row];
+    if (p.patch) patch_sum += p.patch[at];
+  }
+  if (p.first) p.class_attention[b * patches + i] = class_sum / static_cast<float>(p.heads);
+  if (p.patch) {
+    p.patch_attention[b * patches + i] = patch_sum / (static_cast<float>(p.heads) * static_cast<float>(patches));
+  }
+}
+
+struct Workspace {
+  float *top, *inverse, *patch, *products;
+};
+
+int64_t stat_rows(const StatsParams& p) { return p.patches ? p.tokens : 1; }
+
+Workspace take(const StatsParams& p, Pieces& pieces) {
+  const int64_t rows = p.batch * p.query.heads * stat_rows(p);
+  Workspace w{};
+  w.top = pieces.take<float>(rows);
+  w.inverse = pieces.take<float>(rows);
+  if (p.patches) w.patch = pieces.take<float>(rows);
+  if (p.first) w.products = pieces.take<float>(p.batch * p.query.heads * p.tokens);
+  return w;
+}
+
+cudaError_t launch_columns(const StatsParams& p, const Workspace& w, cudaStream_t stream) {
+  const bool whole = vectorised(p.query, p.width) && vectorised(p.key, p.width);
+  return with_type(p.query.dtype, whole, [&](auto type, auto vector) {
+    using T = decltype(type);
+    const auto kernel = column_kernel<T, decltype(vector)::value>;
+    const ColumnParams params{p.tokens, p.width, p.first, p.scale, w.top, w.inverse, w.patch};
+    FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(TileShared<T>)));
+    const dim3 grid(ceil_div(p.tokens, kTile), p.query.heads, p.batch);
+    kernel<<<grid, kTileThreads, sizeof(TileShared<T>), stream>>>(params, view<T>(p.query), view<T>(p.key));
+    return launched();
+  });
+}
+
+}  // namespace
+
+size_t probability_workspace(const StatsParams& p) {
+  Pieces pieces(nullptr);
+  take(p, pieces);
+  return pieces.used();
+}
+
+cudaError_t launch_probability_stats(const StatsParams& p, void* workspace, cudaStream_t stream) {
+  Pieces pieces(workspace);
+  const Workspace w = take(p, pieces);
+  const RowSoftmaxParams rows{p.query,      p.key,
+                              nullptr,      p.batch,
+                              p.tokens,     p.width,
+                              stat_rows(p), p.first,
+                              p.scale,      {w.top, w.inverse, p.patches && !p.column ? w.patch : nullptr, w.products}};
+  FICOCO_TRY(launch_row_softmax(rows, stream));
+  if (p.patches && p.column) FICOCO_TRY(launch_columns(p, w, stream));
+  const FinishParams finish{p.tokens,  p.query.heads, p.first, stat_rows(p),      p.scale,          w.top,
+                            w.inverse, w.products,    w.patch, p.class_attention, p.patch_attention};
+  finish_kernel<<<dim3(ceil_div(p.tokens - p.first, 256), p.batch), 256, 0, stream>>>(finish);
+  return launched();
+}
+
+}  // namespace ficoco

@@ -1,0 +1,33 @@
+// Maximum and inverse sum of the softmax of chosen query rows, one pass over the keys, no N x N map.
+#pragma once
+#include "cuda/utils.cuh"
+
+namespace ficoco {
+
+// What a row's softmax needs to be recomputed: p_j = exp2((s_j - top) * scale * log2(e)) * inverse, s unscaled.
+struct RowSoftmax {
+  float* top;        // (B, H, R)
+  float* inverse;    // (B, H, R)
+  float* patch_sum;  // (B, H, R) sum of p over the patches, or nullptr
+  float* products;   // (B, H, N) the unscaled s of row 0, or nullptr: another sum would round them otherwise
+};
+
+struct RowSoftmaxParams {
+  Rows query, key;
+  const int64_t* rows;                  // (B, R) query rows, or nullptr for 0..R-1
+  int64_t batch, tokens, width, count;  // count = R
+  int64_t first;
+  float scale;
+  RowSoftmax out;
+};
+
+constexpr float kLog2e = 1.4426950408889634f;
+
+// exp(scale * (s - top)) with `scale_log2` = scale * log2(e).
+__device__ __forceinline__ float softmax_term(float s, float top, float scale_log2) {
+  return exp2f((s - top) * scale_log2);
+}
+
+cudaError_t launch_row_softmax(const RowSoftmaxParams& p, cudaStream_t stream);
+
+}  // namespace ficoco

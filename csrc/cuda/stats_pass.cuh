@@ -1,0 +1,132 @@
+// One read of all patch rows of q or k: their sum over tokens and their inner products with up to two vectors.
+//
+// A block has 128 tokens and 32 packs of 16 bytes of the concatenated heads; a warp takes tokens in turn, a lane one
+// pack. Sums over tokens and over packs leave as partial results, which a reader adds up in a fixed order.
+#pragma once
+#include "cuda/utils.cuh"
+
+namespace ficoco {
+
+constexpr int kPassTokens = 128;
+constexpr int kPassThreads = 256;
+
+// Partial results of one pass over rows with `channels` = heads * width.
+struct PassShape {
+  int64_t packs_per_head, packs, slices, chunks;
+};
+
+inline PassShape pass_shape(const Rows& rows, int64_t tokens, int64_t width) {
+  const int64_t per = 16 / size_of(rows.dtype), packs_per_head = ceil_div(width, per);
+  const int64_t packs = packs_per_head * rows.heads;
+  return {packs_per_head, packs, ceil_div(packs, kWarp), ceil_div(tokens, kPassTokens)};
+}
+
+// Sum over the patches of rows of `heads` heads, in chunks: [b][chunk][head * width + c].
+struct PartialSums {
+  float* data;
+  int64_t chunks, heads;
+};
+
+struct PassParams {
+  int64_t tokens, width, first;
+  int64_t packs_per_head, packs;
+  float* sums;        // (B, chunks, heads * width) sums over the block's patches, or nullptr
+  float* class_dots;  // (B, slices, P) with the class token's query, or nullptr
+  float* mean_dots;   // (B, slices, P) with `mean`, or nullptr
+  PartialSums mean;
+  int64_t query_heads;
+  uint32_t *counters, *later_counters;  // (B): set to 0 for later kernels, or nullptr
+};
+
+// Channel (h, c) of the class token's query, summed over the query heads that share key head h.
+template <class T, bool kVector>
+__device__ __forceinline__ void class_vector(const View<T>& query, const PassParams& p, int64_t b, int64_t h,
+                                             int64_t heads, int64_t c, float (&out)[kPer<T>]) {
+  const int64_t group = query.heads / heads;
+  for (int64_t g = 0; g < group; ++g) {
+    const Pack<T> pack = load_pack<T, kVector>(query.row(b, h * group + g, 0) + c, p.width - c);
+#pragma unroll
+    for (int e = 0; e < kPer<T>; ++e) out[e] += to_float(pack.x[e]);
+  }
+}
+
+// The same of the summed rows: added over shared heads for keys, looked up for queries.
+template <class T>
+__device__ __forceinline__ void mean_vector(const PassParams& p, int64_t b, int64_t h, int64_t heads, int64_t c,
+                                            float (&out)[kPer<T>]) {
+  const int64_t own = p.mean.heads, group = own > heads ? own / heads : 1;
+  for (int64_t g = 0; g < group; ++g) {
+    const int64_t head = own > heads ? h * group + g : h * own / heads;
+    for (int64_t chunk = 0; chunk < p.mean.chunks; ++chunk) {
+      const float* x = p.mean.data + ((b * p.mean.chunks + chunk) * own + head) * p.width + c;
+#pragma unroll
+      for (int e = 0; e < kPer<T>; ++e) out[e] += c + e < p.width ? x[e] : 0.f;
+    }
+  }
+}
+
+template <class T, bool kVector, bool kSum, bool kClass, bool kMean>
+__device__ void stats_pass(const PassParams& p, const View<T>& rows, const View<T>& query) {
+  __shared__ float warp_sums[kSum ? kPassThreads / kWarp : 1][kWarp * kPer<T> + 1];
+  const int64_t chunk = blockIdx.x, slice = blockIdx.y, b = blockIdx.z;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  constexpr int kWarps = kPassThreads / kWarp;
+  const int64_t pack = slice * kWarp + lane, h = pack / p.packs_per_head, c = pack % p.packs_per_head * kPer<T>;
+  const bool mine = pack < p.packs;
+  if (chunk == 0 && slice == 0 && threadIdx.x == 0) {
+    if (p.counters) p.counters[b] = 0;
+    if (p.later_counters) p.later_counters[b] = 0;
+  }
+  float sum[kPer<T>] = {}, with_class[kPer<T>] = {}, with_mean[kPer<T>] = {};
+  if (kClass && mine) class_vector<T, kVector>(query, p, b, h, rows.heads, c, with_class);
+  if (kMean && mine) mean_vector<T>(p, b, h, rows.heads, c, with_mean);
+  const int64_t begin = chunk * kPassTokens, end = min(begin + kPassTokens, p.tokens);
+  const int64_t patches = p.tokens - p.first;
+#pragma unroll 4
+  for (int64_t n = max(begin, p.first) + warp; n < end; n += kWarps) {
+    Pack<T> x = {};
+    if (mine) x = load_pack<T, kVector>(rows.row(b, h, n) + c, p.width - c);
+    float class_dot = 0.f, mean_dot = 0.f;
+#pragma unroll
+    for (int e = 0; e < kPer<T>; ++e) {
+      const float value = to_float(x.x[e]);
+      if (kSum) sum[e] += value;
+      if (kClass) class_dot = fmaf(value, with_class[e], class_dot);
+      if (kMean) mean_dot = fmaf(value, with_mean[e], mean_dot);
+    }
+    const int64_t at = (b * gridDim.y + slice) * patches + n - p.first;
+    if (kClass) {
+      class_dot = warp_sum(class_dot);
+      if (lane == 0) p.class_dots[at] = class_dot;
+    }
+    if (kMean) {
+      mean_dot = warp_sum(mean_dot);
+      if (lane == 0) p.mean_dots[at] = mean_dot;
+    }
+  }
+  if constexpr (kSum) {
+#pragma unroll
+    for (int e = 0; e < kPer<T>; ++e) warp_sums[warp][lane * kPer<T> + e] = sum[e];
+    __syncthreads();
+    for (int i = threadIdx.x; i < kWarp * kPer<T>; i += kPassThreads) {
+      const int64_t of = slice * kWarp + i / kPer<T>, head = of / p.packs_per_head;
+      const int64_t channel = of % p.packs_per_head * kPer<T> + i % kPer<T>;
+      if (of >= p.packs || channel >= p.width) continue;
+      float total = 0.f;
+      for (int w = 0; w < kWarps; ++w) total += warp_sums[w][i];
+      p.sums[((b * gridDim.x + chunk) * rows.heads + head) * p.width + channel] = total;
+    }
+  }
+}
+
+// out[i] = factor * sum of dots[slice][i]: the tail of a pass, by one block.
+__device__ __forceinline__ void add_slices(const float* dots, int64_t slices, int64_t patches, float factor,
+                                           float* out) {
+  for (int64_t i = threadIdx.x; i < patches; i += blockDim.x) {
+    float total = 0.f;
+    for (int64_t slice = 0; slice < slices; ++slice) total += dots[slice * patches + i];
+    out[i] = factor * total;
+  }
+}
+
+}  // namespace ficoco

@@ -1,0 +1,44 @@
+// The CUDA kernels as the rest of the project sees them: no torch, no kernel code. A launcher enqueues its kernels on
+// `stream` and returns the first error; it allocates nothing, waits for nothing and reads no device memory. `workspace`
+// is device memory of workspace_bytes(params), 256-byte aligned, contents undefined before and after; null if 0 bytes.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "params.h"
+
+namespace ficoco {
+
+// Filter keeps all scores of an image in the registers of one block.
+constexpr int64_t kMaxPatches = 16384;
+
+struct ReduceParams {  // outputs of one stage are inputs of the next: the pointers must agree
+  bool map;            // the attention is `map_stats.attn`, else `stats`
+  StatsParams stats;
+  MapStatsParams map_stats;
+  FilterParams filter;
+  CorrelateParams correlate;
+  CompressParams compress;
+};
+
+size_t workspace_bytes(const StatsParams& p);
+size_t workspace_bytes(const MapStatsParams& p);
+size_t workspace_bytes(const FilterParams& p);
+size_t workspace_bytes(const CorrelateParams& p);
+size_t workspace_bytes(const ReduceParams& p);
+
+cudaError_t launch_attention_stats(const StatsParams& p, void* workspace, cudaStream_t stream);
+cudaError_t launch_attention_stats(const MapStatsParams& p, void* workspace, cudaStream_t stream);
+cudaError_t launch_filter(const FilterParams& p, void* workspace, cudaStream_t stream);
+cudaError_t launch_correlate(const CorrelateParams& p, void* workspace, cudaStream_t stream);
+cudaError_t launch_compress(const CompressParams& p, cudaStream_t stream);
+
+// All of them: four kernels for logits up to 4096 patches and 128 sources an image, more beyond and for probabilities.
+cudaError_t launch_reduce(const ReduceParams& p, void* workspace, cudaStream_t stream);
+
+// Kernels launched by this process so far.
+int64_t launch_count();
+
+}  // namespace ficoco

@@ -1,0 +1,247 @@
+// The operators on CUDA tensors: check, allocate, launch on the current stream. No kernel code; device and stream come
+// from c10, so that the file compiles against a torch with or without CUDA.
+//
+// With FICOCO_EMULATED the same code serves CPU tensors in namespace ficoco_emu: the tests run the kernels on the host.
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "calls.h"
+#include "checks.h"
+#include "launch.h"
+
+#if __has_include(<nvtx3/nvToolsExt.h>) && !defined(FICOCO_EMULATED)
+#include <nvtx3/nvToolsExt.h>
+#define FICOCO_NVTX 1
+#endif
+
+#ifdef FICOCO_EMULATED
+#define FICOCO_LIBRARY ficoco_emu
+#define FICOCO_DEVICE CPU
+#else
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <dlfcn.h>
+#define FICOCO_LIBRARY ficoco
+#define FICOCO_DEVICE CUDA
+#endif
+
+namespace ficoco {
+namespace {
+
+using at::Tensor;
+
+#ifndef FICOCO_EMULATED
+// Before torch 2.11 or so a c10::Stream has no native handle; libtorch_cuda then has a C function for it.
+template <class Stream>
+cudaStream_t handle(const Stream& stream) {
+  if constexpr (requires { stream.native_handle(); }) {
+    return static_cast<cudaStream_t>(stream.native_handle());
+  } else {
+    static const auto get = [] {
+      void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+      return library
+                 ? reinterpret_cast<int32_t (*)(int32_t, void**)>(dlsym(library, "aoti_torch_get_current_cuda_stream"))
+                 : nullptr;
+    }();
+    TORCH_CHECK(get, "ficoco_ext: this torch does not tell its current CUDA stream; upgrade torch");
+    void* out = nullptr;
+    TORCH_CHECK(get(stream.device_index(), &out) == 0, "ficoco_ext: torch could not tell its current CUDA stream");
+    return static_cast<cudaStream_t>(out);
+  }
+}
+#endif
+
+// The device and the stream that an operator runs on, for as long as it lives.
+class Place {
+ public:
+#ifdef FICOCO_EMULATED
+  explicit Place(const Tensor&) {}
+  cudaStream_t stream() const { return nullptr; }
+#else
+  explicit Place(const Tensor& on)
+      : guard_(on.device()), stream_(handle(c10::impl::VirtualGuardImpl(on.device().type()).getStream(on.device()))) {}
+  cudaStream_t stream() const { return stream_; }
+
+ private:
+  c10::DeviceGuard guard_;
+  cudaStream_t stream_;
+#endif
+};
+
+// A range named ficoco::<op> in a timeline of nsys, for the time on the host.
+class Range {
+ public:
+  explicit Range(const char* op) {
+#ifdef FICOCO_NVTX
+    nvtxRangePushA((std::string("ficoco::") + op).c_str());
+#else
+    (void)op;
+#endif
+  }
+  ~Range() {
+#ifdef FICOCO_NVTX
+    nvtxRangePop();
+#endif
+  }
+  Range(const Range&) = delete;
+};
+
+void check_launch(const char* op, cudaError_t error) {
+  if (error == cudaSuccess) return;
+  const bool foreign = error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction;
+  TORCH_CHECK(false, "ficoco::", op, ": the kernel was not launched: ", cudaGetErrorString(error),
+              foreign ? "; rebuild for this GPU: FICOCO_CUDA_ARCHS=<its compute capability, such as 90> pip install "
+                        "--force-reinstall --no-deps ."
+                      : "");
+}
+
+// Gives `launch` its workspace and the stream.
+template <class Params, class Launch>
+void run(const char* op, const Tensor& like, const Params& params, const Launch& launch) {
+  const Range range(op);
+  const Place place(like);
+  const auto bytes = static_cast<int64_t>(workspace_bytes(params));
+  const Tensor workspace = at::empty({bytes}, like.options().dtype(at::kByte));
+  check_launch(op, launch(params, bytes ? workspace.mutable_data_ptr() : nullptr, place.stream()));
+}
+
+template <class Call>
+std::tuple<Tensor, Tensor> run_stats(const Tensor& like, const Call& call) {
+  run("attention_stats", like, call.params,
+      [](const auto& p, void* workspace, cudaStream_t stream) { return launch_attention_stats(p, workspace, stream); });
+  return {call.class_attention, call.patch_attention};
+}
+
+std::tuple<Tensor, Tensor> attention_stats(const Tensor& query, const Tensor& key, double scale, bool class_token,
+                                           bool probs, bool column, bool patches) {
+  return run_stats(query, stats_call(query, key, scale, class_token, probs, column, patches));
+}
+
+std::tuple<Tensor, Tensor> attention_stats_map(const Tensor& attn, bool class_token, bool column, bool patches) {
+  return run_stats(attn, stats_call(attn, class_token, column, patches));
+}
+
+void check_size(const FilterCall& call) {
+  FICOCO_VALUE(call.params.patches <= kMaxPatches, "filter", "patch_attention",
+               check::text("of at most ", kMaxPatches, " patches on a GPU"), call.params.patches,
+               "reduce on the CPU, or split the image");
+}
+
+std::tuple<Tensor, Tensor, Tensor> filter(const Tensor& patch_attention, const Tensor& class_attention,
+                                          const std::optional<Tensor>& ids, int64_t r, double lam, bool normalize,
+                                          double penalty, int64_t window, int64_t grid_height, int64_t grid_width,
+                                          bool class_token) {
+  const FilterCall call = filter_call(patch_attention, class_attention, ids,
+                                      {r, lam, normalize, penalty, window, grid_height, grid_width, class_token});
+  check_size(call);
+  run("filter", patch_attention, call.params,
+      [](const FilterParams& p, void* workspace, cudaStream_t stream) { return launch_filter(p, workspace, stream); });
+  return {call.redundancy, call.sources, call.kept};
+}
+
+std::tuple<Tensor, Tensor> run_correlate(const Tensor& like, const CorrelateCall& call) {
+  run("correlate", like, call.params, [](const CorrelateParams& p, void* workspace, cudaStream_t stream) {
+    return launch_correlate(p, workspace, stream);
+  });
+  return {call.targets, call.weights};
+}
+
+std::tuple<Tensor, Tensor> correlate(const Tensor& query, const Tensor& key, const Tensor& sources, const Tensor& kept,
+                                     int64_t k, double scale, std::string_view alpha, bool class_token, bool probs) {
+  return run_correlate(query, correlate_call(query, key, sources, kept, k, scale, alpha, class_token, probs));
+}
+
+std::tuple<Tensor, Tensor> correlate_map(const Tensor& attn, const Tensor& sources, const Tensor& kept, int64_t k,
+                                         std::string_view alpha, bool class_token) {
+  return run_correlate(attn, correlate_call(attn, sources, kept, k, alpha, class_token));
+}
+
+std::tuple<Tensor, Tensor> correlate_key(const Tensor& key, const Tensor& sources, const Tensor& kept, int64_t k,
+                                         std::string_view alpha, bool class_token) {
+  return run_correlate(key, correlate_key_call(key, sources, kept, k, alpha, class_token));
+}
+
+std::tuple<Tensor, Tensor, Tensor> compress(const Tensor& tokens, const Tensor& sources, const Tensor& kept,
+                                            const Tensor& targets, const Tensor& weights,
+                                            const std::optional<Tensor>& size, bool size_weighted) {
+  const CompressCall call = compress_call(tokens, sources, kept, targets, weights, size, size_weighted);
+  const Range range("compress");
+  const Place place(tokens);
+  check_launch("compress", launch_compress(call.params, place.stream()));
+  return {call.out, call.size, call.source_map};
+}
+
+using Reduced = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class Stats, class MakeCorrelate>
+Reduced run_reduce(const Tensor& tokens, const Stats& stats, const std::optional<Tensor>& ids,
+                   const std::optional<Tensor>& size, const FilterSettings& settings, bool size_weighted,
+                   const MakeCorrelate& make_correlate) {
+  const FilterCall filter = filter_call(stats.patch_attention, stats.class_attention, ids, settings);
+  check_size(filter);
+  const CorrelateCall correlate = make_correlate(filter.sources, filter.kept);
+  const CompressCall compress =
+      compress_call(tokens, filter.sources, filter.kept, correlate.targets, correlate.weights, size, size_weighted);
+  ReduceParams params{};
+  if constexpr (std::is_same_v<Stats, MapStatsCall>) {
+    params.map = true;
+    params.map_stats = stats.params;
+  } else {
+    params.stats = stats.params;
+  }
+  params.filter = filter.params;
+  params.correlate = correlate.params;
+  params.compress = compress.params;
+  run("reduce", tokens, params,
+      [](const ReduceParams& p, void* workspace, cudaStream_t stream) { return launch_reduce(p, workspace, stream); });
+  return {compress.out,   compress.size, compress.source_map, filter.redundancy,
+          filter.sources, filter.kept,   correlate.targets,   correlate.weights};
+}
+
+Reduced reduce(const Tensor& tokens, const Tensor& query, const Tensor& key, double scale,
+               const std::optional<Tensor>& ids, const std::optional<Tensor>& size, int64_t r, int64_t k,
+               bool class_token, double lam, bool probs, bool column, bool normalize, double penalty, int64_t window,
+               int64_t grid_height, int64_t grid_width, std::string_view correlation, std::string_view alpha,
+               bool size_weighted) {
+  const StatsCall stats = stats_call(query, key, scale, class_token, probs, column, lam != 0);
+  return run_reduce(
+      tokens, stats, ids, size, {r, lam, normalize, penalty, window, grid_height, grid_width, class_token},
+      size_weighted, [&](const Tensor& sources, const Tensor& kept) {
+        return correlation == "key"
+                   ? correlate_key_call(key, sources, kept, k, alpha, class_token)
+                   : correlate_call(query, key, sources, kept, k, scale, alpha, class_token, correlation == "probs");
+      });
+}
+
+Reduced reduce_map(const Tensor& tokens, const Tensor& attn, const std::optional<Tensor>& ids,
+                   const std::optional<Tensor>& size, int64_t r, int64_t k, bool class_token, double lam, bool,
+                   bool column, bool normalize, double penalty, int64_t window, int64_t grid_height, int64_t grid_width,
+                   std::string_view, std::string_view alpha, bool size_weighted) {
+  const MapStatsCall stats = stats_call(attn, class_token, column, lam != 0);
+  return run_reduce(tokens, stats, ids, size,
+                    {r, lam, normalize, penalty, window, grid_height, grid_width, class_token}, size_weighted,
+                    [&](const Tensor& sources, const Tensor& kept) {
+                      return correlate_call(attn, sources, kept, k, alpha, class_token);
+                    });
+}
+
+}  // namespace
+}  // namespace ficoco
+
+TORCH_LIBRARY_IMPL(FICOCO_LIBRARY, FICOCO_DEVICE, m) {
+  m.impl("attention_stats", &ficoco::attention_stats);
+  m.impl("attention_stats.map", &ficoco::attention_stats_map);
+  m.impl("filter", &ficoco::filter);
+  m.impl("correlate", &ficoco::correlate);
+  m.impl("correlate.map", &ficoco::correlate_map);
+  m.impl("correlate.key", &ficoco::correlate_key);
+  m.impl("compress", &ficoco::compress);
+  m.impl("reduce", &ficoco::reduce);
+  m.impl("reduce.map", &ficoco::reduce_map);
+}
+
+#ifdef FICOCO_EMULATED
+TORCH_LIBRARY_FRAGMENT(ficoco_emu, m) {
+  m.def("launch_count() -> int", [] { return ficoco::launch_count(); });
+}
+#endif

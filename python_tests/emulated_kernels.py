@@ -1,0 +1,51 @@
+"""The CUDA kernels of ``csrc/cuda`` on the host: builds them once, registers them as ``torch.ops.ficoco_emu``."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from ficoco_ext import fused, ops
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+
+
+def builder() -> ModuleType:
+    """``csrc/host_emulation/build.py`` as a module."""
+    spec = importlib.util.spec_from_file_location("build_emulation", CSRC / "host_emulation" / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def missing() -> str:
+    """Why the emulation cannot be built here, or nothing. With FICOCO_REQUIRE_EMULATION=1 a test then fails instead."""
+    if os.environ.get("FICOCO_REQUIRE_EMULATION") == "1" or builder().cuda_include() is not None:
+        return ""
+    return "needs the headers of the CUDA toolkit"
+
+
+@functools.cache
+def load() -> None:
+    """Build the library if a source changed, and register its operators under the schemas of the real ones."""
+    default = ROOT / "build" / "emulation"
+    library = os.environ.get("FICOCO_EMULATION_LIBRARY") or builder().build(
+        default,
+        define=["FICOCO_EMULATED"],
+        extra=[CSRC / "ops_cuda.cpp", CSRC / "calls.cpp"],
+        torch=True,
+    )
+    definitions = torch.library.Library("ficoco_emu", "DEF")
+    load.definitions = definitions  # type: ignore[attr-defined]  # or its operators would go away
+    for name, schema in {**ops.SCHEMAS, **fused.SCHEMAS}.items():
+        definitions.define(name + schema)
+    torch.ops.load_library(str(library))
