@@ -116,7 +116,7 @@ def _convert_launches(source: _Source) -> None:
         kernel = source.text[kernel_start:start]
         config = source.text[start + 3 : end]
         arguments = source.text[end + 3 : call.end() - 1] + source.text[call.end() : close]
-        comma = "," if source.code[call.end() : close].strip() else ""
+        comma = ", " if source.code[call.end() : close].strip() else ""
         name = " ".join(source.code[kernel_start:start].split()).replace("\\", "").replace('"', "")
         source.replace(
             kernel_start, close + 1, f'cuemu::launch("{name}", cuemu::Config({config}), {kernel}{comma}{arguments})'

@@ -6,20 +6,20 @@
 #include <type_traits>
 #include "block.h"
 
-namespace cuemu __attribute__((visibility("hidden"))) {
+namespace cuemu {
 
-  // A GPU faults at an address that is not a multiple of the access's size; x86 does not. UBSan sees plain accesses
-  // through float4* and uint4*; those that pass through here are seen in every build.
-  template <class T>
-  T* aligned(T * pointer, const Place& place) {
-    if (reinterpret_cast<uintptr_t>(pointer) % alignof(T) != 0) {
-      die("misaligned address: an access of " + std::to_string(sizeof(T)) + " bytes", &place);
-    }
-    return pointer;
+// A GPU faults at an address that is not a multiple of the access's size; x86 does not. UBSan sees plain accesses
+// through float4* and uint4*; those that pass through here are seen in every build.
+template <class T>
+T* aligned(T* pointer, const Place& place) {
+  if (reinterpret_cast<uintptr_t>(pointer) % alignof(T) != 0) {
+    die("misaligned address: an access of " + std::to_string(sizeof(T)) + " bytes", &place);
   }
+  return pointer;
+}
 
-  template <class T>
-  concept Number = std::is_arithmetic_v<T>;
+template <class T>
+concept Number = std::is_arithmetic_v<T>;
 
 }  // namespace cuemu
 

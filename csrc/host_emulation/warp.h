@@ -5,86 +5,86 @@
 #include <type_traits>
 #include "block.h"
 
-namespace cuemu __attribute__((visibility("hidden"))) {
+namespace cuemu {
 
+template <class T>
+uint64_t pack(const T& value) {
+  static_assert(sizeof(T) <= 8, "a shuffled value has at most 8 bytes");
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  return bits;
+}
+template <class T>
+T unpack(uint64_t bits) {
+  T value;
+  std::memcpy(static_cast<void*>(&value), &bits, sizeof value);
+  return value;
+}
+
+template <class F>
+void for_each_lane(uint32_t members, F f) {
+  for (; members != 0; members &= members - 1) f(static_cast<uint32_t>(__builtin_ctz(members)));
+}
+
+enum class Shuffle { kIndex, kXor, kDown, kUp };
+
+// A lane that does not take part gives an undefined value; here that is all bits set, NaN in every type.
+template <Shuffle>
+void shuffle(Thread* lanes, uint32_t members) {
+  for_each_lane(members, [&](uint32_t i) {
+    lanes[i].result = members >> lanes[i].source & 1 ? lanes[lanes[i].source].value : ~uint64_t{0};
+  });
+}
+
+template <Shuffle kKind, class T>
+T shuffled(uint32_t mask, const T& value, int source, int width, const Place& place) {
+  if (width <= 0 || width > 32 || (width & (width - 1)) != 0) die("the width of a shuffle is 1, 2, 4, .. 32", &place);
+  return unpack<T>(meet(mask, pack(value), static_cast<uint32_t>(source) % 32, &shuffle<kKind>, place));
+}
+
+enum class Vote { kAny, kAll, kBallot };
+
+template <Vote>
+void vote(Thread* lanes, uint32_t members) {
+  uint64_t ballot = 0;
+  for_each_lane(members, [&](uint32_t i) { ballot |= lanes[i].value << i; });
+  for_each_lane(members, [&](uint32_t i) { lanes[i].result = ballot; });
+}
+
+inline void match_any(Thread* lanes, uint32_t members) {
+  for_each_lane(members, [&](uint32_t i) {
+    lanes[i].result = 0;
+    for_each_lane(members, [&](uint32_t j) { lanes[i].result |= uint64_t{lanes[i].value == lanes[j].value} << j; });
+  });
+}
+
+inline void nothing(Thread*, uint32_t) {}
+
+template <class T, class F>
+void reduce(Thread* lanes, uint32_t members) {
+  T total = unpack<T>(lanes[__builtin_ctz(members)].value);
+  for_each_lane(members & (members - 1), [&](uint32_t i) { total = F{}(total, unpack<T>(lanes[i].value)); });
+  for_each_lane(members, [&](uint32_t i) { lanes[i].result = pack(total); });
+}
+
+struct Add {
   template <class T>
-  uint64_t pack(const T& value) {
-    static_assert(sizeof(T) <= 8, "a shuffled value has at most 8 bytes");
-    uint64_t bits = 0;
-    std::memcpy(&bits, &value, sizeof value);
-    return bits;
+  T operator()(T a, T b) const {
+    return static_cast<T>(static_cast<std::make_unsigned_t<T>>(a) + static_cast<std::make_unsigned_t<T>>(b));
   }
+};
+struct Min {
   template <class T>
-  T unpack(uint64_t bits) {
-    T value;
-    std::memcpy(static_cast<void*>(&value), &bits, sizeof value);
-    return value;
+  T operator()(T a, T b) const {
+    return b < a ? b : a;
   }
-
-  template <class F>
-  void for_each_lane(uint32_t members, F f) {
-    for (; members != 0; members &= members - 1) f(static_cast<uint32_t>(__builtin_ctz(members)));
+};
+struct Max {
+  template <class T>
+  T operator()(T a, T b) const {
+    return a < b ? b : a;
   }
-
-  enum class Shuffle { kIndex, kXor, kDown, kUp };
-
-  // A lane that does not take part gives an undefined value; here that is all bits set, NaN in every type.
-  template <Shuffle>
-  void shuffle(Thread * lanes, uint32_t members) {
-    for_each_lane(members, [&](uint32_t i) {
-      lanes[i].result = members >> lanes[i].source & 1 ? lanes[lanes[i].source].value : ~uint64_t{0};
-    });
-  }
-
-  template <Shuffle kKind, class T>
-  T shuffled(uint32_t mask, const T& value, int source, int width, const Place& place) {
-    if (width <= 0 || width > 32 || (width & (width - 1)) != 0) die("the width of a shuffle is 1, 2, 4, .. 32", &place);
-    return unpack<T>(meet(mask, pack(value), static_cast<uint32_t>(source) % 32, &shuffle<kKind>, place));
-  }
-
-  enum class Vote { kAny, kAll, kBallot };
-
-  template <Vote>
-  void vote(Thread * lanes, uint32_t members) {
-    uint64_t ballot = 0;
-    for_each_lane(members, [&](uint32_t i) { ballot |= lanes[i].value << i; });
-    for_each_lane(members, [&](uint32_t i) { lanes[i].result = ballot; });
-  }
-
-  inline void match_any(Thread * lanes, uint32_t members) {
-    for_each_lane(members, [&](uint32_t i) {
-      lanes[i].result = 0;
-      for_each_lane(members, [&](uint32_t j) { lanes[i].result |= uint64_t{lanes[i].value == lanes[j].value} << j; });
-    });
-  }
-
-  inline void nothing(Thread*, uint32_t) {}
-
-  template <class T, class F>
-  void reduce(Thread * lanes, uint32_t members) {
-    T total = unpack<T>(lanes[__builtin_ctz(members)].value);
-    for_each_lane(members & (members - 1), [&](uint32_t i) { total = F{}(total, unpack<T>(lanes[i].value)); });
-    for_each_lane(members, [&](uint32_t i) { lanes[i].result = pack(total); });
-  }
-
-  struct Add {
-    template <class T>
-    T operator()(T a, T b) const {
-      return static_cast<T>(static_cast<std::make_unsigned_t<T>>(a) + static_cast<std::make_unsigned_t<T>>(b));
-    }
-  };
-  struct Min {
-    template <class T>
-    T operator()(T a, T b) const {
-      return b < a ? b : a;
-    }
-  };
-  struct Max {
-    template <class T>
-    T operator()(T a, T b) const {
-      return a < b ? b : a;
-    }
-  };
+};
 
 }  // namespace cuemu
 
