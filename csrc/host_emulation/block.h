@@ -10,7 +10,9 @@
 
 namespace cuemu {
 
-using Place = std::source_location;  // as a default argument it names the line of the kernel that made the call
+using Place = std::source_location;
+// The last parameter of all that can fail: by default the line of the kernel that made the call.
+#define CUEMU_PLACE cuemu::Place place = cuemu::Place::current()
 
 struct Thread;
 // What a warp operation does once all of its lanes have come: from their values to their results. Its address is also

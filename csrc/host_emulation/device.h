@@ -23,8 +23,6 @@ concept Number = std::is_arithmetic_v<T>;
 
 }  // namespace cuemu
 
-#define CUEMU_PLACE cuemu::Place place = cuemu::Place::current()
-
 // Bits.
 inline int __popc(unsigned value) { return std::popcount(value); }
 inline int __popcll(unsigned long long value) { return std::popcount(value); }
@@ -156,7 +154,7 @@ CUEMU_ATOMIC(Add, old + value)
 CUEMU_ATOMIC(Sub, old - value)
 CUEMU_ATOMIC(Max, old < value ? value : old)
 CUEMU_ATOMIC(Min, value < old ? value : old)
-CUEMU_ATOMIC(And, old& value)
+CUEMU_ATOMIC(And, (old & value))
 CUEMU_ATOMIC(Or, old | value)
 CUEMU_ATOMIC(Xor, old ^ value)
 CUEMU_ATOMIC(Exch, value)

@@ -88,8 +88,6 @@ struct Max {
 
 }  // namespace cuemu
 
-#define CUEMU_PLACE cuemu::Place place = cuemu::Place::current()
-
 inline void __syncthreads(CUEMU_PLACE) { cuemu::barrier(0, place); }
 inline int __syncthreads_count(int predicate, CUEMU_PLACE) { return cuemu::barrier(predicate, place); }
 inline int __syncthreads_or(int predicate, CUEMU_PLACE) { return cuemu::barrier(predicate, place) != 0; }
