@@ -299,6 +299,22 @@ void add_scaled_columns(float* acc, const float* scores, int64_t count, int64_t 
   }
 }
 
+void max_columns(const float* scores, int64_t count, int64_t width, int32_t first, float* best, int32_t* place) {
+  for (int64_t i = 0; i < width; i += kLanes) {
+    Vec top = loadu(best + i);
+    IntVec where;
+    std::memcpy(&where, place + i, sizeof(where));
+    for (int64_t j = 0; j < count; ++j) {
+      const Vec value = loadu(scores + j * width + i);
+      const IntVec larger = value > top;
+      top = larger ? value : top;
+      where = larger ? (first + static_cast<int32_t>(j)) - IntVec{} : where;
+    }
+    storeu(best + i, top);
+    std::memcpy(place + i, &where, sizeof(where));
+  }
+}
+
 bool any_nan(const float* x, int64_t n) {
   int32_t found = 0;
 #pragma omp simd reduction(| : found)
