@@ -272,9 +272,7 @@ def correlate_key(
     return _best_targets(_rows(metric, sources) @ _rows(metric, kept[:, first:]).mT, k, alpha, first)
 
 
-def match(
-    key: Tensor, r: int, class_token: bool, distill_token: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def match(key: Tensor, r: int, class_token: bool, distill_token: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Redundancy (B, P), sources (B, r), kept (B, M), targets and weights (B, r, 1): ToMe's bipartite matching.
 
     Every token at an even place has an edge to the one at an odd place whose head-mean key has the highest cosine with
