@@ -100,10 +100,11 @@ def main() -> None:
     for row in rows:
         result = bench(*row, bandwidth, args.seconds)
         results.append(result)
+        rate = result["gflop"] / result["ours_ms"] * 1e3
         print(
             f"B={row[0]} Hk={row[1]:2} {result['dtype']:>8} {row[3]:>12}: ours {result['ours_ms']:7.3f} ms "
-            f"(bytes floor {result['bytes_floor_ms']:.3f} ms, {result['gflop'] / result['ours_ms'] * 1e3:5.1f} GFLOP/s), "
-            f"eager {result['speedup_over_best_eager']:5.2f}x, compiled {result['speedup_over_best_compiled']:5.2f}x",
+            f"(bytes floor {result['bytes_floor_ms']:.3f} ms, {rate:5.1f} GFLOP/s), eager "
+            f"{result['speedup_over_best_eager']:5.2f}x, compiled {result['speedup_over_best_compiled']:5.2f}x",
             file=sys.stderr,
         )
     save(args.json, results, copy_bandwidth_bytes_per_second=round(bandwidth))

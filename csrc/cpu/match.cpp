@@ -3,6 +3,9 @@
 //
 // Even tokens are packed into panels of at most 24 that run against blocks of odd ones; a block of similarities is
 // compared with the best so far and forgotten, so the (|A|, |B|) matrix never exists.
+//
+// Tried and given up: comparing keys rounded to 16 bits first (AVX2 multiplies those at twice the rate) and only the
+// partners within the rounding error in float. It came out 7 % faster.
 #include <limits>
 
 #include "cpu/kernels.h"
