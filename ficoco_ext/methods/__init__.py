@@ -13,7 +13,7 @@ from .base import Method, square_grid
 from .ficoco import ficoco_v, topk
 from .tome import tome
 
-METHODS: dict[str, Callable[..., Method]] = {"ficoco-v": ficoco_v, "tome": tome, "topk": topk}
+METHODS: dict[str, Callable[..., Method]] = {"ficoco-v": ficoco_v, "topk": topk, "tome": tome}
 
 
 def get_method(method: str | Method, **hyperparameters: Any) -> Method:
