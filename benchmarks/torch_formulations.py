@@ -107,3 +107,43 @@ def reduce_map_dense(tokens: Tensor, attn: Tensor, r: int) -> Tensor:
     sources, kept = _select(attn[:, 1:, 1:].mean(-1), attn[:, 0, 1:], r)
     rows = _rows(attn, sources + 1)[:, :, 1:].gather(2, kept[:, None].expand(-1, r, -1))
     return _merge_dense(tokens, sources, kept, rows)
+
+
+def _pairs(best: Tensor, nearest: Tensor, tokens: int, r: int, stable: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Sources, kept and targets from the best odd partner of every even patch; token 0 is a class token."""
+    order = torch.argsort(best, dim=-1, descending=True, stable=True)[:, :r] if stable else best.topk(r, dim=-1).indices
+    edges = order.sort(-1).values
+    sources = 2 * edges + 2
+    stays = torch.ones(best.shape[0], tokens, dtype=torch.bool, device=best.device).scatter_(1, sources, False)
+    places = stays.cumsum(1) - 1
+    index = torch.arange(tokens, device=best.device).expand_as(places)
+    kept = places.new_empty(best.shape[0], tokens - r + 1)  # the last place takes what leaves
+    kept = kept.scatter_(1, torch.where(stays, places, tokens - r), index)[:, :-1]
+    return sources, kept, places.gather(1, 2 * nearest.gather(1, edges) + 1)
+
+
+def _metric(key: Tensor) -> Tensor:
+    """The scale of a head-mean key does not matter to its cosine."""
+    return key[:, 0] if key.shape[1] == 1 else key.sum(1)
+
+
+def match_unit(key: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Bipartite matching with all keys at unit length; stable order."""
+    metric = F.normalize(_metric(key), dim=-1, eps=1e-12)
+    best, nearest = torch.bmm(metric[:, 2::2], metric[:, 1::2].mT).max(-1)
+    return _pairs(best, nearest, key.shape[2], r, stable=True)
+
+
+def match_unit_topk(key: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As before by topk, whose order among equals is nobody's promise."""
+    metric = F.normalize(_metric(key), dim=-1, eps=1e-12)
+    best, nearest = torch.bmm(metric[:, 2::2], metric[:, 1::2].mT).max(-1)
+    return _pairs(best, nearest, key.shape[2], r, stable=False)
+
+
+def match_late(key: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Even keys keep their length until their best partner is found, which it does not change; by topk."""
+    metric = _metric(key)
+    even, odd = metric[:, 2::2], F.normalize(metric[:, 1::2], dim=-1, eps=1e-12)
+    best, nearest = torch.bmm(even, odd.mT).max(-1)
+    return _pairs(best / even.norm(dim=-1).clamp(min=1e-12), nearest, key.shape[2], r, stable=False)

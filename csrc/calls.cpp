@@ -204,6 +204,37 @@ CorrelateCall correlate_key_call(const Tensor& key_, const Tensor& sources, cons
   return call;
 }
 
+MatchCall match_call(const Tensor& key_, int64_t r, bool class_token, bool distill_token) {
+  constexpr const char* op = "match";
+  check::key(op, key_);
+  FICOCO_VALUE(class_token || !distill_token, op, "distill_token", "False without a class token", "True",
+               "a distillation token is token 1, behind the class token");
+  const int64_t b = key_.size(0), n = key_.size(2);
+  const int64_t largest = std::max<int64_t>((n - class_token - distill_token) / 2, 0);
+  FICOCO_VALUE(r >= 0 && r <= largest, op, "r", check::text("in [0, ", largest, "] for ", n, " tokens"), r,
+               check::text("only every other token can leave: the largest legal r is ", largest));
+  MatchCall call;
+  const Tensor key = call.hold(readable(key_));
+  call.redundancy = floats(key, {b, std::max<int64_t>(n - class_token, 0)});
+  call.sources = longs(key, {b, r});
+  call.kept = longs(key, {b, n - r});
+  call.targets = longs(key, {b, r, 1});
+  call.weights = floats(key, {b, r, 1});
+  call.params = {.key = rows_of(key),
+                 .batch = b,
+                 .tokens = n,
+                 .width = key.size(3),
+                 .r = r,
+                 .first = class_token,
+                 .distill = distill_token,
+                 .redundancy = call.redundancy.mutable_data_ptr<float>(),
+                 .sources = call.sources.mutable_data_ptr<int64_t>(),
+                 .kept = call.kept.mutable_data_ptr<int64_t>(),
+                 .targets = call.targets.mutable_data_ptr<int64_t>(),
+                 .weights = call.weights.mutable_data_ptr<float>()};
+  return call;
+}
+
 CompressCall compress_call(const Tensor& tokens_, const Tensor& sources, const Tensor& kept, const Tensor& targets,
                            const Tensor& weights_, const std::optional<Tensor>& size_, bool size_weighted) {
   constexpr const char* op = "compress";

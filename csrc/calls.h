@@ -59,6 +59,12 @@ CorrelateCall correlate_call(const at::Tensor& attn, const at::Tensor& sources, 
 CorrelateCall correlate_key_call(const at::Tensor& key, const at::Tensor& sources, const at::Tensor& kept, int64_t k,
                                  std::string_view alpha, bool class_token);
 
+struct MatchCall : Held {
+  at::Tensor redundancy, sources, kept, targets, weights;
+  MatchParams params;
+};
+MatchCall match_call(const at::Tensor& key, int64_t r, bool class_token, bool distill_token);
+
 struct CompressCall : Held {
   at::Tensor out, size, source_map;
   at::Tensor sources, kept, targets;  // contiguous

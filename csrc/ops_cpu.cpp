@@ -16,6 +16,8 @@ void raise(Fault fault) {
                "check the attention it is made of");
   FICOCO_VALUE(fault != Fault::kCorrelationNotFinite, "correlate", "correlations", "finite",
                "NaN or infinity among them", "check the attention they are made of");
+  FICOCO_VALUE(fault != Fault::kKeyNotFinite, "match", "key", "finite", "NaN or infinity among the keys",
+               "check the layer they come from");
   FICOCO_VALUE(fault != Fault::kNegativeRatio, "correlate", "attn", "non-negative for alpha='ratio'",
                "a negative correlation", "use softmax");
 }
@@ -76,6 +78,15 @@ std::tuple<Tensor, Tensor> correlate_map(const Tensor& attn, const Tensor& sourc
 std::tuple<Tensor, Tensor> correlate_key(const Tensor& key, const Tensor& sources, const Tensor& kept, int64_t k,
                                          std::string_view alpha, bool class_token) {
   return run_correlate(correlate_key_call(key, sources, kept, k, alpha, class_token));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> match(const Tensor& key, int64_t r, bool class_token,
+                                                         bool distill_token) {
+  const MatchCall call = match_call(key, r, class_token, distill_token);
+  std::vector<Fault> faults(call.params.batch);
+  each_image(call.params.batch, [&](int64_t b) { faults[b] = match_image(image(call.params, b)); });
+  raise(worst(faults));
+  return {call.redundancy, call.sources, call.kept, call.targets, call.weights};
 }
 
 std::tuple<Tensor, Tensor, Tensor> compress(const Tensor& tokens, const Tensor& sources, const Tensor& kept,
@@ -150,6 +161,7 @@ TORCH_LIBRARY_IMPL(ficoco, CPU, m) {
   m.impl("correlate", &ficoco::correlate);
   m.impl("correlate.map", &ficoco::correlate_map);
   m.impl("correlate.key", &ficoco::correlate_key);
+  m.impl("match", &ficoco::match);
   m.impl("compress", &ficoco::compress);
   m.impl("reduce", &ficoco::reduce);
   m.impl("reduce.map", &ficoco::reduce_map);

@@ -69,6 +69,20 @@ struct CorrelateParams {
   float* weights;    // (B, r, k)
 };
 
+// Tokens at even places may leave, tokens at odd places receive them; class and distillation token (places 0 and 1) do
+// neither.
+struct MatchParams {
+  Rows key;  // (B, Hk, N, d)
+  int64_t batch, tokens, width, r;
+  int64_t first;
+  bool distill;
+  float* redundancy;  // (B, P)
+  int64_t* sources;   // (B, r)
+  int64_t* kept;      // (B, M)
+  int64_t* targets;   // (B, r)
+  float* weights;     // (B, r)
+};
+
 struct CompressParams {
   Rows tokens;             // (B, N, C)
   const int64_t* sources;  // (B, r)

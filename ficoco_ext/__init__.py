@@ -7,7 +7,7 @@ from .models import attach
 from .ops import QueryKey
 from .reduction import Reduction
 from .schedule import Schedule
-from .stages import Compress, Correlate, Filter
+from .stages import Compress, Correlate, Filter, Match
 from .version import __version__
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Compress",
     "Correlate",
     "Filter",
+    "Match",
     "Method",
     "QueryKey",
     "Reduction",

@@ -126,14 +126,14 @@ def reduce(
         attn: this layer's attention, (B, H, N, N) or (B, N, N), whose values are used as they are (say with
             ``attention="logits"|"probs"`` what they are); or ``QueryKey(query, key, scale)``, from which no N x N map
             is formed.
-        r: tokens to remove from each item, 0 <= r <= patches - 1.
+        r: tokens to remove from each item, 0 <= r <= patches - 1; for ToMe at most half of them.
         method: a name (``ficoco_ext.METHODS``) or a :class:`ficoco_ext.Method`.
         class_token: token 0 is a class token: never removed, never a target, copied bit for bit.
         grid: (height, width) of the patches; None means a square. Only the local penalty needs it.
-        size: (B, N, 1) original tokens that each token stands for; if given, merging is weighted by it.
+        size: (B, N, 1) original tokens that each token stands for; if given, merging is weighted by it (ToMe: always).
         previous: the :class:`Reduction` that made these tokens. Ids, grid and sizes go on from it.
         return_reduction: return a :class:`Reduction` instead of the tokens.
-        **hyperparameters: of the method, by name; for FiCoCo-V see :func:`ficoco_ext.methods.ficoco_v`.
+        **hyperparameters: of the method, by name; see :func:`ficoco_ext.methods.ficoco_v`, ``tome``, ``topk``.
 
     Returns:
         (B, N - r, C), new and contiguous, class token first, survivors in original order; or the ``Reduction``.

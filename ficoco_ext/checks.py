@@ -117,6 +117,17 @@ def selection(op: str, batch: int, tokens: int, sources: Tensor, kept: Tensor) -
     indices(op, "kept", kept, lambda: f"({batch}, {wanted})", tuple(kept.shape) == (batch, wanted))
 
 
+def matching(tokens: int, r: int, class_token: bool, distill_token: bool) -> None:
+    """``r`` of ``tokens`` tokens can be matched with others."""
+    if distill_token and not class_token:
+        remedy = "a distillation token is token 1, behind the class token"
+        fail("match", "distill_token", "False without a class token", distill_token, remedy)
+    largest = max((tokens - class_token - distill_token) // 2, 0)
+    if not 0 <= r <= largest:
+        remedy = f"only every other token can leave: the largest legal r is {largest}"
+        fail("match", "r", f"in [0, {largest}] for {tokens} tokens", r, remedy)
+
+
 def target_count(op: str, k: int, candidates: int, alpha: str) -> None:
     """``k`` targets can be chosen out of ``candidates`` and ``alpha`` is known."""
     if not 0 <= k <= candidates:

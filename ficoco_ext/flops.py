@@ -1,7 +1,7 @@
 """Floating point operations counted on the real forward: formulas of our operators for torch's own counter.
 
 ``torch.utils.flop_counter.FlopCounterMode`` counts the matrix products that run, by shape. Importing this module tells
-it what ``ficoco::attention_stats``, ``ficoco::correlate``, ``ficoco::compress`` and their composition
+it what ``ficoco::attention_stats``, ``ficoco::correlate``, ``ficoco::match``, ``ficoco::compress`` and the composition
 ``ficoco::reduce`` cost; ``ficoco::filter`` has no product and counts zero. Without the formulas a compiled kernel would
 be opaque to it and look free.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
-from . import fused, ops  # noqa: F401  (define the operators that the formulas are for)
+from . import fused, matching, ops  # noqa: F401  (define the operators that the formulas are for)
 
 Shape = Sequence[int]
 
@@ -50,6 +50,12 @@ def correlate(first: Shape, second: Shape, *rest: Any, out_shape: Any = None) ->
     return 2 * first[0] * second[1] * rest[0][1] * first[3]  # (key, sources, kept, k, alpha, class_token)
 
 
+def match(key: Shape, r: int, class_token: bool, distill_token: bool, *, out_shape: Any = None) -> int:
+    """2 B |A| |B| d for the tokens at even and at odd places that may be paired."""
+    b, _, n, d = key
+    return 2 * b * d * max((n + 1) // 2 - class_token, 0) * max(n // 2 - distill_token, 0)
+
+
 def compress(tokens: Shape, sources: Shape, kept: Shape, targets: Shape, *rest: Any, out_shape: Any = None) -> int:
     """2 B r k C: every source goes into its k targets."""
     return 2 * prod(targets) * tokens[2]
@@ -81,6 +87,7 @@ def cpu_attention(query: Shape, key: Shape, value: Shape, *rest: Any, out_shape:
 _FORMULAS: dict[str, Callable[..., int]] = {
     "attention_stats": attention_stats,
     "correlate": correlate,
+    "match": match,
     "compress": compress,
     "reduce": reduce,
 }

@@ -272,6 +272,37 @@ def correlate_key(
     return _best_targets(_rows(metric, sources) @ _rows(metric, kept[:, first:]).mT, k, alpha, first)
 
 
+def match(key: Tensor, r: int, class_token: bool, distill_token: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Redundancy (B, P), sources (B, r), kept (B, M), targets and weights (B, r, 1): ToMe's bipartite matching.
+
+    Every token at an even place has an edge to the one at an odd place whose head-mean key has the highest cosine with
+    its own, the lowest of equal ones. The r edges of highest cosine are merged, equal ones by lowest source. Class
+    token (place 0) and distillation token (place 1) have no edges. Redundancy is the cosine of a patch's edge, -inf
+    without one (ToMe, arXiv 2210.09461, section 3).
+    """
+    checks.key("match", key)
+    b, _, n, _ = key.shape
+    checks.matching(n, r, class_token, distill_token)
+    first, metric, rest = int(class_token), key_metric(key), torch.arange(n, device=key.device)
+    even, odd = rest[2 * first :: 2], rest[1 + 2 * distill_token :: 2]
+    scores = metric[:, even] @ metric[:, odd].mT
+    if scores.device.type == "cpu" and not scores.isfinite().all():  # free here, a sync elsewhere
+        checks.fail("match", "key", "finite", "NaN or infinity among the keys", "check the layer they come from")
+    redundancy = scores.new_full((b, max(n - first, 0)), float("-inf"))
+    if not scores.numel():
+        scores = scores.new_full((b, even.shape[0], 1), float("-inf"))
+    nearest = scores.argmax(-1, keepdim=True)  # of equal ones the first
+    best = scores.gather(2, nearest).squeeze(-1)
+    redundancy[:, even - first] = best
+    edges = best.sort(dim=1, descending=True, stable=True).indices[:, :r].sort(1).values
+    sources = even[edges]
+    leaves = torch.zeros(b, n, dtype=torch.bool, device=key.device).scatter(1, sources, True)
+    kept = leaves.sort(dim=1, stable=True).indices[:, : n - r].contiguous()
+    places = (~leaves).cumsum(1) - 1
+    targets = places.gather(1, 1 + 2 * distill_token + 2 * nearest.squeeze(-1).gather(1, edges))
+    return redundancy, sources, kept, targets.unsqueeze(-1), redundancy.new_ones(b, r, 1)
+
+
 def compress(
     tokens: Tensor,
     sources: Tensor,

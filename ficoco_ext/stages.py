@@ -1,4 +1,6 @@
-"""The three stages as values: a Filter, a Correlate, a Compress. A method is a declaration made of them.
+"""The stages as values: a Filter, a Correlate, a Compress. A method is a declaration made of them.
+
+:class:`Match` is a filter that correlates first: which tokens leave follows from where they would go.
 
 Each stage is a frozen dataclass that is called once per reduction. Anything with the same call signature can take its
 place. Nothing here reads a device: how many tokens leave and how many targets each gets are host integers.
@@ -12,16 +14,8 @@ from typing import NamedTuple, NoReturn
 
 from torch import Tensor
 
-from . import fused, ops
+from . import fused, matching, ops
 from .ops import Attention, QueryKey
-
-
-class Selection(NamedTuple):
-    """What Filter decided: redundancy (B, P), sources (B, r) and kept (B, M), ascending token indices."""
-
-    redundancy: Tensor
-    sources: Tensor
-    kept: Tensor
 
 
 class Links(NamedTuple):
@@ -29,6 +23,18 @@ class Links(NamedTuple):
 
     targets: Tensor
     weights: Tensor
+
+
+class Selection(NamedTuple):
+    """What Filter decided: redundancy (B, P), sources (B, r) and kept (B, M), ascending token indices.
+
+    ``links`` are there if choosing the sources has settled where they go; a method without Correlate follows them.
+    """
+
+    redundancy: Tensor
+    sources: Tensor
+    kept: Tensor
+    links: Links | None = None
 
 
 def _reject(stage: str, field: str, wanted: str, got: object) -> NoReturn:
@@ -129,6 +135,41 @@ class Filter:
                 class_token=class_token,
             )
         )
+
+
+@dataclass(frozen=True)
+class Match:
+    """Filter and Correlate in one: ToMe's bipartite matching of neighbours by cosine of the head-mean keys.
+
+    Every even token is paired with the odd one most like it, and the even halves of the r best pairs leave. With a
+    Correlate behind it only the choice of sources is taken.
+
+    Args:
+        distill_token: token 1 is a distillation token, as protected as the class token.
+    """
+
+    distill_token: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("Match", "distill_token", self.distill_token, (True, False))
+
+    def largest(self, tokens: int, *, class_token: bool) -> int:
+        """The most of ``tokens`` tokens that can leave at once: half of those that are not protected."""
+        return max((tokens - class_token - self.distill_token) // 2, 0)
+
+    def check(self, attn: Attention) -> None:
+        """Raise if this attention holds no keys."""
+        if not isinstance(attn, QueryKey):
+            raise ValueError("Match: matching compares keys, and a map holds none; pass attn=QueryKey(query, key)")
+
+    def __call__(
+        self, attn: Attention, r: int, *, class_token: bool, ids: Tensor | None, grid: tuple[int, int] | None
+    ) -> Selection:
+        """Select r sources and their targets. Even and odd are places among the present tokens, whatever their ids."""
+        self.check(attn)
+        assert isinstance(attn, QueryKey)
+        found = matching.match(attn.key, r, class_token=class_token, distill_token=self.distill_token)
+        return Selection(found.redundancy, found.sources, found.kept, Links(found.targets, found.weights))
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,9 @@ def samples(b=2, n=20, dtype=torch.float32):
                      "average", False)  # fmt: skip
     yield "reduce.map", (tokens, attn, ids, size, 6, 2, True, 0.6, False, *rest, "logits", "softmax", False)
     yield "reduce.map", (tokens, attn, ids, None, 6, 0, True, 0.6, False, *rest, "logits", "softmax", False)
+    yield "match", (key, 6, True, False)
+    yield "match", (key, 4, True, True)
+    yield "match", (attn.mean(1)[:, None, :, :7], 0, False, False)
 
 
 SAMPLES = [pytest.param(index, id=f"{name}-{index}") for index, (name, _) in enumerate(samples())]
@@ -122,6 +125,7 @@ def test_bits_do_not_depend_on_threads_at_full_size():
         ("attention_stats", (query, key, 0.125, True, False, False, True)),
         ("correlate", (query, key, sources, kept, 2, 0.125, "softmax", True, False)),
         ("compress", (torch.randn(1, 577, 1024), sources, kept, targets, weights, None, False)),
+        ("match", (key, 140, True, False)),
     ]
     for name, args in calls:
         torch.set_num_threads(2)

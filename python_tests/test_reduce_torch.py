@@ -31,6 +31,7 @@ OPTIONS = [
     {"correlation": "key", "targets": 3, "alpha": "average"},
     {"class_token": False, "grid": (13, 5)},
     {"method": "topk"},
+    {"method": "tome"},
 ]
 
 

@@ -155,24 +155,9 @@ Fault correlate_probabilities(const CorrelateParams& p) {
 }
 
 Fault correlate_keys(const CorrelateParams& p) {
-  const int64_t n = p.tokens, chunks = ceil_div(n, kBlock), width = p.width;
-  std::vector<float> metric(n * width, 0.f);  // unit-length means over heads
-  each(chunks, [&](int64_t chunk) {
-    const int64_t begin = chunk * kBlock, count = std::min(kBlock, n - begin);
-    FloatRows reader(p.key, width);
-    float* out = metric.data() + begin * width;
-    for (int64_t h = 0; h < p.key.heads; ++h) {
-      const float* x = reader.read(h, begin, count);
-      for (int64_t i = 0; i < count; ++i) simd.add(out + i * width, x + i * reader.stride(), width);
-    }
-    simd.divide(out, static_cast<float>(p.key.heads), count * width);
-    for (int64_t i = 0; i < count; ++i) {
-      const double length = std::sqrt(simd.sum_squares(out + i * width, width));
-      simd.divide(out + i * width, static_cast<float>(std::max(length, 1e-12)), width);
-    }
-  });
+  const std::vector<float> metric = unit_keys(p.key, p.tokens, p.width);
   CorrelateParams cosine = p;
-  cosine.query = cosine.key = {metric.data(), Dtype::kFloat, 1, n * width, 0, width};
+  cosine.query = cosine.key = {metric.data(), Dtype::kFloat, 1, p.tokens * p.width, 0, p.width};
   cosine.scale = 1.f;
   return correlate_logits(cosine);
 }

@@ -1,7 +1,6 @@
 // The r most redundant patches: scores, local penalty on the original grid, selection. O(P) and a partial selection,
 // 12 P bytes in and 8 N out.
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "cpu/kernels.h"
@@ -38,15 +37,6 @@ void local_penalty(const FilterParams& p) {
   }
 }
 
-// Rises as the score falls; equal scores rise with the index.
-uint64_t rank(float score, int64_t index) {
-  const float value = score + 0.f;  // -0 becomes 0
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  const uint32_t rising = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return static_cast<uint64_t>(~rising) << 32 | static_cast<uint32_t>(index);
-}
-
 }  // namespace
 
 Fault filter_image(const FilterParams& p) {
@@ -58,7 +48,7 @@ Fault filter_image(const FilterParams& p) {
   for (int64_t i = 0; i < p.patches; ++i) finite &= std::isfinite(p.redundancy[i]);
   if (!finite) return Fault::kScoreNotFinite;
   std::vector<uint64_t> order(p.patches);
-  for (int64_t i = 0; i < p.patches; ++i) order[i] = rank(p.redundancy[i], i);
+  for (int64_t i = 0; i < p.patches; ++i) order[i] = falling_rank(p.redundancy[i], i);
   if (p.r > 0) std::nth_element(order.begin(), order.begin() + (p.r - 1), order.end());
   std::vector<char> leaves(p.patches, 0);
   for (int64_t i = 0; i < p.r; ++i) leaves[order[i] & 0xffffffffu] = 1;

@@ -56,6 +56,17 @@ inline CorrelateParams image(CorrelateParams p, int64_t b) {
   return p;
 }
 
+inline MatchParams image(MatchParams p, int64_t b) {
+  p.key = image(p.key, b);
+  p.redundancy = image(p.redundancy, b, p.tokens - p.first);
+  p.sources = image(p.sources, b, p.r);
+  p.kept = image(p.kept, b, p.tokens - p.r);
+  p.targets = image(p.targets, b, p.r);
+  p.weights = image(p.weights, b, p.r);
+  p.batch = 1;
+  return p;
+}
+
 inline CompressParams image(CompressParams p, int64_t b) {
   p.tokens = image(p.tokens, b);
   p.sources = image(p.sources, b, p.r);

@@ -5,6 +5,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -16,14 +17,26 @@ namespace ficoco {
 
 // What is wrong with the values that were read, worst last. Where a score or a correlation is not finite, nothing that
 // depends on it is written.
-enum class Fault { kNone, kNegativeRatio, kCorrelationNotFinite, kScoreNotFinite };
+enum class Fault { kNone, kNegativeRatio, kCorrelationNotFinite, kScoreNotFinite, kKeyNotFinite };
 
 // One image each: `batch` is 1 and pointers are the image's own.
 void attention_stats_image(const StatsParams& p);
 void attention_stats_image(const MapStatsParams& p);
 Fault filter_image(const FilterParams& p);
 Fault correlate_image(const CorrelateParams& p);
+Fault match_image(const MatchParams& p);
 void compress_image(const CompressParams& p);
+
+// Head-mean keys (tokens, width) at unit length, those below 1e-12 divided by that.
+std::vector<float> unit_keys(const Rows& key, int64_t tokens, int64_t width);
+
+// Rises as the score falls; equal scores rise with the index. The index is in the lower half.
+inline uint64_t falling_rank(float score, int64_t index) {
+  const float value = score + 0.f;  // -0 becomes 0
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t rising = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return static_cast<uint64_t>(~rising) << 32 | static_cast<uint32_t>(index);
+}
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

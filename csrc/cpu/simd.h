@@ -48,6 +48,10 @@ struct Simd {
   // acc[j][i] += scores[j][i] * factor[i] for matrices [count][width].
   void (*add_scaled_columns)(float* acc, const float* scores, int64_t count, int64_t width, const float* factor);
 
+  // For each column of scores [count][width], best[i] and place[i]: its largest value and `first` plus the row that has
+  // it, where they exceed what best[i] holds already. So the lowest row wins if blocks come in order.
+  void (*max_columns)(const float* scores, int64_t count, int64_t width, int32_t first, float* best, int32_t* place);
+
   bool (*any_nan)(const float* x, int64_t n);
 
   // For each column of scores [count][width], best[t][i] and place[t][i] for t < k <= count: its k largest values in

@@ -142,7 +142,13 @@ void load_half(const uint16_t* src, float* dst, int64_t n) {
 }
 
 void load_bfloat16(const uint16_t* src, float* dst, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
+  ShortVec raw;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    std::memcpy(&raw, src + i, sizeof(raw));
+    storeu(dst + i, as_float(__builtin_convertvector(raw, IntVec) << 16));
+  }
+  for (; i < n; ++i) {
     const uint32_t bits = static_cast<uint32_t>(src[i]) << 16;
     std::memcpy(dst + i, &bits, sizeof(bits));
   }
@@ -201,10 +207,15 @@ float dot(const float* x, const float* y, int64_t n) {
 }
 
 double sum_squares(const float* x, int64_t n) {
-  double s = 0.;
-#pragma omp simd reduction(+ : s)
-  for (int64_t i = 0; i < n; ++i) s += static_cast<double>(x[i]) * x[i];
-  return s;
+  double s0 = 0., s1 = 0.;
+  const int64_t half = n / 2;  // two chains hide half the latency of the addition
+#pragma omp simd reduction(+ : s0, s1)
+  for (int64_t i = 0; i < half; ++i) {
+    s0 += static_cast<double>(x[i]) * x[i];
+    s1 += static_cast<double>(x[half + i]) * x[half + i];
+  }
+  if (n % 2) s0 += static_cast<double>(x[n - 1]) * x[n - 1];
+  return s0 + s1;
 }
 
 void sum_rows(const float* rows, int64_t stride, int64_t count, int64_t n, float* acc) {
@@ -296,6 +307,22 @@ void add_scaled_columns(float* acc, const float* scores, int64_t count, int64_t 
       float* a = acc + j * width + i;
       storeu(a, loadu(a) + loadu(scores + j * width + i) * f);
     }
+  }
+}
+
+void max_columns(const float* scores, int64_t count, int64_t width, int32_t first, float* best, int32_t* place) {
+  for (int64_t i = 0; i < width; i += kLanes) {
+    Vec top = loadu(best + i);
+    IntVec where;
+    std::memcpy(&where, place + i, sizeof(where));
+    for (int64_t j = 0; j < count; ++j) {
+      const Vec value = loadu(scores + j * width + i);
+      const IntVec larger = value > top;
+      top = larger ? value : top;
+      where = larger ? (first + static_cast<int32_t>(j)) - IntVec{} : where;
+    }
+    storeu(best + i, top);
+    std::memcpy(place + i, &where, sizeof(where));
   }
 }
 

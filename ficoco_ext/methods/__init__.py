@@ -11,8 +11,9 @@ import torch
 
 from .base import Method, square_grid
 from .ficoco import ficoco_v, topk
+from .tome import tome
 
-METHODS: dict[str, Callable[..., Method]] = {"ficoco-v": ficoco_v, "topk": topk}
+METHODS: dict[str, Callable[..., Method]] = {"ficoco-v": ficoco_v, "topk": topk, "tome": tome}
 
 
 def get_method(method: str | Method, **hyperparameters: Any) -> Method:
@@ -53,4 +54,4 @@ def _build(method: str, hyperparameters: dict[str, Any]) -> Method:
     return factory(**hyperparameters)
 
 
-__all__ = ["METHODS", "Method", "ficoco_v", "get_method", "square_grid", "topk"]
+__all__ = ["METHODS", "Method", "ficoco_v", "get_method", "square_grid", "tome", "topk"]

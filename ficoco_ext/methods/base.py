@@ -1,8 +1,9 @@
-"""A method: three stages and a name, applied to one layer's tokens."""
+"""A method: stages and a name, applied to one layer's tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..fused import Reduced
 from ..ops import Attention
 from ..reduction import Reduction
-from ..stages import Compress, Correlate, Filter, reduce_at_once
+from ..stages import Compress, Correlate, Filter, Match, reduce_at_once
 
 
 def square_grid(patches: int) -> tuple[int, int] | None:
@@ -23,16 +24,26 @@ def square_grid(patches: int) -> tuple[int, int] | None:
 class Method:
     """A token-reduction method: Filter, Correlate, Compress.
 
+    Args:
+        name: what it is called in messages.
+        filter: chooses who leaves.
+        correlate: finds who inherits each of them; None if the filter, such as :class:`Match`, says that too.
+        compress: merges.
+        source: where it comes from.
+        proportional_attention: in a model, layers behind a reduction of this method count each survivor as many times
+            as the original tokens it stands for: log(size) is added to the logits of its key.
+
     Example:
         >>> from ficoco_ext import Compress, Correlate, Filter, Method
         >>> prune = Method("prune", Filter(lam=0, attention="probs", penalty=1), Correlate(targets=0), Compress())
     """
 
     name: str
-    filter: Filter
-    correlate: Correlate
+    filter: Filter | Match
+    correlate: Correlate | None
     compress: Compress
     source: str = ""
+    proportional_attention: bool = False
 
     def __call__(
         self,
@@ -58,10 +69,10 @@ class Method:
             result = _identity(tokens, size, class_token, grid)
         else:
             ids = None if previous is None else previous.patch_ids
-            standard = (type(self.filter), type(self.correlate), type(self.compress)) == (Filter, Correlate, Compress)
+            stages: Any = (self.filter, self.correlate, self.compress)
+            standard = tuple(map(type, stages)) == (Filter, Correlate, Compress)
             gradients = tokens.requires_grad and torch.is_grad_enabled()
             run = reduce_at_once if standard and not gradients else _stage_by_stage
-            stages = (self.filter, self.correlate, self.compress)
             done = run(
                 tokens, attn, r, stages, class_token=class_token, ids=ids, grid=grid, size=size, size_weighted=weighted
             )
@@ -83,7 +94,7 @@ def _stage_by_stage(
     tokens: Tensor,
     attn: Attention,
     r: int,
-    stages: tuple[Filter, Correlate, Compress],
+    stages: tuple[Filter | Match, Correlate | None, Compress],
     *,
     class_token: bool,
     ids: Tensor | None,
@@ -94,9 +105,13 @@ def _stage_by_stage(
     filter, correlate, compress = stages
     with torch.no_grad():  # selection and weights are constants of the gradient
         selection = filter(attn, r, class_token=class_token, ids=ids, grid=grid)
-        links = correlate(attn, selection, class_token=class_token)
+        links = selection.links if correlate is None else correlate(attn, selection, class_token=class_token)
+    if links is None:
+        raise ValueError(
+            "Method: correlate is None, and the filter does not say where its sources go; pass a Correlate"
+        )
     merged = compress(tokens, selection, links, size=size, size_weighted=size_weighted)
-    return Reduced(*merged, *selection, *links)
+    return Reduced(*merged, *selection[:3], *links)
 
 
 def _identity(tokens: Tensor, size: Tensor | None, class_token: bool, grid: tuple[int, int] | None) -> Reduction:

@@ -42,6 +42,18 @@ class Chain:
         return done if len(done) == len(self._records) else ()
 
 
+class LogSize:
+    """The bias of proportional attention: a survivor that stands for z tokens is attended to as z equal ones are."""
+
+    def __init__(self, chain: Chain, place: int) -> None:
+        self.chain, self.place = chain, place
+
+    def __call__(self, key: Tensor) -> Tensor | None:
+        """log(size) (B, 1, 1, N) of what the reduction before ``place`` left; None if there was none."""
+        previous = self.chain.previous(self.place)
+        return None if previous is None else previous.size.to(key.device).log().to(key.dtype).mT.unsqueeze(1)
+
+
 class ReducingLayer:
     """Takes the place of one layer's ``forward``. Module calls stay module calls, so hooks and quantisation go on."""
 
@@ -115,11 +127,23 @@ def check_tower(tower: nn.Module) -> None:
 def install(
     tower: Any, schedule: Schedule, methods: Sequence[Method], grid: tuple[int, int], patches: Patches
 ) -> Chain:
-    """Replace the body of every layer of ``schedule`` that removes something; the others stay as they are."""
-    steps = [(step, method) for step, method in zip(schedule.steps, methods, strict=True) if step.r]
-    chain = Chain(len(steps))
-    for place, (step, method) in enumerate(steps):
-        layer = tower.encoder.layers[step.layer]
-        tapped = tap.install(layer.self_attn, patches)
+    """Replace the body of every layer of ``schedule`` that removes something.
+
+    Attention of the layers between it and the next one, and of that one, is proportional if its method wants that. All
+    other layers stay as they are.
+    """
+    steps = {step.layer: (step, method) for step, method in zip(schedule.steps, methods, strict=True) if step.r}
+    if any(method.proportional_attention for _, method in steps.values()):
+        tap.check_bias("attach", tower.config)
+    chain, place, bias = Chain(len(steps)), 0, None
+    for index, layer in enumerate(tower.encoder.layers):
+        if index not in steps:
+            if bias is not None:
+                tap.install(layer.self_attn, patches, bias, reads=False)
+            continue
+        step, method = steps[index]
+        tapped = tap.install(layer.self_attn, patches, bias)
         patches.set_forward(layer, ReducingLayer(layer, tapped, method, step, grid, chain, place).forward)
+        place += 1
+        bias = LogSize(chain, place) if method.proportional_attention else None
     return chain

@@ -78,6 +78,10 @@ def attach(
 ) -> Handle:
     """Reduce visual tokens inside the vision tower of a LLaVA-1.5 from transformers. No weights, no training.
 
+    A method with proportional attention (``"tome"``, unless ``proportional_attention=False``) also adds log(size) to
+    the logits of each key in the layers behind its reductions, up to the next method's; flash attention has no room for
+    that and is refused.
+
     ``model.generate(**processor(...))`` stays as it is: prompts are shortened inside, and what comes back begins with
     the caller's prompt. So do direct calls ``model(**inputs)``; their logits have the shorter length, and ``labels``
     are shortened likewise. A conversation goes on from a returned cache as ever; a decoding loop of one's own counts
@@ -169,6 +173,11 @@ def _methods(
         checks.fail("attach", "method", wanted, f"{len(given)}", "name as many methods as layers")
     chosen = tuple(get_method(one, **hyperparameters) for one in given)
     for one, step in zip(chosen, schedule.steps, strict=True):
+        largest = getattr(one.filter, "largest", None)
+        if step.r and largest is not None and step.r > largest(1 + step.before, class_token=True):
+            most = largest(1 + step.before, class_token=True)
+            wanted = f"at most {most} in layer {step.layer}, half of the {step.before} patches that enter it"
+            checks.fail("attach", "r", wanted, str(step.r), "remove less, or in more layers")
         count = getattr(one.correlate, "count", None)  # a stage of one's own need not say
         if step.r and count is not None and count(step.after) > step.after:
             wanted = f"at most {step.after}, the patches that layer {step.layer} leaves"

@@ -1,4 +1,7 @@
-"""Reads query and key of chosen attention modules while their own kernel (SDPA, flash, eager) keeps running."""
+"""Reads query and key of chosen attention modules while their own kernel (SDPA, flash, eager) keeps running.
+
+A tap can also weigh keys: a bias on their logits, handed to that kernel as its mask.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .. import checks
 from ..ops import QueryKey
 from .patches import Patches
 
 _NAME = "ficoco_tap"  # in transformers' table of attention implementations
+_TAKE_A_BIAS = ("sdpa", "eager")  # kernels that add a mask of numbers to the logits
+
+KeyBias = Callable[[Tensor], Tensor | None]  # key (B, Hk, N, d) to an addend of the logits, (B, 1, 1, N)
 
 
 class Tap:
@@ -21,10 +28,12 @@ class Tap:
     Args:
         config: the configuration that the module shares with its model; names the kernel to run, read at every call so
             that ``model.set_attn_implementation`` goes on working.
+        bias: what to add to the logits of each key, or None. What is seen is without it.
+        reads: query and key are wanted; False for a tap that only adds the bias.
     """
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
+    def __init__(self, config: Any, bias: KeyBias | None = None, reads: bool = True) -> None:
+        self.config, self.bias, self.reads = config, bias, reads
         self._seen: QueryKey | None = None
 
     def put(self, query: Tensor, key: Tensor, scale: float | None) -> None:
@@ -49,21 +58,35 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mas
     tap: Tap = module._ficoco_tap  # type: ignore[assignment]
     eager = sys.modules[type(module).__module__].eager_attention_forward  # not in the table of implementations
     kernel: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(tap.config._attn_implementation, eager)
+    bias = None if tap.bias is None else tap.bias(key)
+    if bias is not None:
+        check_bias("forward", tap.config)
+        mask = bias if mask is None else mask + bias
     ours, module.config = module.config, tap.config  # flash looks up which flash it is in module.config
     try:
         output = kernel(module, query, key, value, mask, **kwargs)
     finally:
         module.config = ours
-    tap.put(query, key, kwargs.get("scaling"))
+    if tap.reads:
+        tap.put(query, key, kwargs.get("scaling"))
     return output
 
 
-def install(module: nn.Module, patches: Patches) -> Tap:
+def check_bias(op: str, config: Any) -> None:
+    """Raise NotImplementedError if the model's attention kernel has no room for a bias on the keys."""
+    name = config._attn_implementation
+    if name not in _TAKE_A_BIAS:
+        remedy = 'call model.set_attn_implementation("sdpa"), or pass proportional_attention=False'
+        wanted = "sdpa or eager for proportional attention"
+        checks.fail(op, "attention implementation", wanted, repr(name), remedy, NotImplementedError)
+
+
+def install(module: nn.Module, patches: Patches, bias: KeyBias | None = None, reads: bool = True) -> Tap:
     """Tap one attention module, by a private shallow copy of its config. The model's own config is not written."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(_NAME, _attention)
-    tap = Tap(module.config)
+    tap = Tap(module.config, bias, reads)
     config = copy.copy(tap.config)
     config._attn_implementation_internal = _NAME
     patches.set(module, "config", config)

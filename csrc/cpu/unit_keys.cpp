@@ -1,0 +1,50 @@
+// The metric of ToMe: the mean over heads of a token's keys, at unit length. Keys are read once: bound by memory.
+#include <cmath>
+
+#include "cpu/kernels.h"
+
+namespace ficoco {
+namespace {
+
+constexpr int64_t kChunk = 32;  // tokens of one task; their sums stay in the first-level cache while heads go by
+constexpr double kTiny = 1e-12;
+
+// out[i] += the sum over heads of the keys of token begin + i.
+void add_heads(const Rows& key, int64_t begin, int64_t count, int64_t width, float* out) {
+  if (key.heads > 1 && key.stride_h == width) {  // heads side by side: a token is one stretch of memory
+    const Rows wide{key.data, key.dtype, 1, 0, 0, key.stride_n};
+    FloatRows reader(wide, key.heads * width);
+    for (int64_t i = 0; i < count; ++i) {
+      simd.sum_rows(reader.read(0, begin + i, 1), width, key.heads, width, out + i * width);
+    }
+    return;
+  }
+  FloatRows reader(key, width);
+  for (int64_t h = 0; h < key.heads; ++h) {
+    const float* x = reader.read(h, begin, count);
+    if (reader.stride() == width) {
+      simd.add(out, x, count * width);
+    } else {
+      for (int64_t i = 0; i < count; ++i) simd.add(out + i * width, x + i * reader.stride(), width);
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<float> unit_keys(const Rows& key, int64_t tokens, int64_t width) {
+  const double heads = static_cast<double>(key.heads);
+  std::vector<float> metric(tokens * width, 0.f);
+  each(ceil_div(tokens, kChunk), [&](int64_t chunk) {
+    const int64_t begin = chunk * kChunk, count = std::min(kChunk, tokens - begin);
+    float* out = metric.data() + begin * width;
+    add_heads(key, begin, count, width, out);
+    for (int64_t i = 0; i < count; ++i) {  // the number of heads cancels, except against the bound on the mean's length
+      const double length = std::sqrt(simd.sum_squares(out + i * width, width));
+      simd.divide(out + i * width, static_cast<float>(std::max(length, heads * kTiny)), width);
+    }
+  });
+  return metric;
+}
+
+}  // namespace ficoco
