@@ -171,6 +171,17 @@ std::tuple<Tensor, Tensor, Tensor> compress(const Tensor& tokens, const Tensor& 
   return {call.out, call.size, call.source_map};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> match(const Tensor& key, int64_t r, bool class_token,
+                                                         bool distill_token) {
+  const MatchCall call = match_call(key, r, class_token, distill_token);
+  FICOCO_VALUE(call.params.tokens - call.params.first <= kMaxPatches, "match", "key",
+               check::text("of at most ", kMaxPatches, " patches on a GPU"), call.params.tokens,
+               "reduce on the CPU, or split the image");
+  run("match", key, call.params,
+      [](const MatchParams& p, void* workspace, cudaStream_t stream) { return launch_match(p, workspace, stream); });
+  return {call.redundancy, call.sources, call.kept, call.targets, call.weights};
+}
+
 using Reduced = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Stats, class MakeCorrelate>
@@ -236,6 +247,7 @@ TORCH_LIBRARY_IMPL(FICOCO_LIBRARY, FICOCO_DEVICE, m) {
   m.impl("correlate.map", &ficoco::correlate_map);
   m.impl("correlate.key", &ficoco::correlate_key);
   m.impl("compress", &ficoco::compress);
+  m.impl("match", &ficoco::match);
   m.impl("reduce", &ficoco::reduce);
   m.impl("reduce.map", &ficoco::reduce_map);
 }

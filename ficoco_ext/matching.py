@@ -12,10 +12,8 @@ from torch import Tensor
 
 from . import ops, reference
 
-ops.LIBRARY.define(
-    "match(Tensor key, SymInt r, bool class_token, bool distill_token) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+SCHEMA = "(Tensor key, SymInt r, bool class_token, bool distill_token) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+ops.LIBRARY.define("match" + SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
 ops.LIBRARY.impl("match", reference.match, "CompositeExplicitAutograd")
 
 

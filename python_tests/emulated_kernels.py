@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-from ficoco_ext import fused, ops
+from ficoco_ext import fused, matching, ops
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
@@ -46,6 +46,6 @@ def load() -> None:
     )
     definitions = torch.library.Library("ficoco_emu", "DEF")
     load.definitions = definitions  # type: ignore[attr-defined]  # or its operators would go away
-    for name, schema in {**ops.SCHEMAS, **fused.SCHEMAS}.items():
+    for name, schema in {**ops.SCHEMAS, **fused.SCHEMAS, "match": matching.SCHEMA}.items():
         definitions.define(name + schema)
     torch.ops.load_library(str(library))

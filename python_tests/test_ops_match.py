@@ -168,7 +168,7 @@ def test_no_items_no_tokens_no_width(backend):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_keys_that_are_not_finite(backend, value):
-    if backend.device != "cpu":
+    if not backend.reads_values:
         pytest.skip("a GPU's values are not read")
     for token in (5, 8):
         key = torch.randn(2, 2, 40, 4)

@@ -4,14 +4,6 @@
 
 namespace ficoco {
 
-// The better of two (score key, place) pairs: the higher score, then the lower place.
-__device__ __forceinline__ void keep_better(uint32_t& key, int& place, uint32_t other_key, int other_place) {
-  if (other_key > key || (other_key == key && other_place < place)) {
-    key = other_key;
-    place = other_place;
-  }
-}
-
 // `scores` holds `candidates` >= k values; targets and weights are this source's k. The chosen are found one after the
 // other: each time the best of those that come after the last one.
 __device__ __forceinline__ void choose_targets(const float* scores, int candidates, int k, int64_t first, Alpha alpha,

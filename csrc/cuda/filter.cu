@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kSharedCells = 4096;  // more windows than this are kept in global memory
 
 template <int kItems, int kThreads>
-__global__ void __launch_bounds__(kThreads, 2) filter_kernel(FilterParams p, Cell* cells) {
+__global__ void __launch_bounds__(kThreads, 1) filter_kernel(FilterParams p, Cell* cells) {
   __shared__ FilterShared shared;
   extern __shared__ Cell shared_cells[];
   const int64_t b = blockIdx.x;

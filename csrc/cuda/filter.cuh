@@ -144,21 +144,9 @@ __device__ __forceinline__ int rank_of(uint32_t flags, int k, const FilterShared
   return shared.counts[k * (blockDim.x / kWarp) + threadIdx.x / kWarp] + __popc(votes & below);
 }
 
-// kItems * blockDim.x >= patches. `p` are the params of the batch, `cells` this image's.
+// After select_threshold: a bit for each of this thread's items that is among the r largest.
 template <int kItems>
-__device__ void filter_block(const FilterParams& p, int64_t b, Cell* cells, FilterShared& shared) {
-  float redundancy[kItems] = {};
-  add_term(p.patch_attention + b * p.patches, p.lam, p, redundancy, shared);
-  add_term(p.class_attention + b * p.patches, p.lam - 1.f, p, redundancy, shared);
-  if (p.penalty != 1.f) local_penalty(p, p.ids ? p.ids + b * p.patches : nullptr, cells, redundancy);
-  uint32_t keys[kItems];
-#pragma unroll
-  for (int k = 0; k < kItems; ++k) {
-    const int64_t i = threadIdx.x + k * blockDim.x;
-    keys[k] = ordered(redundancy[k]);
-    if (i < p.patches) p.redundancy[b * p.patches + i] = redundancy[k];
-  }
-  select_threshold(p, keys, shared);
+__device__ uint32_t select_largest(const FilterParams& p, const uint32_t (&keys)[kItems], FilterShared& shared) {
   const uint32_t threshold = shared.prefix;
   const int equal_wanted = shared.left;
   uint32_t equal = 0, chosen = 0;
@@ -174,6 +162,25 @@ __device__ void filter_block(const FilterParams& p, int64_t b, Cell* cells, Filt
     const bool wanted = rank_of(equal, k, shared) < equal_wanted;
     chosen |= (equal >> k & static_cast<uint32_t>(wanted)) << k;
   }
+  return chosen;
+}
+
+// kItems * blockDim.x >= patches. `p` are the params of the batch, `cells` this image's.
+template <int kItems>
+__device__ void filter_block(const FilterParams& p, int64_t b, Cell* cells, FilterShared& shared) {
+  float redundancy[kItems] = {};
+  add_term(p.patch_attention + b * p.patches, p.lam, p, redundancy, shared);
+  add_term(p.class_attention + b * p.patches, p.lam - 1.f, p, redundancy, shared);
+  if (p.penalty != 1.f) local_penalty(p, p.ids ? p.ids + b * p.patches : nullptr, cells, redundancy);
+  uint32_t keys[kItems];
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int64_t i = threadIdx.x + k * blockDim.x;
+    keys[k] = ordered(redundancy[k]);
+    if (i < p.patches) p.redundancy[b * p.patches + i] = redundancy[k];
+  }
+  select_threshold(p, keys, shared);
+  const uint32_t chosen = select_largest(p, keys, shared);
   prepare_ranks<kItems>(chosen, shared);
   int64_t* sources = p.sources + b * p.r;
   int64_t* kept = p.kept + b * (p.patches + p.first - p.r);

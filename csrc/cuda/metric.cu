@@ -16,6 +16,7 @@ template <class T, bool kVector>
 __global__ void __launch_bounds__(kThreads, 2) metric_kernel(MetricParams p, View<T> key) {
   const int lane = threadIdx.x % kWarp;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp, b = blockIdx.y;
+  if (p.counters && blockIdx.x == 0 && threadIdx.x == 0) p.counters[b] = 0;
   if (n >= p.tokens) return;
   float* out = p.metric + (b * p.tokens + n) * p.width;
   float squares = 0.f;

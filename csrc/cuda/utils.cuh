@@ -137,6 +137,14 @@ __device__ __forceinline__ uint32_t ordered(float value) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+// The better of two (score key, place) pairs: the higher score, then the lower place.
+__device__ __forceinline__ void keep_better(uint32_t& key, int& place, uint32_t other_key, int other_place) {
+  if (other_key > key || (other_key == key && other_place < place)) {
+    key = other_key;
+    place = other_place;
+  }
+}
+
 // True in every thread of the last of `blocks` blocks that comes here; it sees what the others wrote before. The
 // counter starts at 0.
 __device__ __forceinline__ bool last_block(uint32_t* counter, uint32_t blocks) {

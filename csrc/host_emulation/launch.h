@@ -87,7 +87,7 @@ inline void run_grid(const char* name, const Config& config, size_t shared_limit
   block_dim = b;
   grid_dim = g;
   block.dynamic_bytes = config.shared;
-  block.shared_limit = std::max(shared_limit, kSharedByDefault);
+  block.shared_limit = shared_limit > kSharedByDefault ? shared_opt_in() : kSharedByDefault;
   block.buffer = static_cast<char*>(std::malloc(config.shared + kSharedSlack));
   Order order;
   for (const uint32_t i : order.of(size_t{g.x} * g.y * g.z)) {

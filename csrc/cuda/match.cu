@@ -1,0 +1,188 @@
+// ToMe's bipartite matching: every even token finds the odd one whose key is most like its own, the r best pairs merge.
+//
+// Keys are averaged over heads and made unit length (metric.cu). A block then holds 64 even tokens against 64 odd ones
+// and keeps of each row the best cosine and its column, so the matrix of similarities is never written. The last block
+// of an image adds the column tiles up, picks the r best rows by radix selection and writes places. Float by FMA:
+// rounded keys would choose other partners. 2 B (N / 2)^2 d FLOPs; k read once, the metric once for every 64 tokens:
+// bound by memory while Hk is larger than N / 512. Shared memory 55 KB.
+#include "cuda/filter.cuh"
+#include "cuda/metric.cuh"
+#include "cuda/tile.cuh"
+
+namespace ficoco {
+namespace {
+
+constexpr int64_t kTailTokens = 1024;  // up to here the last block of an image selects, beyond another kernel
+
+// Every other token from `first` on.
+struct Side {
+  int64_t first, count;
+  __host__ __device__ Side(int64_t first, int64_t tokens)
+      : first(first), count(tokens > first ? (tokens - first + 1) / 2 : 0) {}
+  __device__ int64_t token(int64_t i) const { return first + 2 * i; }
+};
+
+inline __host__ __device__ Side even_side(const MatchParams& p) { return {2 * p.first, p.tokens}; }
+inline __host__ __device__ Side odd_side(const MatchParams& p) { return {p.distill ? 3 : 1, p.tokens}; }
+
+struct Nearest {
+  const float* metric;  // (B, N, d)
+  float* best;          // (B, tiles, evens) largest cosine with the odd tokens of a tile
+  int* token;           // (B, tiles, evens) the first token that has it
+  int64_t tiles;
+  int* places;         // (B, N) scratch
+  uint32_t* counters;  // (B) or nullptr: another kernel selects
+};
+
+// One image's selection by one block; kItems * blockDim.x >= patches.
+template <int kItems>
+__device__ void select_pairs(const MatchParams& p, const Nearest& n, int64_t b, FilterShared& shared) {
+  const Side even = even_side(p);
+  const int64_t patches = p.tokens - p.first;
+  FilterParams selection{};  // what the selection reads of it
+  selection.patches = patches;
+  selection.r = p.r;
+  uint32_t keys[kItems];
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int64_t i = threadIdx.x + k * blockDim.x, edge = i + p.first - even.first;
+    keys[k] = 0;  // below every score
+    float best = -INFINITY;
+    if (i < patches && edge >= 0 && edge % 2 == 0 && n.tiles > 0) {
+      const int64_t first = b * n.tiles * even.count + edge / 2;
+      int64_t winner = first;
+      for (int64_t tile = 1; tile < n.tiles; ++tile) {
+        const int64_t at = first + tile * even.count;
+        if (ordered(n.best[at]) > ordered(n.best[winner])) winner = at;
+      }
+      best = n.best[winner];
+      keys[k] = ordered(best);
+      n.token[first] = n.token[winner];
+    }
+    if (i < patches) p.redundancy[b * patches + i] = best;
+  }
+  select_threshold(selection, keys, shared);
+  const uint32_t chosen = select_largest(selection, keys, shared);
+  prepare_ranks<kItems>(chosen, shared);
+  int64_t *sources = p.sources + b * p.r, *kept = p.kept + b * (p.tokens - p.r);
+  int* places = n.places + b * p.tokens;
+  if (p.first && threadIdx.x == 0) kept[0] = places[0] = 0;
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int64_t i = threadIdx.x + k * blockDim.x, token = i + p.first;
+    const int before = rank_of(chosen, k, shared);
+    if (i >= patches) continue;
+    if (chosen >> k & 1u) {
+      sources[before] = token;
+    } else {
+      kept[token - before] = token;
+      places[token] = static_cast<int>(token - before);
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int64_t edge = threadIdx.x + k * blockDim.x + p.first - even.first;
+    const int before = rank_of(chosen, k, shared);
+    if (!(chosen >> k & 1u)) continue;
+    p.targets[b * p.r + before] = places[n.token[b * n.tiles * even.count + edge / 2]];
+    p.weights[b * p.r + before] = 1.f;
+  }
+}
+
+template <bool kVector>
+__global__ void __launch_bounds__(kTileThreads, 2) nearest_kernel(MatchParams p, Nearest n) {
+  extern __shared__ __align__(128) unsigned char storage[];
+  TileShared<float>& shared = *reinterpret_cast<TileShared<float>*>(storage);
+  const Side even = even_side(p), odd = odd_side(p);
+  const int64_t tile = blockIdx.x, i0 = static_cast<int64_t>(blockIdx.y) * kTile, j0 = tile * kTile, b = blockIdx.z;
+  const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), even.count - i0));
+  const int columns = static_cast<int>(min(static_cast<int64_t>(kTile), odd.count - j0));
+  const float* metric = n.metric + b * p.tokens * p.width;
+  TileSums<float> sums;
+  add_rows<kVector>(
+      sums, shared, [&](int i) { return metric + even.token(i0 + i) * p.width; }, rows,
+      [&](int j) { return metric + odd.token(j0 + j) * p.width; }, columns, p.width);
+  sums.store(shared.scores);
+  __syncthreads();
+  const int row = threadIdx.x / 4, part = threadIdx.x % 4;  // four threads a row, 16 columns each
+  uint32_t key = 0;
+  int column = kTile;
+  for (int j = part; j < columns; j += 4) keep_better(key, column, ordered(shared.scores[row * kScoreStride + j]), j);
+#pragma unroll
+  for (int offset = 1; offset < 4; offset *= 2) {
+    const uint32_t other_key = __shfl_xor_sync(kAllLanes, key, offset);
+    const int other_column = __shfl_xor_sync(kAllLanes, column, offset);
+    keep_better(key, column, other_key, other_column);
+  }
+  if (part == 0 && row < rows) {
+    const int64_t at = (b * n.tiles + tile) * even.count + i0 + row;
+    n.best[at] = shared.scores[row * kScoreStride + column];
+    n.token[at] = static_cast<int>(odd.token(j0 + column));
+  }
+  if (!n.counters || !last_block(n.counters + b, gridDim.x * gridDim.y)) return;
+  __shared__ FilterShared selection;
+  select_pairs<kTailTokens / kTileThreads>(p, n, b, selection);
+}
+
+template <int kItems, int kThreads>
+__global__ void __launch_bounds__(kThreads, 1) select_kernel(MatchParams p, Nearest n) {
+  __shared__ FilterShared shared;
+  select_pairs<kItems>(p, n, blockIdx.x, shared);
+}
+
+struct Workspace {
+  float* metric;
+  Nearest nearest;
+};
+
+Workspace take(const MatchParams& p, Pieces& pieces) {
+  const Side even = even_side(p), odd = odd_side(p);
+  const int64_t tiles = even.count ? ceil_div(odd.count, kTile) : 0, partial = p.batch * tiles * even.count;
+  Workspace w{};
+  w.metric = pieces.take<float>(p.batch * p.tokens * p.width);
+  w.nearest.metric = w.metric;
+  w.nearest.best = pieces.take<float>(partial);
+  w.nearest.token = pieces.take<int>(partial);
+  w.nearest.tiles = tiles;
+  w.nearest.places = pieces.take<int>(p.batch * p.tokens);
+  w.nearest.counters = pieces.take<uint32_t>(p.batch);
+  return w;
+}
+
+cudaError_t launch_select(const MatchParams& p, const Nearest& n, cudaStream_t stream) {
+  const unsigned blocks = static_cast<unsigned>(p.batch);
+  if (p.tokens <= kTailTokens) {
+    select_kernel<4, 256><<<blocks, 256, 0, stream>>>(p, n);
+  } else {
+    select_kernel<32, 512><<<blocks, 512, 0, stream>>>(p, n);
+  }
+  return launched();
+}
+
+}  // namespace
+
+size_t workspace_bytes(const MatchParams& p) {
+  Pieces pieces(nullptr);
+  take(p, pieces);
+  return pieces.used();
+}
+
+cudaError_t launch_match(const MatchParams& p, void* workspace, cudaStream_t stream) {
+  if (p.batch * p.tokens == 0) return cudaSuccess;
+  if (p.tokens - p.first > kMaxPatches) return cudaErrorInvalidValue;
+  Pieces pieces(workspace);
+  Workspace w = take(p, pieces);
+  const bool tail = p.tokens <= kTailTokens;
+  if (w.nearest.tiles == 0) return launch_select(p, w.nearest, stream);
+  FICOCO_TRY(launch_metric({p.key, p.batch, p.tokens, p.width, true, w.metric, w.nearest.counters}, stream));
+  if (!tail) w.nearest.counters = nullptr;
+  const dim3 grid(w.nearest.tiles, ceil_div(even_side(p).count, kTile), p.batch);
+  const auto kernel = p.width % kPer<float> == 0 ? nearest_kernel<true> : nearest_kernel<false>;
+  FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(TileShared<float>)));
+  kernel<<<grid, kTileThreads, sizeof(TileShared<float>), stream>>>(p, w.nearest);
+  FICOCO_TRY(launched());
+  return tail ? cudaSuccess : launch_select(p, w.nearest, stream);
+}
+
+}  // namespace ficoco
