@@ -192,9 +192,9 @@ def main() -> None:
     with torch.inference_mode():
         run = EndToEnd(watch, results, model, args.keep_ratio, 0.05 if args.smoke else args.seconds)
         tasks: list[tuple[str, Callable[[int], None], int]] = []
-        for batch in (1, 2) if args.smoke else (1, 8):
+        for batch in (2,) if args.smoke else (1, 8):
             tasks.append(("prefill", lambda b: run.prefill(b, args.text_tokens), batch))
-        for batch in (1, 2) if args.smoke else (1, 8, 32):
+        for batch in (2,) if args.smoke else (1, 8, 32):
             tasks.append(("tower", run.tower, batch))
         for what, task, batch in tasks:
             if not deadline.left():

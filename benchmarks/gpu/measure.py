@@ -208,4 +208,7 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}"[:400]
 
 
+if __name__ == "__main__":
+    print(json.dumps(hardware()))
+
 __all__ = ["Deadline", "Results", "Stopwatch", "need_kernels", "said", "timing_dict", "write_json"]
