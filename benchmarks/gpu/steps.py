@@ -24,6 +24,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 WHOLE = 555.0  # seconds, of ten minutes
 GRACE = 8.0  # to write what is left to write after an interrupt
+LEAST = 10.0  # below that a step is not begun
 
 Command = list[str]
 
@@ -199,7 +200,7 @@ def run(out: Path, smoke: bool, whole: float) -> int:
             reserved = sum(later.least for later in steps[place + 1 :] if later.skip is None)
             limit = min(step.most, whole - GRACE - (time.monotonic() - begun) - reserved)
             missing = [name for name in step.needs if name in bad]
-            if step.skip or missing or limit < 10:
+            if step.skip or missing or limit < LEAST:
                 why = step.skip or (f"{missing[0]} failed" if missing else "no time was left")
                 entry |= {"status": "skipped" if step.skip else "not run", "reason": why, "seconds": 0.0}
             else:
