@@ -60,8 +60,11 @@ class Bench:
     def __init__(self, watch: Stopwatch, results: Results, ceilings: dict[str, float], seconds: float) -> None:
         self.watch, self.results, self.ceilings, self.seconds = watch, results, ceilings, seconds
 
-    def row(self, shape: Shape, work: Work, compiled: Callable[[], bool], overhead: bool = False) -> None:
-        """Check, time and record one piece of work; what cannot be timed says why."""
+    def row(self, shape: Shape, work: Work, compiled: Callable[[], bool] | None, overhead: bool = False) -> None:
+        """Check, time and record one piece of work; what cannot be timed says why.
+
+        ``compiled`` says whether there is time for one more compilation; None: not wanted.
+        """
         rate = self.ceilings["copy_bytes_per_second"]
         products = self.ceilings[f"{'float32' if shape.dtype == FP32 else 'bfloat16'}_flop_per_second"]
         row: dict[str, Any] = {
@@ -79,7 +82,9 @@ class Bench:
         self.results.add("rows", row)
         _print(row)
 
-    def _fill(self, row: dict[str, Any], shape: Shape, work: Work, compiled: Callable[[], bool], more: bool) -> None:
+    def _fill(
+        self, row: dict[str, Any], shape: Shape, work: Work, compiled: Callable[[], bool] | None, more: bool
+    ) -> None:
         wanted = work.wanted()
         row["ours_against_float64"] = agreement(work.ours(), wanted)
         if row["ours_against_float64"]["images"] < 0.9:
@@ -92,15 +97,17 @@ class Bench:
         ways = {name: run for name, run in ways.items() if self._usable(row, name, run, work, wanted, shape.dtype)}
         eager = [name for name in ways if name.startswith("torch: ")]
         for name in [OURS, *eager]:
-            self._try(row, ways, f"{name}, graph", lambda run=ways[name]: self.watch.graph(run))
+            self._try(row, ways, f"{name}, graph", partial(self.watch.graph, ways[name]))
         first = {n: t.median_ms for n, t in self.watch.turns({n: ways[n] for n in eager}, 0.1).items()}
         fastest = sorted(first, key=lambda name: first[name])
         wishes = [("default", name) for name in fastest[:2]] + [
             ("reduce-overhead", name) for name in fastest[:1] if more
         ]
         for mode, name in wishes:
-            if compiled():
+            if compiled is not None and compiled():
                 self._compile(row, ways, name, mode, ways[name])
+            elif compiled is not None:
+                row.setdefault("left_out", {})[f"compiled {mode}: {name.removeprefix('torch: ')}"] = "no time was left"
         del wanted
         found = self.watch.turns(ways, self.seconds)
         timings = {name: timing.median_ms for name, timing in found.items()}
@@ -238,8 +245,7 @@ def main() -> None:
             continue
         inputs = Inputs.make(shape, watch.device)
         # Compilation may take most of the time: whole reductions leave half of it to what comes after.
-        share = 0.0 if not compiled else 0.5 if what == "whole" else 1.0
-        may = partial(deadline.left, share)
+        may = partial(deadline.left, 0.5 if what == "whole" else 1.0) if compiled else None
         if what in ("whole", "tome"):
             work = cases.whole(inputs) if what == "whole" else cases.tome(inputs)
             bench.row(shape, work, may, overhead=what == "whole" and shape.batch == 1)

@@ -117,11 +117,15 @@ class Work:
     comparable: bool = True  # with the specification; ToMe's tokens leave in another order
 
 
-def _wide(*tensors: Tensor) -> list[Tensor]:
+def _alone(run: Callable[..., Tensor], *arguments: Any) -> Results:
+    return (run(*arguments),)
+
+
+def _wide(*tensors: Tensor) -> Any:
     return [t.double() for t in tensors]
 
 
-def _items(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _items(*tensors: Tensor) -> Any:
     return zip(*tensors, strict=True)
 
 
@@ -146,7 +150,7 @@ def whole(inputs: Inputs) -> Work:
         flop=2 * s.batch * inner * (2 * s.tokens + s.r * (s.kept - s.first)),
         ours=lambda: (ficoco_ext.reduce(x, attn, s.r, **options),),
         wanted=lambda: (ficoco_ext.reduce(x.double(), QueryKey(*_wide(q, k)), s.r, **options),),
-        torch={name: lambda way=way: (way(x, q, k, s.r, s.first, s.grid),) for name, way in ways.items()},
+        torch={name: partial(_alone, way, x, q, k, s.r, s.first, s.grid) for name, way in ways.items()},
         released=lambda: (released.reduce(x, q, k, s.r, s.first, s.grid),),
     )
 
@@ -177,26 +181,30 @@ def _stats_probs(q: Tensor, k: Tensor, first: int, column: bool) -> Results:
     return (attn[:, :, 0, first:].mean(1) if first else batched.key_typicality(k), patch)
 
 
+def _swapped(run: Callable[..., Results], *arguments: Any) -> Results:
+    return run(*arguments)[::-1]
+
+
 def statistics(inputs: Inputs) -> Iterator[Work]:
     """The operator attention_stats in its four kinds."""
     s, q, k, f = inputs.shape, inputs.query, inputs.key, inputs.shape.first
     attn, inner, places = QueryKey(q, k), s.heads * s.width, s.tokens - s.first
     read, written = 2 * s.batch * s.tokens * inner * s.dtype.itemsize, 8 * s.batch * places
-    swapped = {"heads": batched.stats_heads, "concatenated": batched.stats_concatenated}
+    ways = {"heads": batched.stats_heads, "concatenated": batched.stats_concatenated}
     for name, probs, column in (("logits row", 0, 0), ("probs row", 1, 0), ("probs column", 1, 1)):
         how: dict[str, Any] = {"class_token": s.class_token, "probs": bool(probs), "column": bool(column)}
         work = Work(
             f"attention_stats {name}",
             bytes=read + written,
             flop=2 * s.batch * s.tokens * inner * (s.tokens if probs else 2),
-            ours=lambda how=how: ops.attention_stats(attn, **how),
-            wanted=lambda how=how: ops.attention_stats(QueryKey(*_wide(q, k)), **how),
+            ours=partial(ops.attention_stats, attn, **how),
+            wanted=partial(lambda how: ops.attention_stats(QueryKey(*_wide(q, k)), **how), how),
         )
         if probs:
             work.torch = {"all heads": partial(_stats_probs, q, k, f, bool(column))}
         else:
-            work.torch = {name: lambda way=way: way(q, k, f)[::-1] for name, way in swapped.items()}
-            work.released = lambda: _stack([released.statistics(*item, f)[::-1] for item in _items(q, k)])
+            work.torch = {name: partial(_swapped, way, q, k, f) for name, way in ways.items()}
+            work.released = lambda: _stack([released.statistics(one, other, f)[::-1] for one, other in _items(q, k)])
         yield work
     given = mean_map(inputs)
     how = {"class_token": s.class_token, "probs": False, "column": False}
@@ -234,9 +242,9 @@ def selection(inputs: Inputs) -> Work:
         bytes=s.batch * (12 * patch.shape[1] + 8 * s.tokens),
         flop=0,
         ours=lambda: ops.filter(patch, cls, s.r, **how),
-        wanted=lambda: ops.filter(*_wide(patch, cls), s.r, **how),
+        wanted=lambda: ops.filter(patch.double(), cls.double(), s.r, **how),
         torch={"sort": lambda: in_tokens(*batched.select(patch, cls, s.r, s.grid))},
-        released=lambda: _stack([in_tokens(*released.select(*one, s.r, s.grid)) for one in _items(patch, cls)]),
+        released=lambda: _stack([in_tokens(*released.select(a, c, s.r, s.grid)) for a, c in _items(patch, cls)]),
     )
 
 
@@ -313,7 +321,7 @@ def links_and_merge(inputs: Inputs) -> Iterator[Work]:
         released=looped,
     )
     targets, weights = ops.correlate(attn, sources, kept, count, alpha="softmax", **links)
-    merge = (leave, stay, weights, targets - f)
+    merge, merge_one = (leave, stay, weights, targets - f), partial(released.compress)
     yield Work(
         "compress",
         bytes=s.batch * inner * item * (s.tokens + s.kept) + indices + 12 * s.batch * s.tokens,
@@ -324,7 +332,7 @@ def links_and_merge(inputs: Inputs) -> Iterator[Work]:
             "scatter": lambda: (batched.merge_scatter(x, *merge, f),),
             "dense": lambda: (batched.merge_dense(x, *merge, f),),
         },
-        released=lambda: (torch.stack([released.compress(*one, f) for one in _items(x, *merge)]),),
+        released=lambda: (torch.stack([merge_one(*one, first=f) for one in _items(x, *merge)]),),
     )
 
 

@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class EndToEnd:
             try:
                 with self._attached(name, keep_ratio) as handle:
                     results.content.setdefault("schedules", {})[name] = list(handle.schedule.r)
-                self.methods[name] = lambda name=name: self._attached(name, keep_ratio)
+                self.methods[name] = partial(self._attached, name, keep_ratio)
             except Exception as error:  # a method may be for another part of the model
                 results.content.setdefault("skipped", {})[name] = said(error)
 
