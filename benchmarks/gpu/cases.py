@@ -321,7 +321,7 @@ def links_and_merge(inputs: Inputs) -> Iterator[Work]:
         released=looped,
     )
     targets, weights = ops.correlate(attn, sources, kept, count, alpha="softmax", **links)
-    merge, merge_one = (leave, stay, weights, targets - f), partial(released.compress)
+    merge = (leave, stay, weights, targets - f)
     yield Work(
         "compress",
         bytes=s.batch * inner * item * (s.tokens + s.kept) + indices + 12 * s.batch * s.tokens,
@@ -332,7 +332,7 @@ def links_and_merge(inputs: Inputs) -> Iterator[Work]:
             "scatter": lambda: (batched.merge_scatter(x, *merge, f),),
             "dense": lambda: (batched.merge_dense(x, *merge, f),),
         },
-        released=lambda: (torch.stack([merge_one(*one, first=f) for one in _items(x, *merge)]),),
+        released=lambda: (torch.stack([released.compress(t, i, j, w, a, f) for t, i, j, w, a in _items(x, *merge)]),),
     )
 
 

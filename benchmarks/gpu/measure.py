@@ -111,15 +111,13 @@ class Stopwatch:
         """Copy bandwidth in bytes/s, read plus written, and products of square matrices in FLOP/s, on this device."""
         source = torch.randn(2**14 if self.smoke else 2**28, device=self.device)
         target = torch.empty_like(source)
-        copy = self.turns({"copy": lambda: target.copy_(source)}, 0.01 if self.smoke else 1.0)["copy"].median_ms / 1e3
+        seconds = 0.01 if self.smoke else 0.5
+        copy = self.turns({"copy": lambda: target.copy_(source)}, seconds)["copy"].median_ms / 1e3
         found = {"copy_bytes_per_second": 2 * source.nbytes / copy}
         side = 64 if self.smoke else 8192
         for dtype in (torch.bfloat16, torch.float32):
             a, b = (torch.randn(side, side, device=self.device, dtype=dtype) for _ in range(2))
-            product = (
-                self.turns({"product": partial(torch.matmul, a, b)}, 0.01 if self.smoke else 0.5)["product"].median_ms
-                / 1e3
-            )
+            product = self.turns({"product": partial(torch.matmul, a, b)}, seconds)["product"].median_ms / 1e3
             found[f"{str(dtype).removeprefix('torch.')}_flop_per_second"] = 2 * side**3 / product
         return {name: float(f"{value:.4g}") for name, value in found.items()}
 

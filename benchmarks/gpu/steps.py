@@ -63,10 +63,14 @@ def build_knobs() -> dict[str, str]:
 
 
 def pytest() -> Command:
-    """All tests, those for a GPU alone first; in parallel where that is installed."""
-    folder = ROOT / "python_tests"
-    workers = ["-n", "4"] if importlib.util.find_spec("xdist") else []
-    files = [str(folder / "test_cuda_only.py"), str(folder)]
+    """All tests, those that a GPU is for first; in parallel where that is installed."""
+    first = ("test_cuda_only", "test_ops", "test_reduce", "test_models")
+
+    def place(path: Path) -> tuple[int, str]:
+        return next((i for i, start in enumerate(first) if path.name.startswith(start)), len(first)), path.name
+
+    files = [str(path) for path in sorted((ROOT / "python_tests").glob("test_*.py"), key=place)]
+    workers = ["-n", str(max(2, min(8, (os.cpu_count() or 1) // 2)))] if importlib.util.find_spec("xdist") else []
     where = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
     return [sys.executable, "-m", "pytest", "-q", *workers, *where, "--junitxml=junit.xml", *files]
 
@@ -198,7 +202,9 @@ def run(out: Path, smoke: bool, whole: float) -> int:
         site = Path(work, "site")
         steps = plan(site, smoke)
         base = {**os.environ, "PYTHONUNBUFFERED": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        if not smoke:
+        if smoke:
+            base["OMP_NUM_THREADS"] = "1"
+        else:
             base["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
             base["PATH"] = os.pathsep.join([str(site / "bin"), os.environ.get("PATH", "")])
         for place, step in enumerate(steps):
