@@ -74,7 +74,7 @@ def _commit() -> str:
         run = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
         return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("FICOCO_COMMIT", "unknown")  # a copy of the tree without its history
 
 
 def _cpu_name() -> str:

@@ -2,7 +2,8 @@
 
 Same readings as ``ficoco_ext.reduce`` with ``variant="released"``: logits, row means, L2-normalised terms, 2 x 2
 penalty, adaptive targets, softmax weights. Batched, no host sync, no N x N map where the mathematics allows it. Where
-torch offers two ways both are here, and the benchmark takes the faster of them.
+torch offers two ways both are here, and the benchmark takes the faster of them. ``grid`` has even sides; None is a
+square. Without a class token its row is replaced by the keys' cosine to their mean.
 """
 
 from __future__ import annotations
@@ -20,93 +21,133 @@ def _rows(matrix: Tensor, index: Tensor) -> Tensor:
     return matrix.gather(1, index.unsqueeze(-1).expand(-1, -1, matrix.shape[-1]))
 
 
-def _select(patch_attention: Tensor, class_attention: Tensor, r: int) -> tuple[Tensor, Tensor]:
+def select(
+    patch_attention: Tensor, class_attention: Tensor, r: int, grid: tuple[int, int] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Redundancy, sources and kept, in patches: a class token is not counted."""
     score = LAM * F.normalize(patch_attention, dim=-1) - (1 - LAM) * F.normalize(class_attention, dim=-1)
     b, p = score.shape
-    side = int(p**0.5)
-    cells = score.view(b, side // 2, 2, side // 2, 2).transpose(2, 3).reshape(b, -1, 4)
+    height, width = grid or (int(p**0.5), int(p**0.5))
+    cells = score.view(b, height // 2, 2, width // 2, 2).transpose(2, 3).reshape(b, -1, 4)
     best = cells.argmax(-1, keepdim=True)
     high = cells.gather(-1, best)
     cells = cells.scatter(-1, best, torch.where(high > 0, high * PENALTY, high / PENALTY))
-    score = cells.view(b, side // 2, side // 2, 2, 2).transpose(2, 3).reshape(b, p)
+    score = cells.view(b, height // 2, width // 2, 2, 2).transpose(2, 3).reshape(b, p)
     order = score.argsort(dim=-1, descending=True, stable=True)
-    return order[:, :r].sort(-1).values, order[:, r:].sort(-1).values
+    return score, order[:, :r].sort(-1).values, order[:, r:].sort(-1).values
 
 
-def _merge_scatter(tokens: Tensor, sources: Tensor, kept: Tensor, rows: Tensor) -> Tensor:
-    """Merge by scatter_add: ``rows`` (B, r, P') are correlations with the kept patches."""
-    b, _, m = rows.shape
-    k = adaptive_targets(m, EPS)
-    values, targets = rows.topk(k, dim=-1)
-    weights = values.softmax(-1).flatten(1)
-    patches = tokens[:, 1:]
+def links(rows: Tensor, alpha: str = "softmax") -> tuple[Tensor, Tensor]:
+    """Weights and targets, among the kept patches, of correlations ``rows`` (B, r, P')."""
+    values, targets = rows.topk(adaptive_targets(rows.shape[-1], EPS), dim=-1)
+    return values.softmax(-1) if alpha == "softmax" else values / values.sum(-1, keepdim=True), targets
+
+
+def merge_scatter(
+    tokens: Tensor, sources: Tensor, kept: Tensor, weights: Tensor, targets: Tensor, first: int
+) -> Tensor:
+    """Merge by scatter_add."""
+    k, b, m = targets.shape[-1], *kept.shape
+    weights = weights.to(tokens.dtype).flatten(1)
+    patches = tokens[:, first:]
     moved = _rows(patches, sources).repeat_interleave(k, dim=1) * weights.unsqueeze(-1)
     index = targets.flatten(1)
     out = _rows(patches, kept).scatter_add_(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]), moved)
     total = torch.ones(b, m, dtype=tokens.dtype, device=tokens.device).scatter_add_(1, index, weights)
-    return torch.cat([tokens[:, :1], out.div_(total.unsqueeze(-1))], dim=1)
+    out = out.div_(total.unsqueeze(-1))
+    return torch.cat([tokens[:, :1], out], dim=1) if first else out
 
 
-def _merge_dense(tokens: Tensor, sources: Tensor, kept: Tensor, rows: Tensor) -> Tensor:
+def merge_dense(tokens: Tensor, sources: Tensor, kept: Tensor, weights: Tensor, targets: Tensor, first: int) -> Tensor:
     """Merge by one batched GEMM with the (M, r) weight matrix."""
-    k = adaptive_targets(rows.shape[-1], EPS)
-    values, targets = rows.topk(k, dim=-1)
-    flow = torch.zeros_like(rows).scatter_(-1, targets, values.softmax(-1)).mT
-    patches = tokens[:, 1:]
+    flow = tokens.new_zeros(*sources.shape, kept.shape[1]).scatter_(-1, targets, weights.to(tokens.dtype)).mT
+    patches = tokens[:, first:]
     out = torch.baddbmm(_rows(patches, kept), flow, _rows(patches, sources))
-    return torch.cat([tokens[:, :1], out.div_(1 + flow.sum(-1, keepdim=True))], dim=1)
+    out = out.div_(1 + flow.sum(-1, keepdim=True))
+    return torch.cat([tokens[:, :1], out], dim=1) if first else out
 
 
-def _stats_heads(query: Tensor, key: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    factor = scale / query.shape[1]
-    patch = (query[:, :, 1:] @ key[:, :, 1:].mean(2).unsqueeze(-1)).sum(1).squeeze(-1) * factor
-    cls = (key[:, :, 1:] @ query[:, :, 0].unsqueeze(-1)).sum(1).squeeze(-1) * factor
-    return patch, cls
+def key_typicality(key: Tensor) -> Tensor:
+    """What stands for class attention where there is no class token."""
+    keys = key.mean(1)
+    return -F.cosine_similarity(keys.mean(1, keepdim=True), keys, dim=-1)
 
 
-def reduce_heads_scatter(tokens: Tensor, query: Tensor, key: Tensor, r: int) -> Tensor:
-    """Head by head, summed afterwards; merge by scatter."""
-    scale = query.shape[-1] ** -0.5
-    sources, kept = _select(*_stats_heads(query, key, scale), r)
-    _, h, _, d = query.shape
-    index = (sources + 1)[:, None, :, None].expand(-1, h, -1, d)
-    rows = (query.gather(2, index) @ key[:, :, 1:].mT).sum(1) * (scale / h)
-    return _merge_scatter(tokens, sources, kept, rows.gather(2, kept[:, None].expand(-1, r, -1)))
+def stats_heads(query: Tensor, key: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """Patch attention (row) and class attention of the logits, head by head."""
+    factor = query.shape[-1] ** -0.5 / query.shape[1]
+    patch = (query[:, :, first:] @ key[:, :, first:].mean(2).unsqueeze(-1)).sum(1).squeeze(-1) * factor
+    if not first:
+        return patch, key_typicality(key)
+    return patch, (key[:, :, 1:] @ query[:, :, 0].unsqueeze(-1)).sum(1).squeeze(-1) * factor
 
 
-def _concatenated(query: Tensor, key: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
+def concatenate(query: Tensor) -> Tensor:
+    """(B, N, H d) with the heads side by side; free for (B, N, H, d) in memory."""
     b, h, n, d = query.shape
-    q, k = query.transpose(1, 2).reshape(b, n, h * d), key.transpose(1, 2).reshape(b, n, h * d)
-    factor = d**-0.5 / h
-    patch = torch.bmm(q[:, 1:], k[:, 1:].mean(1).unsqueeze(-1)).squeeze(-1) * factor
-    cls = torch.bmm(k[:, 1:], q[:, 0].unsqueeze(-1)).squeeze(-1) * factor
-    sources, kept = _select(patch, cls, r)
-    rows = torch.bmm(_rows(q, sources + 1), _rows(k, kept + 1).mT) * factor
-    return sources, kept, rows
+    return query.transpose(1, 2).reshape(b, n, h * d)
 
 
-def reduce_concatenated_scatter(tokens: Tensor, query: Tensor, key: Tensor, r: int) -> Tensor:
+def stats_concatenated(query: Tensor, key: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """Patch attention (row) and class attention of the logits, heads side by side."""
+    q, k, factor = concatenate(query), concatenate(key), query.shape[-1] ** -0.5 / query.shape[1]
+    patch = torch.bmm(q[:, first:], k[:, first:].mean(1).unsqueeze(-1)).squeeze(-1) * factor
+    if not first:
+        return patch, key_typicality(key)
+    return patch, torch.bmm(k[:, 1:], q[:, 0].unsqueeze(-1)).squeeze(-1) * factor
+
+
+def rows_concatenated(query: Tensor, key: Tensor, sources: Tensor, kept: Tensor, first: int) -> Tensor:
+    """Correlations (B, r, P') of the sources with the kept patches."""
+    q, k, factor = concatenate(query), concatenate(key), query.shape[-1] ** -0.5 / query.shape[1]
+    return torch.bmm(_rows(q, sources + first), _rows(k, kept + first).mT) * factor
+
+
+def reduce_heads_scatter(
+    tokens: Tensor, query: Tensor, key: Tensor, r: int, first: int = 1, grid: tuple[int, int] | None = None
+) -> Tensor:
+    """Head by head, summed afterwards; merge by scatter."""
+    _, h, _, d = query.shape
+    _, sources, kept = select(*stats_heads(query, key, first), r, grid)
+    index = (sources + first)[:, None, :, None].expand(-1, h, -1, d)
+    rows = (query.gather(2, index) @ key[:, :, first:].mT).sum(1) * (d**-0.5 / h)
+    rows = rows.gather(2, kept[:, None].expand(-1, r, -1))
+    return merge_scatter(tokens, sources, kept, *links(rows), first)
+
+
+def reduce_concatenated_scatter(
+    tokens: Tensor, query: Tensor, key: Tensor, r: int, first: int = 1, grid: tuple[int, int] | None = None
+) -> Tensor:
     """Heads side by side: the mean over heads of inner products is one inner product; merge by scatter."""
-    return _merge_scatter(tokens, *_concatenated(query, key, r))
+    _, sources, kept = select(*stats_concatenated(query, key, first), r, grid)
+    rows = rows_concatenated(query, key, sources, kept, first)
+    return merge_scatter(tokens, sources, kept, *links(rows), first)
 
 
-def reduce_concatenated_dense(tokens: Tensor, query: Tensor, key: Tensor, r: int) -> Tensor:
+def reduce_concatenated_dense(
+    tokens: Tensor, query: Tensor, key: Tensor, r: int, first: int = 1, grid: tuple[int, int] | None = None
+) -> Tensor:
     """Heads side by side; merge by GEMM."""
-    return _merge_dense(tokens, *_concatenated(query, key, r))
+    _, sources, kept = select(*stats_concatenated(query, key, first), r, grid)
+    rows = rows_concatenated(query, key, sources, kept, first)
+    return merge_dense(tokens, sources, kept, *links(rows), first)
+
+
+def _select_map(attn: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
+    _, sources, kept = select(attn[:, 1:, 1:].mean(-1), attn[:, 0, 1:], r)
+    return sources, kept, _rows(attn, sources + 1)[:, :, 1:].gather(2, kept[:, None].expand(-1, r, -1))
 
 
 def reduce_map(tokens: Tensor, attn: Tensor, r: int) -> Tensor:
     """From an explicit (B, N, N) map; merge by scatter."""
-    sources, kept = _select(attn[:, 1:, 1:].mean(-1), attn[:, 0, 1:], r)
-    rows = _rows(attn, sources + 1)[:, :, 1:].gather(2, kept[:, None].expand(-1, r, -1))
-    return _merge_scatter(tokens, sources, kept, rows)
+    sources, kept, rows = _select_map(attn, r)
+    return merge_scatter(tokens, sources, kept, *links(rows), 1)
 
 
 def reduce_map_dense(tokens: Tensor, attn: Tensor, r: int) -> Tensor:
     """From an explicit (B, N, N) map; merge by GEMM."""
-    sources, kept = _select(attn[:, 1:, 1:].mean(-1), attn[:, 0, 1:], r)
-    rows = _rows(attn, sources + 1)[:, :, 1:].gather(2, kept[:, None].expand(-1, r, -1))
-    return _merge_dense(tokens, sources, kept, rows)
+    sources, kept, rows = _select_map(attn, r)
+    return merge_dense(tokens, sources, kept, *links(rows), 1)
 
 
 def _pairs(best: Tensor, nearest: Tensor, tokens: int, r: int, stable: bool) -> tuple[Tensor, Tensor, Tensor]:

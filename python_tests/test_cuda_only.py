@@ -1,0 +1,271 @@
+"""What only a GPU can show of every operator and every whole reduction: streams, graphs, synchronisation, devices."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+from conftest import NO_GPU, tolerance
+from op_helpers import double, query_key
+from test_ops_torch import operator, samples
+
+import ficoco_ext
+from ficoco_ext import QueryKey, _backend, fused, reference
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Call:
+    """An operator or a reduction as a function of tensors alone, so that they can be moved, rewritten and captured."""
+
+    def __init__(self, run, tensors):
+        self.run, self.tensors = run, tensors
+
+    def __call__(self):
+        return tuple(self.run(*self.tensors))
+
+    def on(self, device):
+        return Call(self.run, [tensor.to(device) for tensor in self.tensors])
+
+
+def of_operator(run, args):
+    """``run(*args)``; what is no tensor stays as it is."""
+    places = [place for place, arg in enumerate(args) if isinstance(arg, torch.Tensor)]
+
+    def call(*tensors):
+        given = list(args)
+        for place, tensor in zip(places, tensors, strict=True):
+            given[place] = tensor
+        return run(*given)
+
+    return Call(call, [args[place] for place in places])
+
+
+def of_method(tensors, method, r=11, **options):
+    """A whole reduction; everything that it tells."""
+
+    def call(tokens, query, key):
+        attn = QueryKey(query, key)
+        told = ficoco_ext.reduce(tokens, attn, r, method=method, return_reduction=True, **options)
+        values = [getattr(told, field.name) for field in fields(told)]
+        return [value for value in values if isinstance(value, torch.Tensor)]
+
+    return Call(call, tensors)
+
+
+def layer(b, n, c, dtype, h=4, d=8):
+    return [torch.randn(b, n, c).to(dtype), *query_key(b, h, h, n, d, dtype, "transposed")]
+
+
+OPERATORS = [f"{name}-{index}" for index, (name, _) in enumerate(samples())]
+METHODS = [*ficoco_ext.METHODS, "ficoco-v paper"]
+EVERYTHING = [pytest.param(name, id=name) for name in (*OPERATORS, *METHODS)]
+every_call = pytest.mark.parametrize("name", EVERYTHING)
+
+
+def make(name, seed=0, b=2, dtype=torch.float32, oracle=False):
+    """The call of that name with the inputs of that seed, on the CPU; ``oracle``: the specification in float64."""
+    torch.manual_seed(seed)
+    if name in METHODS:
+        method, _, variant = name.partition(" ")
+        tensors = layer(b, 49, 12, dtype)
+        options = {"variant": variant} if variant else {}
+        return of_method(double(tensors) if oracle else tensors, method, grid=(6, 8), **options)
+    op, args = list(samples(b=b, dtype=dtype))[OPERATORS.index(name)]
+    # One sample has all patches in one place of the grid; which of them counts there is open. Here each has its own.
+    args = [
+        torch.arange(arg.shape[1]).repeat(b, 1) if isinstance(arg, torch.Tensor) and 0 in arg.stride()[1:] else arg
+        for arg in args
+    ]
+    if not oracle:
+        return of_operator(operator(op), args)
+    composed = {"reduce": fused._from_query_key, "reduce.map": fused._compose}
+    return of_operator(composed.get(op) or getattr(reference, op.replace(".", "_")), double(args))
+
+
+def same(one, other):
+    """Bit for bit, wherever they are."""
+    return len(one) == len(other) and all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(one, other, strict=True))
+
+
+def test_the_kernels_are_live():
+    """Everything below would also hold of the specification."""
+    assert ficoco_ext.build_info()["cuda"] == "kernels"
+
+
+@every_call
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equals_the_specification(name, dtype):
+    """In float64 on the CPU, from the same rounded inputs. These inputs have no near ties."""
+    got = make(name, dtype=dtype).on("cuda")()
+    wanted = make(name, dtype=dtype, oracle=True)()
+    assert len(got) == len(wanted)
+    for one, other in zip(got, wanted, strict=True):
+        assert one.device.type == "cuda"
+        assert one.is_contiguous()
+        assert one.shape == other.shape
+        if not one.is_floating_point():
+            assert torch.equal(one.cpu(), other)
+        elif one.numel():
+            error = (one.cpu().double() - other).abs().max().item()
+            assert error <= tolerance(4096, one.dtype) * max(other.abs().max().item(), 1.0)
+
+
+@every_call
+def test_second_call_is_the_same_bit_for_bit(name):
+    call = make(name, b=3).on("cuda")
+    first = call()
+    for _ in range(20):
+        assert same(call(), first)
+
+
+@every_call
+def test_runs_on_the_current_stream(name):
+    """The inputs are written late on that stream: whoever reads them on another one reads zeros."""
+    right = make(name).on("cuda")
+    wanted = right()
+    late = Call(right.run, [torch.zeros_like(tensor) for tensor in right.tensors])
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        for empty, full in zip(late.tensors, right.tensors, strict=True):
+            empty.copy_(full)
+        got = late()
+    stream.synchronize()
+    assert same(got, wanted)
+
+
+@every_call
+def test_graph_capture_and_replay(name):
+    """A captured call, replayed on other inputs, gives what a call on those gives."""
+    held = make(name, seed=0).on("cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        held()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = held()
+    for seed in (1, 2, 1):
+        other = make(name, seed=seed).on("cuda")
+        for old, new in zip(held.tensors, other.tensors, strict=True):
+            old.copy_(new)
+        graph.replay()
+        assert same(results, other())
+
+
+@every_call
+def test_never_waits_for_the_device(name):
+    call = make(name).on("cuda")
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@every_call
+def test_on_a_second_device(name):
+    """While the first one is current."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    wanted = make(name).on("cuda:0")()
+    got = make(name).on("cuda:1")()
+    assert torch.cuda.current_device() == 0
+    assert all(result.device.index == 1 for result in got)
+    assert same(got, wanted)
+
+
+@every_call
+def test_compiles_in_one_graph(name):
+    call = make(name).on("cuda")
+    torch._dynamo.reset()
+    backend = "inductor" if name == "ficoco-v" else "aot_eager"
+    compiled = torch.compile(call.run, fullgraph=True, backend=backend)
+    assert same(tuple(compiled(*call.tensors)), call())
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_tensors_on_different_devices(name):
+    """Each tensor in turn is left behind on the CPU; the error names the operator and the device."""
+    call = make(name)
+    if len(call.tensors) < 2:
+        pytest.skip("takes one tensor")
+    for left in range(len(call.tensors)):
+        mixed = [t if place == left else t.to("cuda") for place, t in enumerate(call.tensors)]
+        with pytest.raises((ValueError, TypeError, RuntimeError), match=r"ficoco::.*(device|cpu|cuda)"):
+            call.run(*mixed)
+
+
+def test_reduce_with_tensors_on_different_devices():
+    tokens, query, key = layer(1, 49, 12, torch.float32)
+    with pytest.raises(ValueError, match=r"ficoco::reduce: .*device"):
+        ficoco_ext.reduce(tokens.cuda(), QueryKey(query, key), 8)
+    with pytest.raises(ValueError, match=r"ficoco::.*device"):
+        ficoco_ext.reduce(tokens.cuda(), QueryKey(query.cuda(), key), 8)
+
+
+def launches(call):
+    """Kernels of ours that ``call`` launches, once everything is warm."""
+    call()
+    before = _backend.KERNELS.cuda_launches()
+    call()
+    return _backend.KERNELS.cuda_launches() - before
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_reduction_takes_four_launches(batch, dtype):
+    """FiCoCo-V from query and key with logits, at the size of a CLIP-L layer."""
+    call = of_method(layer(batch, 577, 1024, dtype, 16, 64), "ficoco-v", r=42).on("cuda")
+    assert 1 <= launches(call) <= 4
+
+
+def test_the_counter_sees_every_kernel():
+    """What a profiler sees on the device is what we count: torch launches nothing for us, and nothing is copied."""
+    call = of_method(layer(2, 577, 1024, torch.bfloat16, 16, 64), "ficoco-v", r=42).on("cuda")
+    tokens, query, key = call.tensors
+
+    def reduce():
+        return ficoco_ext.reduce(tokens, QueryKey(query, key), 42)
+
+    counted = launches(reduce)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        reduce()
+        torch.cuda.synchronize()
+    seen = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    if not seen:
+        pytest.skip("the profiler sees no device here")
+    assert len(seen) == counted, seen
+
+
+def test_batch_is_its_items():
+    """Bit for bit."""
+    tokens, query, key = (tensor.cuda() for tensor in layer(5, 577, 256, torch.bfloat16, 4, 64))
+    whole = ficoco_ext.reduce(tokens, QueryKey(query, key), 42)
+    items = [
+        ficoco_ext.reduce(x, QueryKey(q, k), 42)
+        for x, q, k in zip(tokens.split(1), query.split(1), key.split(1), strict=True)
+    ]
+    assert torch.equal(whole, torch.cat(items))
+
+
+def test_full_size_equals_the_specification():
+    """The shapes that kernels are tuned for, with more blocks than the samples have."""
+    for class_token, n, grid, r in ((True, 577, (24, 24), 42), (False, 2880, (48, 60), 210)):
+        torch.manual_seed(0)
+        tensors = layer(1, n, 1024, torch.bfloat16, 16, 64)
+        options = {"r": r, "class_token": class_token, "grid": grid}
+        got = of_method(tensors, "ficoco-v", **options).on("cuda")()
+        wanted = of_method(double(tensors), "ficoco-v", **options)()
+        for one, other in zip(got, wanted, strict=True):
+            if one.is_floating_point():
+                error = (one.cpu().double() - other).abs().max().item()
+                assert error <= tolerance(4096, one.dtype) * max(other.abs().max().item(), 1.0)
+            else:
+                assert (one.cpu() == other).double().mean() > 0.99  # near ties at this size
