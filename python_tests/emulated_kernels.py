@@ -34,16 +34,21 @@ def missing() -> str:
     return "needs the headers of the CUDA toolkit"
 
 
-@functools.cache
-def load() -> None:
-    """Build the library if a source changed, and register its operators under the schemas of the real ones."""
-    default = ROOT / "build" / "emulation"
-    library = os.environ.get("FICOCO_EMULATION_LIBRARY") or builder().build(
-        default,
+def build(sanitize: bool = False) -> Path:
+    """The library, built where a source changed."""
+    return builder().build(
+        ROOT / "build" / ("sanitized" if sanitize else "emulation"),
         define=["FICOCO_EMULATED"],
         extra=[CSRC / "ops_cuda.cpp", CSRC / "calls.cpp"],
         torch=True,
+        sanitize=sanitize,
     )
+
+
+@functools.cache
+def load() -> None:
+    """Register the library's operators under the schemas of the real ones."""
+    library = os.environ.get("FICOCO_EMULATION_LIBRARY") or build()
     definitions = torch.library.Library("ficoco_emu", "DEF")
     load.definitions = definitions  # type: ignore[attr-defined]  # or its operators would go away
     for name, schema in {**ops.SCHEMAS, **fused.SCHEMAS, "match": matching.SCHEMA}.items():
