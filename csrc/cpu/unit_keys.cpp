@@ -6,7 +6,7 @@
 namespace ficoco {
 namespace {
 
-constexpr int64_t kChunk = 32;  // tokens of one task; their sums stay in the first-level cache while heads go by
+constexpr int64_t kChunk = 64;  // tokens of one task; their sums stay in the first-level cache while heads go by
 constexpr double kTiny = 1e-12;
 
 // out[i] += the sum over heads of the keys of token begin + i.
