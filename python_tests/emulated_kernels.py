@@ -29,9 +29,11 @@ def builder() -> ModuleType:
 @functools.cache
 def missing() -> str:
     """Why the emulation cannot be built here, or nothing. With FICOCO_REQUIRE_EMULATION=1 a test then fails instead."""
-    if os.environ.get("FICOCO_REQUIRE_EMULATION") == "1" or builder().cuda_include() is not None:
+    if os.environ.get("FICOCO_REQUIRE_EMULATION") == "1":
         return ""
-    return "needs the headers of the CUDA toolkit"
+    if not (CSRC / "host_emulation").exists():
+        return "needs the source tree"
+    return "" if builder().cuda_include() is not None else "needs the headers of the CUDA toolkit"
 
 
 def build(sanitize: bool = False) -> Path:

@@ -116,7 +116,7 @@ def test_the_suite_refuses_to_test_the_specification_alone(tmp_path, allowed):
     """conftest.py against a package without kernels."""
     here = Path(__file__).parent
     shutil.copytree(PACKAGE, tmp_path / "ficoco_ext", ignore=shutil.ignore_patterns("_C_*", "__pycache__", "data"))
-    for name in ("conftest.py", "op_helpers.py"):
+    for name in ("conftest.py", "emulated_kernels.py", "op_helpers.py"):
         shutil.copy(here / name, tmp_path / name)
     (tmp_path / "test_one.py").write_text("def test_one(): pass\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "FICOCO_ALLOW_REFERENCE": "1" if allowed else ""}

@@ -38,14 +38,14 @@ struct Nearest {
 template <int kItems>
 __device__ void select_pairs(const MatchParams& p, const Nearest& n, int64_t b, FilterShared& shared) {
   const Side even = even_side(p);
-  const int64_t patches = p.tokens - p.first;
+  const int patches = static_cast<int>(p.tokens - p.first);
   FilterParams selection{};  // what the selection reads of it
   selection.patches = patches;
   selection.r = p.r;
   uint32_t keys[kItems];
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
-    const int64_t i = threadIdx.x + k * blockDim.x, edge = i + p.first - even.first;
+    const int i = threadIdx.x + k * blockDim.x, edge = i + static_cast<int>(p.first - even.first);
     keys[k] = 0;  // below every score
     float best = -INFINITY;
     if (i < patches && edge >= 0 && edge % 2 == 0 && n.tiles > 0) {
@@ -59,7 +59,7 @@ __device__ void select_pairs(const MatchParams& p, const Nearest& n, int64_t b, 
       keys[k] = ordered(best);
       n.token[first] = n.token[winner];
     }
-    if (i < patches) p.redundancy[b * patches + i] = best;
+    if (i < patches) p.redundancy[b * (p.tokens - p.first) + i] = best;
   }
   select_threshold(selection, keys, shared);
   const uint32_t chosen = select_largest(selection, keys, shared);
@@ -69,20 +69,20 @@ __device__ void select_pairs(const MatchParams& p, const Nearest& n, int64_t b, 
   if (p.first && threadIdx.x == 0) kept[0] = places[0] = 0;
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
-    const int64_t i = threadIdx.x + k * blockDim.x, token = i + p.first;
+    const int i = threadIdx.x + k * blockDim.x, token = i + static_cast<int>(p.first);
     const int before = rank_of(chosen, k, shared);
     if (i >= patches) continue;
     if (chosen >> k & 1u) {
       sources[before] = token;
     } else {
       kept[token - before] = token;
-      places[token] = static_cast<int>(token - before);
+      places[token] = token - before;
     }
   }
   __syncthreads();
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
-    const int64_t edge = threadIdx.x + k * blockDim.x + p.first - even.first;
+    const int edge = static_cast<int>(threadIdx.x + k * blockDim.x) + static_cast<int>(p.first - even.first);
     const int before = rank_of(chosen, k, shared);
     if (!(chosen >> k & 1u)) continue;
     p.targets[b * p.r + before] = places[n.token[b * n.tiles * even.count + edge / 2]];

@@ -33,7 +33,7 @@ BUDGET = {
     "compress_kernel": 80,
     "cosine_kernel": 64,
     "filter_kernel": 64,
-    "finish_kernel": 64,
+    "finish_kernel": 80,
     "map_kernel": 64,
     "metric_kernel": 112,
     "nearest_kernel": 112,
