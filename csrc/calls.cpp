@@ -235,6 +235,58 @@ MatchCall match_call(const Tensor& key_, int64_t r, bool class_token, bool disti
   return call;
 }
 
+TokenCall token_call(const Tensor& query_, const Tensor& key_, const Tensor& tokens, const Tensor& others,
+                     const Tensor& weights_, const std::optional<Tensor>& key_mask, double scale, bool probs,
+                     bool column, bool causal) {
+  constexpr const char* op = "token_attention";
+  check::query_key(op, query_, key_, true);
+  const int64_t b = query_.size(0), t = key_.size(2);
+  for (const auto& [name, index, shape] : {std::tuple{"tokens", &tokens, "N"}, {"others", &others, "R"}}) {
+    const int64_t count = index->dim() == 2 ? index->size(1) : 0;
+    check::indices(op, name, *index, {b, count}, check::text("(", b, ", ", shape, ")"));
+    check::same_device(op, name, *index, query_);
+  }
+  check::floating_or_double(op, "weights", weights_);
+  FICOCO_VALUE(weights_.dim() == 3 && weights_.size(0) == b && weights_.size(2) == others.size(1), op, "weights",
+               check::text("(", b, ", W, ", others.size(1), ")"), check::describe(weights_),
+               "one weight for each of others");
+  check::same_device(op, "weights", weights_, query_);
+  TokenCall call;
+  Tensor mask;
+  if (key_mask) {
+    FICOCO_TYPE(key_mask->scalar_type() == at::kBool, op, "key_mask", check::text("(", b, ", ", t, ") bool"),
+                check::describe(*key_mask), "True where a token is real");
+    FICOCO_VALUE(key_mask->sizes() == at::IntArrayRef({b, t}), op, "key_mask", check::text("(", b, ", ", t, ")"),
+                 check::describe(*key_mask), "one flag for each key");
+    check::same_device(op, "key_mask", *key_mask, query_);
+    mask = call.hold(key_mask->contiguous());
+  }
+  const Tensor query = call.hold(readable(query_)), key = call.hold(readable(key_));
+  const Tensor weights = call.hold(weights_.to(at::kFloat).contiguous());
+  call.tokens = tokens.contiguous();
+  call.others = others.contiguous();
+  call.out = floats(query, {b, weights.size(1), tokens.size(1)});
+  call.params = {.query = rows_of(query),
+                 .key = rows_of(key),
+                 .tokens = call.tokens.const_data_ptr<int64_t>(),
+                 .others = call.others.const_data_ptr<int64_t>(),
+                 .weights = weights.const_data_ptr<float>(),
+                 .key_mask = mask.defined() ? mask.const_data_ptr<bool>() : nullptr,
+                 .batch = b,
+                 .keys = t,
+                 .offset = t - query.size(2),
+                 .width = query.size(3),
+                 .count = tokens.size(1),
+                 .other_count = others.size(1),
+                 .sets = weights.size(1),
+                 .scale = static_cast<float>(scale),
+                 .probs = probs,
+                 .column = column,
+                 .causal = causal,
+                 .out = call.out.mutable_data_ptr<float>()};
+  return call;
+}
+
 CompressCall compress_call(const Tensor& tokens_, const Tensor& sources, const Tensor& kept, const Tensor& targets,
                            const Tensor& weights_, const std::optional<Tensor>& size_, bool size_weighted) {
   constexpr const char* op = "compress";

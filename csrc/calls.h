@@ -65,6 +65,15 @@ struct MatchCall : Held {
 };
 MatchCall match_call(const at::Tensor& key, int64_t r, bool class_token, bool distill_token);
 
+struct TokenCall : Held {
+  at::Tensor out;
+  at::Tensor tokens, others;  // contiguous
+  TokenParams params;
+};
+TokenCall token_call(const at::Tensor& query, const at::Tensor& key, const at::Tensor& tokens, const at::Tensor& others,
+                     const at::Tensor& weights, const std::optional<at::Tensor>& key_mask, double scale, bool probs,
+                     bool column, bool causal);
+
 struct CompressCall : Held {
   at::Tensor out, size, source_map;
   at::Tensor sources, kept, targets;  // contiguous

@@ -54,19 +54,21 @@ inline void same_device(const char* op, const char* argument, const at::Tensor& 
                "move it to the device of the others");
 }
 
-inline void query_key(const char* op, const at::Tensor& query, const at::Tensor& key) {
+// `cached`: there may be more keys than queries.
+inline void query_key(const char* op, const at::Tensor& query, const at::Tensor& key, bool cached = false) {
   floating(op, "query", query);
   floating(op, "key", key);
   FICOCO_VALUE(query.dim() == 4, op, "query", "(B, H, N, d)", describe(query), "split the heads before calling");
   FICOCO_VALUE(key.dim() == 4, op, "key", "(B, Hk, N, d)", describe(key), "split the heads before calling");
   FICOCO_TYPE(key.scalar_type() == query.scalar_type(), op, "key", text(query.scalar_type(), " like query"),
               describe(key), "convert one of them");
-  const bool fits = key.size(0) == query.size(0) && key.size(2) == query.size(2) && key.size(3) == query.size(3) &&
-                    key.size(1) > 0 && query.size(1) > 0 && query.size(1) % key.size(1) == 0;
-  FICOCO_VALUE(
-      fits, op, "key",
-      text("(", query.size(0), ", Hk, ", query.size(2), ", ", query.size(3), ") with Hk dividing ", query.size(1)),
-      describe(key), "query and key come from the same layer");
+  const bool fits =
+      key.size(0) == query.size(0) && (key.size(2) == query.size(2) || (cached && key.size(2) > query.size(2))) &&
+      key.size(3) == query.size(3) && key.size(1) > 0 && query.size(1) > 0 && query.size(1) % key.size(1) == 0;
+  FICOCO_VALUE(fits, op, "key",
+               text("(", query.size(0), ", Hk, ", query.size(2), cached ? " or more" : "", ", ", query.size(3),
+                    ") with Hk dividing ", query.size(1)),
+               describe(key), "query and key come from the same layer");
   same_device(op, "key", key, query);
 }
 
@@ -95,12 +97,12 @@ inline void selection(const char* op, int64_t batch, int64_t tokens, const at::T
   indices(op, "kept", kept, {batch, tokens - r}, text("(", batch, ", ", tokens - r, ")"));
 }
 
-// Every index lies in [0, limit): read before any kernel follows it.
-inline void in_range(const char* op, const char* argument, const at::Tensor& index, int64_t limit) {
+// Every index lies in [first, limit): read before any kernel follows it.
+inline void in_range(const char* op, const char* argument, const at::Tensor& index, int64_t limit, int64_t first = 0) {
   const int64_t* values = index.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < index.numel(); ++i) {
-    FICOCO_VALUE(values[i] >= 0 && values[i] < limit, op, argument, text("in [0, ", limit, ")"), values[i],
-                 "pass what the previous stage returned");
+    FICOCO_VALUE(values[i] >= first && values[i] < limit, op, argument, text("in [", first, ", ", limit, ")"),
+                 values[i], "pass what the previous stage returned");
   }
 }
 

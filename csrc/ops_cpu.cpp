@@ -100,6 +100,18 @@ std::tuple<Tensor, Tensor, Tensor> compress(const Tensor& tokens, const Tensor& 
   return {call.out, call.size, call.source_map};
 }
 
+Tensor token_attention(const Tensor& query, const Tensor& key, const Tensor& tokens, const Tensor& others,
+                       const Tensor& weights, const std::optional<Tensor>& key_mask, double scale, bool probs,
+                       bool column, bool causal) {
+  constexpr const char* op = "token_attention";
+  const TokenCall call = token_call(query, key, tokens, others, weights, key_mask, scale, probs, column, causal);
+  const int64_t first_query = call.params.offset;
+  check::in_range(op, "tokens", call.tokens, call.params.keys, column ? 0 : first_query);
+  check::in_range(op, "others", call.others, call.params.keys, column ? first_query : 0);
+  each_image(call.params.batch, [&](int64_t b) { token_attention_image(image(call.params, b)); });
+  return call.out;
+}
+
 using Reduced = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // All four stages of an image before the next image: its keys are still in the cache when Correlate reads them again.
@@ -163,6 +175,7 @@ TORCH_LIBRARY_IMPL(ficoco, CPU, m) {
   m.impl("correlate.key", &ficoco::correlate_key);
   m.impl("match", &ficoco::match);
   m.impl("compress", &ficoco::compress);
+  m.impl("token_attention", &ficoco::token_attention);
   m.impl("reduce", &ficoco::reduce);
   m.impl("reduce.map", &ficoco::reduce_map);
 }

@@ -182,6 +182,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> match(const Tensor& key, int6
   return {call.redundancy, call.sources, call.kept, call.targets, call.weights};
 }
 
+Tensor token_attention(const Tensor& query, const Tensor& key, const Tensor& tokens, const Tensor& others,
+                       const Tensor& weights, const std::optional<Tensor>& key_mask, double scale, bool probs,
+                       bool column, bool causal) {
+  const TokenCall call = token_call(query, key, tokens, others, weights, key_mask, scale, probs, column, causal);
+  run("token_attention", query, call.params, [](const TokenParams& p, void* workspace, cudaStream_t stream) {
+    return launch_token_attention(p, workspace, stream);
+  });
+  return call.out;
+}
+
 using Reduced = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Stats, class MakeCorrelate>
@@ -248,6 +258,7 @@ TORCH_LIBRARY_IMPL(FICOCO_LIBRARY, FICOCO_DEVICE, m) {
   m.impl("correlate.key", &ficoco::correlate_key);
   m.impl("compress", &ficoco::compress);
   m.impl("match", &ficoco::match);
+  m.impl("token_attention", &ficoco::token_attention);
   m.impl("reduce", &ficoco::reduce);
   m.impl("reduce.map", &ficoco::reduce_map);
 }

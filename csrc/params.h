@@ -71,6 +71,18 @@ struct CorrelateParams {
 
 // Tokens at even places may leave, tokens at odd places receive them; class and distillation token (places 0 and 1) do
 // neither.
+struct TokenParams {
+  Rows query, key;        // (B, H, Tq, d), (B, Hk, T, d): the queries of the last Tq tokens
+  const int64_t* tokens;  // (B, N)
+  const int64_t* others;  // (B, R)
+  const float* weights;   // (B, W, R)
+  const bool* key_mask;   // (B, T), or nullptr
+  int64_t batch, keys, offset, width, count, other_count, sets;  // T, T - Tq, d, N, R, W
+  float scale;
+  bool probs, column, causal;
+  float* out;  // (B, W, N)
+};
+
 struct MatchParams {
   Rows key;  // (B, Hk, N, d)
   int64_t batch, tokens, width, r;

@@ -1,5 +1,6 @@
 """Training-free reduction of visual tokens: Filter, Correlate, Compress (FiCoCo, arXiv 2411.17686)."""
 
+from . import decoder_ops  # noqa: F401  (defines its operators)
 from ._backend import build_info
 from .api import reduce
 from .methods import METHODS, Method, get_method

@@ -61,8 +61,8 @@ def indices(op: str, argument: str, tensor: Tensor, wanted: Text, ok: bool) -> N
         fail(op, argument, f"{text} int64", tensor, "pass what the previous stage returned", kind)
 
 
-def query_key(op: str, query: Tensor, key: Tensor) -> None:
-    """``query`` (B, H, N, d) and ``key`` (B, Hk, N, d) fit together; Hk divides H."""
+def query_key(op: str, query: Tensor, key: Tensor, cached: bool = False) -> None:
+    """``query`` (B, H, N, d) and ``key`` (B, Hk, N, d) fit; Hk divides H. ``cached``: there may be more keys."""
     floating(op, "query", query)
     floating(op, "key", key)
     shape(op, "query", query, "(B, H, N, d)", query.dim() == 4, "split the heads before calling")
@@ -73,7 +73,7 @@ def query_key(op: str, query: Tensor, key: Tensor) -> None:
     fits = (
         h > 0
         and key.shape[0] == b
-        and key.shape[2] == n
+        and (key.shape[2] == n or (cached and key.shape[2] > n))
         and key.shape[3] == d
         and key.shape[1] > 0
         and h % key.shape[1] == 0
@@ -82,7 +82,7 @@ def query_key(op: str, query: Tensor, key: Tensor) -> None:
         op,
         "key",
         key,
-        lambda: f"({b}, Hk, {n}, {d}) with Hk dividing {h}",
+        lambda: f"({b}, Hk, {n}{' or more' * cached}, {d}) with Hk dividing {h}",
         fits,
         "query and key come from the same layer",
     )
@@ -134,3 +134,29 @@ def target_count(op: str, k: int, candidates: int, alpha: str) -> None:
         fail(op, "k", f"in [0, {candidates}], the number of kept patches", k, "lower k or r")
     if alpha not in ALPHAS:
         fail(op, "alpha", f"one of {', '.join(ALPHAS)}", alpha, "pick one of them")
+
+
+def token_attention(
+    query: Tensor, key: Tensor, tokens: Tensor, others: Tensor, weights: Tensor, key_mask: Tensor | None
+) -> None:
+    """The arguments of ``ficoco::token_attention`` fit together (shapes and types only)."""
+    op = "token_attention"
+    query_key(op, query, key, cached=True)
+    b, t = query.shape[0], key.shape[2]
+    same_device(op, "query", query, tokens=tokens, others=others, weights=weights, key_mask=key_mask)
+    indices(op, "tokens", tokens, lambda: f"({b}, N)", tokens.dim() == 2 and tokens.shape[0] == b)
+    indices(op, "others", others, lambda: f"({b}, R)", others.dim() == 2 and others.shape[0] == b)
+    floating(op, "weights", weights)
+    fits = weights.dim() == 3 and weights.shape[0] == b and weights.shape[2] == others.shape[1]
+    shape(op, "weights", weights, lambda: f"({b}, W, {others.shape[1]})", fits, "one weight for each of others")
+    if key_mask is not None:
+        if key_mask.dtype != torch.bool:
+            fail(op, "key_mask", f"({b}, {t}) bool", key_mask, "True where a token is real", TypeError)
+        shape(
+            op,
+            "key_mask",
+            key_mask,
+            lambda: f"({b}, {t})",
+            tuple(key_mask.shape) == (b, t),
+            "one flag for each key",
+        )

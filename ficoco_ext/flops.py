@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
-from . import fused, matching, ops  # noqa: F401  (define the operators that the formulas are for)
+from . import decoder_ops, fused, matching, ops  # noqa: F401  (define the operators that the formulas are for)
 
 Shape = Sequence[int]
 
@@ -78,6 +78,15 @@ def reduce(tokens: Shape, first: Shape, second: Any, *rest: Any, out_shape: Any 
     return stats + merge + correlate(first, second, (b, r), (b, n - r), k, 0.0, "", True, correlation == "probs")
 
 
+def token_attention(
+    query: Shape, key: Shape, tokens: Shape, others: Shape, weights: Shape, *rest: Any, **_: Any
+) -> int:
+    """Logits 2 B W (N + R) H d; probabilities 2 B Q T H d for the Q query rows, N or with column R."""
+    (b, h, _, d), n, r = query, tokens[1], others[1]
+    _, _, probs, column, _ = rest  # (key_mask, scale, probs, column, causal)
+    return 2 * b * h * d * ((r if column else n) * key[2] if probs else weights[1] * (n + r))
+
+
 def cpu_attention(query: Shape, key: Shape, value: Shape, *rest: Any, out_shape: Any = None, **named: Any) -> int:
     """2 B H N L (d + dv) for N queries and L keys, as torch counts its other attention kernels."""
     b, h, n, d = query
@@ -90,6 +99,7 @@ _FORMULAS: dict[str, Callable[..., int]] = {
     "match": match,
     "compress": compress,
     "reduce": reduce,
+    "token_attention": token_attention,
 }
 for _name, _formula in _FORMULAS.items():
     if getattr(torch.ops.ficoco, _name) not in flop_registry:  # a reload of this module finds them registered

@@ -16,6 +16,7 @@ from torch import Tensor
 from . import (
     _backend,  # noqa: F401  (loads the compiled kernels before anything is called)
     reference,
+    reference_decoder,
 )
 
 
@@ -136,7 +137,8 @@ torch.library.register_autograd("ficoco::compress", _compress_backward, setup_co
 def _operator(name: str, tensor: Tensor) -> Callable[..., Any]:
     """The operator ``name``; for float64, which the fp32-accumulating kernels would truncate, the specification."""
     if tensor.dtype == torch.float64:
-        return getattr(reference, name.replace(".", "_"))
+        name = name.replace(".", "_")
+        return getattr(reference, name, None) or getattr(reference_decoder, name)
     packet, _, overload = name.partition(".")
     return getattr(getattr(torch.ops.ficoco, packet), overload or "default")
 

@@ -67,6 +67,18 @@ inline MatchParams image(MatchParams p, int64_t b) {
   return p;
 }
 
+inline TokenParams image(TokenParams p, int64_t b) {
+  p.query = image(p.query, b);
+  p.key = image(p.key, b);
+  p.tokens = image(p.tokens, b, p.count);
+  p.others = image(p.others, b, p.other_count);
+  p.weights = image(p.weights, b, p.sets * p.other_count);
+  p.key_mask = image(p.key_mask, b, p.keys);
+  p.out = image(p.out, b, p.sets * p.count);
+  p.batch = 1;
+  return p;
+}
+
 inline CompressParams image(CompressParams p, int64_t b) {
   p.tokens = image(p.tokens, b);
   p.sources = image(p.sources, b, p.r);

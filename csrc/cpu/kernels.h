@@ -25,6 +25,7 @@ void attention_stats_image(const MapStatsParams& p);
 Fault filter_image(const FilterParams& p);
 Fault correlate_image(const CorrelateParams& p);
 Fault match_image(const MatchParams& p);
+void token_attention_image(const TokenParams& p);
 void compress_image(const CompressParams& p);
 
 // Head-mean keys (tokens, width) at unit length, those below 1e-12 divided by that.

@@ -14,12 +14,21 @@ struct RowSoftmax {
 
 struct RowSoftmaxParams {
   Rows query, key;
-  const int64_t* rows;                  // (B, R) query rows, or nullptr for 0..R-1
+  const int64_t* rows;                  // (B, R) tokens whose queries are meant, or nullptr for 0..R-1
   int64_t batch, tokens, width, count;  // count = R
   int64_t first;
   float scale;
   RowSoftmax out;
+  int64_t offset = 0;              // the first query is that of token `offset`
+  bool causal = false;             // a query attends to no later token
+  const bool* key_mask = nullptr;  // (B, N) false: nobody attends to it
 };
+
+// Whether the query of `token` attends to key j of image b.
+__device__ __forceinline__ bool attends(bool causal, const bool* key_mask, int64_t keys, int64_t b, int64_t token,
+                                        int64_t j) {
+  return (!causal || j <= token) && (!key_mask || key_mask[b * keys + j]);
+}
 
 constexpr float kLog2e = 1.4426950408889634f;
 

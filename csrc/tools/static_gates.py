@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Registers a thread may use. A block of 256 threads that is to have a second one beside it can have 128; the passes
 # over memory want more blocks than that. A kernel that is not here fails.
 BUDGET = {
+    "add_chunks_kernel": 40,
     "add_kernel": 40,
     "choose_kernel": 40,
     "column_kernel": 128,
@@ -34,6 +35,7 @@ BUDGET = {
     "cosine_kernel": 64,
     "filter_kernel": 64,
     "finish_kernel": 80,
+    "head_mean_kernel": 40,
     "map_kernel": 64,
     "metric_kernel": 112,
     "nearest_kernel": 112,
@@ -43,6 +45,9 @@ BUDGET = {
     "score_kernel": 128,
     "select_kernel": 128,
     "sum_kernel": 40,
+    "token_dots_kernel": 64,
+    "token_pairs_kernel": 128,
+    "weighted_sum_kernel": 112,
 }
 
 
@@ -62,7 +67,7 @@ SASS = [
     *(Wanted(f"{k}_kernel", f"I{t}Lb1E", r"LDG\.E\.128") for k in ("score", "row_softmax") for t in ("f", "6__half")),
     *(
         Wanted(f"{k}_kernel", f"I{t}Lb", r"HMMA\.16816\.F32")
-        for k in ("score", "row_softmax", "column")
+        for k in ("score", "row_softmax", "column", "token_pairs")
         for t in ("6__half", "13__nv_bfloat16")
     ),
     *(Wanted(f"{k}_kernel", version, r"LDS\.128") for k, version in (("score", "IfLb1E"), ("nearest", ""))),

@@ -1,0 +1,113 @@
+// Weighted sums of the attention between chosen tokens.
+//
+// Logits: a weighted sum of inner products is one inner product with the weighted sum: 2 W (N + R) H d FLOPs, no map.
+// Probabilities: 24 query rows of one head at a time against all keys, softmax in a buffer of T x 24 floats, summed and
+// forgotten: 2 Q T H d FLOPs for Q query rows, O(W N H) memory besides.
+#include <cmath>
+
+#include "cpu/kernels.h"
+
+namespace ficoco {
+namespace {
+
+constexpr int64_t kChunk = 64;  // tokens of one task
+constexpr float kMasked = -1e30f;
+
+// A token's row of one head, by its place among the keys.
+const float* query_row(const TokenParams& p, FloatRows& reader, int64_t h, int64_t token) {
+  return reader.read(h, token - p.offset, 1);
+}
+
+void logits_sums(const TokenParams& p) {
+  const Rows &summed = p.column ? p.query : p.key, &other = p.column ? p.key : p.query;
+  const int64_t d = p.width, state = summed.heads * d, shift = p.column ? p.offset : 0;
+  std::vector<float> sums(p.sets * state, 0.f);  // [set][head][d]
+  each(summed.heads, [&](int64_t h) {
+    FloatRows reader(summed, d);
+    for (int64_t r = 0; r < p.other_count; ++r) {
+      const float* x = reader.read(h, p.others[r] - shift, 1);
+      for (int64_t w = 0; w < p.sets; ++w) {
+        const float weight = p.weights[w * p.other_count + r];
+        if (weight != 0.f) simd.axpy(sums.data() + w * state + h * d, weight, x, d);
+      }
+    }
+  });
+  const float factor = p.scale / static_cast<float>(p.query.heads);
+  const int64_t group = p.query.heads / p.key.heads;
+  each(ceil_div(p.count, kChunk), [&](int64_t chunk) {
+    FloatRows reader(other, d);
+    for (int64_t i = chunk * kChunk; i < std::min((chunk + 1) * kChunk, p.count); ++i) {
+      for (int64_t w = 0; w < p.sets; ++w) {
+        float total = 0.f;
+        for (int64_t h = 0; h < p.query.heads; ++h) {
+          const float* x = p.column ? reader.read(h / group, p.tokens[i], 1) : query_row(p, reader, h, p.tokens[i]);
+          total += simd.dot(x, sums.data() + w * state + (p.column ? h : h / group) * d, d);
+        }
+        p.out[w * p.count + i] = total * factor;
+      }
+    }
+  });
+}
+
+// Scales scores [T][width] and puts what a query must not see out of reach; inverse[i] becomes 1 / sum, 0 for nobody.
+void softmax_panel(const TokenParams& p, const int64_t* queries, int64_t count, int64_t width, float* scores,
+                   float* inverse) {
+  bool somebody[kPanel] = {};
+  for (int64_t t = 0; t < p.keys; ++t) {
+    const bool real = !p.key_mask || p.key_mask[t];
+    for (int64_t i = 0; i < width; ++i) {
+      const bool seen = real && i < count && (!p.causal || t <= queries[i]);
+      scores[t * width + i] = seen ? scores[t * width + i] * p.scale : kMasked;
+      somebody[i] |= seen;
+    }
+  }
+  simd.exp_columns(scores, p.keys, width, 1.f, 0, inverse);
+  for (int64_t i = 0; i < width; ++i) inverse[i] = somebody[i] ? 1.f / inverse[i] : 0.f;
+}
+
+void probability_sums(const TokenParams& p) {
+  const int64_t heads = p.query.heads, group = heads / p.key.heads, state = p.sets * p.count;
+  const int64_t* queries = p.column ? p.others : p.tokens;
+  const int64_t query_count = p.column ? p.other_count : p.count;
+  std::vector<float> parts(heads * state, 0.f);  // [head][set][token]
+  each(heads, [&](int64_t h) {
+    FloatRows reader(p.query, p.width), keys(p.key, p.width);
+    std::vector<FloatRows> readers(kPanel, reader);
+    std::vector<float> panel(p.width * kPanel), scores(p.keys * kPanel), inverse(kPanel), factors(kPanel);
+    const float* k = keys.read(h / group, 0, p.keys);
+    float* part = parts.data() + h * state;
+    for (int64_t begin = 0; begin < query_count; begin += kPanel) {
+      const int64_t count = std::min(kPanel, query_count - begin), width = panel_width(count);
+      const float* rows[kPanel];
+      for (int64_t i = 0; i < count; ++i) rows[i] = query_row(p, readers[i], h, queries[begin + i]);
+      simd.pack_panel(rows, count, p.width, width, 1.f, panel.data());
+      std::fill_n(scores.begin(), p.keys * width, 0.f);
+      simd.panel_dot(panel.data(), width, p.width, k, keys.stride(), nullptr, p.keys, scores.data());
+      softmax_panel(p, queries + begin, count, width, scores.data(), inverse.data());
+      for (int64_t w = 0; w < p.sets; ++w) {
+        const float* weights = p.weights + w * p.other_count;
+        if (p.column) {
+          for (int64_t i = 0; i < width; ++i) factors[i] = i < count ? weights[begin + i] * inverse[i] : 0.f;
+          for (int64_t n = 0; n < p.count; ++n) {
+            part[w * p.count + n] += simd.dot(scores.data() + p.tokens[n] * width, factors.data(), width);
+          }
+        } else {
+          std::fill(factors.begin(), factors.end(), 0.f);
+          for (int64_t r = 0; r < p.other_count; ++r) {
+            simd.axpy(factors.data(), weights[r], scores.data() + p.others[r] * width, width);
+          }
+          for (int64_t i = 0; i < count; ++i) part[w * p.count + begin + i] = factors[i] * inverse[i];
+        }
+      }
+    }
+  });
+  std::fill_n(p.out, state, 0.f);
+  for (int64_t h = 0; h < heads; ++h) simd.add(p.out, parts.data() + h * state, state);  // heads in a fixed order
+  simd.divide(p.out, static_cast<float>(heads), state);
+}
+
+}  // namespace
+
+void token_attention_image(const TokenParams& p) { p.probs ? probability_sums(p) : logits_sums(p); }
+
+}  // namespace ficoco

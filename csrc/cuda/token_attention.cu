@@ -1,0 +1,262 @@
+// Weighted sums of the attention between chosen tokens.
+//
+// Logits: a weighted sum of inner products is one inner product with the weighted sum. One kernel adds rows up in
+// chunks of 128, one adds the chunks, one takes inner products, a warp a token: 4 W (N + R) H d FLOPs, bound by memory.
+// Probabilities: softmax statistics of the query rows (row_softmax.cu), then 64 tokens a block against all others, 64
+// at a time, each tile summed and forgotten: 2 B Q (T + K) H d FLOPs for Q query rows and K looked-up keys, bound by
+// arithmetic; memory O((Q + W N) H).
+#include "cuda/row_softmax.cuh"
+#include "cuda/tile.cuh"
+
+namespace ficoco {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kChunk = 128;  // rows that a block adds up
+constexpr int kSets = 4;     // sets of weights that a kernel takes at once
+
+__device__ __forceinline__ void check_token(int64_t token, int64_t first, int64_t keys) {
+  assert(token >= first && token < keys && "ficoco::token_attention: an index is no token, or its query is not there");
+  (void)token;
+  (void)first;
+  (void)keys;
+}
+
+// partial[b][chunk][set][head][c] = sum over the chunk's others of weight * row, for sets [set0, set0 + kSets).
+template <class T, bool kVector>
+__global__ void __launch_bounds__(kThreads, 2)
+    weighted_sum_kernel(TokenParams p, View<T> rows, int64_t shift, int64_t set0, float* partial) {
+  __shared__ float warp_sums[kWarps][kWarp * kPer<T> + 1];
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int64_t chunk = blockIdx.x, b = blockIdx.z, per_head = ceil_div(p.width, kPer<T>);
+  const int64_t pack = blockIdx.y * kWarp + lane, h = pack / per_head, c = pack % per_head * kPer<T>;
+  const bool mine = h < rows.heads;
+  const int sets = static_cast<int>(min(static_cast<int64_t>(kSets), p.sets - set0));
+  float sums[kSets][kPer<T>] = {};
+  for (int64_t r = chunk * kChunk + warp; r < min((chunk + 1) * kChunk, p.other_count); r += kWarps) {
+    const int64_t other = p.others[b * p.other_count + r];
+    check_token(other, shift, p.keys);
+    Pack<T> x = {};
+    if (mine) x = load_pack<T, kVector>(rows.row(b, h, other - shift) + c, p.width - c);
+#pragma unroll
+    for (int w = 0; w < kSets; ++w) {
+      const float weight = w < sets ? p.weights[(b * p.sets + set0 + w) * p.other_count + r] : 0.f;
+#pragma unroll
+      for (int e = 0; e < kPer<T>; ++e) sums[w][e] = fmaf(weight, to_float(x.x[e]), sums[w][e]);
+    }
+  }
+#pragma unroll
+  for (int w = 0; w < kSets; ++w) {
+    if (w >= sets) break;
+    __syncthreads();
+#pragma unroll
+    for (int e = 0; e < kPer<T>; ++e) warp_sums[warp][lane * kPer<T> + e] = sums[w][e];
+    __syncthreads();
+    for (int i = threadIdx.x; i < kWarp * kPer<T>; i += kThreads) {
+      const int64_t of = blockIdx.y * kWarp + i / kPer<T>, head = of / per_head;
+      const int64_t channel = of % per_head * kPer<T> + i % kPer<T>;
+      if (head >= rows.heads || channel >= p.width) continue;
+      float total = 0.f;
+      for (int other = 0; other < kWarps; ++other) total += warp_sums[other][i];
+      partial[(((b * gridDim.x + chunk) * p.sets + set0 + w) * rows.heads + head) * p.width + channel] = total;
+    }
+  }
+}
+
+// sums[b][i] = sum over chunks of partial[b][chunk][i], i < state.
+__global__ void __launch_bounds__(kThreads, 2)
+    add_chunks_kernel(const float* partial, int64_t chunks, int64_t state, float* sums) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, b = blockIdx.y;
+  if (i >= state) return;
+  float total = 0.f;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partial[(b * chunks + chunk) * state + i];
+  sums[b * state + i] = total;
+}
+
+// One warp a token: inner products of its rows with the weighted sums, over all query heads.
+template <class T, bool kVector>
+__global__ void __launch_bounds__(kThreads, 2)
+    token_dots_kernel(TokenParams p, View<T> rows, int64_t shift, int64_t sum_heads, const float* sums) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp, b = blockIdx.y;
+  if (i >= p.count) return;
+  const int64_t token = p.tokens[b * p.count + i], heads = p.query.heads;
+  check_token(token, shift, p.keys);
+  for (int64_t w = 0; w < p.sets; ++w) {
+    float dot = 0.f;
+    for (int64_t h = 0; h < heads; ++h) {
+      const T* x = rows.row(b, h * rows.heads / heads, token - shift);
+      const float* y = sums + ((b * p.sets + w) * sum_heads + h * sum_heads / heads) * p.width;
+      for (int64_t c = lane * kPer<T>; c < p.width; c += kWarp * kPer<T>) {
+        const Pack<T> pack = load_pack<T, kVector>(x + c, p.width - c);
+#pragma unroll
+        for (int e = 0; e < kPer<T>; ++e) dot = fmaf(to_float(pack.x[e]), c + e < p.width ? y[c + e] : 0.f, dot);
+      }
+    }
+    dot = warp_sum(dot);
+    if (lane == 0) p.out[(b * p.sets + w) * p.count + i] = dot * p.scale / static_cast<float>(heads);
+  }
+}
+
+// parts[b][h][set][token]: probabilities of one head between 64 tokens and all others, weighted.
+template <class T, bool kVector>
+__global__ void __launch_bounds__(kTileThreads, 2)
+    token_pairs_kernel(TokenParams p, View<T> query, View<T> key, RowSoftmax rows, int64_t set0, float* parts) {
+  extern __shared__ __align__(128) unsigned char storage[];
+  TileShared<T>& shared = *reinterpret_cast<TileShared<T>*>(storage);
+  __shared__ float partial[kTileThreads];
+  __shared__ int64_t tokens[kTile], others[kTile];
+  const int64_t i0 = static_cast<int64_t>(blockIdx.x) * kTile, h = blockIdx.y, b = blockIdx.z;
+  const int64_t key_head = h / (query.heads / key.heads);
+  const int own_count = static_cast<int>(min(static_cast<int64_t>(kTile), p.count - i0));
+  const int sets = static_cast<int>(min(static_cast<int64_t>(kSets), p.sets - set0));
+  const int64_t query_count = p.column ? p.other_count : p.count, stats = (b * query.heads + h) * query_count;
+  if (threadIdx.x < kTile) {
+    tokens[threadIdx.x] = static_cast<int>(threadIdx.x) < own_count ? p.tokens[b * p.count + i0 + threadIdx.x] : 0;
+  }
+  const int own = threadIdx.x % kTile, part = threadIdx.x / kTile;  // a token, and 16 of the others
+  const float scale_log2 = p.scale * kLog2e;
+  float sums[kSets] = {};
+  for (int64_t r0 = 0; r0 < p.other_count; r0 += kTile) {
+    const int other_count = static_cast<int>(min(static_cast<int64_t>(kTile), p.other_count - r0));
+    if (threadIdx.x < kTile) {
+      others[threadIdx.x] =
+          static_cast<int>(threadIdx.x) < other_count ? p.others[b * p.other_count + r0 + threadIdx.x] : 0;
+    }
+    __syncthreads();
+    const int64_t *queries = p.column ? others : tokens, *keys = p.column ? tokens : others;
+    TileSums<T> products;
+    add_rows<kVector>(
+        products, shared, [&](int i) { return query.row(b, h, queries[i] - p.offset); },
+        p.column ? other_count : own_count, [&](int j) { return key.row(b, key_head, keys[j]); },
+        p.column ? own_count : other_count, p.width);
+    products.store(shared.scores);
+    __syncthreads();
+    for (int r = 16 * part; r < min(16 * part + 16, other_count) && own < own_count; ++r) {
+      const int i = p.column ? r : own, j = p.column ? own : r;
+      const int64_t row = stats + (p.column ? r0 + r : i0 + own);
+      if (!attends(p.causal, p.key_mask, p.keys, b, queries[i], keys[j])) continue;
+      const float probability =
+          softmax_term(shared.scores[i * kScoreStride + j], rows.top[row], scale_log2) * rows.inverse[row];
+#pragma unroll
+      for (int w = 0; w < kSets; ++w) {
+        if (w < sets) sums[w] += p.weights[(b * p.sets + set0 + w) * p.other_count + r0 + r] * probability;
+      }
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int w = 0; w < kSets; ++w) {
+    if (w >= sets) break;
+    partial[threadIdx.x] = sums[w];
+    __syncthreads();
+    if (part == 0 && own < own_count) {
+      const float total = ((partial[own] + partial[own + kTile]) + partial[own + 2 * kTile]) + partial[own + 3 * kTile];
+      parts[((b * query.heads + h) * p.sets + set0 + w) * p.count + i0 + own] = total;
+    }
+    __syncthreads();
+  }
+}
+
+// out[b][i] = mean over heads of parts[b][h][i], i < state.
+__global__ void __launch_bounds__(kThreads, 2)
+    head_mean_kernel(const float* parts, int64_t heads, int64_t state, float* out) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, b = blockIdx.y;
+  if (i >= state) return;
+  float total = 0.f;
+  for (int64_t h = 0; h < heads; ++h) total += parts[(b * heads + h) * state + i];
+  out[b * state + i] = total / static_cast<float>(heads);
+}
+
+struct Workspace {
+  float *partial, *sums;
+  RowSoftmax rows;
+};
+
+const Rows& summed_rows(const TokenParams& p) { return p.column ? p.query : p.key; }
+int64_t query_count(const TokenParams& p) { return p.column ? p.other_count : p.count; }
+
+Workspace take(const TokenParams& p, Pieces& pieces) {
+  Workspace w{};
+  if (p.probs) {
+    w.rows.top = pieces.take<float>(p.batch * p.query.heads * query_count(p));
+    w.rows.inverse = pieces.take<float>(p.batch * p.query.heads * query_count(p));
+    w.partial = pieces.take<float>(p.batch * p.query.heads * p.sets * p.count);
+  } else {
+    const int64_t state = p.sets * summed_rows(p).heads * p.width;
+    w.partial = pieces.take<float>(p.batch * ceil_div(p.other_count, kChunk) * state);
+    w.sums = pieces.take<float>(p.batch * state);
+  }
+  return w;
+}
+
+cudaError_t launch_logits(const TokenParams& p, const Workspace& w, cudaStream_t stream) {
+  const Rows &summed = summed_rows(p), &other = p.column ? p.key : p.query;
+  const int64_t shift = p.column ? p.offset : 0, chunks = ceil_div(p.other_count, kChunk);
+  const int64_t state = p.sets * summed.heads * p.width;
+  FICOCO_TRY(with_type(summed.dtype, vectorised(summed, p.width), [&](auto type, auto vector) {
+    using T = decltype(type);
+    const dim3 grid(chunks, ceil_div(ceil_div(p.width, kPer<T>) * summed.heads, kWarp), p.batch);
+    for (int64_t set = 0; set < p.sets; set += kSets) {
+      weighted_sum_kernel<T, decltype(vector)::value>
+          <<<grid, kThreads, 0, stream>>>(p, view<T>(summed), shift, set, w.partial);
+      FICOCO_TRY(launched());
+    }
+    return cudaSuccess;
+  }));
+  add_chunks_kernel<<<dim3(ceil_div(state, kThreads), p.batch), kThreads, 0, stream>>>(w.partial, chunks, state,
+                                                                                       w.sums);
+  FICOCO_TRY(launched());
+  return with_type(other.dtype, vectorised(other, p.width), [&](auto type, auto vector) {
+    using T = decltype(type);
+    token_dots_kernel<T, decltype(vector)::value><<<dim3(ceil_div(p.count, kWarps), p.batch), kThreads, 0, stream>>>(
+        p, view<T>(other), p.offset - shift, summed.heads, w.sums);
+    return launched();
+  });
+}
+
+cudaError_t launch_probabilities(const TokenParams& p, const Workspace& w, cudaStream_t stream) {
+  RowSoftmaxParams rows{p.query, p.key, p.column ? p.others : p.tokens, p.batch, p.keys, p.width, query_count(p), 0,
+                        p.scale, w.rows};
+  rows.offset = p.offset;
+  rows.causal = p.causal;
+  rows.key_mask = p.key_mask;
+  FICOCO_TRY(launch_row_softmax(rows, stream));
+  const bool whole = vectorised(p.query, p.width) && vectorised(p.key, p.width);
+  FICOCO_TRY(with_type(p.query.dtype, whole, [&](auto type, auto vector) {
+    using T = decltype(type);
+    const auto kernel = token_pairs_kernel<T, decltype(vector)::value>;
+    FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(TileShared<T>)));
+    const dim3 grid(ceil_div(p.count, kTile), p.query.heads, p.batch);
+    for (int64_t set = 0; set < p.sets; set += kSets) {
+      kernel<<<grid, kTileThreads, sizeof(TileShared<T>), stream>>>(p, view<T>(p.query), view<T>(p.key), w.rows, set,
+                                                                    w.partial);
+      FICOCO_TRY(launched());
+    }
+    return cudaSuccess;
+  }));
+  const int64_t state = p.sets * p.count;
+  head_mean_kernel<<<dim3(ceil_div(state, kThreads), p.batch), kThreads, 0, stream>>>(w.partial, p.query.heads, state,
+                                                                                      p.out);
+  return launched();
+}
+
+}  // namespace
+
+size_t workspace_bytes(const TokenParams& p) {
+  Pieces pieces(nullptr);
+  take(p, pieces);
+  return pieces.used();
+}
+
+cudaError_t launch_token_attention(const TokenParams& p, void* workspace, cudaStream_t stream) {
+  const int64_t results = p.batch * p.sets * p.count;
+  if (results == 0) return cudaSuccess;
+  if (p.other_count == 0) return cudaMemsetAsync(p.out, 0, results * sizeof(float), stream);
+  Pieces pieces(workspace);
+  const Workspace w = take(p, pieces);
+  return p.probs ? launch_probabilities(p, w, stream) : launch_logits(p, w, stream);
+}
+
+}  // namespace ficoco

@@ -1,0 +1,80 @@
+"""``ficoco::token_attention``: the attention between chosen tokens, for methods inside a language model.
+
+The specification is in :mod:`ficoco_ext.reference_decoder`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import ops, reference_decoder
+from .ops import QueryKey
+
+SCHEMAS = {
+    "token_attention": "(Tensor query, Tensor key, Tensor tokens, Tensor others, Tensor weights, Tensor? key_mask,"
+    " float scale, bool probs, bool column, bool causal) -> Tensor",
+}
+for _name, _schema in SCHEMAS.items():
+    ops.LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    ops.LIBRARY.impl(_name, getattr(reference_decoder, _name), "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("ficoco::token_attention")
+def _(query, key, tokens, others, weights, key_mask, scale, probs, column, causal):
+    reference_decoder.checks.token_attention(query, key, tokens, others, weights, key_mask)
+    return query.new_empty(query.shape[0], weights.shape[1], tokens.shape[1], dtype=ops.result_dtype(query))
+
+
+def token_attention(
+    attn: QueryKey,
+    tokens: Tensor,
+    others: Tensor,
+    weights: Tensor,
+    *,
+    probs: bool,
+    column: bool,
+    causal: bool = False,
+    key_mask: Tensor | None = None,
+) -> Tensor:
+    """Weighted sums of the attention between ``tokens`` and ``others``, W of them at once.
+
+    ``out[w, i] = sum_r weights[w, r] A[tokens_i, others_r]``, or with ``column`` ``A[others_r, tokens_i]``. With the
+    visual tokens as ``tokens`` this is FiCoCo-L's redundancy (others: the visual ones) and text relevance (others: the
+    text), FastV's score (others: the last token, column), PyramidDrop's likewise.
+
+    Args:
+        attn: post-rotary query (B, H, Tq, d) and key (B, Hk, T, d), T >= Tq: the queries are those of the last tokens.
+        tokens: (B, N) int64, places among the T keys.
+        others: (B, R) int64, likewise; a row of the batch that has fewer repeats one with weight 0.
+        weights: (B, W, R), any floating dtype: W sums, such as 1 / R for a mean.
+        probs: softmax of the logits over the keys that a query may attend to, by ``causal`` and ``key_mask``; without
+            ``probs`` the logits themselves, which know no mask.
+        column: what ``tokens`` receive from ``others`` instead of what they give.
+        causal: a query attends to no later token.
+        key_mask: (B, T) bool, False for padding.
+
+    Returns:
+        (B, W, N) float32 (float64 for float64).
+
+    Raises:
+        ValueError, TypeError: wrong rank, shape, dtype or device; an index out of range (checked on the CPU). A token
+        whose query is asked for must be among the last Tq.
+
+    Cost: logits 2 B W (N + R) H d FLOPs, no map; probabilities 2 B Q T H d with Q = N, or R with ``column``, no map of
+    all tokens in the CPU and CUDA kernels. Deterministic. Source: FiCoCo eq. 3, FastV (arXiv 2403.06764).
+
+    Example:
+        >>> import torch
+        >>> from ficoco_ext import QueryKey
+        >>> from ficoco_ext.decoder_ops import token_attention
+        >>> q, k = torch.randn(2, 1, 4, 10, 8)
+        >>> visual, last = torch.arange(2, 8)[None], torch.tensor([[9]])
+        >>> scores = token_attention(QueryKey(q[None, 0], k[None, 0]), visual, last, torch.ones(1, 1, 1), probs=True,
+        ...     column=True, causal=True)
+        >>> scores.shape
+        torch.Size([1, 1, 6])
+    """
+    return ops._operator("token_attention", attn.query)(
+        attn.query, attn.key, tokens, others, weights, key_mask, attn.logit_scale, probs, column, causal
+    )
