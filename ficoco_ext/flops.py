@@ -79,7 +79,7 @@ def reduce(tokens: Shape, first: Shape, second: Any, *rest: Any, out_shape: Any 
 
 
 def token_attention(
-    query: Shape, key: Shape, tokens: Shape, others: Shape, weights: Shape, *rest: Any, **_: Any
+    query: Shape, key: Shape, tokens: Shape, others: Shape, weights: Shape, *rest: Any, **named: Any
 ) -> int:
     """Logits 2 B W (N + R) H d; probabilities 2 B Q T H d for the Q query rows, N or with column R."""
     (b, h, _, d), n, r = query, tokens[1], others[1]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 import ficoco_ext
-from ficoco_ext import QueryKey, ops
+from ficoco_ext import QueryKey, decoder_ops, ops
+from ficoco_ext.matching import match
 
 # B, H, Hk, N, d, C, r, class token, grid
 SHAPES = (
@@ -52,6 +53,15 @@ def calls(device: str, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Tensor, 
             selected = ops.filter(patch, cls, r, **more, **kind)  # type: ignore[arg-type]
             yield f"filter {name}", selected
         _, sources, kept = selected
+        yield f"match {name}", match(key, min(r, (n - first) // 2), class_token=class_token)
+        weights, mask = torch.rand(b, 5, r, generator=generator).to(device), torch.ones(b, n, dtype=torch.bool)
+        mask[:, : n // 3] = False
+        for probs, column in ((False, False), (False, True), (True, False), (True, True)):
+            how = {"probs": probs, "column": column, "causal": True, "key_mask": mask.to(device)}
+            yield (
+                f"token_attention {name}",
+                (decoder_ops.token_attention(attn, kept, sources, weights, **how),),
+            )
         for k in {min(1, n - r - first), min(3, n - r - first)} - {0}:
             for alpha, probs in (("softmax", False), ("ratio", True)):
                 links = ops.correlate(attn, sources, kept, k, alpha=alpha, probs=probs, **kind)
