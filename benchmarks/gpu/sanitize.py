@@ -53,7 +53,7 @@ def calls(device: str, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Tensor, 
             selected = ops.filter(patch, cls, r, **more, **kind)  # type: ignore[arg-type]
             yield f"filter {name}", selected
         _, sources, kept = selected
-        yield f"match {name}", match(key, min(r, (n - first) // 2), class_token=class_token)
+        yield f"match {name}", match(key, min(r, (n - first) // 2), class_token=class_token)[1:]
         weights, mask = torch.rand(b, 5, r, generator=generator).to(device), torch.ones(b, n, dtype=torch.bool)
         mask[:, : n // 3] = False
         for probs, column in ((False, False), (False, True), (True, False), (True, True)):
