@@ -1,36 +1,9 @@
 #include "calls.h"
 
-#include <ATen/ops/empty.h>
-
-#include "checks.h"
+#include "call_parts.h"
 
 namespace ficoco {
 namespace {
-
-using at::Tensor;
-
-Dtype dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kHalf: return Dtype::kHalf;
-    case at::kBFloat16: return Dtype::kBFloat16;
-    default: return Dtype::kFloat;
-  }
-}
-
-// A tensor whose rows can be read in place; a copy only if the innermost dimension is strided.
-Tensor readable(const Tensor& t) { return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous(); }
-
-Rows rows_of(const Tensor& t) {
-  Rows rows{t.const_data_ptr(), dtype_of(t), 1, t.stride(0), 0, t.stride(-2)};
-  if (t.dim() == 4) {
-    rows.heads = t.size(1);
-    rows.stride_h = t.stride(1);
-  }
-  return rows;
-}
-
-Tensor floats(const Tensor& like, at::IntArrayRef shape) { return at::empty(shape, like.options().dtype(at::kFloat)); }
-Tensor longs(const Tensor& like, at::IntArrayRef shape) { return at::empty(shape, like.options().dtype(at::kLong)); }
 
 // Room for the statistics of `patches` patches, and where the kernel finds it.
 template <class Call>
@@ -40,12 +13,6 @@ void allocate_stats(Call& call, const Tensor& like, int64_t batch, int64_t count
   if (!patches) call.patch_attention.zero_();
   call.params.class_attention = call.class_attention.template mutable_data_ptr<float>();
   call.params.patch_attention = call.patch_attention.template mutable_data_ptr<float>();
-}
-
-Alpha alpha_of(std::string_view alpha) {
-  const bool known = alpha == "softmax" || alpha == "ratio" || alpha == "average";
-  FICOCO_VALUE(known, "correlate", "alpha", "one of softmax, ratio, average", std::string(alpha), "pick one of them");
-  return alpha == "softmax" ? Alpha::kSoftmax : alpha == "ratio" ? Alpha::kRatio : Alpha::kAverage;
 }
 
 // The checked selection and room for the links; the attention is the caller's.
@@ -232,58 +199,6 @@ MatchCall match_call(const Tensor& key_, int64_t r, bool class_token, bool disti
                  .kept = call.kept.mutable_data_ptr<int64_t>(),
                  .targets = call.targets.mutable_data_ptr<int64_t>(),
                  .weights = call.weights.mutable_data_ptr<float>()};
-  return call;
-}
-
-TokenCall token_call(const Tensor& query_, const Tensor& key_, const Tensor& tokens, const Tensor& others,
-                     const Tensor& weights_, const std::optional<Tensor>& key_mask, double scale, bool probs,
-                     bool column, bool causal) {
-  constexpr const char* op = "token_attention";
-  check::query_key(op, query_, key_, true);
-  const int64_t b = query_.size(0), t = key_.size(2);
-  for (const auto& [name, index, shape] : {std::tuple{"tokens", &tokens, "N"}, {"others", &others, "R"}}) {
-    const int64_t count = index->dim() == 2 ? index->size(1) : 0;
-    check::indices(op, name, *index, {b, count}, check::text("(", b, ", ", shape, ")"));
-    check::same_device(op, name, *index, query_);
-  }
-  check::floating_or_double(op, "weights", weights_);
-  FICOCO_VALUE(weights_.dim() == 3 && weights_.size(0) == b && weights_.size(2) == others.size(1), op, "weights",
-               check::text("(", b, ", W, ", others.size(1), ")"), check::describe(weights_),
-               "one weight for each of others");
-  check::same_device(op, "weights", weights_, query_);
-  TokenCall call;
-  Tensor mask;
-  if (key_mask) {
-    FICOCO_TYPE(key_mask->scalar_type() == at::kBool, op, "key_mask", check::text("(", b, ", ", t, ") bool"),
-                check::describe(*key_mask), "True where a token is real");
-    FICOCO_VALUE(key_mask->sizes() == at::IntArrayRef({b, t}), op, "key_mask", check::text("(", b, ", ", t, ")"),
-                 check::describe(*key_mask), "one flag for each key");
-    check::same_device(op, "key_mask", *key_mask, query_);
-    mask = call.hold(key_mask->contiguous());
-  }
-  const Tensor query = call.hold(readable(query_)), key = call.hold(readable(key_));
-  const Tensor weights = call.hold(weights_.to(at::kFloat).contiguous());
-  call.tokens = tokens.contiguous();
-  call.others = others.contiguous();
-  call.out = floats(query, {b, weights.size(1), tokens.size(1)});
-  call.params = {.query = rows_of(query),
-                 .key = rows_of(key),
-                 .tokens = call.tokens.const_data_ptr<int64_t>(),
-                 .others = call.others.const_data_ptr<int64_t>(),
-                 .weights = weights.const_data_ptr<float>(),
-                 .key_mask = mask.defined() ? mask.const_data_ptr<bool>() : nullptr,
-                 .batch = b,
-                 .keys = t,
-                 .offset = t - query.size(2),
-                 .width = query.size(3),
-                 .count = tokens.size(1),
-                 .other_count = others.size(1),
-                 .sets = weights.size(1),
-                 .scale = static_cast<float>(scale),
-                 .probs = probs,
-                 .column = column,
-                 .causal = causal,
-                 .out = call.out.mutable_data_ptr<float>()};
   return call;
 }
 

@@ -74,6 +74,16 @@ TokenCall token_call(const at::Tensor& query, const at::Tensor& key, const at::T
                      const at::Tensor& weights, const std::optional<at::Tensor>& key_mask, double scale, bool probs,
                      bool column, bool causal);
 
+struct TokenLinksCall : Held {
+  at::Tensor targets, weights;
+  at::Tensor sources, candidates, others;  // contiguous
+  TokenLinksParams params;
+};
+TokenLinksCall token_links_call(const at::Tensor& query, const at::Tensor& key, const at::Tensor& sources,
+                                const at::Tensor& candidates, const at::Tensor& others, const at::Tensor& weights,
+                                const std::optional<at::Tensor>& key_mask, int64_t k, double scale, double gamma,
+                                std::string_view alpha, bool probs, bool causal);
+
 struct CompressCall : Held {
   at::Tensor out, size, source_map;
   at::Tensor sources, kept, targets;  // contiguous

@@ -29,6 +29,7 @@ size_t workspace_bytes(const FilterParams& p);
 size_t workspace_bytes(const CorrelateParams& p);
 size_t workspace_bytes(const MatchParams& p);
 size_t workspace_bytes(const TokenParams& p);
+size_t workspace_bytes(const TokenLinksParams& p);
 size_t workspace_bytes(const ReduceParams& p);
 
 cudaError_t launch_attention_stats(const StatsParams& p, void* workspace, cudaStream_t stream);
@@ -36,6 +37,7 @@ cudaError_t launch_attention_stats(const MapStatsParams& p, void* workspace, cud
 cudaError_t launch_filter(const FilterParams& p, void* workspace, cudaStream_t stream);
 cudaError_t launch_correlate(const CorrelateParams& p, void* workspace, cudaStream_t stream);
 cudaError_t launch_token_attention(const TokenParams& p, void* workspace, cudaStream_t stream);
+cudaError_t launch_correlate_tokens(const TokenLinksParams& p, void* workspace, cudaStream_t stream);
 // Two kernels up to 1024 tokens, three beyond.
 cudaError_t launch_match(const MatchParams& p, void* workspace, cudaStream_t stream);
 cudaError_t launch_compress(const CompressParams& p, cudaStream_t stream);

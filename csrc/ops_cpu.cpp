@@ -112,6 +112,23 @@ Tensor token_attention(const Tensor& query, const Tensor& key, const Tensor& tok
   return call.out;
 }
 
+std::tuple<Tensor, Tensor> correlate_tokens(const Tensor& query, const Tensor& key, const Tensor& sources,
+                                            const Tensor& candidates, const Tensor& others, const Tensor& weights,
+                                            const std::optional<Tensor>& key_mask, int64_t k, double scale,
+                                            double gamma, std::string_view alpha, bool probs, bool causal) {
+  constexpr const char* op = "correlate";
+  const TokenLinksCall call = token_links_call(query, key, sources, candidates, others, weights, key_mask, k, scale,
+                                               gamma, alpha, probs, causal);
+  const int64_t keys = call.params.keys;
+  check::in_range(op, "sources", call.sources, keys, call.params.offset);
+  check::in_range(op, "candidates", call.candidates, keys);
+  check::in_range(op, "others", call.others, keys, call.params.offset);
+  std::vector<Fault> faults(call.params.batch);
+  each_image(call.params.batch, [&](int64_t b) { faults[b] = correlate_tokens_image(image(call.params, b)); });
+  raise(worst(faults));
+  return {call.targets, call.weights};
+}
+
 using Reduced = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // All four stages of an image before the next image: its keys are still in the cache when Correlate reads them again.
@@ -174,6 +191,7 @@ TORCH_LIBRARY_IMPL(ficoco, CPU, m) {
   m.impl("correlate.map", &ficoco::correlate_map);
   m.impl("correlate.key", &ficoco::correlate_key);
   m.impl("match", &ficoco::match);
+  m.impl("correlate.tokens", &ficoco::correlate_tokens);
   m.impl("compress", &ficoco::compress);
   m.impl("token_attention", &ficoco::token_attention);
   m.impl("reduce", &ficoco::reduce);

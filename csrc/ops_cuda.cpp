@@ -192,6 +192,18 @@ Tensor token_attention(const Tensor& query, const Tensor& key, const Tensor& tok
   return call.out;
 }
 
+std::tuple<Tensor, Tensor> correlate_tokens(const Tensor& query, const Tensor& key, const Tensor& sources,
+                                            const Tensor& candidates, const Tensor& others, const Tensor& weights,
+                                            const std::optional<Tensor>& key_mask, int64_t k, double scale,
+                                            double gamma, std::string_view alpha, bool probs, bool causal) {
+  const TokenLinksCall call = token_links_call(query, key, sources, candidates, others, weights, key_mask, k, scale,
+                                               gamma, alpha, probs, causal);
+  run("correlate", query, call.params, [](const TokenLinksParams& p, void* workspace, cudaStream_t stream) {
+    return launch_correlate_tokens(p, workspace, stream);
+  });
+  return {call.targets, call.weights};
+}
+
 using Reduced = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Stats, class MakeCorrelate>
@@ -256,6 +268,7 @@ TORCH_LIBRARY_IMPL(FICOCO_LIBRARY, FICOCO_DEVICE, m) {
   m.impl("correlate", &ficoco::correlate);
   m.impl("correlate.map", &ficoco::correlate_map);
   m.impl("correlate.key", &ficoco::correlate_key);
+  m.impl("correlate.tokens", &ficoco::correlate_tokens);
   m.impl("compress", &ficoco::compress);
   m.impl("match", &ficoco::match);
   m.impl("token_attention", &ficoco::token_attention);

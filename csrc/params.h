@@ -83,6 +83,21 @@ struct TokenParams {
   float* out;  // (B, W, N)
 };
 
+struct TokenLinksParams {
+  Rows query, key;                                                         // as of TokenParams
+  const int64_t* sources;                                                  // (B, r)
+  const int64_t* candidates;                                               // (B, m)
+  const int64_t* others;                                                   // (B, R)
+  const float* others_weight;                                              // (B, R)
+  const bool* key_mask;                                                    // (B, T), or nullptr
+  int64_t batch, keys, offset, width, r, candidate_count, other_count, k;  // T, T - Tq, d, r, m, R, k
+  float scale, gamma;
+  Alpha alpha;
+  bool probs, causal;
+  int64_t* targets;  // (B, r, k) places in candidates
+  float* weights;    // (B, r, k)
+};
+
 struct MatchParams {
   Rows key;  // (B, Hk, N, d)
   int64_t batch, tokens, width, r;

@@ -136,27 +136,55 @@ def target_count(op: str, k: int, candidates: int, alpha: str) -> None:
         fail(op, "alpha", f"one of {', '.join(ALPHAS)}", alpha, "pick one of them")
 
 
+def _tokens(op: str, query: Tensor, key: Tensor, key_mask: Tensor | None, **index: Tensor) -> None:
+    """Query, key, mask and lists of tokens (B, count) of an operator for decoders."""
+    query_key(op, query, key, cached=True)
+    b, t = query.shape[0], key.shape[2]
+    same_device(op, "query", query, key_mask=key_mask, **index)
+    for name, tensor in index.items():
+        indices(op, name, tensor, lambda: f"({b}, count)", tensor.dim() == 2 and tensor.shape[0] == b)
+    if key_mask is not None:
+        if key_mask.dtype != torch.bool:
+            fail(op, "key_mask", f"({b}, {t}) bool", key_mask, "True where a token is real", TypeError)
+        fits = tuple(key_mask.shape) == (b, t)
+        shape(op, "key_mask", key_mask, lambda: f"({b}, {t})", fits, "one flag for each key")
+
+
 def token_attention(
     query: Tensor, key: Tensor, tokens: Tensor, others: Tensor, weights: Tensor, key_mask: Tensor | None
 ) -> None:
     """The arguments of ``ficoco::token_attention`` fit together (shapes and types only)."""
     op = "token_attention"
-    query_key(op, query, key, cached=True)
-    b, t = query.shape[0], key.shape[2]
-    same_device(op, "query", query, tokens=tokens, others=others, weights=weights, key_mask=key_mask)
-    indices(op, "tokens", tokens, lambda: f"({b}, N)", tokens.dim() == 2 and tokens.shape[0] == b)
-    indices(op, "others", others, lambda: f"({b}, R)", others.dim() == 2 and others.shape[0] == b)
+    _tokens(op, query, key, key_mask, tokens=tokens, others=others)
     floating(op, "weights", weights)
-    fits = weights.dim() == 3 and weights.shape[0] == b and weights.shape[2] == others.shape[1]
-    shape(op, "weights", weights, lambda: f"({b}, W, {others.shape[1]})", fits, "one weight for each of others")
-    if key_mask is not None:
-        if key_mask.dtype != torch.bool:
-            fail(op, "key_mask", f"({b}, {t}) bool", key_mask, "True where a token is real", TypeError)
-        shape(
-            op,
-            "key_mask",
-            key_mask,
-            lambda: f"({b}, {t})",
-            tuple(key_mask.shape) == (b, t),
-            "one flag for each key",
-        )
+    same_device(op, "query", query, weights=weights)
+    b, r = others.shape
+    fits = weights.dim() == 3 and weights.shape[0] == b and weights.shape[2] == r
+    shape(op, "weights", weights, lambda: f"({b}, W, {r})", fits, "one weight for each of others")
+
+
+def correlate_tokens(
+    query: Tensor,
+    key: Tensor,
+    sources: Tensor,
+    candidates: Tensor,
+    others: Tensor,
+    weights: Tensor,
+    key_mask: Tensor | None,
+    k: int,
+    gamma: float,
+    alpha: str,
+    probs: bool,
+) -> None:
+    """The arguments of ``ficoco::correlate.tokens`` fit together (shapes and types only)."""
+    op = "correlate"
+    _tokens(op, query, key, key_mask, sources=sources, candidates=candidates, others=others)
+    floating(op, "weights", weights)
+    same_device(op, "query", query, weights=weights)
+    fits = weights.shape == others.shape
+    shape(op, "weights", weights, lambda: f"{tuple(others.shape)} like others", fits, "one weight for each of others")
+    target_count(op, k, candidates.shape[1], alpha)
+    if not 0 <= gamma <= 1:
+        fail(op, "gamma", "in [0, 1]", gamma, "1 is direct attention alone")
+    if alpha == "ratio" and not probs:
+        fail(op, "alpha", "softmax or average with logits", "ratio", "use probs, never negative")

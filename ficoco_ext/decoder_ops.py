@@ -1,6 +1,6 @@
-"""``ficoco::token_attention``: the attention between chosen tokens, for methods inside a language model.
+"""The attention between chosen tokens, for methods inside a language model.
 
-The specification is in :mod:`ficoco_ext.reference_decoder`.
+Tokens are named by their place among the keys. The specification is in :mod:`ficoco_ext.reference_decoder`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,24 @@ from .ops import QueryKey
 SCHEMAS = {
     "token_attention": "(Tensor query, Tensor key, Tensor tokens, Tensor others, Tensor weights, Tensor? key_mask,"
     " float scale, bool probs, bool column, bool causal) -> Tensor",
+    "correlate.tokens": "(Tensor query, Tensor key, Tensor sources, Tensor candidates, Tensor others, Tensor weights,"
+    " Tensor? key_mask, SymInt k, float scale, float gamma, str alpha, bool probs, bool causal) -> (Tensor, Tensor)",
 }
 for _name, _schema in SCHEMAS.items():
     ops.LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    ops.LIBRARY.impl(_name, getattr(reference_decoder, _name), "CompositeExplicitAutograd")
+    ops.LIBRARY.impl(_name, getattr(reference_decoder, _name.replace(".", "_")), "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("ficoco::token_attention")
 def _(query, key, tokens, others, weights, key_mask, scale, probs, column, causal):
     reference_decoder.checks.token_attention(query, key, tokens, others, weights, key_mask)
     return query.new_empty(query.shape[0], weights.shape[1], tokens.shape[1], dtype=ops.result_dtype(query))
+
+
+@torch.library.register_fake("ficoco::correlate.tokens")
+def _(query, key, sources, candidates, others, weights, key_mask, k, *settings):
+    shape = (*sources.shape, k)
+    return sources.new_empty(shape), query.new_empty(shape, dtype=ops.result_dtype(query))
 
 
 def token_attention(
@@ -77,4 +85,60 @@ def token_attention(
     """
     return ops._operator("token_attention", attn.query)(
         attn.query, attn.key, tokens, others, weights, key_mask, attn.logit_scale, probs, column, causal
+    )
+
+
+def correlate_tokens(
+    attn: QueryKey,
+    sources: Tensor,
+    candidates: Tensor,
+    others: Tensor,
+    weights: Tensor,
+    k: int,
+    *,
+    gamma: float,
+    alpha: str,
+    probs: bool,
+    causal: bool = False,
+    key_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """For each source the k candidates it correlates with most, directly and by way of other tokens (FiCoCo eq. 4).
+
+    ``C_ij = gamma A_ij + (1 - gamma) sum_t weights_t A_it A_tj`` for sources i, candidates j and others t, such as the
+    text. Only these rows of the attention are computed.
+
+    Args:
+        attn, causal, key_mask, probs: as of :func:`token_attention`.
+        sources: (B, r) int64; candidates: (B, m) int64; others: (B, R) int64, places among the keys. The queries of
+            sources and others must be there.
+        weights: (B, R): 1 for a sum over the others, 1 / R for their mean, 0 for one that is not meant.
+        k: targets per source, 0 <= k <= m.
+        gamma: share of the direct attention in [0, 1]; 1 needs no others.
+        alpha: as of :func:`ficoco_ext.ops.correlate`.
+
+    Returns:
+        targets (B, r, k) int64, places in ``candidates``; weights (B, r, k) float32 (float64 for float64).
+
+    Raises:
+        ValueError, TypeError: wrong rank, shape, dtype or device; on the CPU also an index out of range and values
+        that are not finite.
+
+    Ties: the lowest place. Deterministic. Cost: logits 2 B H d (r m + r R + R m) FLOPs, probabilities
+    2 B (r + R) T H d, then 2 B r R m; memory O(r m + (r + m) R).
+
+    Example:
+        >>> import torch
+        >>> from ficoco_ext import QueryKey
+        >>> from ficoco_ext.decoder_ops import correlate_tokens
+        >>> q, k = torch.randn(2, 1, 4, 10, 8)
+        >>> sources, kept, text = torch.tensor([[2, 5]]), torch.tensor([[3, 4, 6]]), torch.tensor([[7, 8, 9]])
+        >>> attn = QueryKey(q[None, 0], k[None, 0])
+        >>> targets, _ = correlate_tokens(attn, sources, kept, text, torch.ones(1, 3), 2, gamma=0.6, alpha="softmax",
+        ...     probs=False)
+        >>> targets.shape
+        torch.Size([1, 2, 2])
+    """
+    scale = attn.logit_scale
+    return ops._operator("correlate.tokens", attn.query)(
+        attn.query, attn.key, sources, candidates, others, weights, key_mask, k, scale, gamma, alpha, probs, causal
     )

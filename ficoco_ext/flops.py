@@ -40,8 +40,10 @@ def correlate(first: Shape, second: Shape, *rest: Any, out_shape: Any = None) ->
     """Attention 2 B r M H d (probabilities 2 B r N H d), keys 2 B r M d; a given map is only looked up: 0.
 
     ``.map`` and ``.key`` take the same arguments and are told apart by shape: a square last pair is a map. So keys
-    whose width equals their number count zero.
+    whose width equals their number count zero. ``.tokens``: see :func:`correlate_tokens`.
     """
+    if len(rest) == 11:
+        return correlate_tokens(first, second, *rest)
     if len(second) == 4:  # (query, key, sources, kept, k, scale, alpha, class_token, probs)
         (b, h, n, d), r, m = first, rest[0][1], rest[1][1]
         return 2 * b * r * (n if rest[6] else m) * h * d
@@ -54,6 +56,14 @@ def match(key: Shape, r: int, class_token: bool, distill_token: bool, *, out_sha
     """2 B |A| |B| d for the tokens at even and at odd places that may be paired."""
     b, _, n, d = key
     return 2 * b * d * max((n + 1) // 2 - class_token, 0) * max(n // 2 - distill_token, 0)
+
+
+def correlate_tokens(query: Shape, key: Shape, *rest: Any) -> int:
+    """Logits 2 B H d (r m + r R + R m), probabilities 2 B (r + R) T H d; by way of others 2 B r R m besides."""
+    sources, candidates, others, _, _, _, _, gamma, _, probs, _ = rest
+    (b, h, _, d), r, m, way = query, sources[1], candidates[1], others[1] if gamma < 1 else 0
+    products = (r + way) * key[2] if probs else r * m + r * way + way * m
+    return 2 * b * (h * d * products + r * way * m)
 
 
 def compress(tokens: Shape, sources: Shape, kept: Shape, targets: Shape, *rest: Any, out_shape: Any = None) -> int:

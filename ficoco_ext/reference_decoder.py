@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .reference import _accumulate, _rows
+from .reference import _accumulate, _best_targets, _rows
 
 
 def _places(matrix: Tensor, index: Tensor) -> Tensor:
@@ -31,6 +31,26 @@ def probabilities(logits: Tensor, query_token: Tensor, key_mask: Tensor | None, 
     return logits.masked_fill(~allowed, float("-inf")).softmax(-1).masked_fill(~allowed, 0)
 
 
+def attention_block(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    key_mask: Tensor | None,
+    scale: float,
+    probs: bool,
+    causal: bool,
+) -> Tensor:
+    """(B, R, C): mean over heads of the attention of ``rows`` (B, R) to ``columns`` (B, C), one head at a time."""
+    h = query.shape[1]
+    out = _accumulate(query).new_zeros(query.shape[0], rows.shape[1], columns.shape[1])
+    for head in range(h):
+        q = _rows(_accumulate(query[:, head]), rows - (key.shape[2] - query.shape[2]))
+        values = q @ _accumulate(key[:, head * key.shape[1] // h]).mT * scale
+        out += _places(probabilities(values, rows, key_mask, causal) if probs else values, columns)
+    return out / h
+
+
 def token_attention(
     query: Tensor,
     key: Tensor,
@@ -49,14 +69,34 @@ def token_attention(
     heads of the logits, which know no mask, or of their softmax over the keys that a query may attend to.
     """
     checks.token_attention(query, key, tokens, others, weights, key_mask)
-    h, (queries, keys) = query.shape[1], (others, tokens) if column else (tokens, others)
-    w = _accumulate(weights)
-    out = _accumulate(query).new_zeros(query.shape[0], weights.shape[1], tokens.shape[1])
-    for head in range(h):  # one head at a time: R N at most, never all heads
-        q = _rows(_accumulate(query[:, head]), queries - (key.shape[2] - query.shape[2]))
-        values = q @ _accumulate(key[:, head * key.shape[1] // h]).mT * scale
-        if probs:
-            values = probabilities(values, queries, key_mask, causal)
-        values = _places(values, keys)
-        out += w.to(out.dtype) @ (values if column else values.mT)
-    return out / h
+    rows, columns = (others, tokens) if column else (tokens, others)
+    block = attention_block(query, key, rows, columns, key_mask, scale, probs, causal)
+    return _accumulate(weights).to(block.dtype) @ (block if column else block.mT)
+
+
+def correlate_tokens(
+    query: Tensor,
+    key: Tensor,
+    sources: Tensor,
+    candidates: Tensor,
+    others: Tensor,
+    weights: Tensor,
+    key_mask: Tensor | None,
+    k: int,
+    scale: float,
+    gamma: float,
+    alpha: str,
+    probs: bool,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    """Targets (B, r, k), as places in ``candidates``, and weights (B, r, k), directly and by way of other tokens.
+
+    C_ij = gamma A_ij + (1 - gamma) sum_t weights_t A_it A_tj for sources i, candidates j and others t (FiCoCo eq. 4).
+    """
+    checks.correlate_tokens(query, key, sources, candidates, others, weights, key_mask, k, gamma, alpha, probs)
+    how = (key_mask, scale, probs, causal)
+    scores = gamma * attention_block(query, key, sources, candidates, *how)
+    if gamma < 1:
+        way = attention_block(query, key, sources, others, *how) * _accumulate(weights).to(scores.dtype).unsqueeze(1)
+        scores = scores + (1 - gamma) * (way @ attention_block(query, key, others, candidates, *how))
+    return _best_targets(scores, k, alpha, 0)

@@ -41,7 +41,7 @@ def build(sanitize: bool = False) -> Path:
     return builder().build(
         ROOT / "build" / ("sanitized" if sanitize else "emulation"),
         define=["FICOCO_EMULATED"],
-        extra=[CSRC / "ops_cuda.cpp", CSRC / "calls.cpp"],
+        extra=[CSRC / "ops_cuda.cpp", *sorted(CSRC.glob("calls*.cpp"))],
         torch=True,
         sanitize=sanitize,
     )

@@ -1,6 +1,6 @@
 """Runs pytest with the CUDA kernels on the host under address and undefined-behaviour sanitizers.
 
-    python python_tests/sanitized.py [arguments of pytest]
+python python_tests/sanitized.py [arguments of pytest]
 """
 
 import os

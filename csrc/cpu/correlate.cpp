@@ -39,8 +39,8 @@ Fault weigh(const float* chosen, int64_t k, Alpha alpha, float* weights) {
 }
 
 // The k largest of `values`, falling, the lowest place first among equals.
-void sort_top(const std::vector<float>& values, int64_t k, std::vector<int32_t>& order) {
-  order.resize(values.size());
+void sort_top(const float* values, int64_t count, int64_t k, std::vector<int32_t>& order) {
+  order.resize(count);
   std::iota(order.begin(), order.end(), 0);
   std::partial_sort(order.begin(), order.begin() + k, order.end(),
                     [&](int32_t x, int32_t y) { return values[x] > values[y] || (values[x] == values[y] && x < y); });
@@ -59,7 +59,7 @@ Fault choose(const CorrelateParams& p, int64_t panel, const float* scores, int64
   for (int64_t i = 0; i < panels.rows(panel); ++i) {
     if (!inserted) {
       for (int64_t j = 0; j < candidates; ++j) column[j] = scores[j * width + i];
-      sort_top(column, k, order);
+      sort_top(column.data(), candidates, k, order);
     }
     const int64_t at = (panel * kPanel + i) * k;
     for (int64_t t = 0; t < k; ++t) {
@@ -167,27 +167,31 @@ Fault correlate_map(const CorrelateParams& p) {
   std::vector<Fault> faults(p.r);
   each(p.r, [&](int64_t source) {
     FloatRows reader(p.attn, n);
-    std::vector<float> row(n, 0.f), column(candidates), falling(k);
-    std::vector<int32_t> order;
+    std::vector<float> row(n, 0.f), column(candidates);
     for (int64_t h = 0; h < p.attn.heads; ++h) simd.add(row.data(), reader.read(h, p.sources[source], 1), n);
     simd.divide(row.data(), static_cast<float>(p.attn.heads), n);
     const int64_t* index = candidate_index(p);
     for (int64_t j = 0; j < candidates; ++j) column[j] = row[index[j]];
-    if (simd.any_nan(column.data(), candidates)) {
-      faults[source] = Fault::kCorrelationNotFinite;
-      return;
-    }
-    sort_top(column, k, order);
-    for (int64_t t = 0; t < k; ++t) {
-      p.targets[source * k + t] = order[t] + p.first;
-      falling[t] = column[order[t]];
-    }
-    faults[source] = weigh(falling.data(), k, p.alpha, p.weights + source * k);
+    faults[source] =
+        choose_row(column.data(), candidates, k, p.first, p.alpha, p.targets + source * k, p.weights + source * k);
   });
   return worst(faults);
 }
 
 }  // namespace
+
+Fault choose_row(const float* values, int64_t count, int64_t k, int64_t first, Alpha alpha, int64_t* targets,
+                 float* weights) {
+  if (simd.any_nan(values, count)) return Fault::kCorrelationNotFinite;
+  std::vector<float> falling(k);
+  std::vector<int32_t> order;
+  sort_top(values, count, k, order);
+  for (int64_t t = 0; t < k; ++t) {
+    targets[t] = order[t] + first;
+    falling[t] = values[order[t]];
+  }
+  return weigh(falling.data(), k, alpha, weights);
+}
 
 Fault correlate_image(const CorrelateParams& p) {
   if (p.r * p.k == 0) return Fault::kNone;

@@ -79,6 +79,20 @@ inline TokenParams image(TokenParams p, int64_t b) {
   return p;
 }
 
+inline TokenLinksParams image(TokenLinksParams p, int64_t b) {
+  p.query = image(p.query, b);
+  p.key = image(p.key, b);
+  p.sources = image(p.sources, b, p.r);
+  p.candidates = image(p.candidates, b, p.candidate_count);
+  p.others = image(p.others, b, p.other_count);
+  p.others_weight = image(p.others_weight, b, p.other_count);
+  p.key_mask = image(p.key_mask, b, p.keys);
+  p.targets = image(p.targets, b, p.r * p.k);
+  p.weights = image(p.weights, b, p.r * p.k);
+  p.batch = 1;
+  return p;
+}
+
 inline CompressParams image(CompressParams p, int64_t b) {
   p.tokens = image(p.tokens, b);
   p.sources = image(p.sources, b, p.r);

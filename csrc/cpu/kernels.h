@@ -26,6 +26,7 @@ Fault filter_image(const FilterParams& p);
 Fault correlate_image(const CorrelateParams& p);
 Fault match_image(const MatchParams& p);
 void token_attention_image(const TokenParams& p);
+Fault correlate_tokens_image(const TokenLinksParams& p);
 void compress_image(const CompressParams& p);
 
 // Head-mean keys (tokens, width) at unit length, those below 1e-12 divided by that.
@@ -38,6 +39,10 @@ inline uint64_t falling_rank(float score, int64_t index) {
   const uint32_t rising = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
   return static_cast<uint64_t>(~rising) << 32 | static_cast<uint32_t>(index);
 }
+
+// The k targets of one source among `values` and their weights; targets are places plus `first`.
+Fault choose_row(const float* values, int64_t count, int64_t k, int64_t first, Alpha alpha, int64_t* targets,
+                 float* weights);
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -3,15 +3,12 @@
 // Logits: a weighted sum of inner products is one inner product with the weighted sum: 2 W (N + R) H d FLOPs, no map.
 // Probabilities: 24 query rows of one head at a time against all keys, softmax in a buffer of T x 24 floats, summed and
 // forgotten: 2 Q T H d FLOPs for Q query rows, O(W N H) memory besides.
-#include <cmath>
-
-#include "cpu/kernels.h"
+#include "cpu/masked_softmax.h"
 
 namespace ficoco {
 namespace {
 
 constexpr int64_t kChunk = 64;  // tokens of one task
-constexpr float kMasked = -1e30f;
 
 // A token's row of one head, by its place among the keys.
 const float* query_row(const TokenParams& p, FloatRows& reader, int64_t h, int64_t token) {
@@ -49,22 +46,6 @@ void logits_sums(const TokenParams& p) {
   });
 }
 
-// Scales scores [T][width] and puts what a query must not see out of reach; inverse[i] becomes 1 / sum, 0 for nobody.
-void softmax_panel(const TokenParams& p, const int64_t* queries, int64_t count, int64_t width, float* scores,
-                   float* inverse) {
-  bool somebody[kPanel] = {};
-  for (int64_t t = 0; t < p.keys; ++t) {
-    const bool real = !p.key_mask || p.key_mask[t];
-    for (int64_t i = 0; i < width; ++i) {
-      const bool seen = real && i < count && (!p.causal || t <= queries[i]);
-      scores[t * width + i] = seen ? scores[t * width + i] * p.scale : kMasked;
-      somebody[i] |= seen;
-    }
-  }
-  simd.exp_columns(scores, p.keys, width, 1.f, 0, inverse);
-  for (int64_t i = 0; i < width; ++i) inverse[i] = somebody[i] ? 1.f / inverse[i] : 0.f;
-}
-
 void probability_sums(const TokenParams& p) {
   const int64_t heads = p.query.heads, group = heads / p.key.heads, state = p.sets * p.count;
   const int64_t* queries = p.column ? p.others : p.tokens;
@@ -83,7 +64,8 @@ void probability_sums(const TokenParams& p) {
       simd.pack_panel(rows, count, p.width, width, 1.f, panel.data());
       std::fill_n(scores.begin(), p.keys * width, 0.f);
       simd.panel_dot(panel.data(), width, p.width, k, keys.stride(), nullptr, p.keys, scores.data());
-      softmax_panel(p, queries + begin, count, width, scores.data(), inverse.data());
+      masked_softmax({p.key_mask, p.causal}, queries + begin, count, p.keys, width, p.scale, scores.data(),
+                     inverse.data());
       for (int64_t w = 0; w < p.sets; ++w) {
         const float* weights = p.weights + w * p.other_count;
         if (p.column) {

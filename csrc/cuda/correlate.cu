@@ -143,12 +143,15 @@ cudaError_t launch_scores(const ScoreParams& s, cudaStream_t stream) {
         kernel<<<grid, kTileThreads, sizeof(TileShared<T>), stream>>>(s, view<T>(p.query), view<T>(p.key));
         return launched();
       }));
-  if (s.counters) return cudaSuccess;
-  choose_kernel<<<dim3(ceil_div(p.r, kWarps), p.batch), kThreads, 0, stream>>>(p, s.scores);
-  return launched();
+  return s.counters ? cudaSuccess : launch_choose(p, s.scores, stream);
 }
 
 }  // namespace
+
+cudaError_t launch_choose(const CorrelateParams& p, const float* scores, cudaStream_t stream) {
+  choose_kernel<<<dim3(ceil_div(p.r, kWarps), p.batch), kThreads, 0, stream>>>(p, scores);
+  return launched();
+}
 
 void take_correlate_workspace(const CorrelateParams& p, Pieces& pieces) { take(p, pieces); }
 

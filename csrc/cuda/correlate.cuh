@@ -7,6 +7,8 @@ namespace ficoco {
 // With `counters` (B), which are 0, the last block of an image chooses its targets; without, a second kernel does.
 cudaError_t launch_correlate(const CorrelateParams& p, uint32_t* counters, Pieces& pieces, cudaStream_t stream);
 void take_correlate_workspace(const CorrelateParams& p, Pieces& pieces);
+// The choice alone, from scores (B, r, kept_count - first).
+cudaError_t launch_choose(const CorrelateParams& p, const float* scores, cudaStream_t stream);
 bool can_choose_in_tail(const CorrelateParams& p);
 
 }  // namespace ficoco

@@ -28,7 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # over memory want more blocks than that. A kernel that is not here fails.
 BUDGET = {
     "add_chunks_kernel": 40,
+    "attention_block_kernel": 128,
     "add_kernel": 40,
+    "add_way_kernel": 64,
     "choose_kernel": 40,
     "column_kernel": 128,
     "compress_kernel": 80,
@@ -67,7 +69,7 @@ SASS = [
     *(Wanted(f"{k}_kernel", f"I{t}Lb1E", r"LDG\.E\.128") for k in ("score", "row_softmax") for t in ("f", "6__half")),
     *(
         Wanted(f"{k}_kernel", f"I{t}Lb", r"HMMA\.16816\.F32")
-        for k in ("score", "row_softmax", "column", "token_pairs")
+        for k in ("score", "row_softmax", "column", "token_pairs", "attention_block")
         for t in ("6__half", "13__nv_bfloat16")
     ),
     *(Wanted(f"{k}_kernel", version, r"LDS\.128") for k, version in (("score", "IfLb1E"), ("nearest", ""))),

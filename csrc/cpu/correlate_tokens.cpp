@@ -1,0 +1,76 @@
+// Targets among candidates, by direct attention and by way of other tokens:
+// C = gamma A[s, c] + (1 - gamma) A[s, o] diag(w) A[o, c].
+//
+// Each block of A is made 24 rows at a time, head by head, and averaged over heads; then one source at a time adds the
+// others' rows up. 2 H d (r m + r R + R m) FLOPs for logits, 2 H d T (r + R) for probabilities, 2 r R m besides; memory
+// O(r m + (r + m) R).
+#include "cpu/masked_softmax.h"
+
+namespace ficoco {
+namespace {
+
+struct List {
+  const int64_t* tokens;
+  int64_t count;
+};
+
+// out[i][j] = mean over heads of the attention of token rows[i] to token columns[j].
+std::vector<float> attention_block(const TokenLinksParams& p, const List& rows, const List& columns) {
+  const int64_t heads = p.query.heads, group = heads / p.key.heads;
+  std::vector<float> out(rows.count * columns.count);
+  each(ceil_div(rows.count, kPanel), [&](int64_t task) {
+    const int64_t begin = task * kPanel, count = std::min(kPanel, rows.count - begin), w = panel_width(count);
+    const int64_t* queries = rows.tokens + begin;
+    FloatRows keys(p.key, p.width);
+    std::vector<FloatRows> readers(count, FloatRows(p.query, p.width));
+    std::vector<float> panel(p.width * w), sums(columns.count * w, 0.f), scores(p.probs ? p.keys * w : 0), inverse(w);
+    const float factor = (p.probs ? 1.f : p.scale) / static_cast<float>(heads);
+    for (int64_t h = 0; h < heads; ++h) {
+      const float* source[kPanel];
+      for (int64_t i = 0; i < count; ++i) source[i] = readers[i].read(h, queries[i] - p.offset, 1);
+      simd.pack_panel(source, count, p.width, w, 1.f, panel.data());
+      const float* k = keys.read(h / group, 0, p.keys);
+      if (!p.probs) {
+        simd.panel_dot(panel.data(), w, p.width, k, keys.stride(), columns.tokens, columns.count, sums.data());
+        continue;
+      }
+      std::fill(scores.begin(), scores.end(), 0.f);
+      simd.panel_dot(panel.data(), w, p.width, k, keys.stride(), nullptr, p.keys, scores.data());
+      masked_softmax({p.key_mask, p.causal}, queries, count, p.keys, w, p.scale, scores.data(), inverse.data());
+      for (int64_t j = 0; j < columns.count; ++j) {
+        simd.add_scaled_columns(sums.data() + j * w, scores.data() + columns.tokens[j] * w, 1, w, inverse.data());
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      float* row = out.data() + (begin + i) * columns.count;
+      for (int64_t j = 0; j < columns.count; ++j) row[j] = sums[j * w + i] * factor;
+    }
+  });
+  return out;
+}
+
+}  // namespace
+
+Fault correlate_tokens_image(const TokenLinksParams& p) {
+  if (p.r * p.k == 0) return Fault::kNone;
+  const List sources{p.sources, p.r}, candidates{p.candidates, p.candidate_count}, others{p.others, p.other_count};
+  std::vector<float> scores = attention_block(p, sources, candidates), way, from;
+  const bool indirect = p.gamma < 1.f;
+  if (indirect) {
+    way = attention_block(p, sources, others);
+    from = attention_block(p, others, candidates);
+  }
+  std::vector<Fault> faults(p.r);
+  each(p.r, [&](int64_t i) {
+    float* row = scores.data() + i * p.candidate_count;
+    for (int64_t j = 0; j < p.candidate_count; ++j) row[j] *= p.gamma;
+    for (int64_t t = 0; indirect && t < p.other_count; ++t) {
+      const float weight = (1.f - p.gamma) * p.others_weight[t] * way[i * p.other_count + t];
+      simd.axpy(row, weight, from.data() + t * p.candidate_count, p.candidate_count);
+    }
+    faults[i] = choose_row(row, p.candidate_count, p.k, 0, p.alpha, p.targets + i * p.k, p.weights + i * p.k);
+  });
+  return worst(faults);
+}
+
+}  // namespace ficoco

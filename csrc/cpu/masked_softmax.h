@@ -1,0 +1,33 @@
+// Softmax of a panel of query rows over the keys that each may attend to.
+#pragma once
+#include "cpu/kernels.h"
+
+namespace ficoco {
+
+// What a query may attend to: real keys, with `causal` no later ones.
+struct Visible {
+  const bool* key_mask;  // (T), or nullptr
+  bool causal;
+  bool operator()(int64_t query_token, int64_t key) const {
+    return (!key_mask || key_mask[key]) && (!causal || key <= query_token);
+  }
+};
+
+// scores [keys][width] of the queries of tokens queries[0..count) become softmax numerators of scale * score, 0 where
+// nothing is seen; inverse[i] becomes 1 / their sum, 0 for a query that sees nobody and for columns from `count` on.
+inline void masked_softmax(const Visible& visible, const int64_t* queries, int64_t count, int64_t keys, int64_t width,
+                           float scale, float* scores, float* inverse) {
+  constexpr float kMasked = -1e30f;  // finite, so that the numerators become 0 and not NaN
+  bool somebody[kPanel] = {};
+  for (int64_t t = 0; t < keys; ++t) {
+    for (int64_t i = 0; i < width; ++i) {
+      const bool seen = i < count && visible(queries[i], t);
+      scores[t * width + i] = seen ? scores[t * width + i] * scale : kMasked;
+      somebody[i] |= seen;
+    }
+  }
+  simd.exp_columns(scores, keys, width, 1.f, 0, inverse);
+  for (int64_t i = 0; i < width; ++i) inverse[i] = somebody[i] ? 1.f / inverse[i] : 0.f;
+}
+
+}  // namespace ficoco
