@@ -30,7 +30,7 @@ BUDGET = {
     "add_chunks_kernel": 40,
     "attention_block_kernel": 128,
     "add_kernel": 40,
-    "add_way_kernel": 64,
+    "add_way_kernel": 80,
     "choose_kernel": 40,
     "column_kernel": 128,
     "compress_kernel": 80,
