@@ -157,3 +157,13 @@ def tower_by_hand(model, picture, after_attention=None, hidden_keys=None):
             hidden = after_attention(index, hidden)
         hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
     return model.model.multi_modal_projector(hidden)
+
+
+GREEDY = {"max_new_tokens": 3, "do_sample": False}
+
+
+def answers(model, inputs=None):
+    inputs = one_image() if inputs is None else inputs
+    with torch.no_grad():
+        out = model(**inputs, output_hidden_states=True)  # lets transformers install its capture hooks
+        return out.logits, out.image_hidden_states, model.generate(**inputs, **GREEDY)
