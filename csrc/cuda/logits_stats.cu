@@ -114,7 +114,6 @@ cudaError_t launch_logits_stats(const StatsParams& p, const FilterParams* filter
   pass.tokens = p.tokens;
   pass.width = p.width;
   pass.first = p.first;
-  pass.query_heads = p.query.heads;
   if (!p.patches) {
     if (counters) FICOCO_TRY(cudaMemsetAsync(counters, 0, p.batch * sizeof(uint32_t), stream));
     FICOCO_TRY(cudaMemsetAsync(w.counters, 0, p.batch * sizeof(uint32_t), stream));

@@ -34,7 +34,6 @@ struct PassParams {
   float* class_dots;  // (B, slices, P) with the class token's query, or nullptr
   float* mean_dots;   // (B, slices, P) with `mean`, or nullptr
   PartialSums mean;
-  int64_t query_heads;
   uint32_t *counters, *later_counters;  // (B): set to 0 for later kernels, or nullptr
 };
 
