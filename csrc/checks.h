@@ -6,6 +6,7 @@
 
 #include <sstream>
 #include <string>
+#include <string_view>
 
 namespace ficoco::check {
 
@@ -70,6 +71,11 @@ inline void query_key(const char* op, const at::Tensor& query, const at::Tensor&
                     ") with Hk dividing ", query.size(1)),
                describe(key), "query and key come from the same layer");
   same_device(op, "key", key, query);
+}
+
+inline void correlation(std::string_view by) {
+  FICOCO_VALUE(by == "logits" || by == "probs" || by == "key", "reduce", "correlation", "one of logits, probs, key",
+               std::string(by), "pick one of them");
 }
 
 inline void key(const char* op, const at::Tensor& key) {

@@ -158,6 +158,7 @@ Reduced reduce(const Tensor& tokens, const Tensor& query, const Tensor& key, dou
                bool class_token, double lam, bool probs, bool column, bool normalize, double penalty, int64_t window,
                int64_t grid_height, int64_t grid_width, std::string_view correlation, std::string_view alpha,
                bool size_weighted) {
+  check::correlation(correlation);
   const StatsCall stats = stats_call(query, key, scale, class_token, probs, column, lam != 0);
   return run_reduce(
       tokens, stats, ids, size, {r, lam, normalize, penalty, window, grid_height, grid_width, class_token},

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import ops
+from . import checks, ops
 from .ops import Attention, QueryKey
 
 _SETTINGS = (
@@ -60,6 +60,8 @@ def _compose(
     alpha: str,
     size_weighted: bool,
 ) -> Reduced:
+    if correlation not in ("logits", "probs", "key"):
+        checks.fail("reduce", "correlation", "one of logits, probs, key", correlation, "pick one of them")
     class_attention, patch_attention = ops.attention_stats(
         attn, class_token=class_token, probs=probs, column=column, patches=lam != 0
     )

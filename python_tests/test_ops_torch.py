@@ -179,6 +179,32 @@ def test_reduce_on_a_gpu_is_its_stages(name, index, dtype, n):
     assert all(map(torch.equal, got, stages_in_turn(backend, operator_name, args)))
 
 
+@pytest.mark.parametrize("name", ["cpu", "emulated", "cuda", "composed"])
+def test_reduce_names_an_unknown_correlation(name):
+    _, args = sample(next(i for i, (name, _) in enumerate(samples()) if name == "reduce"))
+    args = (*args[:-3], "cosine", *args[-2:])
+    if name != "composed" and BACKENDS[name].missing:
+        pytest.skip(BACKENDS[name].missing)
+    run = fused._from_query_key if name == "composed" else lambda *given: BACKENDS[name]("reduce", *given)
+    with pytest.raises(
+        ValueError, match=r"ficoco::reduce: correlation must be one of logits, probs, key, got .?cosine"
+    ):
+        run(*args)
+
+
+@pytest.mark.parametrize(("tokens", "launches"), [(50, 2), (1100, 3)])
+def test_launches_of_one_matching(tokens, launches):
+    """The metric, then similarities with the selection in their tail, which beyond 1024 tokens is a kernel."""
+    backend = BACKENDS["emulated"]
+    if backend.missing:
+        pytest.skip(backend.missing)
+    args = (torch.randn(1, 1, tokens, 8), 5, True, False)
+    backend("match", *args)
+    before = torch.ops.ficoco_emu.launch_count()
+    backend("match", *args)
+    assert torch.ops.ficoco_emu.launch_count() - before == launches
+
+
 @pytest.mark.parametrize(("probs", "launches"), [(False, 4), (True, 7)])
 def test_launches_of_one_reduction(probs, launches):
     """Logits: two reads of keys and queries, correlations, merge; filter and choice are tails."""
