@@ -82,7 +82,7 @@ struct TokenLinksCall : Held {
 TokenLinksCall token_links_call(const at::Tensor& query, const at::Tensor& key, const at::Tensor& sources,
                                 const at::Tensor& candidates, const at::Tensor& others, const at::Tensor& weights,
                                 const std::optional<at::Tensor>& key_mask, int64_t k, double scale, double gamma,
-                                std::string_view alpha, bool probs, bool causal);
+                                std::string_view alpha, bool probs, bool column, bool causal);
 
 struct CompressCall : Held {
   at::Tensor out, size, source_map;

@@ -72,7 +72,7 @@ TokenCall token_call(const Tensor& query_, const Tensor& key_, const Tensor& tok
 TokenLinksCall token_links_call(const Tensor& query_, const Tensor& key_, const Tensor& sources,
                                 const Tensor& candidates, const Tensor& others, const Tensor& weights,
                                 const std::optional<Tensor>& key_mask, int64_t k, double scale, double gamma,
-                                std::string_view alpha, bool probs, bool causal) {
+                                std::string_view alpha, bool probs, bool column, bool causal) {
   constexpr const char* op = "correlate";
   check_tokens(op, query_, key_, key_mask, {{"sources", &sources}, {"candidates", &candidates}, {"others", &others}});
   check::floating_or_double(op, "weights", weights);
@@ -110,6 +110,7 @@ TokenLinksCall token_links_call(const Tensor& query_, const Tensor& key_, const 
                  .gamma = static_cast<float>(gamma),
                  .alpha = alpha_of(alpha),
                  .probs = probs,
+                 .column = column,
                  .causal = causal,
                  .targets = call.targets.mutable_data_ptr<int64_t>(),
                  .weights = call.weights.mutable_data_ptr<float>()};

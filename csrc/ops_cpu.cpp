@@ -115,10 +115,11 @@ Tensor token_attention(const Tensor& query, const Tensor& key, const Tensor& tok
 std::tuple<Tensor, Tensor> correlate_tokens(const Tensor& query, const Tensor& key, const Tensor& sources,
                                             const Tensor& candidates, const Tensor& others, const Tensor& weights,
                                             const std::optional<Tensor>& key_mask, int64_t k, double scale,
-                                            double gamma, std::string_view alpha, bool probs, bool causal) {
+                                            double gamma, std::string_view alpha, bool probs, bool column,
+                                            bool causal) {
   constexpr const char* op = "correlate";
   const TokenLinksCall call = token_links_call(query, key, sources, candidates, others, weights, key_mask, k, scale,
-                                               gamma, alpha, probs, causal);
+                                               gamma, alpha, probs, column, causal);
   const int64_t keys = call.params.keys;
   check::in_range(op, "sources", call.sources, keys, call.params.offset);
   check::in_range(op, "candidates", call.candidates, keys);

@@ -195,9 +195,10 @@ Tensor token_attention(const Tensor& query, const Tensor& key, const Tensor& tok
 std::tuple<Tensor, Tensor> correlate_tokens(const Tensor& query, const Tensor& key, const Tensor& sources,
                                             const Tensor& candidates, const Tensor& others, const Tensor& weights,
                                             const std::optional<Tensor>& key_mask, int64_t k, double scale,
-                                            double gamma, std::string_view alpha, bool probs, bool causal) {
+                                            double gamma, std::string_view alpha, bool probs, bool column,
+                                            bool causal) {
   const TokenLinksCall call = token_links_call(query, key, sources, candidates, others, weights, key_mask, k, scale,
-                                               gamma, alpha, probs, causal);
+                                               gamma, alpha, probs, column, causal);
   run("correlate", query, call.params, [](const TokenLinksParams& p, void* workspace, cudaStream_t stream) {
     return launch_correlate_tokens(p, workspace, stream);
   });

@@ -69,8 +69,6 @@ struct CorrelateParams {
   float* weights;    // (B, r, k)
 };
 
-// Tokens at even places may leave, tokens at odd places receive them; class and distillation token (places 0 and 1) do
-// neither.
 struct TokenParams {
   Rows query, key;        // (B, H, Tq, d), (B, Hk, T, d): the queries of the last Tq tokens
   const int64_t* tokens;  // (B, N)
@@ -93,11 +91,13 @@ struct TokenLinksParams {
   int64_t batch, keys, offset, width, r, candidate_count, other_count, k;  // T, T - Tq, d, r, m, R, k
   float scale, gamma;
   Alpha alpha;
-  bool probs, causal;
+  bool probs, column, causal;
   int64_t* targets;  // (B, r, k) places in candidates
   float* weights;    // (B, r, k)
 };
 
+// Tokens at even places may leave, tokens at odd places receive them; class and distillation token (places 0 and 1) do
+// neither.
 struct MatchParams {
   Rows key;  // (B, Hk, N, d)
   int64_t batch, tokens, width, r;

@@ -163,6 +163,19 @@ def token_attention(
     shape(op, "weights", weights, lambda: f"({b}, W, {r})", fits, "one weight for each of others")
 
 
+def to_sequence(visual: Tensor, sources: Tensor, kept: Tensor, targets: Tensor, tokens: int) -> None:
+    """The arguments of ``ficoco::to_sequence`` fit together (shapes and types only)."""
+    op = "to_sequence"
+    indices(op, "visual", visual, "(B, n)", visual.dim() == 2)
+    b, n = visual.shape
+    selection(op, b, n, sources, kept)
+    r = sources.shape[1]
+    indices(op, "targets", targets, lambda: f"({b}, {r}, k)", targets.dim() == 3 and targets.shape[:2] == (b, r))
+    same_device(op, "visual", visual, sources=sources, kept=kept, targets=targets)
+    if tokens < n:
+        fail(op, "tokens", f"at least {n}, the number of visual tokens", tokens, "pass the length of the sequence")
+
+
 def correlate_tokens(
     query: Tensor,
     key: Tensor,

@@ -1,9 +1,11 @@
-"""The attention between chosen tokens, for methods inside a language model.
+"""The attention between chosen tokens, for methods inside a language model, and what they choose, in its sequence.
 
 Tokens are named by their place among the keys. The specification is in :mod:`ficoco_ext.reference_decoder`.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +17,10 @@ SCHEMAS = {
     "token_attention": "(Tensor query, Tensor key, Tensor tokens, Tensor others, Tensor weights, Tensor? key_mask,"
     " float scale, bool probs, bool column, bool causal) -> Tensor",
     "correlate.tokens": "(Tensor query, Tensor key, Tensor sources, Tensor candidates, Tensor others, Tensor weights,"
-    " Tensor? key_mask, SymInt k, float scale, float gamma, str alpha, bool probs, bool causal) -> (Tensor, Tensor)",
+    " Tensor? key_mask, SymInt k, float scale, float gamma, str alpha, bool probs, bool column, bool causal)"
+    " -> (Tensor, Tensor)",
+    "to_sequence": "(Tensor visual, Tensor sources, Tensor kept, Tensor targets, SymInt tokens)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
 }
 for _name, _schema in SCHEMAS.items():
     ops.LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -32,6 +37,14 @@ def _(query, key, tokens, others, weights, key_mask, scale, probs, column, causa
 def _(query, key, sources, candidates, others, weights, key_mask, k, *settings):
     shape = (*sources.shape, k)
     return sources.new_empty(shape), query.new_empty(shape, dtype=ops.result_dtype(query))
+
+
+@torch.library.register_fake("ficoco::to_sequence")
+def _(visual, sources, kept, targets, tokens):
+    reference_decoder.checks.to_sequence(visual, sources, kept, targets, tokens)
+    b, r = sources.shape
+    columns = visual.new_empty(b, tokens - r)
+    return visual.new_empty(b, r), columns, visual.new_empty(targets.shape), visual.new_empty(kept.shape)
 
 
 def token_attention(
@@ -99,13 +112,14 @@ def correlate_tokens(
     gamma: float,
     alpha: str,
     probs: bool,
+    column: bool = False,
     causal: bool = False,
     key_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """For each source the k candidates it correlates with most, directly and by way of other tokens (FiCoCo eq. 4).
 
     ``C_ij = gamma A_ij + (1 - gamma) sum_t weights_t A_it A_tj`` for sources i, candidates j and others t, such as the
-    text. Only these rows of the attention are computed.
+    text; with ``column`` ``A_ti A_tj`` in place of ``A_it A_tj``. Only these rows of the attention are computed.
 
     Args:
         attn, causal, key_mask, probs: as of :func:`token_attention`.
@@ -115,6 +129,9 @@ def correlate_tokens(
         k: targets per source, 0 <= k <= m.
         gamma: share of the direct attention in [0, 1]; 1 needs no others.
         alpha: as of :func:`ficoco_ext.ops.correlate`.
+        column: by way of others that attend to source and candidate, instead of others that the source attends to.
+            With ``causal`` and ``probs`` a source attends to no later token, so of later others only this says
+            anything. The direct attention is that of the source to the candidate either way.
 
     Returns:
         targets (B, r, k) int64, places in ``candidates``; weights (B, r, k) float32 (float64 for float64).
@@ -124,7 +141,7 @@ def correlate_tokens(
         that are not finite.
 
     Ties: the lowest place. Deterministic. Cost: logits 2 B H d (r m + r R + R m) FLOPs, probabilities
-    2 B (r + R) T H d, then 2 B r R m; memory O(r m + (r + m) R).
+    2 B (r + R) T H d, then 2 B r R m, with ``column`` the same; memory O(r m + (r + m) R).
 
     Example:
         >>> import torch
@@ -140,5 +157,64 @@ def correlate_tokens(
     """
     scale = attn.logit_scale
     return ops._operator("correlate.tokens", attn.query)(
-        attn.query, attn.key, sources, candidates, others, weights, key_mask, k, scale, gamma, alpha, probs, causal
+        attn.query,
+        attn.key,
+        sources,
+        candidates,
+        others,
+        weights,
+        key_mask,
+        k,
+        scale,
+        gamma,
+        alpha,
+        probs,
+        column,
+        causal,
     )
+
+
+class Placed(NamedTuple):
+    """What :func:`to_sequence` returns."""
+
+    sources: Tensor
+    kept: Tensor
+    targets: Tensor
+    visual: Tensor
+
+
+def to_sequence(visual: Tensor, sources: Tensor, kept: Tensor, targets: Tensor, tokens: int) -> Placed:
+    """A selection among the visual tokens of a sequence, told in places of the whole sequence.
+
+    A method chooses among the visual tokens; hidden states, mask and positions are those of all tokens. The result is
+    what :func:`ficoco_ext.ops.compress` takes with the tokens of the whole sequence.
+
+    Args:
+        visual: (B, n) int64, the columns of the visual tokens in the sequence, ascending; they need not be neighbours.
+        sources: (B, r) int64 and kept: (B, n - r) int64, ascending places in ``visual`` that are each of them once, as
+            :func:`ficoco_ext.ops.filter` returns them without a class token.
+        targets: (B, r, k) int64, places in ``kept``, as :func:`correlate_tokens` returns them when its candidates are
+            the columns of ``kept``; k may be 0.
+        tokens: columns of the sequence, at least n.
+
+    Returns:
+        sources (B, r), their columns; kept (B, tokens - r), all other columns, ascending; targets (B, r, k), places in
+        the returned ``kept``; visual (B, n - r), the columns that the surviving visual tokens have in the shorter
+        sequence. All int64.
+
+    Raises:
+        ValueError, TypeError: wrong rank, shape, dtype or device; on the CPU also values that are not as said above.
+
+    Deterministic. Cost: no FLOPs; O(B tokens) memory read and written.
+
+    Example:
+        >>> import torch
+        >>> from ficoco_ext.decoder_ops import to_sequence
+        >>> visual, sources, kept = torch.tensor([[2, 3, 4]]), torch.tensor([[1]]), torch.tensor([[0, 2]])
+        >>> placed = to_sequence(visual, sources, kept, torch.tensor([[[1]]]), 6)
+        >>> placed.sources, placed.kept
+        (tensor([[3]]), tensor([[0, 1, 2, 4, 5]]))
+        >>> placed.targets, placed.visual
+        (tensor([[[3]]]), tensor([[2, 3]]))
+    """
+    return Placed(*torch.ops.ficoco.to_sequence.default(visual, sources, kept, targets, tokens))

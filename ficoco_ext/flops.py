@@ -2,8 +2,8 @@
 
 ``torch.utils.flop_counter.FlopCounterMode`` counts the matrix products that run, by shape. Importing this module tells
 it what ``ficoco::attention_stats``, ``ficoco::correlate``, ``ficoco::match``, ``ficoco::compress`` and the composition
-``ficoco::reduce`` cost; ``ficoco::filter`` has no product and counts zero. Without the formulas a compiled kernel would
-be opaque to it and look free.
+``ficoco::reduce`` cost; ``ficoco::filter`` and ``ficoco::to_sequence`` have no product and count zero. Without the
+formulas a compiled kernel would be opaque to it and look free.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def correlate(first: Shape, second: Shape, *rest: Any, out_shape: Any = None) ->
     ``.map`` and ``.key`` take the same arguments and are told apart by shape: a square last pair is a map. So keys
     whose width equals their number count zero. ``.tokens``: see :func:`correlate_tokens`.
     """
-    if len(rest) == 11:
+    if len(rest) == 12:
         return correlate_tokens(first, second, *rest)
     if len(second) == 4:  # (query, key, sources, kept, k, scale, alpha, class_token, probs)
         (b, h, n, d), r, m = first, rest[0][1], rest[1][1]
@@ -59,8 +59,11 @@ def match(key: Shape, r: int, class_token: bool, distill_token: bool, *, out_sha
 
 
 def correlate_tokens(query: Shape, key: Shape, *rest: Any) -> int:
-    """Logits 2 B H d (r m + r R + R m), probabilities 2 B (r + R) T H d; by way of others 2 B r R m besides."""
-    sources, candidates, others, _, _, _, _, gamma, _, probs, _ = rest
+    """Logits 2 B H d (r m + r R + R m), probabilities 2 B (r + R) T H d; by way of others 2 B r R m besides.
+
+    With ``column`` the blocks are transposed or share their rows, and cost the same.
+    """
+    sources, candidates, others, _, _, _, _, gamma, _, probs, _, _ = rest
     (b, h, _, d), r, m, way = query, sources[1], candidates[1], others[1] if gamma < 1 else 0
     products = (r + way) * key[2] if probs else r * m + r * way + way * m
     return 2 * b * (h * d * products + r * way * m)

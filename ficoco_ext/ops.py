@@ -231,7 +231,8 @@ def correlate(
         attn: (B, H, N, N) or (B, N, N), used as it is, or a :class:`QueryKey`.
         sources: (B, r) int64; kept: (B, M) int64, both from :func:`filter`.
         k: targets per source, 0 <= k <= number of kept patches.
-        alpha: ``"softmax"`` of the chosen correlations, their ``"ratio"`` (non-negative ones only) or ``"average"``.
+        alpha: ``"softmax"`` of the chosen correlations, their ``"ratio"`` (non-negative ones only; 1 / k each where
+            all chosen are 0) or ``"average"``.
         class_token: ``kept[:, 0]`` is the class token, never a target.
         probs: with a ``QueryKey``, softmax the logits.
 

@@ -197,7 +197,8 @@ def filter(
 def _best_targets(scores: Tensor, k: int, alpha: str, first: int) -> tuple[Tensor, Tensor]:
     """Targets (B, r, k) and weights (B, r, k) from correlations ``scores`` (B, r, kept patches).
 
-    The k highest, ties to the lowest index. Weights sum to 1: softmax of the chosen, their ratio, or 1 / k each.
+    The k highest, ties to the lowest index. Weights sum to 1: softmax of the chosen, their ratio, or 1 / k each, which
+    is also the ratio of chosen ones that are all 0.
     """
     values, targets = scores.sort(dim=-1, descending=True, stable=True)
     values, targets = values[..., :k], targets[..., :k]

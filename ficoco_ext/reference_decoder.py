@@ -87,16 +87,58 @@ def correlate_tokens(
     gamma: float,
     alpha: str,
     probs: bool,
+    column: bool,
     causal: bool,
 ) -> tuple[Tensor, Tensor]:
     """Targets (B, r, k), as places in ``candidates``, and weights (B, r, k), directly and by way of other tokens.
 
     C_ij = gamma A_ij + (1 - gamma) sum_t weights_t A_it A_tj for sources i, candidates j and others t (FiCoCo eq. 4).
+    With ``column`` it is A_ti A_tj, the others that read both: under a causal mask A_it of a later t is exactly 0.
     """
     checks.correlate_tokens(query, key, sources, candidates, others, weights, key_mask, k, gamma, alpha, probs)
     how = (key_mask, scale, probs, causal)
     scores = gamma * attention_block(query, key, sources, candidates, *how)
     if gamma < 1:
-        way = attention_block(query, key, sources, others, *how) * _accumulate(weights).to(scores.dtype).unsqueeze(1)
-        scores = scores + (1 - gamma) * (way @ attention_block(query, key, others, candidates, *how))
+        if column:  # the same rows for both ends: their softmax is computed once
+            ends = attention_block(query, key, others, torch.cat([sources, candidates], dim=1), *how)
+            way, onward = ends[..., : sources.shape[1]].mT, ends[..., sources.shape[1] :]
+        else:
+            way = attention_block(query, key, sources, others, *how)
+            onward = attention_block(query, key, others, candidates, *how)
+        scores = scores + (1 - gamma) * (way * _accumulate(weights).to(scores.dtype).unsqueeze(1) @ onward)
     return _best_targets(scores, k, alpha, 0)
+
+
+def _check_values(visual: Tensor, sources: Tensor, kept: Tensor, targets: Tensor, tokens: int) -> None:
+    """What :func:`to_sequence` expects of its values; only called where reading them does not wait for a device."""
+    op, (b, n) = "to_sequence", visual.shape
+    inside = (visual >= 0) & (visual < tokens)
+    if not (inside.all() and (visual.diff(dim=1) > 0).all()):
+        checks.fail(op, "visual", f"ascending columns in [0, {tokens})", "others", "pass where the image tokens are")
+    everyone = torch.cat([sources, kept], dim=1).sort(1).values
+    ascending = (sources.diff(dim=1) > 0).all() and (kept.diff(dim=1) > 0).all()
+    if not (ascending and torch.equal(everyone, torch.arange(n).expand(b, n))):
+        wanted = "ascending and together every place in visual once"
+        checks.fail(op, "sources and kept", wanted, "other places", "pass what filter returned")
+    if not ((targets >= 0) & (targets < kept.shape[1])).all():
+        checks.fail(op, "targets", f"in [0, {kept.shape[1]})", "others", "pass what correlate returned")
+
+
+def to_sequence(
+    visual: Tensor, sources: Tensor, kept: Tensor, targets: Tensor, tokens: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A selection among the visual tokens of a sequence, in places of the sequence.
+
+    ``visual`` (B, n) are their columns among ``tokens``, ascending; ``sources`` (B, r) and ``kept`` (B, n - r) are
+    places in it and partition it, ``targets`` (B, r, k) are places in ``kept``. Returns the sources' columns (B, r);
+    every column but those, ascending (B, tokens - r); the targets as places among these (B, r, k); and the columns of
+    the surviving visual tokens in the sequence that is left (B, n - r).
+    """
+    checks.to_sequence(visual, sources, kept, targets, tokens)
+    if visual.device.type == "cpu":  # free here, a sync elsewhere
+        _check_values(visual, sources, kept, targets, tokens)
+    columns = visual.gather(1, sources)
+    leaves = torch.zeros(visual.shape[0], tokens, dtype=torch.bool, device=visual.device).scatter(1, columns, True)
+    survivors = leaves.sort(dim=1, stable=True).indices[:, : tokens - sources.shape[1]].contiguous()
+    left = ((~leaves).cumsum(1) - 1).gather(1, visual.gather(1, kept))
+    return columns, survivors, left.gather(1, targets.flatten(1)).view(targets.shape), left

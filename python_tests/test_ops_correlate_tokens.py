@@ -10,6 +10,7 @@ from op_helpers import DTYPES, LAYOUTS, needs_kernels, query_key
 from ficoco_ext import QueryKey, decoder_ops, flops
 
 KINDS = [("softmax", False), ("average", False), ("softmax", True), ("ratio", True)]  # alpha, probs
+FORMS = list(product((False, True), (False, True)))  # probs, column
 
 
 def inputs(b=2, h=4, hk=2, tq=40, t=40, d=8, r=6, m=11, others=9, dtype=torch.float32, layout="contiguous", mask=True):
@@ -23,7 +24,7 @@ def inputs(b=2, h=4, hk=2, tq=40, t=40, d=8, r=6, m=11, others=9, dtype=torch.fl
     return query, key, sources, candidates, rest, torch.rand(b, others), real if mask else None
 
 
-def correlations(args, scale, gamma, probs, causal):
+def correlations(args, scale, gamma, probs, column, causal):
     """(B, r, m) in float64, from the whole map."""
     query, key, sources, candidates, others, weights, mask = args
     b, h, tq, _ = query.shape
@@ -39,14 +40,15 @@ def correlations(args, scale, gamma, probs, causal):
     out = []
     for item in range(b):
         s, c, o = sources[item], candidates[item], others[item]
-        direct, way = attn[item][s][:, c], attn[item][s][:, o] * weights[item].double() @ attn[item][o][:, c]
-        out.append(gamma * direct + (1 - gamma) * way)
+        first = attn[item][o][:, s].T if column else attn[item][s][:, o]
+        way = first * weights[item].double() @ attn[item][o][:, c]
+        out.append(gamma * attn[item][s][:, c] + (1 - gamma) * way)
     return torch.stack(out)
 
 
-def check(backend, args, k, scale, gamma, alpha, probs, causal):
-    targets, weights = backend("correlate.tokens", *args, k, scale, gamma, alpha, probs, causal)
-    scores = correlations(args, scale, gamma, probs, causal)
+def check(backend, args, k, scale, gamma, alpha, probs, column, causal):
+    targets, weights = backend("correlate.tokens", *args, k, scale, gamma, alpha, probs, column, causal)
+    scores = correlations(args, scale, gamma, probs, column, causal)
     assert (targets.dtype, weights.dtype) == (torch.int64, torch.float32)
     assert targets.shape == weights.shape == (*args[2].shape, k)
     assert bool((targets.sort(-1).values.diff() > 0).all()), "a target twice"
@@ -69,50 +71,51 @@ def check(backend, args, k, scale, gamma, alpha, probs, causal):
 @pytest.mark.parametrize("gamma", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_formula(backend, alpha, probs, gamma, causal):
-    for mask in (False, True):
-        check(backend, inputs(mask=mask), 2, 0.3, gamma, alpha, probs, causal)
+    for mask, column in product((False, True), (False, True)):
+        check(backend, inputs(mask=mask), 2, 0.3, gamma, alpha, probs, column, causal)
 
 
-@pytest.mark.parametrize("probs", [False, True])
+@pytest.mark.parametrize(("probs", "column"), FORMS)
 @pytest.mark.parametrize(("r", "m", "others", "k"), [(1, 1, 1, 1), (30, 70, 3, 5), (5, 66, 65, 2), (70, 20, 1, 20)])
-def test_counts(backend, r, m, others, k, probs):
-    check(backend, inputs(t=150, tq=150, r=r, m=m, others=others), k, 0.3, 0.6, "softmax", probs, True)
+def test_counts(backend, r, m, others, k, probs, column):
+    check(backend, inputs(t=150, tq=150, r=r, m=m, others=others), k, 0.3, 0.6, "softmax", probs, column, True)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_layouts_and_grouped_heads(backend, dtype, layout):
-    for (h, hk), probs in product(((4, 4), (6, 2), (1, 1)), (False, True)):
+    for (h, hk), (probs, column) in product(((4, 4), (6, 2), (1, 1)), FORMS):
         args = inputs(b=3, h=h, hk=hk, d=12, dtype=dtype, layout=layout)
-        check(backend, args, 2, 0.3, 0.6, "softmax", probs, True)
+        check(backend, args, 2, 0.3, 0.6, "softmax", probs, column, True)
 
 
 @pytest.mark.parametrize("d", [1, 5, 9, 80, 128])
 def test_widths(backend, d):
-    for probs in (False, True):
-        check(backend, inputs(d=d), 2, d**-0.5, 0.6, "softmax", probs, True)
+    for probs, column in FORMS:
+        check(backend, inputs(d=d), 2, d**-0.5, 0.6, "softmax", probs, column, True)
 
 
-@pytest.mark.parametrize("probs", [False, True])
-def test_behind_a_cached_prefix(backend, probs):
+@pytest.mark.parametrize(("probs", "column"), FORMS)
+def test_behind_a_cached_prefix(backend, probs, column):
     """Queries of the last 20 of 60 tokens; candidates may lie in the prefix, whose queries are gone."""
     query, key, sources, _, others, weights, mask = inputs(t=60, tq=20, r=4, m=5, others=6)
     candidates = torch.stack([torch.randperm(40)[:7].sort().values for _ in range(2)])
-    check(backend, (query, key, sources, candidates, others, weights, mask), 3, 0.3, 0.5, "softmax", probs, True)
+    args = (query, key, sources, candidates, others, weights, mask)
+    check(backend, args, 3, 0.3, 0.5, "softmax", probs, column, True)
 
 
 def test_without_others_it_is_direct(backend):
     """gamma = 1 and all others' weights 0 choose alike; and alike to correlate where every token is in play."""
     query, key, sources, candidates, others, weights, _ = inputs(h=4, hk=4, r=6, m=34, others=0)
     for probs in (False, True):
-        settings = (3, 0.3, 1.0, "softmax", probs, False)
+        settings = (3, 0.3, 1.0, "softmax", probs, False, False)
         first = backend("correlate.tokens", query, key, sources, candidates, others, weights, None, *settings)
         second = backend("correlate", query, key, sources, candidates, 3, 0.3, "softmax", False, probs)
         assert torch.equal(first[0], second[0])
         assert torch.allclose(first[1], second[1], atol=1e-5)
     query, key, sources, candidates, others, weights, mask = inputs()
     none = torch.zeros_like(weights)
-    tokens, settings = (query, key, sources, candidates, others), ("average", False, True)
+    tokens, settings = (query, key, sources, candidates, others), ("average", False, False, True)
     direct = backend("correlate.tokens", *tokens, weights, mask, 2, 0.3, 1.0, *settings)
     half = backend("correlate.tokens", *tokens, none, mask, 2, 0.3, 0.5, *settings)
     assert torch.equal(direct[0], half[0])
@@ -122,30 +125,65 @@ def test_equal_correlations_go_by_lowest_place(backend):
     query, key = torch.ones(1, 1, 20, 4), torch.ones(1, 1, 20, 4)
     places = [torch.arange(a, b)[None] for a, b in ((0, 3), (3, 13), (13, 20))]
     targets, weights = backend(
-        "correlate.tokens", query, key, *places, torch.ones(1, 7), None, 4, 0.3, 0.6, "softmax", False, False
+        "correlate.tokens", query, key, *places, torch.ones(1, 7), None, 4, 0.3, 0.6, "softmax", False, False, False
     )
     assert torch.equal(targets, torch.arange(4).expand(1, 3, 4))
     assert torch.allclose(weights, torch.full_like(weights, 0.25))
 
 
+def before_text(b=2, visual=16, text=8, r=5):
+    """A causal prompt: sources and candidates share the visual tokens, the first a source, and the text is behind."""
+    query, key = query_key(b, 4, 2, visual + text, 8)
+    order = torch.rand(b, visual).index_fill(1, torch.tensor([0]), -1.0).argsort(1)
+    sources, candidates = order[:, :r].sort(1).values, order[:, r:].sort(1).values
+    others = torch.arange(visual, visual + text).expand(b, -1)
+    return query, key, sources, candidates, others, torch.ones(b, text), None
+
+
+def test_only_the_column_form_hears_of_later_text(backend):
+    """Under a causal mask nobody attends to later tokens: by way of the text A_it A_tj is exactly 0, A_ti A_tj is not.
+
+    So without direct attention the row form chooses the lowest places, by weights that are even.
+    """
+    args = before_text()
+    row, even = backend("correlate.tokens", *args, 3, 0.3, 0.0, "ratio", True, False, True)
+    assert torch.equal(row, torch.arange(3).expand(2, 5, 3))
+    assert torch.equal(even, torch.full_like(even, 1 / 3))
+    check(backend, args, 3, 0.3, 0.0, "ratio", True, True, True)
+    column, uneven = backend("correlate.tokens", *args, 3, 0.3, 0.0, "ratio", True, True, True)
+    assert not torch.equal(row, column)
+    assert bool((uneven[..., 0] > 1 / 3).all())
+
+
+def test_ratio_of_nothing_is_even(backend):
+    """The first token attends to no candidate: all its correlations are 0, and 0 / 0 is 1 / k, not NaN."""
+    args = before_text()
+    targets, weights = backend("correlate.tokens", *args, 3, 0.3, 1.0, "ratio", True, False, True)
+    assert bool((args[2][:, 0] == 0).all())
+    assert torch.equal(targets[:, 0], torch.arange(3).expand(2, 3))
+    assert torch.equal(weights[:, 0], torch.full_like(weights[:, 0], 1 / 3))
+    assert torch.allclose(weights.sum(-1), torch.ones(2, 5))
+
+
 def test_nothing_to_do(backend):
     for shape, k in (({"r": 0}, 2), ({}, 0), ({"others": 0}, 2)):
         args = inputs(**shape)
-        targets, _ = backend("correlate.tokens", *args, k, 0.3, 0.6, "softmax", False, True)
-        assert targets.shape == (*args[2].shape, k)
+        for probs, column in FORMS:
+            targets, _ = backend("correlate.tokens", *args, k, 0.3, 0.6, "softmax", probs, column, True)
+            assert targets.shape == (*args[2].shape, k)
 
 
 def test_opcheck_and_fake_kernel():
     operator = BACKENDS["cpu"].find("correlate.tokens")
-    for alpha, probs in KINDS:
-        torch.library.opcheck(operator, (*inputs(), 2, 0.3, 0.6, alpha, probs, True))
+    for (alpha, probs), column in product(KINDS, (False, True)):
+        torch.library.opcheck(operator, (*inputs(), 2, 0.3, 0.6, alpha, probs, column, True))
 
 
 @needs_kernels
-@pytest.mark.parametrize("probs", [False, True])
-def test_bits_depend_on_neither_threads_nor_batch(probs):
+@pytest.mark.parametrize(("probs", "column"), FORMS)
+def test_bits_depend_on_neither_threads_nor_batch(probs, column):
     operator, args = BACKENDS["cpu"].find("correlate.tokens"), inputs(b=3, t=150, tq=150, r=40, m=70, others=30)
-    settings = (2, 0.3, 0.6, "softmax", probs, True)
+    settings = (2, 0.3, 0.6, "softmax", probs, column, True)
     first = operator(*args, *settings)
     torch.set_num_threads(1)
     assert all(map(torch.equal, first, operator(*args, *settings)))
@@ -160,7 +198,7 @@ def test_values_that_are_not_finite(backend):
     args[0] = args[0].clone()
     args[0][0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"ficoco::correlate: correlations must be finite"):
-        backend("correlate.tokens", *args, 2, 0.3, 0.6, "softmax", False, True)
+        backend("correlate.tokens", *args, 2, 0.3, 0.6, "softmax", False, False, True)
 
 
 BAD = [
@@ -185,7 +223,8 @@ def test_bad_argument(backend, case):
     name, value, kind = BAD[case]
     names = ("query", "key", "sources", "candidates", "others", "weights", "key_mask")
     args = dict(zip(names, inputs(), strict=True))
-    args |= {"k": 2, "scale": 0.3, "gamma": 0.6, "alpha": "softmax", "probs": False, "causal": True} | {name: value}
+    args |= {"k": 2, "scale": 0.3, "gamma": 0.6, "alpha": "softmax", "probs": False, "column": False, "causal": True}
+    args |= {name: value}
     with pytest.raises(kind, match=rf"ficoco::correlate: {name} must be .*, got "):
         backend("correlate.tokens", *args.values())
 
@@ -193,18 +232,18 @@ def test_bad_argument(backend, case):
 def test_wrapper_takes_float64():
     query, key, *rest, weights, mask = inputs()
     attn = QueryKey(query.double(), key.double(), 0.3)
-    how = {"gamma": 0.6, "alpha": "softmax", "probs": True, "causal": True, "key_mask": mask}
-    _, got = decoder_ops.correlate_tokens(attn, *rest, weights.double(), 2, **how)
-    assert got.dtype == torch.float64
+    for column in (False, True):
+        how = {"gamma": 0.6, "alpha": "softmax", "probs": True, "column": column, "causal": True, "key_mask": mask}
+        _, got = decoder_ops.correlate_tokens(attn, *rest, weights.double(), 2, **how)
+        assert got.dtype == torch.float64
 
 
 def test_flops_are_counted():
     query, key, *rest = inputs(b=2, h=4, d=8, t=40, r=6, m=11, others=9)
-    for probs, gamma in product((False, True), (1.0, 0.6)):
+    for (probs, column), gamma in product(FORMS, (1.0, 0.6)):
+        how = {"gamma": gamma, "alpha": "softmax", "probs": probs, "column": column, "key_mask": rest[4]}
         with flops.counter() as mode:
-            decoder_ops.correlate_tokens(
-                QueryKey(query, key), *rest[:4], 2, gamma=gamma, alpha="softmax", probs=probs, key_mask=rest[4]
-            )
+            decoder_ops.correlate_tokens(QueryKey(query, key), *rest[:4], 2, **how)
         indirect = gamma < 1
         blocks = 6 * 11 + (6 * 9 + 9 * 11) * indirect
         rows = 6 + 9 * indirect

@@ -1,9 +1,9 @@
 // Targets among candidates, by direct attention and by way of other tokens:
-// C = gamma A[s, c] + (1 - gamma) A[s, o] diag(w) A[o, c].
+// C = gamma A[s, c] + (1 - gamma) A[s, o] diag(w) A[o, c], with `column` A[o, s]^T in place of A[s, o].
 //
-// Each block of A is made 24 rows at a time, head by head, and averaged over heads; then one source at a time adds the
-// others' rows up. 2 H d (r m + r R + R m) FLOPs for logits, 2 H d T (r + R) for probabilities, 2 r R m besides; memory
-// O(r m + (r + m) R).
+// The sources' rows of A and the others' rows, each at all columns that are asked of it, are made 24 rows at a time,
+// head by head, and averaged over heads; then one source at a time adds the others' rows up. 2 H d (r m + r R + R m)
+// FLOPs for logits, 2 H d T (r + R) for probabilities, 2 r R m besides; memory O(r m + (r + m) R).
 #include "cpu/masked_softmax.h"
 
 namespace ficoco {
@@ -14,16 +14,25 @@ struct List {
   int64_t count;
 };
 
-// out[i][j] = mean over heads of the attention of token rows[i] to token columns[j].
-std::vector<float> attention_block(const TokenLinksParams& p, const List& rows, const List& columns) {
+struct Block {
+  int64_t stride;
+  std::vector<float> values;
+  float* row(int64_t i) { return values.data() + i * stride; }
+};
+
+// Row i: mean over heads of the attention of token rows[i] to the tokens of `first`, then to those of `second`.
+Block attention_block(const TokenLinksParams& p, const List& rows, const List& first, const List& second) {
   const int64_t heads = p.query.heads, group = heads / p.key.heads;
-  std::vector<float> out(rows.count * columns.count);
+  std::vector<int64_t> columns(first.tokens, first.tokens + first.count);
+  columns.insert(columns.end(), second.tokens, second.tokens + second.count);
+  const auto column_count = static_cast<int64_t>(columns.size());
+  Block out{column_count, std::vector<float>(rows.count * column_count)};
   each(ceil_div(rows.count, kPanel), [&](int64_t task) {
     const int64_t begin = task * kPanel, count = std::min(kPanel, rows.count - begin), w = panel_width(count);
     const int64_t* queries = rows.tokens + begin;
     FloatRows keys(p.key, p.width);
     std::vector<FloatRows> readers(count, FloatRows(p.query, p.width));
-    std::vector<float> panel(p.width * w), sums(columns.count * w, 0.f), scores(p.probs ? p.keys * w : 0), inverse(w);
+    std::vector<float> panel(p.width * w), sums(column_count * w, 0.f), scores(p.probs ? p.keys * w : 0), inverse(w);
     const float factor = (p.probs ? 1.f : p.scale) / static_cast<float>(heads);
     for (int64_t h = 0; h < heads; ++h) {
       const float* source[kPanel];
@@ -31,19 +40,19 @@ std::vector<float> attention_block(const TokenLinksParams& p, const List& rows, 
       simd.pack_panel(source, count, p.width, w, 1.f, panel.data());
       const float* k = keys.read(h / group, 0, p.keys);
       if (!p.probs) {
-        simd.panel_dot(panel.data(), w, p.width, k, keys.stride(), columns.tokens, columns.count, sums.data());
+        simd.panel_dot(panel.data(), w, p.width, k, keys.stride(), columns.data(), column_count, sums.data());
         continue;
       }
       std::fill(scores.begin(), scores.end(), 0.f);
       simd.panel_dot(panel.data(), w, p.width, k, keys.stride(), nullptr, p.keys, scores.data());
       masked_softmax({p.key_mask, p.causal}, queries, count, p.keys, w, p.scale, scores.data(), inverse.data());
-      for (int64_t j = 0; j < columns.count; ++j) {
-        simd.add_scaled_columns(sums.data() + j * w, scores.data() + columns.tokens[j] * w, 1, w, inverse.data());
+      for (int64_t j = 0; j < column_count; ++j) {
+        simd.add_scaled_columns(sums.data() + j * w, scores.data() + columns[j] * w, 1, w, inverse.data());
       }
     }
     for (int64_t i = 0; i < count; ++i) {
-      float* row = out.data() + (begin + i) * columns.count;
-      for (int64_t j = 0; j < columns.count; ++j) row[j] = sums[j * w + i] * factor;
+      float* row = out.row(begin + i);
+      for (int64_t j = 0; j < column_count; ++j) row[j] = sums[j * w + i] * factor;
     }
   });
   return out;
@@ -53,22 +62,20 @@ std::vector<float> attention_block(const TokenLinksParams& p, const List& rows, 
 
 Fault correlate_tokens_image(const TokenLinksParams& p) {
   if (p.r * p.k == 0) return Fault::kNone;
-  const List sources{p.sources, p.r}, candidates{p.candidates, p.candidate_count}, others{p.others, p.other_count};
-  std::vector<float> scores = attention_block(p, sources, candidates), way, from;
-  const bool indirect = p.gamma < 1.f;
-  if (indirect) {
-    way = attention_block(p, sources, others);
-    from = attention_block(p, others, candidates);
-  }
+  const int64_t m = p.candidate_count;
+  const List sources{p.sources, p.r}, candidates{p.candidates, m}, none{};
+  const List others = p.gamma < 1.f ? List{p.others, p.other_count} : none;
+  Block given = attention_block(p, sources, candidates, p.column ? none : others);
+  Block onward = attention_block(p, others, candidates, p.column ? sources : none);
   std::vector<Fault> faults(p.r);
   each(p.r, [&](int64_t i) {
-    float* row = scores.data() + i * p.candidate_count;
-    for (int64_t j = 0; j < p.candidate_count; ++j) row[j] *= p.gamma;
-    for (int64_t t = 0; indirect && t < p.other_count; ++t) {
-      const float weight = (1.f - p.gamma) * p.others_weight[t] * way[i * p.other_count + t];
-      simd.axpy(row, weight, from.data() + t * p.candidate_count, p.candidate_count);
+    float* row = given.row(i);
+    for (int64_t j = 0; j < m; ++j) row[j] *= p.gamma;
+    for (int64_t t = 0; t < others.count; ++t) {
+      const float way = p.column ? onward.row(t)[m + i] : row[m + t];
+      simd.axpy(row, (1.f - p.gamma) * p.others_weight[t] * way, onward.row(t), m);
     }
-    faults[i] = choose_row(row, p.candidate_count, p.k, 0, p.alpha, p.targets + i * p.k, p.weights + i * p.k);
+    faults[i] = choose_row(row, m, p.k, 0, p.alpha, p.targets + i * p.k, p.weights + i * p.k);
   });
   return worst(faults);
 }

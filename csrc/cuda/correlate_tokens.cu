@@ -1,5 +1,5 @@
 // Targets among candidates, by direct attention and by way of other tokens:
-// C = gamma A[s, c] + (1 - gamma) A[s, o] diag(w) A[o, c].
+// C = gamma A[s, c] + (1 - gamma) A[s, o] diag(w) A[o, c], with `column` A[o, s]^T in place of A[s, o].
 //
 // Blocks of A: 64 rows and 64 columns a block of threads, all heads into one mean, as in correlate.cu. Then one kernel
 // adds the others' rows to eight sources at a time. 2 B H d (r m + r R + R m) FLOPs for logits, for probabilities the
@@ -87,19 +87,22 @@ __global__ void __launch_bounds__(kTileThreads, 2) attention_block_kernel(BlockP
   }
 }
 
-// direct[i][j] = gamma direct[i][j] + (1 - gamma) sum over t of weight[t] way[i][t] from[t][j], t in order.
+// direct[i][j] = gamma direct[i][j] + (1 - gamma) sum over t of weight[t] way[i][t] from[t][j], t in order. `way` lies
+// as [t][i] with `column`.
 __global__ void __launch_bounds__(kThreads, 2)
     add_way_kernel(TokenLinksParams p, const float* way, const float* from, float* direct) {
   const int64_t j = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, b = blockIdx.z;
   const int64_t i0 = static_cast<int64_t>(blockIdx.y) * kSources, m = p.candidate_count, others = p.other_count;
   if (j >= m) return;
   const int count = static_cast<int>(min(static_cast<int64_t>(kSources), p.r - i0));
+  const int64_t source_step = p.column ? 1 : others, other_step = p.column ? p.r : 1;
+  way += b * p.r * others + i0 * source_step;
   float sums[kSources] = {};
   for (int64_t t = 0; t < others; ++t) {
     const float x = p.others_weight[b * others + t] * from[(b * others + t) * m + j];
 #pragma unroll
     for (int i = 0; i < kSources; ++i) {
-      if (i < count) sums[i] = fmaf(way[(b * p.r + i0 + i) * others + t], x, sums[i]);
+      if (i < count) sums[i] = fmaf(way[i * source_step + t * other_step], x, sums[i]);
     }
   }
 #pragma unroll
@@ -174,7 +177,8 @@ cudaError_t launch_correlate_tokens(const TokenLinksParams& p, void* workspace, 
   FICOCO_TRY(launch_block(p, sources, candidates, w.sources, w.direct, stream));
   if (p.gamma < 1.f) {
     if (p.probs) FICOCO_TRY(launch_rows(p, others, w.others, stream));
-    FICOCO_TRY(launch_block(p, sources, others, w.sources, w.way, stream));
+    FICOCO_TRY(p.column ? launch_block(p, others, sources, w.others, w.way, stream)
+                        : launch_block(p, sources, others, w.sources, w.way, stream));
     FICOCO_TRY(launch_block(p, others, candidates, w.others, w.from, stream));
     const dim3 grid(ceil_div(p.candidate_count, kThreads), ceil_div(p.r, kSources), p.batch);
     add_way_kernel<<<grid, kThreads, 0, stream>>>(p, w.way, w.from, w.direct);
