@@ -3,11 +3,12 @@
 from . import decoder_ops  # noqa: F401  (defines its operators)
 from ._backend import build_info
 from .api import reduce
-from .methods import METHODS, Method, get_method
+from .decoder_stages import DecoderCorrelate, DecoderFilter, LastTokenFilter
+from .methods import METHODS, DecoderMethod, Method, VisionAndDecoder, get_method
 from .models import attach
 from .ops import QueryKey
 from .reduction import Reduction
-from .schedule import Schedule
+from .schedule import Plan, Schedule
 from .stages import Compress, Correlate, Filter, Match
 from .version import __version__
 
@@ -15,12 +16,18 @@ __all__ = [
     "METHODS",
     "Compress",
     "Correlate",
+    "DecoderCorrelate",
+    "DecoderFilter",
+    "DecoderMethod",
     "Filter",
+    "LastTokenFilter",
     "Match",
     "Method",
+    "Plan",
     "QueryKey",
     "Reduction",
     "Schedule",
+    "VisionAndDecoder",
     "__version__",
     "attach",
     "build_info",

@@ -8,9 +8,13 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .methods import Method, get_method
+from .decoder_stages import Layout
+from .methods import AnyMethod, DecoderMethod, VisionAndDecoder, get_method
+from .methods.base import identity
 from .ops import Attention, QueryKey
 from .reduction import Reduction
+
+Visual = tuple[int, int] | Tensor
 
 
 def _check(
@@ -21,8 +25,12 @@ def _check(
     grid: tuple[int, int] | None,
     size: Tensor | None,
     previous: Reduction | None,
+    visual: int | None = None,
 ) -> None:
-    """Raise for anything that the stages could not name as clearly. Shapes and types only: no device is read."""
+    """Raise for anything that the stages could not name as clearly. Shapes and types only: no device is read.
+
+    ``visual``: how many of the tokens may leave, if not all but the class token.
+    """
     op = "reduce"
     if not isinstance(tokens, Tensor):
         checks.fail(op, "tokens", "a tensor (B, N, C)", tokens, "pass hidden states", TypeError)
@@ -52,12 +60,13 @@ def _check(
     if size is not None and not isinstance(size, Tensor):
         checks.fail(op, "size", f"a tensor ({b}, {n}, 1)", size, "pass Reduction.size", TypeError)
     checks.same_device(op, "tokens", tokens, **{first: given, "size": size})
-    patches = n - int(class_token)
+    patches = n - int(class_token) if visual is None else visual
     if isinstance(r, bool) or not isinstance(r, (int, torch.SymInt)):
         checks.fail(op, "r", "an integer", r, "pass how many tokens to remove", TypeError)
     largest = max(patches - 1, 0)
     if not 0 <= r <= largest:
-        checks.fail(op, "r", f"in [0, {largest}] for {patches} patches", r, f"the largest legal r is {largest}")
+        what = "patches" if visual is None else "visual tokens"
+        checks.fail(op, "r", f"in [0, {largest}] for {patches} {what}", r, f"the largest legal r is {largest}")
     if grid is not None:
         ok = isinstance(grid, (tuple, list)) and len(grid) == 2 and all(isinstance(x, int) and x > 0 for x in grid)
         if not ok:
@@ -84,11 +93,13 @@ def reduce(
     attn: Attention,
     r: int,
     *,
-    method: str | Method = ...,
-    class_token: bool = ...,
+    method: str | AnyMethod = ...,
+    class_token: bool | None = ...,
     grid: tuple[int, int] | None = ...,
     size: Tensor | None = ...,
     previous: Reduction | None = ...,
+    visual: Visual | None = ...,
+    mask: Tensor | None = ...,
     return_reduction: Literal[False] = ...,
     **hyperparameters: Any,
 ) -> Tensor: ...
@@ -98,11 +109,13 @@ def reduce(
     attn: Attention,
     r: int,
     *,
-    method: str | Method = ...,
-    class_token: bool = ...,
+    method: str | AnyMethod = ...,
+    class_token: bool | None = ...,
     grid: tuple[int, int] | None = ...,
     size: Tensor | None = ...,
     previous: Reduction | None = ...,
+    visual: Visual | None = ...,
+    mask: Tensor | None = ...,
     return_reduction: Literal[True],
     **hyperparameters: Any,
 ) -> Reduction: ...
@@ -111,11 +124,13 @@ def reduce(
     attn: Attention,
     r: int,
     *,
-    method: str | Method = "ficoco-v",
-    class_token: bool = True,
+    method: str | AnyMethod = "ficoco-v",
+    class_token: bool | None = None,
     grid: tuple[int, int] | None = None,
     size: Tensor | None = None,
     previous: Reduction | None = None,
+    visual: Visual | None = None,
+    mask: Tensor | None = None,
     return_reduction: bool = False,
     **hyperparameters: Any,
 ) -> Tensor | Reduction:
@@ -127,16 +142,24 @@ def reduce(
             ``attention="logits"|"probs"`` what they are); or ``QueryKey(query, key, scale)``, from which no N x N map
             is formed.
         r: tokens to remove from each item, 0 <= r <= patches - 1; for ToMe at most half of them.
-        method: a name (``ficoco_ext.METHODS``) or a :class:`ficoco_ext.Method`.
-        class_token: token 0 is a class token: never removed, never a target, copied bit for bit.
-        grid: (height, width) of the patches; None means a square. Only the local penalty needs it.
+        method: a name (``ficoco_ext.METHODS``), a :class:`ficoco_ext.Method`, or a
+            :class:`ficoco_ext.DecoderMethod`, whose tokens are a sequence of text and visual tokens.
+        class_token: token 0 is a class token: never removed, never a target, copied bit for bit. None is True, and
+            False for a decoder method.
+        grid: (height, width) of the patches; None means a square (decoder methods: unknown). Only the local penalty
+            needs it.
         size: (B, N, 1) original tokens that each token stands for; if given, merging is weighted by it (ToMe: always).
         previous: the :class:`Reduction` that made these tokens. Ids, grid and sizes go on from it.
+        visual: decoder methods only: which tokens are visual, as (start, length) or as (B, N) bool with equally many
+            in every row (one device read). The text is the real tokens behind the last of them.
+        mask: decoder methods only: (B, N) bool, False for padding.
         return_reduction: return a :class:`Reduction` instead of the tokens.
-        **hyperparameters: of the method, by name; see :func:`ficoco_ext.methods.ficoco_v`, ``tome``, ``topk``.
+        **hyperparameters: of the method, by name; see :func:`ficoco_ext.methods.ficoco_v`, ``ficoco_l``, ``tome``,
+            ``topk``, ``fastv`` and ``pyramiddrop``.
 
     Returns:
-        (B, N - r, C), new and contiguous, class token first, survivors in original order; or the ``Reduction``.
+        (B, N - r, C), new and contiguous, class token first, survivors in original order, text as it was; or the
+        ``Reduction``, told in all N tokens.
 
     Raises:
         ValueError, TypeError: naming the argument, what was wanted, what came and what to do.
@@ -152,11 +175,80 @@ def reduce(
         >>> ficoco_ext.reduce(tokens, ficoco_ext.QueryKey(q, k), 16).shape
         torch.Size([1, 49, 32])
     """
-    _check(tokens, attn, r, class_token, grid, size, previous)
     chosen = get_method(method, **hyperparameters)
+    if isinstance(chosen, VisionAndDecoder):
+        wanted, remedy = "one reduction", "reduce with its vision or its decoder method, as 'ficoco-v' and 'ficoco-l'"
+        checks.fail("reduce", "method", wanted, chosen.name, remedy)
+    if isinstance(chosen, DecoderMethod):
+        result = _reduce_sequence(chosen, tokens, attn, r, class_token, grid, size, previous, visual, mask)
+        return result if return_reduction else _tokens(result)
+    for name, value in (("visual", visual), ("mask", mask)):
+        if value is not None:
+            checks.fail("reduce", name, f"None with method {chosen.name!r}", value, "it is for decoder methods")
+    class_token = True if class_token is None else class_token
+    _check(tokens, attn, r, class_token, grid, size, previous)
     grid = None if grid is None else (grid[0], grid[1])
     result = chosen(tokens, attn, r, class_token=class_token, grid=grid, size=size, previous=previous)
-    if return_reduction:
-        return result
-    assert result.tokens is not None
-    return result.tokens
+    return result if return_reduction else _tokens(result)
+
+
+def _tokens(reduction: Reduction) -> Tensor:
+    assert reduction.tokens is not None
+    return reduction.tokens
+
+
+def _reduce_sequence(
+    method: DecoderMethod,
+    tokens: Tensor,
+    attn: Attention,
+    r: int,
+    class_token: bool | None,
+    grid: tuple[int, int] | None,
+    size: Tensor | None,
+    previous: Reduction | None,
+    visual: Visual | None,
+    mask: Tensor | None,
+) -> Reduction:
+    """:func:`reduce` by a decoder method."""
+    if class_token:
+        checks.fail("reduce", "class_token", f"False with method {method.name!r}", class_token, "leave it out")
+    _check(tokens, attn, 0, False, None, size, previous)
+    b, n, _ = tokens.shape
+    columns = _visual_columns(visual, tokens)
+    count = columns.shape[1]
+    _check(tokens, attn, r, False, None, size, previous, count)
+    if mask is not None:
+        fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and tuple(mask.shape) == (b, n)
+        if not fits:
+            checks.fail("reduce", "mask", f"({b}, {n}) bool", mask, "False for padding", TypeError)
+        checks.same_device("reduce", "tokens", tokens, mask=mask)
+    if grid is not None and (previous is not None or grid[0] * grid[1] != count):
+        wanted = f"of {count} cells, and None with previous="
+        checks.fail("reduce", "grid", wanted, grid, "the local penalty needs all visual tokens of the picture")
+    if size is None and previous is not None:
+        size = previous.size
+    if r == 0:
+        result = identity(tokens, size, False, None)
+    else:
+        layout = Layout.of(columns, n, mask, grid=None if grid is None else (grid[0], grid[1]))
+        result, _ = method(tokens, attn, r, layout, size=size)
+    return result if previous is None else result.after(previous)
+
+
+def _visual_columns(visual: Visual | None, tokens: Tensor) -> Tensor:
+    """Columns (B, n) of the visual tokens, ascending."""
+    b, n, _ = tokens.shape
+    wanted, remedy = f"(start, length) within {n} tokens, or ({b}, {n}) bool", "say which tokens are visual"
+    if isinstance(visual, Tensor):
+        if visual.dtype != torch.bool or tuple(visual.shape) != (b, n):
+            checks.fail("reduce", "visual", wanted, visual, remedy, TypeError)
+        checks.same_device("reduce", "tokens", tokens, visual=visual)
+        counts = set(visual.sum(1).tolist())
+        if len(counts) != 1 or counts == {0}:
+            got = f"rows with {', '.join(map(str, sorted(counts)))} visual tokens"
+            checks.fail("reduce", "visual", "equally many in every row, at least 1", got, "reduce the rows one by one")
+        return visual.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : counts.pop()]
+    ok = isinstance(visual, (tuple, list)) and len(visual) == 2 and all(type(x) is int for x in visual)
+    if not ok or visual is None or not (visual[0] >= 0 and visual[1] >= 1 and sum(visual) <= n):
+        checks.fail("reduce", "visual", wanted, visual, remedy)
+    return torch.arange(visual[0], sum(visual), device=tokens.device).expand(b, -1)

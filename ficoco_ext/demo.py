@@ -232,6 +232,7 @@ def _staircase(attached: Callable[[], Handle], model: Any) -> tuple[LayerTokens,
     """What every layer of the tower does; attaching for it also finds arguments that do not fit, before work begins."""
     layers = model.config.vision_config.num_hidden_layers
     with attached() as handle:
+        assert handle.schedule is not None
         removed = {step.layer: step.r for step in handle.schedule.steps}
         entering = handle.schedule.tokens_entering(layers)
     gone = [removed.get(layer, 0) for layer in range(layers)]

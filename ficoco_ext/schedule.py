@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ class Step:
 class Schedule:
     """r for every reducing layer of a stack that starts with ``patches`` tokens (class token not counted).
 
-    Build one with :meth:`build`. Printing it shows the staircase.
+    Build one with :meth:`build`. Printing it shows the staircase. A layer reduces between its attention and its MLP, or
+    with ``before_attention`` before both.
 
     Example:
         >>> from ficoco_ext import Schedule
@@ -33,6 +35,7 @@ class Schedule:
     patches: int
     layers: tuple[int, ...]
     r: tuple[int, ...]
+    before_attention: bool = False
 
     def __post_init__(self) -> None:
         for name in ("patches", "layers", "r"):
@@ -61,8 +64,10 @@ class Schedule:
         *,
         layers: Iterable[int],
         r: int | Sequence[int] | None = None,
-        keep_ratio: float | None = None,
+        keep_ratio: float | Sequence[float] | None = None,
         tokens: int | None = None,
+        rounding: str = "half_up",
+        before_attention: bool = False,
     ) -> Schedule:
         """A schedule from exactly one of ``r``, ``keep_ratio`` and ``tokens``.
 
@@ -70,7 +75,10 @@ class Schedule:
             patches: tokens that enter the first layer, class token not counted.
             layers: indices of the layers that reduce, ascending.
             r: tokens removed by each layer, or a list with one r per layer.
-            keep_ratio: in (0, 1], survivors / ``patches``; survivors are rounded half up, at least 1.
+            keep_ratio: in (0, 1], survivors / ``patches``, at least 1 survivor; or a list with the ratio after each
+                layer, which must not rise.
+            rounding: of survivors, ``"half_up"`` or ``"floor"``.
+            before_attention: the layers reduce before their attention.
             tokens: survivors after the last layer. Every layer removes ceil(all / layers), the last the remainder.
 
         Raises:
@@ -97,11 +105,20 @@ class Schedule:
             if not isinstance(r, (int, Sequence)):
                 raise TypeError(f"Schedule: r must be an integer or a list with one integer a layer, got {r!r}")
             each = (r,) * len(layers) if isinstance(r, int) else tuple(r)
-            return cls(patches, layers, each)
+            return cls(patches, layers, each, before_attention)
+        if isinstance(keep_ratio, (tuple, list)):
+            if len(keep_ratio) != len(layers):
+                raise ValueError(
+                    f"Schedule: keep_ratio has {len(keep_ratio)} entries for {len(layers)} layers; give one ratio, or "
+                    "one a layer"
+                )
+            counts = [patches, *(_survivors(patches, ratio, rounding) for ratio in keep_ratio)]
+            staged = tuple(before - after for before, after in itertools.pairwise(counts))
+            if min(staged) < 0:
+                raise ValueError(f"Schedule: keep_ratio must not rise from layer to layer, got {tuple(keep_ratio)}")
+            return cls(patches, layers, staged, before_attention)
         if keep_ratio is not None:
-            if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, (int, float)) or not 0 < keep_ratio <= 1:
-                raise ValueError(f"Schedule: keep_ratio must be in (0, 1], got {keep_ratio!r}")
-            tokens = max(1, math.floor(patches * keep_ratio + 0.5))
+            tokens = _survivors(patches, keep_ratio, rounding)
         if isinstance(tokens, bool) or not isinstance(tokens, int):
             raise TypeError(f"Schedule: tokens must be an integer, got {tokens!r}")
         if not 1 <= tokens <= patches:
@@ -110,7 +127,7 @@ class Schedule:
         step = math.ceil(left / len(layers))
         for _ in layers:
             each, left = (*each, min(step, left)), left - min(step, left)
-        return cls(patches, layers, each)
+        return cls(patches, layers, each, before_attention)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -132,13 +149,18 @@ class Schedule:
         return self.final / self.patches
 
     def tokens_entering(self, num_layers: int) -> tuple[int, ...]:
-        """Patches that enter the attention of each of ``num_layers`` layers (a layer reduces after its attention)."""
+        """Patches that enter the attention of each of ``num_layers`` layers."""
+        left = self._tokens_leaving(num_layers)
+        return left if self.before_attention else (self.patches, *left[:-1])
+
+    def tokens_in_mlp(self, num_layers: int) -> tuple[int, ...]:
+        """Patches that enter the MLP of each of ``num_layers`` layers, which are also those that leave the layer."""
+        return self._tokens_leaving(num_layers)
+
+    def _tokens_leaving(self, num_layers: int) -> tuple[int, ...]:
         removed = dict(zip(self.layers, self.r, strict=True))
-        counts, now = [], self.patches
-        for layer in range(num_layers):
-            counts.append(now)
-            now -= removed.get(layer, 0)
-        return tuple(counts)
+        gone = itertools.accumulate(removed.get(layer, 0) for layer in range(num_layers))
+        return tuple(self.patches - count for count in gone)
 
     def average_tokens(self, num_layers: int) -> float:
         """Mean over ``num_layers`` layers of the patches that enter their attention."""
@@ -148,3 +170,69 @@ class Schedule:
         lines = [f"{self.patches} patches"]
         lines += [f"  layer {s.layer:>3}: {s.before:>5} - {s.r:>4} = {s.after:>5}" for s in self.steps]
         return "\n".join([*lines, f"{self.final} left (keep ratio {self.keep_ratio:.3f})"])
+
+
+def _survivors(patches: int, keep_ratio: object, rounding: str) -> int:
+    if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, (int, float)) or not 0 < keep_ratio <= 1:
+        raise ValueError(f"Schedule: keep_ratio must be in (0, 1], got {keep_ratio!r}")
+    if rounding not in ("half_up", "floor"):
+        raise ValueError(f"Schedule: rounding must be 'half_up' or 'floor', got {rounding!r}")
+    return max(1, math.floor(patches * keep_ratio + (0.5 if rounding == "half_up" else 1e-9)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every layer of a language model removes, for any number of visual tokens: prompts differ in their images.
+
+    The arguments are those of :meth:`Schedule.build`, without ``patches``. A prompt that has less than is to be removed
+    or kept loses what it has: with ``r`` at least one visual token stays, with ``tokens`` one that has no more is left
+    alone.
+
+    Example:
+        >>> from ficoco_ext import Plan
+        >>> Plan(layers=(2, 4), r=14).schedule(576).r, Plan(layers=(2, 4), r=14).schedule(20).r
+        ((14, 14), (14, 5))
+    """
+
+    layers: tuple[int, ...]
+    r: int | tuple[int, ...] | None = None
+    keep_ratio: float | tuple[float, ...] | None = None
+    tokens: int | None = None
+    rounding: str = "half_up"
+    before_attention: bool = False
+
+    def __post_init__(self) -> None:
+        enough = self.tokens if isinstance(self.tokens, int) else 1
+        if self.r is not None:
+            each = (self.r,) * len(self.layers) if isinstance(self.r, int) else self.r
+            enough = 1 + sum(count for count in each if isinstance(count, int))
+        self._build(max(enough, 1), self.r, self.tokens)  # says what is wrong
+
+    def _build(self, patches: int, r: int | tuple[int, ...] | None, tokens: int | None) -> Schedule:
+        return Schedule.build(
+            patches,
+            layers=self.layers,
+            r=r,
+            keep_ratio=self.keep_ratio,
+            tokens=tokens,
+            rounding=self.rounding,
+            before_attention=self.before_attention,
+        )
+
+    @property
+    def removes(self) -> bool:
+        """False if no prompt would lose anything."""
+        if self.r is not None:
+            return any((self.r,) if isinstance(self.r, int) else self.r)
+        ratios = self.keep_ratio if isinstance(self.keep_ratio, tuple) else (self.keep_ratio,)
+        return self.tokens is not None or any(ratio != 1 for ratio in ratios)
+
+    def schedule(self, tokens: int) -> Schedule:
+        """The schedule of a prompt with ``tokens`` visual tokens."""
+        if self.tokens is not None:
+            return self._build(tokens, None, min(self.tokens, tokens))
+        if self.r is None:
+            return self._build(tokens, None, None)
+        wanted = (self.r,) * len(self.layers) if isinstance(self.r, int) else self.r
+        gone = [min(count, tokens - 1) for count in (0, *itertools.accumulate(wanted))]
+        return self._build(tokens, tuple(after - before for before, after in itertools.pairwise(gone)), None)

@@ -23,7 +23,22 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def tiny_llava(seed=0, attention="sdpa", *, strategy="default", feature_layer=-2, dtype=torch.float32, layers=LAYERS):
+def sharpened(make, seed, dtype=torch.float32):
+    """The model that ``make()`` builds, with weights much wider than the default: attention is sharp, tokens matter."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model = make().eval()
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1:
+                weight.normal_(std=1.0 if "embed" in name else 0.3)
+    model.generation_config.pad_token_id = PAD
+    model.generation_config.eos_token_id = None  # random models would stop at random
+    return model.to(dtype)
+
+
+def tiny_llava(
+    seed=0, attention="sdpa", *, strategy="default", feature_layer=-2, dtype=torch.float32, layers=LAYERS, text=None
+):
     """LLaVA with 36 patches, 6 vision layers of width 32, 3 Llama layers with grouped keys; attention far from flat."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -35,18 +50,19 @@ def tiny_llava(seed=0, attention="sdpa", *, strategy="default", feature_layer=-2
         image_size=SIDE * 4,
         patch_size=4,
     )
-    text = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        pad_token_id=PAD,
-        bos_token_id=1,
-        eos_token_id=EOS,
-    )
+    if text is None:
+        text = LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            pad_token_id=PAD,
+            bos_token_id=1,
+            eos_token_id=EOS,
+        )
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
@@ -56,15 +72,7 @@ def tiny_llava(seed=0, attention="sdpa", *, strategy="default", feature_layer=-2
         image_seq_length=PATCHES,
     )
     config._attn_implementation = attention
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        model = LlavaForConditionalGeneration(config).eval()
-        for name, weight in model.named_parameters():
-            if weight.dim() > 1:  # much wider than the default, so that attention is sharp and tokens matter
-                weight.normal_(std=1.0 if "embed" in name else 0.3)
-    model.generation_config.pad_token_id = PAD
-    model.generation_config.eos_token_id = None  # random models would stop at random
-    return model.to(dtype)
+    return sharpened(lambda: LlavaForConditionalGeneration(config), seed, dtype)
 
 
 def pixels(images, seed=1):

@@ -76,8 +76,8 @@ def other_attention(model):
 
 
 UNSUPPORTED = {
-    "another class": (lambda: torch.nn.Linear(2, 2), "model must be a LlavaForConditionalGeneration, got Linear"),
-    "LLaVA-NeXT": (next_model, "got LlavaNextForConditionalGeneration"),
+    "another class": (lambda: torch.nn.Linear(2, 2), "model must be one of LlavaForConditionalGeneration, LlavaNext"),
+    "LLaVA-NeXT": (next_model, "method must be one for the language model of LLaVA-NeXT"),
     "the inner model": (lambda: tiny_llava().model, "got LlavaModel"),
     "DataParallel": (lambda: torch.nn.DataParallel(tiny_llava()), "got DataParallel; attach to model.module"),
     "compiled": (lambda: torch.compile(tiny_llava()), "got OptimizedModule"),
@@ -312,7 +312,7 @@ def test_conversations_that_do_not_fit_their_cache_are_refused(model):
 def test_versions_of_transformers(version, monkeypatch):
     fake = None if version is None else types.SimpleNamespace(__version__=version)
     monkeypatch.setitem(sys.modules, "transformers", fake)
-    from ficoco_ext.models.handle import _require_transformers
+    from ficoco_ext.models.attach import _require_transformers
 
     if version is not None and version.startswith(("5.17", "5.23")):
         _require_transformers()

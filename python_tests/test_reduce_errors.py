@@ -60,7 +60,7 @@ CASES = {
         ({"r": None}, TypeError),
         ({"r": torch.tensor(4)}, TypeError),
     ],
-    "class_token": [({"class_token": 1}, TypeError), ({"class_token": None}, TypeError)],
+    "class_token": [({"class_token": 1}, TypeError), ({"class_token": "yes"}, TypeError)],
     "grid": [
         ({"grid": 8}, ValueError),
         ({"grid": (8,)}, ValueError),
@@ -201,7 +201,7 @@ def test_key_that_is_not_finite_without_patch_attention():
 
 @pytest.mark.parametrize("method", ["ficoco", "", None, 3, ["ficoco-v"]], ids=str)
 def test_unknown_method(method):
-    with pytest.raises((ValueError, TypeError), match=r"method must be a Method or one of 'ficoco-v', 'topk'"):
+    with pytest.raises((ValueError, TypeError), match=r"method must be a Method or one of 'ficoco-v', "):
         reduce(TOKENS, ATTN, 16, method=method)
 
 

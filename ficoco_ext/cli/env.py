@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import platform
 from importlib import metadata
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import torch
 
 from .. import METHODS, build_info
+from ..methods import hyperparameters
 from . import common
 
 MODELS = {"LLaVA-1.5": "transformers LlavaForConditionalGeneration with a CLIP tower (5.17 <= transformers < 6)"}
@@ -42,13 +42,9 @@ def collect() -> dict[str, Any]:
             },
             "cuda": cuda,
         },
-        "methods": {name: _defaults(factory) for name, factory in METHODS.items()},
+        "methods": {name: hyperparameters(name) for name in METHODS},
         "models": MODELS,
     }
-
-
-def _defaults(factory: Any) -> dict[str, Any]:
-    return {name: parameter.default for name, parameter in inspect.signature(factory).parameters.items()}
 
 
 def command(

@@ -10,19 +10,48 @@ from typing import Any
 import torch
 
 from .base import Method, square_grid
+from .decoder import DecoderMethod, VisionAndDecoder
 from .ficoco import ficoco_v, topk
+from .ficoco_l import ficoco_l, ficoco_vl
+from .pruning import fastv, pyramiddrop
 from .tome import tome
 
-METHODS: dict[str, Callable[..., Method]] = {"ficoco-v": ficoco_v, "topk": topk, "tome": tome}
+AnyMethod = Method | DecoderMethod | VisionAndDecoder
+
+METHODS: dict[str, Callable[..., AnyMethod]] = {
+    "ficoco-v": ficoco_v,
+    "ficoco-l": ficoco_l,
+    "ficoco-vl": ficoco_vl,
+    "topk": topk,
+    "tome": tome,
+    "fastv": fastv,
+    "pyramiddrop": pyramiddrop,
+}
 
 
-def get_method(method: str | Method, **hyperparameters: Any) -> Method:
-    """The method of that name with these hyperparameters, or the given :class:`Method` as it is.
+def hyperparameters(name: str) -> dict[str, Any]:
+    """Hyperparameters of the method ``name`` and their defaults.
+
+    Example:
+        >>> from ficoco_ext.methods import hyperparameters
+        >>> hyperparameters("fastv")
+        {'layer': 2}
+    """
+    if METHODS[name] is ficoco_vl:
+        vision, decoder = hyperparameters("ficoco-v"), hyperparameters("ficoco-l")
+        differ = {key: (value, decoder[key]) for key, value in vision.items() if decoder.get(key, value) != value}
+        return vision | decoder | differ
+    parameters = inspect.signature(METHODS[name]).parameters
+    return {key: parameter.default for key, parameter in parameters.items()}
+
+
+def get_method(method: str | AnyMethod, **hyperparameters: Any) -> AnyMethod:
+    """The method of that name with these hyperparameters, or the given method as it is.
 
     Raises:
         ValueError: unknown name. TypeError: a hyperparameter that the method does not have.
     """
-    if isinstance(method, Method):
+    if isinstance(method, AnyMethod):
         if hyperparameters:
             names = ", ".join(hyperparameters)
             raise TypeError(
@@ -41,17 +70,32 @@ def get_method(method: str | Method, **hyperparameters: Any) -> Method:
 
 
 @functools.lru_cache(maxsize=256)
-def _built(factory: Any, method: str, hyperparameters: tuple[tuple[str, Any], ...], kinds: tuple[type, ...]) -> Method:
-    return _build(method, dict(hyperparameters))
+def _built(factory: Any, method: str, given: tuple[tuple[str, Any], ...], kinds: tuple[type, ...]) -> AnyMethod:
+    return _build(method, dict(given))
 
 
-def _build(method: str, hyperparameters: dict[str, Any]) -> Method:
-    factory = METHODS[method]
-    known = list(inspect.signature(factory).parameters)
-    for name in hyperparameters:
+def _build(method: str, given: dict[str, Any]) -> AnyMethod:
+    known = hyperparameters(method)
+    for name in given:
         if name not in known:
             raise TypeError(f"method {method!r} has no hyperparameter {name!r}; it has {', '.join(known)}")
-    return factory(**hyperparameters)
+    return METHODS[method](**given)
 
 
-__all__ = ["METHODS", "Method", "ficoco_v", "get_method", "square_grid", "tome", "topk"]
+__all__ = [
+    "METHODS",
+    "AnyMethod",
+    "DecoderMethod",
+    "Method",
+    "VisionAndDecoder",
+    "fastv",
+    "ficoco_l",
+    "ficoco_v",
+    "ficoco_vl",
+    "get_method",
+    "hyperparameters",
+    "pyramiddrop",
+    "square_grid",
+    "tome",
+    "topk",
+]

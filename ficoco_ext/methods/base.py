@@ -66,7 +66,7 @@ class Method:
         if size is None and previous is not None:
             size = previous.size
         if r == 0:
-            result = _identity(tokens, size, class_token, grid)
+            result = identity(tokens, size, class_token, grid)
         else:
             ids = None if previous is None else previous.patch_ids
             stages: Any = (self.filter, self.correlate, self.compress)
@@ -114,7 +114,7 @@ def _stage_by_stage(
     return Reduced(*merged, *selection[:3], *links)
 
 
-def _identity(tokens: Tensor, size: Tensor | None, class_token: bool, grid: tuple[int, int] | None) -> Reduction:
+def identity(tokens: Tensor, size: Tensor | None, class_token: bool, grid: tuple[int, int] | None) -> Reduction:
     """What r = 0 gives: the same tokens in a new tensor, everyone holding itself."""
     b, n = tokens.shape[:2]
     dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32

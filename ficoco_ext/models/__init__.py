@@ -1,5 +1,6 @@
 """Hooks into Hugging Face models. Nothing here imports transformers before ``attach`` is called."""
 
-from .handle import Handle, attach
+from .attach import attach
+from .handle import Handle
 
 __all__ = ["Handle", "attach"]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor, nn
 
 from .. import checks
 from . import placeholders
 from .clip import check_tower
+from .families import unsupported
+from .generation import images_of, named, option, refuse_unsupported
 from .patches import Patches
 from .placeholders import Placeholders, Prompt
 
-_UNSUPPORTED = ("prefill_chunk_size", "assistant_model", "token_healing")
 _OVERRIDES = ("vision_feature_layer", "vision_feature_select_strategy")
 
 
@@ -34,25 +34,13 @@ class Geometry:
         return self.grid[0] * self.grid[1]
 
 
-def _unsupported(argument: str, wanted: str, got: object, remedy: str) -> NoReturn:
-    checks.fail("attach", argument, wanted, got if isinstance(got, str) else repr(got), remedy, NotImplementedError)
-
-
-def check_model(model: Any) -> None:
-    """Raise NotImplementedError unless this is a LLaVA-1.5 with a CLIP tower, as it came from transformers."""
-    from transformers import LlavaForConditionalGeneration
-
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        remedy = "attach to model.module, one process a GPU"
-        _unsupported("model", "a LlavaForConditionalGeneration", type(model).__name__, remedy)
-    if type(model) is not LlavaForConditionalGeneration:
-        remedy = "no other model is supported; take a wrapped one out first (model.module, get_base_model(), _orig_mod)"
-        _unsupported("model", "a LlavaForConditionalGeneration", type(model).__name__, remedy)
+def check_vision(model: Any) -> None:
+    """Raise NotImplementedError unless this LLaVA-1.5 has a CLIP tower, used as it came from transformers."""
     layer, strategy = model.config.vision_feature_layer, model.config.vision_feature_select_strategy
     if isinstance(layer, bool) or not isinstance(layer, int):
-        _unsupported("vision_feature_layer", "one integer", layer, "layers of different lengths cannot be concatenated")
+        unsupported("vision_feature_layer", "one integer", layer, "layers of different lengths cannot be concatenated")
     if strategy not in ("default", "full"):
-        _unsupported("vision_feature_select_strategy", "'default' or 'full'", strategy, "no other one is known")
+        unsupported("vision_feature_select_strategy", "'default' or 'full'", strategy, "no other one is known")
     check_tower(model.model.vision_tower)
 
 
@@ -64,6 +52,15 @@ def geometry(model: Any) -> Geometry:
     place = selected if selected >= 0 else layers + 1 + selected  # hidden_states[0] is what enters the first layer
     extra = int(model.config.vision_feature_select_strategy == "full")
     return Geometry((side, side), layers, place - 1, extra)
+
+
+def geometry_or_none(model: Any) -> Geometry | None:
+    """The geometry if every picture has the same number of visual tokens, in the order of its patches."""
+    from transformers import LlavaForConditionalGeneration
+    from transformers.models.clip.modeling_clip import CLIPVisionModel
+
+    known = type(model) is LlavaForConditionalGeneration and type(model.model.vision_tower) is CLIPVisionModel
+    return geometry(model) if known and isinstance(model.config.vision_feature_layer, int) else None
 
 
 class Prompts:
@@ -83,9 +80,8 @@ class Prompts:
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """``GenerationMixin.generate`` on the short prompt; the result begins with the caller's."""
-        options = _named(type(self.model).generate, self.model, args, kwargs)
-        options.update(options.pop("kwargs", {}))
-        images = _images(options)
+        options = named(type(self.model).generate, self.model, args, kwargs)
+        images = images_of(options)
         name = "input_ids" if options.get("input_ids") is not None else "inputs"
         ids, cache = options.get(name), options.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
@@ -95,7 +91,7 @@ class Prompts:
             return self._generate(**options)
         if images:
             self._check("generate", options)
-            self._check_options(options)
+            refuse_unsupported(self.model, options)
         mask = options.get("attention_mask")
         if mask is None:
             mask = self._mask_of_padding(ids, options)
@@ -120,9 +116,8 @@ class Prompts:
         if getattr(module, "_is_replica", False):
             message = "model must be one module, got a replica of nn.DataParallel; use one process a GPU"
             raise NotImplementedError(f"ficoco::forward: {message}")
-        options = _named(type(self.model).forward, module, args, kwargs)
-        options.update(options.pop("kwargs", {}))
-        images = _images(options)
+        options = named(type(self.model).forward, module, args, kwargs)
+        images = images_of(options)
         if not images:
             return None
         self._check("forward", options)
@@ -147,32 +142,11 @@ class Prompts:
                 remedy = "detach, change model.config, attach again"
                 checks.fail(op, name, f"{attached!r} as it was at attach", repr(asked), remedy)
 
-    def _check_options(self, options: dict[str, Any]) -> None:
-        """Ways to generate that would count the full prompt again, or a prompt that is not ours."""
-        asked = {name: self._option(name, options) for name in _UNSUPPORTED}
-        asked["continuous batching"] = self._option("cache_implementation", options) == "paged"
-        asked["custom_generate from a repository"] = isinstance(options.get("custom_generate"), str)
-        for name, value in asked.items():
-            if value:
-                message = f"{name} is not supported with images; leave it out, or detach first"
-                raise NotImplementedError(f"ficoco::generate: {message}")
-
-    def _option(self, name: str, options: dict[str, Any]) -> Any:
-        """A generation option as ``generate`` would resolve it."""
-        for value in (
-            options.get(name),
-            getattr(options.get("generation_config"), name, None),
-            getattr(self.model.generation_config, name, None),
-        ):
-            if value is not None:
-                return value
-        return None
-
     def _shift_lengths(self, options: dict[str, Any], removed: int) -> None:
         """``max_length`` and ``min_length`` count the caller's prompt; inside, it is ``removed`` tokens shorter."""
         for name, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-            value = self._option(name, options)
-            if not value or self._option(instead, options) is not None:
+            value = option(self.model, name, options)
+            if not value or option(self.model, instead, options) is not None:
                 continue
             config = options.get("generation_config")
             if options.get(name) is None and getattr(config, name, None) is not None:
@@ -184,16 +158,9 @@ class Prompts:
 
     def _mask_of_padding(self, ids: Tensor, options: dict[str, Any]) -> Tensor | None:
         """The mask that ``generate`` infers when it gets none: needed before rows are padded anew."""
-        pad, eos = self._option("pad_token_id", options), self._option("eos_token_id", options)
+        pad, eos = option(self.model, "pad_token_id", options), option(self.model, "eos_token_id", options)
         ends = eos if isinstance(eos, (list, tuple)) else [eos]
         return None if pad is None or pad in ends else (ids != pad).to(ids.dtype)
-
-
-def _named(function: Any, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by name, positional ones too."""
-    named = dict(inspect.signature(function).bind(owner, *args, **kwargs).arguments)
-    named.pop("self")
-    return named
 
 
 def _check_cached(ids: Tensor | None, options: dict[str, Any]) -> None:
@@ -206,14 +173,6 @@ def _check_cached(ids: Tensor | None, options: dict[str, Any]) -> None:
         wanted = f"({ids.shape[0]}, {past} cached + {ids.shape[1]})"
         remedy = "the cache holds the shortened prompt: count from its length"
         checks.fail("forward", "attention_mask", wanted, mask, remedy)
-
-
-def _images(options: dict[str, Any]) -> int:
-    """Images that come with a call, raw or encoded: a host number."""
-    if options.get("pixel_values") is not None:
-        return int(options["pixel_values"].shape[0])
-    encoded = (options.get("mm_encoder_outputs") or {}).get("image")
-    return 0 if encoded is None else len(encoded.pooler_output)
 
 
 def _filler(model: Any) -> int:

@@ -58,7 +58,8 @@ class Patches:
         Raises:
             RuntimeError: somebody replaced an attribute after us.
         """
-        for patch in self._patches:
+        last = {(id(patch.owner), patch.name): patch for patch in self._patches}  # one may lie over another of ours
+        for patch in last.values():
             if patch.place() is None:
                 what = f"{patch.name} of {type(patch.owner).__name__}"
                 raise RuntimeError(f"ficoco::detach: {what} was replaced after attach; undo that, then detach")

@@ -30,10 +30,12 @@ class Tap:
             that ``model.set_attn_implementation`` goes on working.
         bias: what to add to the logits of each key, or None. What is seen is without it.
         reads: query and key are wanted; False for a tap that only adds the bias.
+        attends: False while nothing but query and key is wanted, and no kernel is to run.
     """
 
     def __init__(self, config: Any, bias: KeyBias | None = None, reads: bool = True) -> None:
         self.config, self.bias, self.reads = config, bias, reads
+        self.attends = True
         self._seen: QueryKey | None = None
 
     def put(self, query: Tensor, key: Tensor, scale: float | None) -> None:
@@ -56,6 +58,9 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mas
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     tap: Tap = module._ficoco_tap  # type: ignore[assignment]
+    if not tap.attends:
+        tap.put(query, key, kwargs.get("scaling"))
+        return query.transpose(1, 2), None
     eager = sys.modules[type(module).__module__].eager_attention_forward  # not in the table of implementations
     kernel: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(tap.config._attn_implementation, eager)
     bias = None if tap.bias is None else tap.bias(key)

@@ -1,0 +1,133 @@
+"""FiCoCo-L, inside the language model, and FiCoCo-VL, in tower and language model (arXiv 2411.17686)."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from ..decoder_stages import DecoderCorrelate, DecoderFilter
+from ..stages import Compress
+from .decoder import DecoderMethod, VisionAndDecoder
+from .ficoco import ficoco_v
+
+# As in FiCoCo-V: the paper's equations on probabilities, and the logits of the authors' released code without its bugs.
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "paper": {"attention": "probs", "alpha": "ratio"},
+    "released": {"attention": "logits", "alpha": "softmax"},
+}
+
+
+def _from_an_eighth(layers: int) -> tuple[int, ...]:
+    """From an eighth of the layers on: 4, 5, ... 31 of 32, the paper's fourth layer when layers count from 0."""
+    return tuple(range(max(layers // 8, min(1, layers - 1)), layers))
+
+
+def ficoco_l(
+    *,
+    variant: str = "released",
+    beta: float = 0.6,
+    gamma: float = 0.6,
+    eps: float = 0.998,
+    alpha: str | None = None,
+    targets: str | int = "adaptive",
+    attention: str | None = None,
+    direct: bool = True,
+    indirect: bool = True,
+    text_relevance: bool = True,
+    visual_redundancy: bool = True,
+    visual_reduce: str = "mean",
+    text_reduce: str = "mean",
+    indirect_reduce: str = "sum",
+    penalty: float = 1.0,
+    window: int = 2,
+    before_attention: bool = False,
+) -> DecoderMethod:
+    """FiCoCo-L, for the layers of a language model, during prefill.
+
+    Args:
+        variant: ``"paper"`` or ``"released"``: defaults for what is None below.
+        beta: weight of visual attention in the redundancy, against attention with the text (eq. 3).
+        gamma: weight of direct attention in the correlation, against that by way of the text (eq. 4).
+        eps: quantile of the adaptive targets.
+        alpha: ``"softmax"``, ``"ratio"`` or ``"average"`` (paper ratio, released softmax).
+        targets: ``"adaptive"`` or a fixed number; 0 prunes.
+        attention: ``"logits"`` or ``"probs"`` (paper probs, released logits). Probabilities know the causal mask, so
+            their terms with the text are what the text gives to visual tokens; see :class:`DecoderFilter`.
+        direct, indirect: False leaves out that part of the correlation (ablations).
+        text_relevance, visual_redundancy: False leaves out that term of the redundancy (ablations).
+        visual_reduce, text_reduce: ``"mean"`` (eq. 3) or ``"sum"``; the released code has sum and mean.
+        indirect_reduce: ``"sum"`` (the paper's algorithm) or ``"mean"`` (its appendix) over the text.
+        penalty, window: local penalty as in FiCoCo-V; 1 is off, the paper's choice here.
+        before_attention: reduce before a layer's attention instead of behind it.
+
+    Raises:
+        ValueError: a value out of range, or values that do not fit together; the message says which and why.
+    """
+    if variant not in _VARIANTS:
+        raise ValueError(f"ficoco-l: variant must be one of 'paper', 'released', got {variant!r}")
+    flags = {
+        "direct": direct,
+        "indirect": indirect,
+        "text_relevance": text_relevance,
+        "visual_redundancy": visual_redundancy,
+        "before_attention": before_attention,
+    }
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"ficoco-l: {name} must be True or False, got {value!r}")
+    for first, second, what in (
+        ("direct", "indirect", "correlate"),
+        ("text_relevance", "visual_redundancy", "filter"),
+    ):
+        if not (flags[first] or flags[second]):
+            raise ValueError(f"ficoco-l: {first} and {second} are both False; nothing is left to {what} by")
+    given = {"attention": attention, "alpha": alpha}
+    chosen = _VARIANTS[variant] | {name: value for name, value in given.items() if value is not None}
+    if not direct:
+        gamma = 0.0
+    if not indirect:
+        gamma = 1.0
+    if not text_relevance:
+        beta = 1.0
+    if not visual_redundancy:
+        beta = 0.0
+    return DecoderMethod(
+        name="ficoco-l",
+        filter=DecoderFilter(
+            beta=beta,
+            attention=chosen["attention"],
+            visual_reduce=visual_reduce,
+            text_reduce=text_reduce,
+            penalty=penalty,
+            window=window,
+        ),
+        correlate=DecoderCorrelate(
+            gamma=gamma,
+            indirect_reduce=indirect_reduce,
+            targets=targets,
+            eps=eps,
+            alpha=chosen["alpha"],
+            attention=chosen["attention"],
+        ),
+        compress=Compress(),
+        layers=_from_an_eighth,
+        before_attention=before_attention,
+        source="FiCoCo, arXiv 2411.17686, eq. 2-4",
+    )
+
+
+def ficoco_vl(**hyperparameters: Any) -> VisionAndDecoder:
+    """FiCoCo-V in the tower and FiCoCo-L in the language model.
+
+    Args:
+        **hyperparameters: of :func:`ficoco_v` and of :func:`ficoco_l`; one that both have goes to both. For different
+            values build the two yourself: ``VisionAndDecoder(ficoco_v(...), ficoco_l(...))``.
+
+    Raises:
+        TypeError: a hyperparameter that neither has. ValueError: as those two.
+    """
+    known = [inspect.signature(side).parameters for side in (ficoco_v, ficoco_l)]
+    vision, decoder = ({name: value for name, value in hyperparameters.items() if name in names} for names in known)
+    if unknown := set(hyperparameters) - set(vision) - set(decoder):
+        raise TypeError(f"ficoco-vl: neither part has a hyperparameter {sorted(unknown)[0]!r}")
+    return VisionAndDecoder(ficoco_v(**vision), ficoco_l(**decoder))

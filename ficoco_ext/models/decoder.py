@@ -1,0 +1,358 @@
+"""The language model: reduction during prefill in chosen layers, and caches that are shorter from there on.
+
+State lives in two places. One call's is here and is cleared when the call ends, also by an exception. What the caches
+hold is written on the cache itself when a prefill has succeeded, so that it goes where the cache goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks
+from ..methods import DecoderMethod
+from ..ops import QueryKey
+from ..schedule import Plan
+from . import columns, tap
+from .columns import Columns
+from .families import Family
+from .generation import images_of, named, option, refuse_unsupported
+from .patches import Patches
+from .prefill import Group, Prefill, group_rows, visual_columns
+
+_STATE = "_ficoco_columns"  # on a cache
+
+
+class CacheColumns:
+    """Which columns of the prompt each layer of a cache holds.
+
+    Args:
+        plan: what reduced it; a cache goes on only under the same.
+        length: columns of the prompt.
+        stages: the different sets of columns.
+        of_layer: for each layer which of them it holds.
+    """
+
+    def __init__(self, plan: Plan, length: int, stages: list[Columns], of_layer: tuple[int, ...]) -> None:
+        self.plan, self.length, self.stages, self.of_layer = plan, length, stages, of_layer
+
+
+class _Call:
+    """One call of the model: a prefill that reduces, or new tokens behind one."""
+
+    def __init__(self, prefill: Prefill | None, state: CacheColumns | None, cache: Any) -> None:
+        self.prefill, self.state, self.cache = prefill, state, cache
+        self.told: dict[tuple[int, torch.device], dict[str, Any]] = {}  # by stage: kwargs told in its columns
+
+
+class DecoderLayer:
+    """Takes the place of one layer's ``forward``, from the first layer that reduces on."""
+
+    def __init__(
+        self, layer: Any, index: int, owner: Decoder, step: int | None = None, tapped: tap.Tap | None = None
+    ) -> None:
+        self.layer, self.index, self.owner, self.step, self.tap = layer, index, owner, step, tapped
+
+    def forward(self, hidden_states: Tensor, attention_mask: Any = None, **kwargs: Any) -> Tensor:
+        """The layer's own forward in the columns that it holds; a reducing layer reduces while a prompt is read."""
+        call, body = self.owner.call, type(self.layer).forward
+        kwargs["attention_mask"] = attention_mask
+        if call is None:
+            return body(self.layer, hidden_states, **kwargs)
+        told = self.owner.told(call, self.index, hidden_states, kwargs)
+        if call.prefill is None or self.step is None:
+            return body(self.layer, hidden_states, **told)
+        call.cache = kwargs.get("past_key_values")  # the language model may have made it
+        method = self.owner.methods[self.step]
+        if method.before_attention:
+            seen = self._query_key(hidden_states, told)
+            hidden_states = call.prefill.reduce(hidden_states, seen, method, self.index, self.step)
+            return body(self.layer, hidden_states, **self.owner.told(call, self.index, hidden_states, kwargs))
+        attended, seen = self._attend(hidden_states, told)
+        hidden_states = call.prefill.reduce(hidden_states + attended, seen, method, self.index, self.step)
+        return hidden_states + self.layer.mlp(self.layer.post_attention_layernorm(hidden_states))
+
+    def _attend(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, QueryKey]:
+        """Attention of the layer, and the query and key of the prompt that it saw.
+
+        The tap reads during a prefill only: what it holds during decoding would keep old caches alive.
+        """
+        assert self.tap is not None
+        self.tap.reads = True
+        try:
+            attended = self.layer.self_attn(hidden_states=self.layer.input_layernorm(hidden_states), **kwargs)[0]
+        finally:
+            self.tap.reads = False
+        query, key, scale = self.tap.take()
+        return attended, QueryKey(query, key[:, :, : query.shape[2]], scale)  # a static cache has empty places behind
+
+    def _query_key(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> QueryKey:
+        """Query and key that the tokens would have here, without attending and without touching the cache."""
+        assert self.tap is not None
+        without_cache = kwargs | {"past_key_values": None}
+        self.tap.attends = False
+        try:
+            self.layer.self_attn(hidden_states=self.layer.input_layernorm(hidden_states), **without_cache)
+        finally:
+            self.tap.attends = True
+        return self.tap.take()
+
+
+class Decoder:
+    """The reduction of one model's language model.
+
+    The last real token of a prompt always stays: the answer is read from it. Where a picture ends the prompt, its last
+    token counts as text.
+
+    Args:
+        model: the whole model. family: which one it is.
+        plan: what each layer removes. methods: one for each of its layers.
+        static_counts: the number of visual tokens of every row: True for one to be found from the pictures' number, or
+            a number; False: read it from the prompt, which waits for the device once.
+        per_image: visual tokens of a picture, None if that depends on the picture.
+        picture: grid of a picture's visual tokens, None if unknown.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        family: Family,
+        plan: Plan,
+        methods: Sequence[DecoderMethod],
+        *,
+        static_counts: bool | int = False,
+        per_image: int | None = None,
+        picture: tuple[int, int] | None = None,
+    ) -> None:
+        self.model, self.plan, self.methods = model, plan, tuple(methods)
+        self.tokens = tuple(getattr(model.config, name) for name in family.placeholders)
+        self.static_counts, self.per_image, self.picture = static_counts, per_image, picture
+        self._generate = model.generate
+        self.call: _Call | None = None
+        self.generating = False  # transformers hands over masks that it has made itself
+        self.last: Prefill | None = None
+
+    def install(self, patches: Patches) -> None:
+        """Replace the layers' bodies and hook the model that reads the prompt."""
+        language_model = self.model.model.language_model
+        steps = {layer: step for step, layer in enumerate(self.plan.layers)}
+        first = min(steps)
+        of_layer, stage = [], 0
+        for index, layer in enumerate(language_model.layers):
+            step = steps.get(index)
+            before = step is not None and self.methods[step].before_attention
+            stage += before
+            of_layer.append(stage)
+            stage += step is not None and not before
+            if index >= first:
+                tapped = None if step is None else tap.install(layer.self_attn, patches, reads=False)
+                patches.set_forward(layer, DecoderLayer(layer, index, self, step, tapped).forward)
+        self.of_layer = tuple(of_layer)
+        patches.set(self.model, "generate", self.generate)
+        patches.hook(self.model.register_forward_pre_hook(self.before_all, with_kwargs=True))
+        patches.hook(self.model.model.register_forward_pre_hook(self.before, with_kwargs=True))
+        patches.hook(self.model.model.register_forward_hook(self.after, with_kwargs=True, always_call=True))
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """``GenerationMixin.generate``, with what it may not be asked for refused."""
+        options = named(type(self.model).generate, self.model, args, kwargs)
+        if images_of(options):
+            refuse_unsupported(self.model, options)
+            if option(self.model, "use_cache", options) is False:
+                message = "without a cache every step would read, and reduce, a longer prompt; leave use_cache on"
+                raise NotImplementedError(f"ficoco::generate: use_cache=False is not supported: {message}")
+        self.generating = True
+        try:
+            return self._generate(**options)
+        finally:
+            self.generating = False
+
+    def before_all(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What only the outermost call knows."""
+        if not images_of(kwargs) and len(args) < 2:
+            return
+        if kwargs.get("labels") is not None:
+            remedy = "logits have the reduced length; detach to compute a loss"
+            checks.fail("forward", "labels", "None: a prompt loses visual tokens", kwargs["labels"], remedy)
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Find out what kind of call this is."""
+        self.call = None
+        options = named(type(module).forward, module, args, kwargs) if args else kwargs
+        cache, ids = options.get("past_key_values"), options.get("input_ids")
+        if images_of(options):
+            self._check(module, options)
+            _forget(cache)
+            assert ids is not None
+            prefill = self._prefill(ids, options)
+            self.call = None if prefill is None else _Call(prefill, None, cache)
+            return
+        state = getattr(cache, _STATE, None)
+        if cache is None or state is None:
+            return
+        given = ids if ids is not None else options["inputs_embeds"]
+        if given.shape[1] > 1 and int(cache.get_seq_length()) == 0:
+            _forget(cache)  # it was reset, and this is another prompt, of text alone
+            return
+        self._check_state(state, cache, given.shape[0])
+        self.call = _Call(None, state, cache)
+
+    def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Write on the cache what it holds now, if the prefill went through; forget the call in any case."""
+        call, self.call = self.call, None
+        if call is None or call.prefill is None or output is None:
+            return
+        self.last = call.prefill
+        if call.cache is not None:
+            setattr(
+                call.cache, _STATE, CacheColumns(self.plan, call.prefill.length, call.prefill.stages, self.of_layer)
+            )
+
+    def told(self, call: _Call, layer: int, hidden_states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of a layer in the columns that it holds now."""
+        prefill, state = call.prefill, call.state
+        if prefill is not None:
+            stage, held, length = len(prefill.stages) - 1, prefill.held, prefill.length
+        else:
+            assert state is not None
+            stage, length = state.of_layer[layer], state.length
+            held = state.stages[stage]
+        if stage == 0:
+            return kwargs
+        key = (stage, hidden_states.device)
+        if key not in call.told:
+            held = held.to(hidden_states.device)
+            call.told[key] = self._tell(call, held, length, layer, hidden_states, kwargs)
+        return kwargs | call.told[key]
+
+    def _tell(
+        self, call: _Call, held: Columns, length: int, layer: int, hidden_states: Tensor, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        cache, prefill = kwargs.get("past_key_values"), call.prefill is not None
+
+        def build(real: Tensor) -> Any:
+            from transformers.masking_utils import create_causal_mask
+
+            new = 0
+            if cache is not None and not prefill:
+                new = int(cache.get_seq_length(layer)) - real.shape[1] + hidden_states.shape[1]
+            there = torch.cat([real, real.new_ones(real.shape[0], new)], 1)
+            config = self.model.model.language_model.config
+            return create_causal_mask(config, hidden_states, there, cache, layer_idx=layer)
+
+        base = kwargs["attention_mask"]
+        static = bool(getattr(cache, "is_compileable", False))
+        told = {"attention_mask": columns.mask(base, held, length, prefill=prefill, static=static, build=build)}
+        if prefill:
+            told["position_embeddings"] = columns.embeddings(kwargs["position_embeddings"], held.places)
+            told["position_ids"] = columns.position_ids(kwargs.get("position_ids"), held.places)
+        return told
+
+    def _check(self, module: nn.Module, options: dict[str, Any]) -> None:
+        """What a call with pictures may not ask for."""
+        cache, mask = options.get("past_key_values"), options.get("attention_mask")
+        if options.get("input_ids") is None:
+            remedy = "pass input_ids, whose placeholders say which tokens are visual"
+            checks.fail("forward", "inputs_embeds", "None in a call with images", "embeddings", remedy)
+        if module.training:
+            remedy = "call model.eval(), or detach"
+            checks.fail("forward", "model", "in evaluation mode", "one in training mode", remedy)
+        if getattr(module, "_is_replica", False):
+            message = "model must be one module, got a replica of nn.DataParallel; use one process a GPU"
+            raise NotImplementedError(f"ficoco::forward: {message}")
+        fixed = bool(getattr(cache, "is_compileable", False))
+        if cache is not None and not (fixed and self.static_counts) and int(cache.get_seq_length()) > 0:
+            message = "new images on a cache that is not empty are not supported; pass the whole conversation anew"
+            raise NotImplementedError(f"ficoco::forward: {message}")
+        usable = mask is None or (isinstance(mask, Tensor) and (mask.dim() == 2 or self.generating))
+        if isinstance(mask, dict):
+            usable = self.generating and isinstance(mask.get("full_attention"), Tensor)
+        if not usable:
+            wanted = "None or (B, L), as the processor made it"
+            checks.fail("forward", "attention_mask", wanted, mask, "causality and padding is all that is told on")
+
+    def _prefill(self, ids: Tensor, options: dict[str, Any]) -> Prefill | None:
+        """The rows of a prompt with pictures. Waits for the device once, unless counts are static."""
+        visual = ids == self.tokens[0]
+        for other in self.tokens[1:]:
+            visual = visual | (ids == other)
+        real = _real(options.get("attention_mask"), ids.shape[1])
+        if self.static_counts:
+            return self._static(visual, real, options)
+        length = ids.shape[1]
+        columns_ = torch.arange(length, device=ids.device)
+        last = length - 1 if real is None else (columns_ * real).amax(1, keepdim=True)
+        visual = visual & (columns_ != last)  # what the answer is read from stays, even if it is a picture's
+        facts = [visual.sum(1), length - 1 - (columns_ * visual).amax(1)]
+        if real is not None:
+            ragged = (real[:, 1:] < real[:, :-1]).any(1)  # a hole, or padding on the right: nothing is given up
+            facts.append(torch.where(ragged, length, real.sum(1)))
+        else:
+            facts.append(torch.full_like(facts[0], length))
+        counts = torch.stack(facts, 1).tolist()
+        numbers = {count[0] for count in counts} - {0}
+        if not numbers:
+            return None
+        if max(count[2] for count in counts) == length == min(count[2] for count in counts) and real is not None:
+            real = real if any(map(bool, ragged.tolist())) else None
+        schedules = {number: self.plan.schedule(number) for number in numbers}
+        return Prefill(visual, real, group_rows(visual, real, schedules, counts), self.picture)
+
+    def _static(self, visual: Tensor, real: Tensor | None, options: dict[str, Any]) -> Prefill:
+        """All rows alike, by promise: nothing is read."""
+        b, length = visual.shape
+        if self.static_counts is True:
+            assert self.per_image is not None
+            total = images_of(options) * self.per_image
+            if total % b:
+                wanted = f"equally many in each of {b} rows, as static_counts promises"
+                checks.fail("forward", "images", wanted, str(images_of(options)), "attach without static_counts")
+            count = total // b
+        else:
+            count = int(self.static_counts)
+        checked = visual.device.type == "cpu" and not torch.compiler.is_compiling()
+        if checked and not bool((visual.sum(1) == count).all()):
+            got = f"rows with {visual.sum(1).tolist()}"
+            remedy = "attach without static_counts"
+            checks.fail("forward", "input_ids", f"{count} visual tokens in each row, as promised", got, remedy)
+        group = Group(None, self.plan.schedule(count), visual_columns(visual, count), None, [length] * b)
+        return Prefill(visual, real, [group], self.picture)
+
+    def _check_state(self, state: CacheColumns, cache: Any, rows: int) -> None:
+        """A cache must be as the prefill left it, with new tokens behind."""
+        if state.plan != self.plan or state.of_layer != self.of_layer:
+            remedy = "go on with the reduction that made it, or pass the whole conversation anew"
+            checks.fail("forward", "past_key_values", "a cache of this reduction", "one of another", remedy)
+        if state.stages[-1].places.shape[0] != rows:
+            wanted, got = f"{state.stages[-1].places.shape[0]} rows, as the prefill had", f"{rows}"
+            checks.fail("forward", "input_ids", wanted, got, "rows cannot be added to or taken from a reduced cache")
+        if getattr(cache, "is_compileable", False):
+            return  # its lengths are on the device
+        new = int(cache.get_seq_length()) - state.length
+        for layer, stage in enumerate(state.of_layer):
+            left = state.stages[stage].places.shape[1]
+            if new < 0 or int(cache.get_seq_length(layer)) != left + new:
+                remedy = "crop no more than the generated tokens, the same number in every layer"
+                got = f"{int(cache.get_seq_length(layer))} in layer {layer}"
+                wanted = f"{left} columns, as the prefill left them, and the new ones"
+                checks.fail("forward", "past_key_values", wanted, got, remedy)
+
+
+def _forget(cache: Any) -> None:
+    if cache is not None and hasattr(cache, _STATE):
+        delattr(cache, _STATE)
+
+
+def _real(mask: Any, length: int) -> Tensor | None:
+    """(B, L) True for real tokens, from whatever mask came; None: all are."""
+    if isinstance(mask, dict):
+        mask = mask["full_attention"]
+    if mask is None:
+        return None
+    if mask.dim() == 2:
+        return mask[:, -length:].bool()
+    last = mask[:, 0, -1, :length]  # the last query sees every real token
+    return last if last.dtype == torch.bool else last == 0

@@ -1,0 +1,51 @@
+"""What ``generate`` is asked for: arguments by name, options as it would resolve them, ways that are not served."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+_UNSUPPORTED = ("prefill_chunk_size", "assistant_model", "token_healing")
+_PICTURES = ("pixel_values", "pixel_values_videos")
+
+
+def named(function: Any, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name, positional ones too."""
+    found = dict(inspect.signature(function).bind(owner, *args, **kwargs).arguments)
+    found.pop("self")
+    found.update(found.pop("kwargs", {}))
+    return found
+
+
+def images_of(options: dict[str, Any]) -> int:
+    """Pictures that come with a call, raw or encoded: a host number."""
+    for name in _PICTURES:
+        if options.get(name) is not None:
+            return int(options[name].shape[0])
+    for encoded in (options.get("mm_encoder_outputs") or {}).values():
+        if encoded is not None:
+            return len(encoded.pooler_output)
+    return 0
+
+
+def option(model: Any, name: str, options: dict[str, Any]) -> Any:
+    """A generation option as ``generate`` would resolve it."""
+    for value in (
+        options.get(name),
+        getattr(options.get("generation_config"), name, None),
+        getattr(model.generation_config, name, None),
+    ):
+        if value is not None:
+            return value
+    return None
+
+
+def refuse_unsupported(model: Any, options: dict[str, Any]) -> None:
+    """Raise for ways to generate that would count the full prompt again, or a prompt that is not ours."""
+    asked = {name: option(model, name, options) for name in _UNSUPPORTED}
+    asked["continuous batching"] = option(model, "cache_implementation", options) == "paged"
+    asked["custom_generate from a repository"] = isinstance(options.get("custom_generate"), str)
+    for name, value in asked.items():
+        if value:
+            message = f"{name} is not supported with images; leave it out, or detach first"
+            raise NotImplementedError(f"ficoco::generate: {message}")

@@ -1,0 +1,212 @@
+"""One prefill of a reduced language model: rows that have equally many visual tokens go through it together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import checks
+from ..decoder_stages import DecoderFilter, Layout
+from ..methods import DecoderMethod
+from ..ops import QueryKey
+from ..reduction import Reduction
+from ..schedule import Schedule
+from .columns import Columns
+
+
+@dataclass
+class Group:
+    """Rows with equally many visual tokens.
+
+    Attributes:
+        rows: (rows,) which of the batch they are; None: all.
+        schedule: what they lose; None: nothing, they are text.
+        visual: (rows, n) columns of their visual tokens, among those that are held now.
+        behind: the most columns that any of them has behind its visual tokens; None: unknown.
+        left: for every row how many columns it needs now.
+    """
+
+    rows: Tensor | None
+    schedule: Schedule | None
+    visual: Tensor
+    behind: int | None
+    left: list[int]
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The group's rows of ``tensor``."""
+        return tensor if self.rows is None else tensor.index_select(0, self.rows.to(tensor.device))
+
+    def removes(self, step: int) -> int:
+        """Tokens that each row loses in the ``step``-th reduction."""
+        return 0 if self.schedule is None else self.schedule.r[step]
+
+
+class Record(NamedTuple):
+    """What one layer did with a group: the reduction without its tokens, and how its columns moved afterwards.
+
+    ``shift`` columns were put in front of the survivors, or taken away there if it is negative.
+    """
+
+    layer: int
+    rows: Tensor | None
+    reduction: Reduction
+    shift: int
+
+
+class _Part(NamedTuple):
+    """What a group's columns hold; the first dimension is its rows."""
+
+    tokens: Tensor
+    places: Tensor
+    real: Tensor | None
+    size: Tensor
+
+    def shifted(self, by: int) -> _Part:
+        """With ``by`` empty columns in front, or without the first ``-by``, which nobody needs."""
+        tokens, places, real, size = self
+        if by < 0:
+            real = None if real is None else real[:, -by:]
+            return _Part(tokens[:, -by:], places[:, -by:], real, size[:, -by:])
+        if by > 0:
+            assert real is not None
+            tokens, size = F.pad(tokens, (0, 0, by, 0)), F.pad(size, (0, 0, by, 0), value=1.0)
+            return _Part(tokens, F.pad(places, (by, 0)), F.pad(real, (by, 0)), size)
+        return self
+
+
+def visual_columns(visual: Tensor, count: int) -> Tensor:
+    """(B, count) columns of the True ones of ``visual`` (B, L), ascending."""
+    return visual.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
+class Prefill:
+    """One pass through the layers, from the full prompt to the few columns that are left.
+
+    Args:
+        visual: (B, L) bool, the placeholders.
+        real: (B, L) bool, False for padding; None: all are real.
+        groups: the rows.
+        picture: grid of one picture, for a local penalty; None: unknown.
+    """
+
+    def __init__(
+        self, visual: Tensor, real: Tensor | None, groups: list[Group], picture: tuple[int, int] | None = None
+    ) -> None:
+        b, self.length = visual.shape
+        self.visual, self.groups, self.picture = visual, groups, picture
+        places = torch.arange(self.length, device=visual.device).expand(b, -1)
+        self.held = Columns(places, real, False)
+        self.size: Tensor | None = None
+        self.stages = [self.held]
+        self.records: list[Record] = []
+
+    def reduce(self, tokens: Tensor, attn: QueryKey, method: DecoderMethod, layer: int, step: int) -> Tensor:
+        """The ``step``-th reduction, in ``layer``: (B, W, C) -> (B, W', C).
+
+        W' is what the longest row needs. A shorter one has empty columns in front, which nobody attends to.
+        """
+        self.held = self.held.to(tokens.device)
+        if any(group.removes(step) for group in self.groups):
+            for group in self.groups:
+                group.left = [count - group.removes(step) for count in group.left]
+            left = [count for group in self.groups for count in group.left]
+            width, holes = max(left), min(left) < max(left)
+            parts = []
+            for group in self.groups:
+                part = self._part(tokens, group, holes)
+                shift = width - (tokens.shape[1] - group.removes(step))
+                if group.removes(step):
+                    part, visual = self._reduce(part, attn, method, group, layer, step, shift)
+                else:
+                    visual = group.visual
+                group.visual = visual + shift
+                parts.append(part.shifted(shift))
+            tokens, places, real, self.size = self._together(parts)
+            self.held = Columns(places, real, holes)
+        self.stages.append(self.held)
+        return tokens
+
+    def _part(self, tokens: Tensor, group: Group, holes: bool) -> _Part:
+        held = self.held
+        places, tokens = group.of(held.places), group.of(tokens)
+        real = None if held.real is None else group.of(held.real)
+        if real is None and holes:
+            real = torch.ones_like(places, dtype=torch.bool)
+        if self.size is None:
+            size = tokens.new_ones(*tokens.shape[:2], 1, dtype=torch.float32)
+        else:
+            size = group.of(self.size.to(tokens.device))
+        return _Part(tokens, places, real, size)
+
+    def _reduce(
+        self, part: _Part, attn: QueryKey, method: DecoderMethod, group: Group, layer: int, step: int, shift: int
+    ) -> tuple[_Part, Tensor]:
+        visual = group.visual.to(part.places.device)
+        seen = QueryKey(group.of(attn.query), group.of(attn.key), attn.scale)
+        ids, grid = self._grid(method, part, visual, group)
+        layout = Layout.of(visual, part.places.shape[1], part.real, behind=group.behind, ids=ids, grid=grid)
+        reduction, visual = method(part.tokens, seen, group.removes(step), layout, size=part.size)
+        assert reduction.tokens is not None
+        places = part.places.gather(1, reduction.kept)
+        real = None if part.real is None else part.real.gather(1, reduction.kept)
+        self.records.append(Record(layer, group.rows, reduction.without_tokens(), shift))
+        return _Part(reduction.tokens, places, real, reduction.size), visual
+
+    def _grid(
+        self, method: DecoderMethod, part: _Part, visual: Tensor, group: Group
+    ) -> tuple[Tensor | None, tuple[int, int] | None]:
+        """Places of the visual tokens on one grid of all the row's pictures, one below the other."""
+        wanted = method.filter
+        if not isinstance(wanted, DecoderFilter) or wanted.penalty == 1 or self.picture is None:
+            return None, None
+        height, width = self.picture
+        assert group.schedule is not None
+        pictures = group.schedule.patches // (height * width)
+        if pictures > 1 and height % wanted.window:
+            need, got = (
+                f"a divisor of the pictures' height {height}",
+                f"{wanted.window} with {pictures} pictures in a row",
+            )
+            checks.fail("forward", "window", need, got, "or windows would span two pictures; pass penalty=1")
+        rank = group.of(self.visual).to(visual.device).cumsum(1) - 1
+        return rank.gather(1, part.places.gather(1, visual)), (pictures * height, width)
+
+    def _together(self, parts: list[_Part]) -> _Part:
+        """The groups' rows as one batch again."""
+        if self.groups[0].rows is None:
+            return parts[0]
+        order = torch.cat([group.rows for group in self.groups if group.rows is not None])
+        back = order.argsort().to(parts[0].tokens.device)
+        real = [part.real for part in parts if part.real is not None]
+        return _Part(
+            torch.cat([part.tokens for part in parts]).index_select(0, back),
+            torch.cat([part.places for part in parts]).index_select(0, back),
+            torch.cat(real).index_select(0, back) if real else None,
+            torch.cat([part.size for part in parts]).index_select(0, back),
+        )
+
+
+def group_rows(
+    visual: Tensor, real: Tensor | None, schedules: dict[int, Schedule], counts: list[list[int]]
+) -> list[Group]:
+    """Rows with equally many visual tokens, each group with its columns.
+
+    Args:
+        visual, real: as of :class:`Prefill`.
+        schedules: for every number of visual tokens but 0.
+        counts: for each row: visual tokens, columns behind them, columns it needs.
+    """
+    groups = []
+    numbers = sorted({count[0] for count in counts})
+    for number in numbers:
+        members = [row for row, count in enumerate(counts) if count[0] == number]
+        rows = None if len(numbers) == 1 else torch.tensor(members, device=visual.device)
+        chosen = visual if rows is None else visual.index_select(0, rows)
+        behind = max(counts[row][1] for row in members)
+        left = [counts[row][2] for row in members]
+        groups.append(Group(rows, schedules.get(number), visual_columns(chosen, number), behind, left))
+    return groups
