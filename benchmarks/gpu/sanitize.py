@@ -73,10 +73,14 @@ def calls(device: str, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Tensor, 
                 merged = ops.compress(tokens, sources, kept, targets, weights, size=size, size_weighted=weighted)
                 yield f"compress {name}", merged
         for method in ficoco_ext.METHODS:
-            usable = r if method != "tome" else min(r, (n - first) // 2)
-            reduced = ficoco_ext.reduce(
-                tokens, attn, usable, method=method, class_token=class_token, grid=grid, return_reduction=True
-            )
+            usable, where = r, {"class_token": class_token, "grid": grid}
+            if method == "tome":
+                usable = min(r, (n - first) // 2)
+            elif isinstance(ficoco_ext.get_method(method), ficoco_ext.VisionAndDecoder):
+                continue  # two reductions, both of them here
+            elif isinstance(ficoco_ext.get_method(method), ficoco_ext.DecoderMethod):
+                usable, where = min(r, n // 2 - 1), {"visual": (n // 4, n // 2), "mask": mask.to(device)}
+            reduced = ficoco_ext.reduce(tokens, attn, usable, method=method, return_reduction=True, **where)
             assert reduced.tokens is not None
             yield f"reduce {method} {name}", (reduced.tokens, reduced.source_map)
         without_keys = {"class_token": class_token, "grid": grid, "class_attention": class_token}
