@@ -1,5 +1,6 @@
 """The decoder's operators form no N x N map: their memory, measured in fresh processes, grows as the tokens do."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from op_helpers import needs_kernels
 import ficoco_ext
 
 PROGRAM = Path(__file__).parent.parent / "benchmarks" / "decoder_memory.py"
+RESULTS = PROGRAM.parent / "results" / "decoder_memory_cpu.json"
 METER = "torch one head's map"
 # Below this a page more or less, or a thread's buffer, is what is measured.
 FLOOR = 2**20
@@ -64,3 +66,19 @@ def test_memory_grows_as_the_tokens_do(form):
     """Four times as much would be a map."""
     assert growth(form) < 2.5
     assert measure(form, 4096) < 4 * (4096 + 128) ** 2 / 8
+
+
+def test_the_published_figures():
+    """Every form at the full size, far below one head's map, let alone all heads'."""
+    document = json.loads(RESULTS.read_text())
+    rows = {(row["form"], row["visual"]): row for row in document["results"]}
+    forms = {form for form, _ in rows} - {METER}
+    assert len(forms) == 8
+    assert document["environment"]["build"]["cpu"] == "kernels"
+    assert "dirty" not in document["environment"]["commit"]
+    for form in forms:
+        row = rows[form, 2881]
+        assert (row["tokens"], row["heads"], row["width"]) == (3393, 32, 128)
+        assert row["extra_bytes"] == max(row["runs"]) < row["map_of_one_head_bytes"] / 4
+    for found in document["growth"]:
+        assert found["extra"] < 2.5 or found["form"] == METER
