@@ -4,12 +4,12 @@ from dataclasses import fields
 
 import pytest
 import torch
-from conftest import NO_GPU, tolerance
+from conftest import BACKENDS, NO_GPU, tolerance
 from op_helpers import double, query_key
 from test_ops_torch import operator, samples
 
 import ficoco_ext
-from ficoco_ext import QueryKey, _backend, fused, reference
+from ficoco_ext import QueryKey, _backend, fused
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
 
@@ -83,7 +83,7 @@ def make(name, seed=0, b=2, dtype=torch.float32, oracle=False):
     if not oracle:
         return of_operator(operator(op), args)
     composed = {"reduce": fused._from_query_key, "reduce.map": fused._compose}
-    return of_operator(composed.get(op) or getattr(reference, op.replace(".", "_")), double(args))
+    return of_operator(composed.get(op) or BACKENDS["reference"].find(op), double(args))
 
 
 def same(one, other):

@@ -62,6 +62,14 @@ def calls(device: str, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Tensor, 
                 f"token_attention {name}",
                 (decoder_ops.token_attention(attn, kept, sources, weights, **how),),
             )
+            by_way = {**how, "gamma": 0.5, "alpha": "ratio" if probs else "softmax"}
+            for k in {0, min(3, n - r - first)}:
+                others = torch.arange(n // 2, n).repeat(b, 1).to(device)
+                each = torch.rand(b, others.shape[1], generator=generator).to(device)
+                chosen = decoder_ops.correlate_tokens(attn, sources, kept, others, each, k, **by_way)
+                yield f"correlate.tokens {name}", chosen
+                places = torch.arange(1, n + 1).repeat(b, 1).to(device), sources, kept, chosen[0]
+                yield f"to_sequence {name}", decoder_ops.to_sequence(*places, n + 300)
         for k in {min(1, n - r - first), min(3, n - r - first)} - {0}:
             for alpha, probs in (("softmax", False), ("ratio", True)):
                 links = ops.correlate(attn, sources, kept, k, alpha=alpha, probs=probs, **kind)
