@@ -242,7 +242,9 @@ class Decoder:
                 new = int(cache.get_seq_length(layer)) - real.shape[1] + hidden_states.shape[1]
             there = torch.cat([real, real.new_ones(real.shape[0], new)], 1)
             config = self.model.model.language_model.config
-            return create_causal_mask(config, hidden_states, there, cache, layer_idx=layer)
+            return create_causal_mask(
+                config, hidden_states, there, cache, layer_idx=layer, allow_is_causal_skip=False
+            )
 
         base = kwargs["attention_mask"]
         static = bool(getattr(cache, "is_compileable", False))
