@@ -99,7 +99,14 @@ def test_demo_prints_tables(tmp_path, monkeypatch):
     options = ["--tokens", "20", "--layers", "1-3", "--set", "variant=paper", "--repeats", "1"]
     result = _run("demo", "scene_3", "--question", "what word is written ?", *options)
     assert result.exit_code == 0, result.stderr
-    for word in ("20 of 144 patches kept", "bank", "FLOPs", "KV cache", "--geometry", "ficoco_demo.png"):
+    for word in (
+        "20 of 144 patches reach the language model",
+        "bank",
+        "FLOPs",
+        "KV cache",
+        "--geometry",
+        "ficoco_demo.png",
+    ):
         assert word in " ".join(result.stdout.split())
     assert (tmp_path / "ficoco_demo.png").is_file()
 
