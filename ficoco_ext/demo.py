@@ -117,12 +117,10 @@ class Result:
     @property
     def summary(self) -> str:
         """What is left of the picture, and where."""
-        end = f"{self.left} are left in its last layer"
-        if self.kept == self.patches:
-            return f"{self.patches} patches reach the language model, {end}"
-        if self.kept == self.left:
-            return f"{self.kept} of {self.patches} patches reach the language model, and all of them its last layer"
-        return f"{self.kept} of {self.patches} patches reach the language model, {end}"
+        reach = f"{self.kept} of {self.patches} patches reach the language model"
+        if any(layer.removed for layer in self.text_layers):
+            return f"{reach}, {self.left} visual tokens are left in its last layer"
+        return f"{reach} and its last layer"
 
 
 def _platform(model: Any) -> Platform:
@@ -270,6 +268,11 @@ def _with_checkpoint(request: Request, dtype: torch.dtype, device: torch.device,
     if request.all_samples:
         progress("answering all sample questions")
         samples = ask_all_samples(checkpoint, attached, length)
+        if checkpoint.embedded and min(stairs.text_removes, default=0) > 0:
+            note(
+                "the embedded model has read the picture when its first two text layers are through: how many answers "
+                "are right says little about a method that reduces behind them; ficoco-l in --layers 0 is a harder test"
+            )
     progress("timing prefill")
     inputs = checkpoint.inputs(image, questions[0].question)
     costs = geometry.measure(checkpoint.model, inputs, attached, request.repeats)

@@ -170,7 +170,7 @@ def test_demo_of_a_method_in_the_language_model(tmp_path):
     assert [layer["removed"] for layer in found["layers"]] == [0] * 6
     result = _run("demo", "--method", "pyramiddrop", "--keep-ratio", "0.5,0.5,0.25", *options)
     text = " ".join(result.stdout.split())
-    for word in ("144 patches reach the language model, 36 are left in its last layer", "text layer", "KV cache"):
+    for word in ("36 visual tokens are left in its last layer", "text layer", "KV cache"):
         assert word in text
     assert "vision layer" not in text
     both = ["--vision-keep-ratio", 0.5, "--decoder-keep-ratio", 0.25, *options]

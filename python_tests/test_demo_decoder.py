@@ -108,9 +108,10 @@ def test_defaults_of_the_amount(results):
 
 
 def test_summary_says_how_many_are_left_in_the_last_layer(results):
-    assert results["ficoco-l"].summary == "144 patches reach the language model, 36 are left in its last layer"
-    assert results["ficoco-vl"].summary == "72 of 144 patches reach the language model, 36 are left in its last layer"
-    assert "36 of 144" in results["ficoco-v"].summary
+    end = "36 visual tokens are left in its last layer"
+    assert results["ficoco-l"].summary == f"144 of 144 patches reach the language model, {end}"
+    assert results["ficoco-vl"].summary == f"72 of 144 patches reach the language model, {end}"
+    assert results["ficoco-v"].summary == "36 of 144 patches reach the language model and its last layer"
 
 
 @pytest.mark.parametrize(
@@ -132,9 +133,21 @@ def test_amounts_and_layers_go_to_the_side_that_the_method_reduces(change, kept,
 
 def test_answers_stay_right_with_a_quarter_of_the_tokens():
     for method, least in (("ficoco-l", 40), ("ficoco-vl", 36)):
-        samples = demo.run(demo.Request(method=method, question=QUESTION, repeats=1, all_samples=True)).samples
-        assert samples.all_tokens_right == 44
-        assert samples.reduced_right >= least
+        found = demo.run(demo.Request(method=method, question=QUESTION, repeats=1, all_samples=True))
+        assert found.samples.all_tokens_right == 44
+        assert found.samples.reduced_right >= least
+        assert any("says little" in note for note in found.notices)
+
+
+def test_what_the_demonstration_says_of_its_own_model_is_true():
+    """It has read the picture after two text layers, and not after one."""
+    right = {}
+    for layer in (1, 2):
+        amount = {"amount": {"tokens": 1}, "hyperparameters": {"layer": layer}}
+        found = demo.run(demo.Request(method="fastv", question=QUESTION, repeats=1, all_samples=True, **amount))
+        right[layer] = found.samples.reduced_right
+        assert any("says little" in note for note in found.notices) == (layer == 2)
+    assert right[1] < 24 < 40 < right[2]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -162,7 +175,7 @@ def test_picture_tells_every_patch_of_tower_and_language_model(tmp_path, monkeyp
     assert held.count(-1) == (0 if method.startswith("ficoco") else PATCHES - found.left)
     assert float(records[-1].size.sum()) == pytest.approx(PATCHES - held.count(-1))
     assert drawn["stages"]
-    assert f"{found.left} are left in its last layer" in drawn["title"]
+    assert f"{found.left} visual tokens are left in its last layer" in drawn["title"]
     with Image.open(path) as picture:
         assert picture.height > 1000
 
