@@ -25,7 +25,7 @@ def row_reductions(prefill: Prefill, row: int) -> tuple[Reduction, ...]:
             continue
         step = _moved(_only(record.reduction, place), shift)
         told.append(step if not told else step.after(told[-1]))
-        shift = record.shift
+        shift = max(shift, 0) + record.shift  # empty columns stay in front; what was given up is told already
     return tuple(told)
 
 
