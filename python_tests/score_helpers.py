@@ -32,6 +32,12 @@ def padded(b=B, n=N, left=(0, 4), right=(3, 0)):
     return real
 
 
+def loud(attn, real):
+    """Padding with such long keys and queries that whoever reads it notices."""
+    factor = torch.where(real, 1.0, 30.0)[:, None, :, None].to(attn.key.dtype)
+    return QueryKey(attn.query * factor, attn.key * factor)
+
+
 def heads_mean(attn: QueryKey, real: Tensor | None = None, *, probs: bool) -> Tensor:
     """(B, N, N): logits, which know no mask, or causal probabilities over real keys; the mean over heads."""
     query, key = attn.query.double(), attn.key.double()

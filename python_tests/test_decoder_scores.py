@@ -14,6 +14,7 @@ from score_helpers import (
     ficoco_l,
     heads_mean,
     last_token,
+    loud,
     padded,
     sequence,
 )
@@ -60,6 +61,7 @@ OPTIONS = {
 def test_ficoco_l_by_hand(case, padding):
     tokens, attn = sequence(seed=3)
     real = padded() if padding else None
+    attn = loud(attn, real) if padding else attn
     result = record(tokens, attn, method="ficoco-l", mask=real, **OPTIONS[case])
     assert_equals(result, ficoco_l(tokens, attn, R, VISUAL, real, **OPTIONS[case]))
     assert not result.class_token and result.grid is None
@@ -97,6 +99,7 @@ def test_text_behind_the_picture_may_be_padding_in_one_row_only():
 def test_last_token_by_hand(method, padding):
     tokens, attn = sequence(seed=4)
     real = padded() if padding else None
+    attn = loud(attn, real) if padding else attn
     result = record(tokens, attn, method=method, mask=real)
     assert_equals(result, last_token(tokens, attn, R, VISUAL, real))
     last = [N - 1, N - 1] if real is None else [N - 4, N - 1]
@@ -137,6 +140,7 @@ def test_given_sizes_weigh_the_merge():
 def test_a_map_equals_the_query_and_key_that_made_it(variant, form):
     tokens, attn = sequence(seed=11)
     real = padded()
+    attn = loud(attn, real)
     query, key = attn.query.double(), attn.key.double().repeat_interleave(2, 1)
     attention = query @ key.mT * 8**-0.5
     if variant == "paper":
@@ -244,7 +248,7 @@ def test_padding_does_not_matter(method):
     tokens, attn = sequence(seed=18)
     real = padded(left=(5, 5), right=(2, 2))
     inner = slice(5, N - 2)
-    whole = record(tokens, attn, method=method, mask=real)
+    whole = record(tokens, loud(attn, real), method=method, mask=real)
     short = QueryKey(attn.query[:, :, inner], attn.key[:, :, inner])
     alone = record(tokens[:, inner], short, visual=(START - 5, LENGTH), method=method)
     assert torch.equal(whole.sources, alone.sources + 5)
