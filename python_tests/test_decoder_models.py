@@ -149,6 +149,7 @@ BATCHES = {
     "text between": [TWO, TEXT, ONE],
     "a long text": [ONE, BOOK],
     "equal": [ONE, ONE],
+    "equal lengths, unequal pictures": [[*words(*range(35)), *ONE], TWO],  # padding comes by reduction alone
     "pictures at the end": [LAST, TWO, [*words(1), *LAST]],
 }
 
