@@ -306,11 +306,11 @@ class Decoder:
         b, length = visual.shape
         if self.static_counts is True:
             assert self.per_image is not None
-            total = images_of(options) * self.per_image
-            if total % b:
+            images = images_of(options)
+            if images % b:
                 wanted = f"equally many in each of {b} rows, as static_counts promises"
-                checks.fail("forward", "images", wanted, str(images_of(options)), "attach without static_counts")
-            count = total // b
+                checks.fail("forward", "images", wanted, str(images), "attach without static_counts")
+            count = images // b * self.per_image
         else:
             count = int(self.static_counts)
         checked = visual.device.type == "cpu" and not torch.compiler.is_compiling()
