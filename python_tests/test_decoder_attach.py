@@ -135,12 +135,9 @@ def test_an_exception_in_a_forward_leaves_nothing_behind(model, monkeypatch, lay
         with monkeypatch.context() as patch:
             patch.setattr(part, "forward", fail)
             cache = DynamicCache(config=model.config.text_config)
-            for call in (
-                lambda: model(**INPUTS, past_key_values=cache),
-                lambda: model.generate(**INPUTS, max_new_tokens=2),
-            ):
+            for call, options in ((model, {"past_key_values": cache}), (model.generate, {"max_new_tokens": 2})):
                 with pytest.raises(RuntimeError, match="on purpose"):
-                    call()
+                    call(**INPUTS, **options)
             assert where == "lm_head" or not any("ficoco" in name for name in vars(cache))
         assert handle._decoder.call is None and not handle._decoder.generating
         assert torch.equal(model(**batch(TEXT, images=0)).logits, text)  # not taken for the prompt that failed
@@ -174,11 +171,24 @@ def test_a_half_way_attach_is_undone(model, monkeypatch):
     assert snapshot(model) == before
 
 
+class Wrapper:
+    """Takes the place of a layer's forward and goes on to what ``_old_forward`` holds."""
+
+    calls = 0
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    def __call__(self, *args, **kwargs):
+        type(self).calls += 1
+        return self.layer._old_forward(*args, **kwargs)
+
+
 def emulated(model):
     """What accelerate does to a layer: its body moves to ``_old_forward``, a wrapper takes its place."""
     for layer in model.model.language_model.layers:
         layer._old_forward = layer.forward
-        layer.forward = (lambda held: lambda *args, **kwargs: held._old_forward(*args, **kwargs))(layer)
+        layer.forward = Wrapper(layer)
     return model
 
 
@@ -201,6 +211,16 @@ def test_accelerate_before_attach(model, method, wrap):
     with ficoco_ext.attach(wrapped, **METHODS[method]):
         assert equal(answers(wrapped, INPUTS), reduced)
     assert snapshot(wrapped) == before and equal(answers(wrapped, INPUTS), plain)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_wrapper_of_a_layer_still_runs(model, method):
+    """It is the one that moves a layer's inputs to its device."""
+    wrapped = emulated(copy.deepcopy(model))
+    with ficoco_ext.attach(wrapped, **METHODS[method]), torch.no_grad():
+        before = Wrapper.calls
+        wrapped(**INPUTS)
+        assert Wrapper.calls - before == 4
 
 
 @pytest.mark.parametrize("unwrap_first", [True, False])
