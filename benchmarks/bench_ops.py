@@ -10,7 +10,6 @@ timed.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import copy_bandwidth, interleave, require_kernels, save, timing_dict
+from harness import copy_bandwidth, extra_memory, interleave, require_kernels, save, timing_dict
 from torch_formulations import (
     reduce_concatenated_dense,
     reduce_concatenated_scatter,
@@ -117,24 +116,14 @@ def peak_memory(tokens: int = 2881) -> dict[str, Any]:
 
 
 def _measure_memory(name: str, tokens: int) -> int:
-    """Peak minus present resident bytes during one reduction, after giving freed memory back to the system."""
+    """Extra resident bytes at the peak of one reduction."""
     x, q, k = inputs(1, tokens, torch.float32, "heads-first")
     small = ficoco_ext.QueryKey(q[:, :, :65].contiguous(), k[:, :, :65].contiguous())
     ficoco_ext.reduce(x[:, :65], small, 4)  # libraries loaded, thread pools made
     torch.ones(64, 64) @ torch.ones(64, 64)
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the present
-    before = _resident("VmRSS")
     if name == "ours":
-        ficoco_ext.reduce(x, ficoco_ext.QueryKey(q, k), R, penalty=1)
-    else:
-        ficoco_ext.reduce(x, (q @ k.mT * WIDTH**-0.5).mean(1), R, penalty=1)
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+        return extra_memory(lambda: ficoco_ext.reduce(x, ficoco_ext.QueryKey(q, k), R, penalty=1))
+    return extra_memory(lambda: ficoco_ext.reduce(x, (q @ k.mT * WIDTH**-0.5).mean(1), R, penalty=1))
 
 
 def main() -> None:

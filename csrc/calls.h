@@ -84,6 +84,14 @@ TokenLinksCall token_links_call(const at::Tensor& query, const at::Tensor& key, 
                                 const std::optional<at::Tensor>& key_mask, int64_t k, double scale, double gamma,
                                 std::string_view alpha, bool probs, bool column, bool causal);
 
+struct SequenceCall : Held {
+  at::Tensor sources, kept, targets, visual;
+  at::Tensor given_targets;  // contiguous
+  SequenceParams params;
+};
+SequenceCall sequence_call(const at::Tensor& visual, const at::Tensor& sources, const at::Tensor& kept,
+                           const at::Tensor& targets, int64_t tokens);
+
 struct CompressCall : Held {
   at::Tensor out, size, source_map;
   at::Tensor sources, kept, targets;  // contiguous

@@ -41,6 +41,7 @@ cudaError_t launch_correlate_tokens(const TokenLinksParams& p, void* workspace, 
 // Two kernels up to 1024 tokens, three beyond.
 cudaError_t launch_match(const MatchParams& p, void* workspace, cudaStream_t stream);
 cudaError_t launch_compress(const CompressParams& p, cudaStream_t stream);
+cudaError_t launch_to_sequence(const SequenceParams& p, cudaStream_t stream);
 
 // All of them: four kernels for logits up to 1024 patches and 128 sources an image, more beyond and for probabilities.
 cudaError_t launch_reduce(const ReduceParams& p, void* workspace, cudaStream_t stream);

@@ -20,6 +20,10 @@ void raise(Fault fault) {
                "check the layer they come from");
   FICOCO_VALUE(fault != Fault::kNegativeRatio, "correlate", "attn", "non-negative for alpha='ratio'",
                "a negative correlation", "use softmax");
+  FICOCO_VALUE(fault != Fault::kNotAscending, "to_sequence", "visual", "ascending columns in [0, tokens)", "others",
+               "pass where the image tokens are");
+  FICOCO_VALUE(fault != Fault::kNoPartition, "to_sequence", "sources and kept",
+               "ascending and together every place in visual once", "other places", "pass what filter returned");
 }
 
 template <class Call>
@@ -130,6 +134,16 @@ std::tuple<Tensor, Tensor> correlate_tokens(const Tensor& query, const Tensor& k
   return {call.targets, call.weights};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> to_sequence(const Tensor& visual, const Tensor& sources, const Tensor& kept,
+                                                       const Tensor& targets, int64_t tokens) {
+  const SequenceCall call = sequence_call(visual, sources, kept, targets, tokens);
+  check::in_range("to_sequence", "targets", call.given_targets, call.params.count - call.params.r);
+  std::vector<Fault> faults(call.params.batch);
+  each_image(call.params.batch, [&](int64_t b) { faults[b] = to_sequence_image(image(call.params, b)); });
+  raise(worst(faults));
+  return {call.sources, call.kept, call.targets, call.visual};
+}
+
 using Reduced = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // All four stages of an image before the next image: its keys are still in the cache when Correlate reads them again.
@@ -196,6 +210,7 @@ TORCH_LIBRARY_IMPL(ficoco, CPU, m) {
   m.impl("correlate.tokens", &ficoco::correlate_tokens);
   m.impl("compress", &ficoco::compress);
   m.impl("token_attention", &ficoco::token_attention);
+  m.impl("to_sequence", &ficoco::to_sequence);
   m.impl("reduce", &ficoco::reduce);
   m.impl("reduce.map", &ficoco::reduce_map);
 }

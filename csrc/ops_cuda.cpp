@@ -205,6 +205,15 @@ std::tuple<Tensor, Tensor> correlate_tokens(const Tensor& query, const Tensor& k
   return {call.targets, call.weights};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> to_sequence(const Tensor& visual, const Tensor& sources, const Tensor& kept,
+                                                       const Tensor& targets, int64_t tokens) {
+  const SequenceCall call = sequence_call(visual, sources, kept, targets, tokens);
+  const Range range("to_sequence");
+  const Place place(visual);
+  check_launch("to_sequence", launch_to_sequence(call.params, place.stream()));
+  return {call.sources, call.kept, call.targets, call.visual};
+}
+
 using Reduced = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Stats, class MakeCorrelate>
@@ -274,6 +283,7 @@ TORCH_LIBRARY_IMPL(FICOCO_LIBRARY, FICOCO_DEVICE, m) {
   m.impl("compress", &ficoco::compress);
   m.impl("match", &ficoco::match);
   m.impl("token_attention", &ficoco::token_attention);
+  m.impl("to_sequence", &ficoco::to_sequence);
   m.impl("reduce", &ficoco::reduce);
   m.impl("reduce.map", &ficoco::reduce_map);
 }

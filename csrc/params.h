@@ -96,6 +96,18 @@ struct TokenLinksParams {
   float* weights;    // (B, r, k)
 };
 
+struct SequenceParams {
+  const int64_t* visual;               // (B, n) columns among `tokens`, ascending
+  const int64_t* sources;              // (B, r) places in visual, as kept
+  const int64_t* kept;                 // (B, n - r)
+  const int64_t* targets;              // (B, r, k) places in kept
+  int64_t batch, count, r, k, tokens;  // count = n
+  int64_t* source_columns;             // (B, r)
+  int64_t* kept_columns;               // (B, tokens - r)
+  int64_t* target_places;              // (B, r, k) places in kept_columns
+  int64_t* visual_places;              // (B, n - r) likewise
+};
+
 // Tokens at even places may leave, tokens at odd places receive them; class and distillation token (places 0 and 1) do
 // neither.
 struct MatchParams {

@@ -112,17 +112,12 @@ class DecoderFilter:
                 "DecoderFilter: the local penalty needs the visual tokens' grid; pass grid=(height, width), or "
                 "penalty=1 to switch it off"
             )
-        probs, dtype = self.attention == "probs", ops.result_dtype(attn.query)
+        probs = self.attention == "probs"
         visual, is_text = layout.visual, layout.is_text
-        of_visual = _shares(torch.ones_like(visual, dtype=torch.bool), self.visual_reduce, dtype)
-        of_text = _shares(is_text, self.text_reduce, dtype)
-        weights = torch.stack(
-            [
-                torch.cat([of_visual, torch.zeros_like(of_text)], 1),
-                torch.cat([torch.zeros_like(of_visual), of_text], 1),
-            ],
-            1,
-        )
+        (b, n), rest = visual.shape, is_text.shape[1]
+        weights = torch.zeros(b, 2, n + rest, dtype=ops.result_dtype(attn.query), device=visual.device)
+        weights[:, 0, :n] = 1 / n if self.visual_reduce == "mean" else 1
+        weights[:, 1, n:] = _shares(is_text, self.text_reduce, weights.dtype)
         others = torch.cat([visual, layout.text], 1)
         attention = decoder_ops.token_attention(
             attn,

@@ -135,7 +135,7 @@ def _check_values(visual: Tensor, sources: Tensor, kept: Tensor, targets: Tensor
     op, (b, n) = "to_sequence", visual.shape
     inside = (visual >= 0) & (visual < tokens)
     if not (inside.all() and (visual.diff(dim=1) > 0).all()):
-        checks.fail(op, "visual", f"ascending columns in [0, {tokens})", "others", "pass where the image tokens are")
+        checks.fail(op, "visual", "ascending columns in [0, tokens)", "others", "pass where the image tokens are")
     everyone = torch.cat([sources, kept], dim=1).sort(1).values
     ascending = (sources.diff(dim=1) > 0).all() and (kept.diff(dim=1) > 0).all()
     if not (ascending and torch.equal(everyone, torch.arange(n).expand(b, n))):

@@ -4,12 +4,12 @@ from dataclasses import fields
 
 import pytest
 import torch
-from conftest import NO_GPU, tolerance
+from conftest import BACKENDS, NO_GPU, tolerance
 from op_helpers import double, query_key
 from test_ops_torch import operator, samples
 
 import ficoco_ext
-from ficoco_ext import QueryKey, _backend, fused, reference
+from ficoco_ext import QueryKey, _backend, fused
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
 
@@ -59,7 +59,7 @@ def layer(b, n, c, dtype, h=4, d=8):
 
 
 OPERATORS = [f"{name}-{index}" for index, (name, _) in enumerate(samples())]
-METHODS = [*ficoco_ext.METHODS, "ficoco-v paper"]
+METHODS = [*(name for name in ficoco_ext.METHODS if name != "ficoco-vl"), "ficoco-v paper", "ficoco-l paper"]
 EVERYTHING = [pytest.param(name, id=name) for name in (*OPERATORS, *METHODS)]
 every_call = pytest.mark.parametrize("name", EVERYTHING)
 
@@ -71,7 +71,9 @@ def make(name, seed=0, b=2, dtype=torch.float32, oracle=False):
         method, _, variant = name.partition(" ")
         tensors = layer(b, 49, 12, dtype)
         options = {"variant": variant} if variant else {}
-        return of_method(double(tensors) if oracle else tensors, method, grid=(6, 8), **options)
+        decodes = isinstance(ficoco_ext.get_method(method), ficoco_ext.DecoderMethod)
+        options |= {"visual": (9, 30)} if decodes else {"grid": (6, 8)}
+        return of_method(double(tensors) if oracle else tensors, method, **options)
     op, args = list(samples(b=b, dtype=dtype))[OPERATORS.index(name)]
     # One sample has all patches in one place of the grid; which of them counts there is open. Here each has its own.
     args = [
@@ -81,7 +83,7 @@ def make(name, seed=0, b=2, dtype=torch.float32, oracle=False):
     if not oracle:
         return of_operator(operator(op), args)
     composed = {"reduce": fused._from_query_key, "reduce.map": fused._compose}
-    return of_operator(composed.get(op) or getattr(reference, op.replace(".", "_")), double(args))
+    return of_operator(composed.get(op) or BACKENDS["reference"].find(op), double(args))
 
 
 def same(one, other):
@@ -269,3 +271,36 @@ def test_full_size_equals_the_specification():
                 assert error <= tolerance(4096, one.dtype) * max(other.abs().max().item(), 1.0)
             else:
                 assert (one.cpu() == other).double().mean() > 0.99  # near ties at this size
+
+
+@pytest.mark.parametrize("method", ["ficoco-l", "fastv", "pyramiddrop"])
+def test_a_prefill_with_static_counts_never_waits_for_the_device(method):
+    """Beside transformers' own reads, which a run without reduction has too."""
+    pytest.importorskip("transformers")
+    from decoder_helpers import tiny
+    from model_helpers import batch, image, words
+
+    model = tiny().cuda()
+    inputs = {name: value.cuda() for name, value in batch([*words(1, 2), *image(), *words(3, 4)] * 1).items()}
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+
+    def language_model():
+        """The decoder alone: finding the placeholders' places is the whole model's, and reads."""
+        return model.model.language_model(inputs_embeds=embeds, use_cache=True).last_hidden_state
+
+    with (
+        torch.no_grad(),
+        ficoco_ext.attach(model, method, static_counts=True, **({"r": 5} if method == "ficoco-l" else {})) as handle,
+    ):
+        decoder = handle._decoder
+        wanted = model(**inputs).logits.shape[1]
+        for mode in ("default", "error"):
+            decoder.before(model.model, (), inputs)
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode(mode)
+            try:
+                hidden = language_model()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+                decoder.call = None
+            assert hidden.shape[1] == wanted < inputs["input_ids"].shape[1]

@@ -46,6 +46,16 @@ def samples(b=2, n=20, dtype=torch.float32):
     yield "match", (key, 6, True, False)
     yield "match", (key, 4, True, True)
     yield "match", (attn.mean(1)[:, None, :, :7], 0, False, False)
+    visual, text = torch.arange(2, n - 4).repeat(b, 1), torch.arange(n - 4, n).repeat(b, 1)
+    gone, left = partition(b, n - 6, 5, False)
+    chosen, mask = (visual.gather(1, gone), visual.gather(1, left), text), torch.arange(n).repeat(b, 1) > 0
+    yield "token_attention", (query, key, visual, text, torch.rand(b, 2, 4), mask, 0.3, True, True, True)
+    yield "token_attention", (query, key, visual, text, torch.rand(b, 1, 4), None, 0.3, False, False, True)
+    how = (0.6, "softmax", False, False, True)  # gamma, alpha, probs, column, causal
+    yield "correlate.tokens", (query, key, *chosen, torch.rand(b, 4), mask, 2, 0.3, *how)
+    how = (0.5, "ratio", True, True, True)
+    yield "correlate.tokens", (query, key, *chosen, torch.rand(b, 4), None, 2, 0.3, *how)
+    yield "to_sequence", (visual, gone, left, links(b, 5, n - 11, 2, False)[0], n)
 
 
 SAMPLES = [pytest.param(index, id=f"{name}-{index}") for index, (name, _) in enumerate(samples())]
@@ -58,6 +68,12 @@ def sample(index, **options):
 
 def operator(name):
     return BACKENDS["cpu"].find(name)
+
+
+def run(name, args):
+    """What the operator returns, as a tuple also if it is one tensor."""
+    results = operator(name)(*args)
+    return (results,) if isinstance(results, torch.Tensor) else results
 
 
 @pytest.mark.parametrize("index", SAMPLES)
@@ -82,8 +98,8 @@ def test_fake_shapes(index, dtype):
     mode = FakeTensorMode(shape_env=shape_env)
     fake_args = [mode.from_tensor(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
     with mode:
-        fakes = operator(name)(*fake_args)
-    for fake, real in zip(fakes, operator(name)(*args), strict=True):
+        fakes = run(name, fake_args)
+    for fake, real in zip(fakes, run(name, args), strict=True):
         assert tuple(map(int, fake.shape)) == tuple(real.shape)
         assert fake.dtype == real.dtype
         assert fake.stride() == real.stride()
@@ -92,8 +108,8 @@ def test_fake_shapes(index, dtype):
 @pytest.mark.parametrize("index", SAMPLES)
 def test_meta_tensors(index):
     name, args = sample(index)
-    metas = operator(name)(*[arg.to("meta") if isinstance(arg, torch.Tensor) else arg for arg in args])
-    for meta, real in zip(metas, operator(name)(*args), strict=True):
+    metas = run(name, [arg.to("meta") if isinstance(arg, torch.Tensor) else arg for arg in args])
+    for meta, real in zip(metas, run(name, args), strict=True):
         assert (meta.shape, meta.dtype, meta.device.type) == (real.shape, real.dtype, "meta")
 
 
@@ -103,13 +119,13 @@ def test_meta_tensors(index):
 def test_bits_depend_on_neither_threads_nor_batch(index, dtype):
     """Bitwise: once more, with one thread, and item by item."""
     name, args = sample(index, b=3, n=150, dtype=dtype)
-    first = operator(name)(*args)
-    again = operator(name)(*args)
+    first = run(name, args)
+    again = run(name, args)
     torch.set_num_threads(1)
-    alone = operator(name)(*args)
+    alone = run(name, args)
     items = []
     for item in range(3):
-        items.append(operator(name)(*[arg[item : item + 1] if isinstance(arg, torch.Tensor) else arg for arg in args]))
+        items.append(run(name, [arg[item : item + 1] if isinstance(arg, torch.Tensor) else arg for arg in args]))
     looped = [torch.cat(parts) for parts in zip(*items, strict=True)]
     for results in (again, alone, looped):
         assert all(map(torch.equal, first, results))
@@ -129,9 +145,9 @@ def test_bits_do_not_depend_on_threads_at_full_size():
     ]
     for name, args in calls:
         torch.set_num_threads(2)
-        two = operator(name)(*args)
+        two = run(name, args)
         torch.set_num_threads(1)
-        assert all(map(torch.equal, two, operator(name)(*args)))
+        assert all(map(torch.equal, two, run(name, args)))
 
 
 @pytest.mark.parametrize("index", [i for i, (name, _) in enumerate(samples()) if name.startswith("reduce")])
@@ -287,5 +303,5 @@ def test_inference_mode():
     with torch.inference_mode():
         for index in range(len(SAMPLES)):
             name, args = sample(index)
-            for result in operator(name)(*args):
+            for result in run(name, args):
                 assert result.is_inference()

@@ -61,10 +61,13 @@ class EndToEnd:
     def __init__(self, watch: Stopwatch, results: Results, model: Any, keep_ratio: float, seconds: float) -> None:
         self.watch, self.results, self.model, self.seconds = watch, results, model, seconds
         self.methods: dict[str, Callable[[], Any]] = {PLAIN: nullcontext}
+        self.in_tower = [PLAIN]
         for name in ficoco_ext.METHODS:
             try:
                 with self._attached(name, keep_ratio) as handle:
-                    results.content.setdefault("schedules", {})[name] = list(handle.schedule.r)
+                    results.content.setdefault("schedules", {})[name] = _schedule(handle)
+                    if handle.schedule is not None:
+                        self.in_tower.append(name)
                 self.methods[name] = partial(self._attached, name, keep_ratio)
             except Exception as error:  # a method may be for another part of the model
                 results.content.setdefault("skipped", {})[name] = said(error)
@@ -72,15 +75,16 @@ class EndToEnd:
     def _attached(self, name: str, keep_ratio: float) -> Any:
         return ficoco_ext.attach(self.model, name, keep_ratio=keep_ratio)
 
-    def _turns(self, run: Callable[[], Any]) -> dict[str, Any]:
+    def _turns(self, run: Callable[[], Any], methods: list[str] | None = None) -> dict[str, Any]:
         """Median seconds of ``run`` with every method, in turns; attaching is not timed. Failing ones say why."""
-        times: dict[str, list[float]] = {name: [] for name in self.methods}
+        chosen = {name: self.methods[name] for name in methods or self.methods}
+        times: dict[str, list[float]] = {name: [] for name in chosen}
         failed: dict[str, str] = {}
         stop, least = time.perf_counter() + self.seconds * len(times), 2 if self.watch.smoke else 7
         for turn in range(-2, 100):  # two turns warm up
             if turn >= least and time.perf_counter() > stop:
                 break
-            for name, attached in self.methods.items():
+            for name, attached in chosen.items():
                 if name in failed:
                     continue
                 try:
@@ -100,7 +104,7 @@ class EndToEnd:
         """Images a second through the vision tower."""
         tower, side = self.model.model.vision_tower, self.model.config.vision_config.image_size
         pixels = torch.randn(batch, 3, side, side, device=self.model.device, dtype=self.model.dtype)
-        found = self._turns(lambda: tower(pixels))
+        found = self._turns(lambda: tower(pixels), self.in_tower)
         plain = _median(found["seconds"][PLAIN])
         for name, seconds in found["seconds"].items():
             median = _median(seconds)
@@ -144,14 +148,27 @@ class EndToEnd:
         layers = output.past_key_values.layers
         size = sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values))
         rows = int(layers[0].keys.shape[-2])
+        held = [int(layer.keys.shape[-2]) for layer in layers]
         del output, layers
         gc.collect()
         return {
             "tokens": rows,
+            "tokens_of_layers": held,
             "kv_bytes": size,
             "peak_extra_bytes": self.watch.extra_memory(forward),
             "flops": vars(counted).copy(),
         }
+
+
+def _schedule(handle: Any) -> dict[str, Any]:
+    """What is removed where."""
+    found: dict[str, Any] = {}
+    if handle.schedule is not None:
+        found["tower"] = dict(zip(handle.schedule.layers, handle.schedule.r, strict=True))
+    if handle.plan is not None:
+        plan = handle.plan
+        found["language model"] = {"layers": plan.layers, "r": plan.r, "keep_ratio": plan.keep_ratio}
+    return found
 
 
 def _median(seconds: list[float]) -> float:

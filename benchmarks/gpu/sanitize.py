@@ -62,6 +62,14 @@ def calls(device: str, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Tensor, 
                 f"token_attention {name}",
                 (decoder_ops.token_attention(attn, kept, sources, weights, **how),),
             )
+            by_way = {**how, "gamma": 0.5, "alpha": "ratio" if probs else "softmax"}
+            for k in {0, min(3, n - r - first)}:
+                others = torch.arange(n // 2, n).repeat(b, 1).to(device)
+                each = torch.rand(b, others.shape[1], generator=generator).to(device)
+                chosen = decoder_ops.correlate_tokens(attn, sources, kept, others, each, k, **by_way)
+                yield f"correlate.tokens {name}", chosen
+                places = torch.arange(1, n + 1).repeat(b, 1).to(device), sources, kept, chosen[0]
+                yield f"to_sequence {name}", decoder_ops.to_sequence(*places, n + 300)
         for k in {min(1, n - r - first), min(3, n - r - first)} - {0}:
             for alpha, probs in (("softmax", False), ("ratio", True)):
                 links = ops.correlate(attn, sources, kept, k, alpha=alpha, probs=probs, **kind)
@@ -73,10 +81,14 @@ def calls(device: str, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Tensor, 
                 merged = ops.compress(tokens, sources, kept, targets, weights, size=size, size_weighted=weighted)
                 yield f"compress {name}", merged
         for method in ficoco_ext.METHODS:
-            usable = r if method != "tome" else min(r, (n - first) // 2)
-            reduced = ficoco_ext.reduce(
-                tokens, attn, usable, method=method, class_token=class_token, grid=grid, return_reduction=True
-            )
+            usable, where = r, {"class_token": class_token, "grid": grid}
+            if method == "tome":
+                usable = min(r, (n - first) // 2)
+            elif isinstance(ficoco_ext.get_method(method), ficoco_ext.VisionAndDecoder):
+                continue  # two reductions, both of them here
+            elif isinstance(ficoco_ext.get_method(method), ficoco_ext.DecoderMethod):
+                usable, where = min(r, n // 2 - 1), {"visual": (n // 4, n // 2), "mask": mask.to(device)}
+            reduced = ficoco_ext.reduce(tokens, attn, usable, method=method, return_reduction=True, **where)
             assert reduced.tokens is not None
             yield f"reduce {method} {name}", (reduced.tokens, reduced.source_map)
         without_keys = {"class_token": class_token, "grid": grid, "class_attention": class_token}

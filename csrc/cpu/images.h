@@ -93,6 +93,19 @@ inline TokenLinksParams image(TokenLinksParams p, int64_t b) {
   return p;
 }
 
+inline SequenceParams image(SequenceParams p, int64_t b) {
+  p.visual = image(p.visual, b, p.count);
+  p.sources = image(p.sources, b, p.r);
+  p.kept = image(p.kept, b, p.count - p.r);
+  p.targets = image(p.targets, b, p.r * p.k);
+  p.source_columns = image(p.source_columns, b, p.r);
+  p.kept_columns = image(p.kept_columns, b, p.tokens - p.r);
+  p.target_places = image(p.target_places, b, p.r * p.k);
+  p.visual_places = image(p.visual_places, b, p.count - p.r);
+  p.batch = 1;
+  return p;
+}
+
 inline CompressParams image(CompressParams p, int64_t b) {
   p.tokens = image(p.tokens, b);
   p.sources = image(p.sources, b, p.r);

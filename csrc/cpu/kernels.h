@@ -17,7 +17,15 @@ namespace ficoco {
 
 // What is wrong with the values that were read, worst last. Where a score or a correlation is not finite, nothing that
 // depends on it is written.
-enum class Fault { kNone, kNegativeRatio, kCorrelationNotFinite, kScoreNotFinite, kKeyNotFinite };
+enum class Fault {
+  kNone,
+  kNegativeRatio,
+  kCorrelationNotFinite,
+  kScoreNotFinite,
+  kKeyNotFinite,
+  kNoPartition,
+  kNotAscending
+};
 
 // One image each: `batch` is 1 and pointers are the image's own.
 void attention_stats_image(const StatsParams& p);
@@ -27,6 +35,7 @@ Fault correlate_image(const CorrelateParams& p);
 Fault match_image(const MatchParams& p);
 void token_attention_image(const TokenParams& p);
 Fault correlate_tokens_image(const TokenLinksParams& p);
+Fault to_sequence_image(const SequenceParams& p);
 void compress_image(const CompressParams& p);
 
 // Head-mean keys (tokens, width) at unit length, those below 1e-12 divided by that.

@@ -47,6 +47,7 @@ BUDGET = {
     "score_kernel": 128,
     "select_kernel": 128,
     "sum_kernel": 40,
+    "to_sequence_kernel": 40,
     "token_dots_kernel": 64,
     "token_pairs_kernel": 128,
     "weighted_sum_kernel": 112,

@@ -61,7 +61,8 @@ def attach(
             in the end of every image, and tower and language model keep the same share of what they get.
         static_counts: the caller promises that all rows of every prompt with images hold the same number of visual
             tokens: True where the number of images tells it (LLaVA-1.5), or that number. Then a prefill reads no device
-            and has no shape that depends on data, so ``torch.compile(fullgraph=True)`` traces it.
+            and has no shape that depends on data, so ``torch.compile(fullgraph=True)`` traces it. Prompts must end
+            with text.
         **hyperparameters: of methods given by name.
 
     Returns:

@@ -132,6 +132,7 @@ class Decoder:
         self.static_counts, self.per_image, self.picture = static_counts, per_image, picture
         self._generate = model.generate
         self.call: _Call | None = None
+        self.checks_promise = True  # of static counts, where reading costs nothing
         self.generating = False  # transformers hands over masks that it has made itself
         self.last: Prefill | None = None
 
@@ -241,7 +242,9 @@ class Decoder:
                 new = int(cache.get_seq_length(layer)) - real.shape[1] + hidden_states.shape[1]
             there = torch.cat([real, real.new_ones(real.shape[0], new)], 1)
             config = self.model.model.language_model.config
-            return create_causal_mask(config, hidden_states, there, cache, layer_idx=layer)
+            return create_causal_mask(
+                config, hidden_states, there, cache, layer_idx=layer, allow_is_causal_skip=False
+            )
 
         base = kwargs["attention_mask"]
         static = bool(getattr(cache, "is_compileable", False))
@@ -288,18 +291,18 @@ class Decoder:
         visual = visual & (columns_ != last)  # what the answer is read from stays, even if it is a picture's
         facts = [visual.sum(1), length - 1 - (columns_ * visual).amax(1)]
         if real is not None:
-            ragged = (real[:, 1:] < real[:, :-1]).any(1)  # a hole, or padding on the right: nothing is given up
-            facts.append(torch.where(ragged, length, real.sum(1)))
-        else:
-            facts.append(torch.full_like(facts[0], length))
+            uneven = (real[:, 1:] < real[:, :-1]).any(1)  # holes, or padding on the right
+            facts += [real.sum(1), uneven]
         counts = torch.stack(facts, 1).tolist()
         numbers = {count[0] for count in counts} - {0}
         if not numbers:
             return None
-        if max(count[2] for count in counts) == length == min(count[2] for count in counts) and real is not None:
-            real = real if any(map(bool, ragged.tolist())) else None
+        # Of padding on the left as much is given up as all rows allow; of other padding nothing.
+        needs = [count[2] if real is not None and not count[3] else length for count in counts]
+        if real is not None and all(count[2] == length for count in counts):
+            real = None
         schedules = {number: self.plan.schedule(number) for number in numbers}
-        return Prefill(visual, real, group_rows(visual, real, schedules, counts), self.picture)
+        return Prefill(visual, real, group_rows(visual, schedules, counts, needs), self.picture)
 
     def _static(self, visual: Tensor, real: Tensor | None, options: dict[str, Any]) -> Prefill:
         """All rows alike, by promise: nothing is read."""
@@ -313,8 +316,8 @@ class Decoder:
             count = images // b * self.per_image
         else:
             count = int(self.static_counts)
-        checked = visual.device.type == "cpu" and not torch.compiler.is_compiling()
-        if checked and not bool((visual.sum(1) == count).all()):
+        free = visual.device.type == "cpu" and not torch.compiler.is_compiling()
+        if self.checks_promise and free and not bool((visual.sum(1) == count).all()):
             got = f"rows with {visual.sum(1).tolist()}"
             remedy = "attach without static_counts"
             checks.fail("forward", "input_ids", f"{count} visual tokens in each row, as promised", got, remedy)

@@ -193,14 +193,15 @@ class Prefill:
 
 
 def group_rows(
-    visual: Tensor, real: Tensor | None, schedules: dict[int, Schedule], counts: list[list[int]]
+    visual: Tensor, schedules: dict[int, Schedule], counts: list[list[int]], needs: list[int]
 ) -> list[Group]:
     """Rows with equally many visual tokens, each group with its columns.
 
     Args:
-        visual, real: as of :class:`Prefill`.
+        visual: (B, L) bool.
         schedules: for every number of visual tokens but 0.
-        counts: for each row: visual tokens, columns behind them, columns it needs.
+        counts: for each row: visual tokens, columns behind them, and more.
+        needs: for each row: columns that it needs.
     """
     groups = []
     numbers = sorted({count[0] for count in counts})
@@ -209,6 +210,6 @@ def group_rows(
         rows = None if len(numbers) == 1 else torch.tensor(members, device=visual.device)
         chosen = visual if rows is None else visual.index_select(0, rows)
         behind = max(counts[row][1] for row in members)
-        left = [counts[row][2] for row in members]
+        left = [needs[row] for row in members]
         groups.append(Group(rows, schedules.get(number), visual_columns(chosen, number), behind, left))
     return groups

@@ -1,0 +1,32 @@
+// A selection among the visual tokens of a sequence, in places of the sequence: one walk over the visual tokens, which
+// finds out on the way whether the lists are what they should be, then one over the columns. No FLOPs, O(T) memory.
+#include "cpu/kernels.h"
+
+namespace ficoco {
+
+Fault to_sequence_image(const SequenceParams& p) {
+  int64_t leaving = 0, staying = 0, last = -1;
+  for (int64_t i = 0; i < p.count; ++i) {
+    const int64_t column = p.visual[i];
+    if (column <= last || column >= p.tokens) return Fault::kNotAscending;
+    last = column;
+    if (leaving < p.r && p.sources[leaving] == i) {
+      p.source_columns[leaving++] = column;
+    } else if (staying < p.count - p.r && p.kept[staying] == i) {
+      p.visual_places[staying++] = column - leaving;
+    } else {
+      return Fault::kNoPartition;
+    }
+  }
+  for (int64_t column = 0, gone = 0; column < p.tokens; ++column) {
+    if (gone < p.r && p.source_columns[gone] == column) {
+      ++gone;
+    } else {
+      p.kept_columns[column - gone] = column;
+    }
+  }
+  for (int64_t e = 0; e < p.r * p.k; ++e) p.target_places[e] = p.visual_places[p.targets[e]];
+  return Fault::kNone;
+}
+
+}  // namespace ficoco
