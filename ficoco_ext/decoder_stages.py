@@ -14,9 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import decoder_ops, ops, reference_decoder
+from . import decoder_ops, ops
 from .ops import QueryKey
-from .reference import _best_targets
 from .stages import Links, Selection, _number, _one_of, _reject, adaptive_targets
 
 
@@ -216,18 +215,13 @@ class DecoderCorrelate:
         if k == 0:
             return Links(sources.new_empty(*sources.shape, 0), selection.redundancy.new_empty(*sources.shape, 0))
         probs = self.attention == "probs"
-        tokens = layout.visual.gather(1, sources), layout.visual.gather(1, kept), layout.text
-        shares = _shares(layout.is_text, self.indirect_reduce, selection.redundancy.dtype)
-        if given and self.alpha == "ratio":  # the operators take ratios of no probabilities but their own
-            scores = reference_decoder.correlations(
-                *attn[:2], *tokens, shares, layout.real, attn.logit_scale, self.gamma, False, probs, False
-            )
-            return Links(*_best_targets(scores, k, self.alpha, 0))
         return Links(
             *decoder_ops.correlate_tokens(
                 attn,
-                *tokens,
-                shares,
+                layout.visual.gather(1, sources),
+                layout.visual.gather(1, kept),
+                layout.text,
+                _shares(layout.is_text, self.indirect_reduce, selection.redundancy.dtype),
                 k,
                 gamma=self.gamma,
                 alpha=self.alpha,
