@@ -215,13 +215,13 @@ class DecoderCorrelate:
         if k == 0:
             return Links(sources.new_empty(*sources.shape, 0), selection.redundancy.new_empty(*sources.shape, 0))
         probs = self.attention == "probs"
-        tokens = layout.visual.gather(1, sources), layout.visual.gather(1, kept), layout.text
-        shares = _shares(layout.is_text, self.indirect_reduce, selection.redundancy.dtype)
         return Links(
             *decoder_ops.correlate_tokens(
                 attn,
-                *tokens,
-                shares,
+                layout.visual.gather(1, sources),
+                layout.visual.gather(1, kept),
+                layout.text,
+                _shares(layout.is_text, self.indirect_reduce, selection.redundancy.dtype),
                 k,
                 gamma=self.gamma,
                 alpha=self.alpha,

@@ -74,34 +74,6 @@ def token_attention(
     return _accumulate(weights).to(block.dtype) @ (block if column else block.mT)
 
 
-def correlations(
-    query: Tensor,
-    key: Tensor,
-    sources: Tensor,
-    candidates: Tensor,
-    others: Tensor,
-    weights: Tensor,
-    key_mask: Tensor | None,
-    scale: float,
-    gamma: float,
-    probs: bool,
-    column: bool,
-    causal: bool,
-) -> Tensor:
-    """(B, r, m): C of :func:`correlate_tokens`, for every source and candidate."""
-    how = (key_mask, scale, probs, causal)
-    scores = gamma * attention_block(query, key, sources, candidates, *how)
-    if gamma < 1:
-        if column:  # the same rows for both ends: their softmax is computed once
-            ends = attention_block(query, key, others, torch.cat([sources, candidates], dim=1), *how)
-            way, onward = ends[..., : sources.shape[1]].mT, ends[..., sources.shape[1] :]
-        else:
-            way = attention_block(query, key, sources, others, *how)
-            onward = attention_block(query, key, others, candidates, *how)
-        scores = scores + (1 - gamma) * (way * _accumulate(weights).to(scores.dtype).unsqueeze(1) @ onward)
-    return scores
-
-
 def correlate_tokens(
     query: Tensor,
     key: Tensor,
@@ -124,9 +96,16 @@ def correlate_tokens(
     With ``column`` it is A_ti A_tj, the others that read both: under a causal mask A_it of a later t is exactly 0.
     """
     checks.correlate_tokens(query, key, sources, candidates, others, weights, key_mask, k, gamma, alpha, probs)
-    scores = correlations(
-        query, key, sources, candidates, others, weights, key_mask, scale, gamma, probs, column, causal
-    )
+    how = (key_mask, scale, probs, causal)
+    scores = gamma * attention_block(query, key, sources, candidates, *how)
+    if gamma < 1:
+        if column:  # the same rows for both ends: their softmax is computed once
+            ends = attention_block(query, key, others, torch.cat([sources, candidates], dim=1), *how)
+            way, onward = ends[..., : sources.shape[1]].mT, ends[..., sources.shape[1] :]
+        else:
+            way = attention_block(query, key, sources, others, *how)
+            onward = attention_block(query, key, others, candidates, *how)
+        scores = scores + (1 - gamma) * (way * _accumulate(weights).to(scores.dtype).unsqueeze(1) @ onward)
     return _best_targets(scores, k, alpha, 0)
 
 
