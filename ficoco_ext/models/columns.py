@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BuildMask = Callable[[Tensor], Any]  # (B, K) bool, True for keys that are there, to a causal mask of the model's kind
@@ -69,20 +70,22 @@ def mask(base: Tensor | None, held: Columns, length: int, *, prefill: bool, stat
             return None
         assert held.real is not None
         return build(held.real)
-    b, w = held.places.shape
-    keys = base.shape[-1]
-    behind = keys - w if static else keys - length
-    new = torch.arange(length, length + behind, device=held.places.device)
-    columns = torch.cat([held.places, new.clamp(max=keys - 1).expand(b, -1)], 1)
-    there = (new < keys).expand(b, -1)
-    there = torch.cat([torch.ones_like(held.places, dtype=torch.bool) if held.real is None else held.real, there], 1)
-    if base.dim() == 2:
-        taken = base.gather(1, columns)
-        return taken & there if taken.dtype == torch.bool else taken * there
-    base = base.expand(b, -1, -1, -1)
-    rows = base.gather(2, held.places[:, None, :, None].expand(b, 1, w, keys)) if prefill else base
-    taken = rows.gather(3, columns[:, None, None].expand(b, 1, rows.shape[2], columns.shape[1]))
-    there = there[:, None, None]
-    if taken.dtype == torch.bool:
-        return taken & there
-    return taken.masked_fill(~there, torch.finfo(taken.dtype).min)
+    places, real, nobody = held.places, held.real, _nobody(base)
+    (b, w), keys = places.shape, base.shape[-1]
+    prompt, behind = base.expand(b, *base.shape[1:])[..., :length], base[..., length:]
+    if base.dim() == 4:
+        if prefill:
+            prompt = prompt.gather(2, places[:, None, :, None].expand(b, 1, w, length))
+        places = places[:, None, None].expand(b, 1, prompt.shape[2], w)
+        real = None if real is None else real[:, None, None]
+    told = prompt.gather(-1, places)
+    if real is not None:
+        told = told.masked_fill(~real, nobody)
+    if not prefill:
+        told = torch.cat([told, behind.expand(*told.shape[:-1], -1)], -1)
+    return F.pad(told, (0, keys - told.shape[-1]), value=nobody) if static else told
+
+
+def _nobody(base: Tensor) -> float:
+    """What the mask says of a key that nobody may attend to."""
+    return torch.finfo(base.dtype).min if base.is_floating_point() else 0
