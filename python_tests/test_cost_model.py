@@ -162,6 +162,7 @@ def test_resident_memory_is_what_the_weights_take():
     assert weights == pytest.approx(14.13e9, rel=2e-3)
     assert 0 < got.resident_bytes - weights - got.kv_bytes < 0.1e9
     assert got.resident_gb < got.memory_access_gb
+    assert cost.decode(BASE).resident_bytes == pytest.approx(weights + got.kv_bytes, rel=1e-4)
 
 
 def test_roofline_of_a_line():
@@ -186,6 +187,8 @@ def test_every_line_explains_itself():
         assert set(values) <= set(cost.SYMBOLS)
         assert evaluate(line.formula, values) == line.operations
         assert f"= {line.operations:,} (" in line.explain()
+        assert evaluate(line.bytes_formula, values) == line.bytes
+        assert line.explain_bytes().startswith(f"{line.name}: {line.bytes_formula} = ")
 
 
 def test_json():

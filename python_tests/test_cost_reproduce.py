@@ -1,4 +1,4 @@
-"""The papers' tables: what is predicted agrees, what does not is named, and what was fitted is never called evidence."""
+"""The papers' tables: what is predicted agrees, what does not is named, what was fitted is never called evidence."""
 
 import json
 from importlib import resources
@@ -175,7 +175,6 @@ def test_schedules_of_the_language_model(schedule, text, model, tflops, kv, acce
 
 
 def test_no_schedule_from_the_fourth_layer_on_costs_what_the_paper_prints():
-    """1.5 TFLOPs: dropping all but one visual token at once, between attention and MLP of layer 4, leaves 1.58."""
+    """1.5 TFLOPs: the layers before read everything, so that keeping one visual token at once still costs 1.58."""
     got = cost.prefill("llava-1.5-7b", decoder=Schedule(576, (3,), (575,)), **LLM)
-    assert got.tflops == pytest.approx(1.5827 + 1 * 28 * 4.05e-4, rel=2e-3)
-    assert got.tflops > 1.58
+    assert 1.582 < got.tflops < 1.596
