@@ -239,3 +239,34 @@ def test_logits_of_one_reduction_by_hand():
     )
     assert logits == 4 * n * c + 2 * r * (n - r) * c + 2 * r * 2 * c
     assert probs == 2 * n * n * c + 2 * r * n * c + 2 * r * 2 * c
+
+
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_one_reduction_of_the_language_model_by_hand(variant):
+    """The counter's formulas are these very ones, so here they are written out: n of l tokens visual, e text behind."""
+    (n, e, r, c), length = (576, 40, 100, 4096), 636
+    got = cost.prefill(
+        BASE, decoder=Schedule(n, (4,), (r,)), method=get_method("ficoco-l", variant=variant), text_behind=e
+    )
+    m = n - r
+    by_way_of_text = 2 * r * e * m
+    if variant == "released":
+        wanted = 2 * c * 2 * (n + n + e) + 2 * c * (r * m + r * e + e * m) + by_way_of_text
+    else:
+        wanted = 2 * c * (n + e) * length + 2 * c * (r + e) * length + by_way_of_text
+    assert got.parts["reduction"].operations == wanted + 2 * r * 1 * c
+
+
+def test_other_reductions_by_hand():
+    tower, decoder = {"vision": Schedule(576, (12,), (42,))}, {"decoder": Schedule(576, (1,), (288,))}
+
+    def operations(method, **schedule):
+        return cost.prefill(BASE, method=method, **schedule).parts["reduction"].operations
+
+    assert operations("tome", **tower) == 2 * 64 * (289 - 1) * 288 + 2 * 42 * 1024
+    assert operations("topk", **tower) == 2 * 577 * 1024
+    assert operations("fastv", **decoder) == 2 * 636 * 4096
+    by_key = operations(get_method("ficoco-v", correlation="key", targets=1), **tower)
+    assert by_key == 4 * 577 * 1024 + 2 * 42 * 535 * 64 + 2 * 42 * 1024
+    early = Schedule(576, (1,), (288,), before_attention=True)
+    assert operations("pyramiddrop", decoder=early) == 2 * 636 * 4096 + 8 * 636 * 4096 * 4096
