@@ -1,0 +1,125 @@
+"""Shapes of multimodal models: the numbers that decide what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+def _positive(thing: object, *skip: str) -> None:
+    for field in fields(thing):  # type: ignore[arg-type]
+        value = getattr(thing, field.name)
+        if isinstance(value, int) and not isinstance(value, bool) and field.name not in skip and value < 1:
+            raise ValueError(f"{type(thing).__name__}: {field.name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision transformer.
+
+    Attributes:
+        layers: how many run. used: how many of them the language model needs: transformers runs all.
+        hidden, mlp, heads: shape of a layer.
+        patch: side of a patch in pixels. image_size: side of the picture that one pass sees.
+        class_token: one more token besides the patches.
+        gated: the MLP is SwiGLU (three matrices), else two matrices.
+        merge: patches that are joined into one visual token behind the tower.
+        channels: numbers in a pixel that the patch embedding reads: 3, or 6 for two frames.
+    """
+
+    layers: int
+    used: int
+    hidden: int
+    mlp: int
+    heads: int
+    patch: int
+    image_size: int
+    class_token: bool = True
+    gated: bool = False
+    merge: int = 1
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        _positive(self)
+        if self.used > self.layers:
+            raise ValueError(f"Tower: used must be at most layers, got {self.used} of {self.layers}")
+        if self.hidden % self.heads:
+            raise ValueError(f"Tower: heads must divide hidden, got {self.heads} and {self.hidden}")
+
+    @property
+    def patches(self) -> int:
+        """Patches of one picture."""
+        return (self.image_size // self.patch) ** 2
+
+
+@dataclass(frozen=True)
+class Projector:
+    """Two linear layers: ``inputs`` -> ``hidden`` -> ``outputs``."""
+
+    inputs: int
+    hidden: int
+    outputs: int
+
+    def __post_init__(self) -> None:
+        _positive(self)
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A decoder. ``gated``: SwiGLU MLP with three matrices, else two; ``kv_heads`` < ``heads``: grouped queries."""
+
+    layers: int
+    hidden: int
+    mlp: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    gated: bool = True
+
+    def __post_init__(self) -> None:
+        _positive(self)
+        if self.heads % self.kv_heads:
+            raise ValueError(f"LanguageModel: kv_heads must divide heads, got {self.kv_heads} and {self.heads}")
+
+    @property
+    def kv_width(self) -> int:
+        """Numbers that one token puts into the cache of one layer."""
+        return 2 * self.kv_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A multimodal model.
+
+    Attributes:
+        name: what it is called.
+        tower, projector, language_model: its parts.
+        visual_tokens: of one image (or video) when nothing is reduced.
+        crops: passes through the tower that one image takes: crops of a large one, frames of a video.
+        source: where the numbers are from.
+    """
+
+    name: str
+    tower: Tower
+    projector: Projector
+    language_model: LanguageModel
+    visual_tokens: int
+    crops: int = 1
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _positive(self)
+        if self.extra < 0:
+            raise ValueError(
+                f"Architecture: visual_tokens must be at least {self.crops * self.tower.patches // self.tower.merge}, "
+                f"what {self.crops} crops of {self.tower.patches} patches give, got {self.visual_tokens}"
+            )
+
+    @property
+    def extra(self) -> int:
+        """Visual tokens of an image besides those of its patches, such as line ends or class tokens."""
+        return self.visual_tokens - self.crops * self.tower.patches // self.tower.merge
+
+    def tokens_with(self, patches: int) -> int:
+        """Visual tokens of an image if the tower leaves ``patches`` of every crop."""
+        return self.crops * patches // self.tower.merge + self.extra

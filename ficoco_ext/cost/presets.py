@@ -1,0 +1,227 @@
+"""Architectures by name, from a Hugging Face config, or from a directory with a config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from .architecture import Architecture, LanguageModel, Projector, Tower
+
+_CLIP_336 = Tower(layers=24, used=23, hidden=1024, mlp=4096, heads=16, patch=14, image_size=336)
+_CLIP_224 = dataclasses.replace(_CLIP_336, image_size=224)
+_VICUNA_7B = LanguageModel(32, 4096, 11008, 32, 32, 128, 32000)
+_VICUNA_13B = LanguageModel(40, 5120, 13824, 40, 40, 128, 32000)
+_CLIP_SOURCE = "tower openai/clip-vit-large-patch14-336"
+
+PRESETS: dict[str, Architecture] = {
+    one.name: one
+    for one in (
+        Architecture(
+            "llava-1.5-7b",
+            _CLIP_336,
+            Projector(1024, 4096, 4096),
+            _VICUNA_7B,
+            576,
+            source=f"config.json of liuhaotian/llava-v1.5-7b (lmsys/vicuna-7b-v1.5), {_CLIP_SOURCE}",
+        ),
+        Architecture(
+            "llava-1.5-13b",
+            _CLIP_336,
+            Projector(1024, 5120, 5120),
+            _VICUNA_13B,
+            576,
+            source=f"config.json of liuhaotian/llava-v1.5-13b (lmsys/vicuna-13b-v1.5), {_CLIP_SOURCE}",
+        ),
+        Architecture(
+            "llava-next-7b",
+            _CLIP_336,
+            Projector(1024, 4096, 4096),
+            _VICUNA_7B,
+            2880,
+            5,
+            "config.json of liuhaotian/llava-v1.6-vicuna-7b; an image of 672 x 672 as 2 x 2 crops and the whole, "
+            "without the 48 line ends",
+        ),
+        Architecture(
+            "llava-next-13b",
+            _CLIP_336,
+            Projector(1024, 5120, 5120),
+            _VICUNA_13B,
+            2880,
+            5,
+            "config.json of liuhaotian/llava-v1.6-vicuna-13b; an image of 672 x 672 as 2 x 2 crops and the whole, "
+            "without the 48 line ends",
+        ),
+        Architecture(
+            "qwen2-vl-7b",
+            Tower(32, 32, 1280, 5120, 16, 14, 672, class_token=False, merge=4, channels=6),
+            Projector(5120, 5120, 3584),
+            LanguageModel(28, 3584, 18944, 28, 4, 128, 152064),
+            576,
+            source="config.json of Qwen/Qwen2-VL-7B-Instruct; resolution is free, 672 x 672 gives the 576 tokens of "
+            "LLaVA-1.5",
+        ),
+        Architecture(
+            "video-llava-7b",
+            _CLIP_224,
+            Projector(1024, 4096, 4096),
+            _VICUNA_7B,
+            2056,
+            8,
+            "config.json of LanguageBind/Video-LLaVA-7B-hf: 8 frames of 256 patches and a class token each",
+        ),
+    )
+}
+
+# Language models whose MLP has two matrices; all others that are met in multimodal models are gated.
+_TWO_MATRICES = ("opt", "gpt2", "gptj", "gpt_neox", "bloom", "falcon", "phi", "mpt")
+
+
+def architecture(model: Any, *, image_size: int | None = None, crops: int | None = None) -> Architecture:
+    """The shapes of ``model``.
+
+    Args:
+        model: a preset's name, a Hugging Face config object, a local directory with a config.json, or an
+            :class:`Architecture`, which is returned.
+        image_size: side of the picture that the tower sees, where that is free (Qwen2-VL); None: the model's own.
+        crops: passes through the tower for one image; None: the model's own, 5 for LLaVA-NeXT.
+
+    Raises:
+        ValueError: a name that is neither a preset nor a directory, or a config that lacks a number.
+
+    Example:
+        >>> from ficoco_ext.cost import architecture
+        >>> architecture("llava-1.5-7b").language_model.hidden
+        4096
+    """
+    if isinstance(model, Architecture):
+        found = model
+    elif isinstance(model, (str, Path)):
+        name = str(model)
+        directory = Path(name)
+        if name.lower() in PRESETS:
+            found = PRESETS[name.lower()]
+        elif (directory / "config.json").is_file():
+            found = _from_config(_read(directory), name)
+        else:
+            raise ValueError(
+                f"model must be one of {', '.join(PRESETS)}, a directory with a config.json, or a Hugging Face config, "
+                f"got {name!r}"
+            )
+    else:
+        found = _from_config(model, "")
+    return found if image_size is None and crops is None else _resized(found, image_size, crops)
+
+
+def _resized(given: Architecture, image_size: int | None, crops: int | None) -> Architecture:
+    tower = given.tower if image_size is None else dataclasses.replace(given.tower, image_size=image_size)
+    if tower.patches < tower.merge:
+        raise ValueError(f"image_size must be at least {tower.patch}, one patch, got {image_size}")
+    count = given.crops if crops is None else crops
+    tokens = count * tower.patches // tower.merge + given.extra // given.crops * count
+    return dataclasses.replace(given, tower=tower, crops=count, visual_tokens=tokens)
+
+
+def _read(directory: Path) -> Any:
+    """The config of a directory; without transformers only what its file spells out."""
+    try:
+        from transformers import AutoConfig
+    except ImportError:
+        return json.loads((directory / "config.json").read_text(), object_hook=lambda found: SimpleNamespace(**found))
+    return AutoConfig.from_pretrained(directory)
+
+
+def _number(config: Any, what: str, *names: str) -> int:
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, (tuple, list)) and len(set(value)) == 1:
+            value = value[0]
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    raise ValueError(f"model: its {what} config says no {' or '.join(names)}; is it a multimodal model's config?")
+
+
+def _from_config(config: Any, name: str) -> Architecture:
+    vision, text = getattr(config, "vision_config", None), getattr(config, "text_config", None)
+    if text is None and vision is not None:
+        text = config  # older Qwen2-VL configs hold the language model's numbers themselves
+    if vision is None or text is None:
+        wanted = f"a name ({', '.join(PRESETS)}), a directory with a config.json, or a multimodal Hugging Face config"
+        raise ValueError(f"model must be {wanted} with a vision_config and a text_config, got {type(config).__name__}")
+    language_model = _language_model(text)
+    kind = str(getattr(config, "model_type", type(config).__name__))
+    source = f"config of {name or kind}"
+    if hasattr(vision, "spatial_merge_size"):
+        return _qwen(vision, language_model, name or kind, source)
+    tower = _tower(config, vision)
+    crops = {"llava_next": 5, "llava_onevision": 10, "video_llava": 8}.get(kind, 1)
+    whole = getattr(config, "vision_feature_select_strategy", "default") == "full" or kind == "video_llava"
+    extra = crops if whole and tower.class_token else 0
+    width = language_model.hidden
+    projector = Projector(tower.hidden, width, width)
+    return Architecture(
+        name or kind, tower, projector, language_model, crops * tower.patches + extra, crops, source=source
+    )
+
+
+def _language_model(text: Any) -> LanguageModel:
+    hidden, heads = _number(text, "text", "hidden_size"), _number(text, "text", "num_attention_heads")
+    kv = getattr(text, "num_key_value_heads", None)
+    width = getattr(text, "head_dim", None)
+    return LanguageModel(
+        layers=_number(text, "text", "num_hidden_layers"),
+        hidden=hidden,
+        mlp=_number(text, "text", "intermediate_size", "ffn_dim"),
+        heads=heads,
+        kv_heads=kv if kv is not None else heads,
+        head_dim=width if width is not None else hidden // heads,
+        vocabulary=_number(text, "text", "vocab_size"),
+        gated=getattr(text, "model_type", "") not in _TWO_MATRICES,
+    )
+
+
+def _tower(config: Any, vision: Any) -> Tower:
+    layers = _number(vision, "vision", "num_hidden_layers")
+    selected = getattr(config, "vision_feature_layer", -1)
+    deepest = max(one if one >= 0 else layers + 1 + one for one in _several(selected))
+    return Tower(
+        layers=layers,
+        used=max(min(deepest, layers), 1),
+        hidden=_number(vision, "vision", "hidden_size"),
+        mlp=_number(vision, "vision", "intermediate_size"),
+        heads=_number(vision, "vision", "num_attention_heads"),
+        patch=_number(vision, "vision", "patch_size"),
+        image_size=_number(vision, "vision", "image_size"),
+        class_token="siglip" not in str(getattr(vision, "model_type", "")),
+    )
+
+
+def _several(selected: Any) -> tuple[int, ...]:
+    return tuple(selected) if isinstance(selected, (tuple, list)) else (selected,)
+
+
+def _qwen(vision: Any, language_model: LanguageModel, name: str, source: str) -> Architecture:
+    width = getattr(vision, "embed_dim", None)
+    gated = width is None  # Qwen2.5-VL: hidden_size is the tower's, and its MLP has three matrices
+    width = _number(vision, "vision", "hidden_size") if width is None else width
+    mlp = _number(vision, "vision", "intermediate_size") if gated else int(width * vision.mlp_ratio)
+    merge = vision.spatial_merge_size**2
+    depth = _number(vision, "vision", "depth")
+    tower = Tower(
+        layers=depth,
+        used=depth,
+        hidden=width,
+        mlp=mlp,
+        heads=_number(vision, "vision", "num_heads"),
+        patch=_number(vision, "vision", "patch_size"),
+        image_size=48 * vision.patch_size,
+        class_token=False,
+        gated=gated,
+        merge=merge,
+        channels=3 * vision.temporal_patch_size,
+    )
+    projector = Projector(width * merge, width * merge, language_model.hidden)
+    return Architecture(name, tower, projector, language_model, tower.patches // merge, source=source)
