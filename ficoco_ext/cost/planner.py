@@ -19,6 +19,7 @@ from .architecture import Architecture
 from .bill import Cost
 from .hardware import hardware as find_hardware
 from .presets import architecture
+from .schedules import at_most_half, decoder_layers, ranges, share, tower_layers
 from .scope import bill
 
 QUANTITIES = {
@@ -132,53 +133,16 @@ def _closest(row: _Row, cost: Callable[[int], float], wanted: float) -> int:
     return min(steps, key=lambda step: (abs(cost(step) - wanted), step))
 
 
-def _chosen_layers(layers: Iterable[int], first: int, last: int, what: str) -> tuple[int, ...]:
-    chosen = tuple(layers)
-    if not chosen:
-        raise ValueError("Schedule.for_budget: layers must name at least one layer")
-    Schedule(1, chosen, (0,) * len(chosen))  # says if they are not ascending and distinct integers
-    if chosen[0] < first or chosen[-1] > last:
-        raise ValueError(f"Schedule.for_budget: layers must be in {first} ... {last} of the {what}, got {chosen}")
-    return chosen
-
-
-def tower_layers(shape: Architecture, layers: Iterable[int] | None = None) -> tuple[int, ...]:
-    """The layers of the tower that reduce: given ones, or the second half of it up to the last that is used.
-
-    Raises:
-        ValueError: layers that do not exist, or a tower in which nothing can be reduced.
-    """
-    tower = shape.tower
-    if not tower.class_token or tower.merge > 1:
-        raise ValueError(
-            f"the tower of {shape.name} has no class token or joins blocks of patches, so nothing can leave it; reduce "
-            "in its language model: 'ficoco-l', 'fastv' or 'pyramiddrop'"
-        )
-    chosen = range(tower.layers // 2, tower.used) if layers is None else layers
-    return _chosen_layers(chosen, 0, tower.used - 1, "tower that the language model reads")
-
-
-def decoder_layers(shape: Architecture, method: DecoderMethod, layers: Iterable[int] | None = None) -> tuple[int, ...]:
-    """The layers of the language model that reduce: given ones, or the method's own.
-
-    Raises:
-        ValueError: layers that do not exist.
-    """
-    count = shape.language_model.layers
-    chosen = method.layers(count) if layers is None else layers
-    return _chosen_layers(chosen, int(method.before_attention), count - 1, "language model")
-
-
 def _tower_row(shape: Architecture, method: Method, layers: Iterable[int] | None, floor: int) -> _Row:
     chosen, patches = tower_layers(shape, layers), shape.tower.patches
-    halves = getattr(method.filter, "largest", None) is not None
+    halves = at_most_half(method)
 
     def at(total: int) -> Pair:
         return spread(patches, chosen, total, floor=floor, halves=halves), None
 
     less = "a layer removes at most half of its tokens; name more layers" if halves else "the rest is text"
     last = len(chosen) * patches if halves else patches - floor
-    return _Row(at, min(len(chosen), last), last, f"{_ranges(chosen)} of the tower", less)
+    return _Row(at, min(len(chosen), last), last, f"{ranges(chosen)} of the tower", less)
 
 
 def _decoder_row(
@@ -191,7 +155,7 @@ def _decoder_row(
 
     last = len(chosen) * (visual - floor)
     hint = f"up to layer {chosen[0]} all of them are there; begin earlier, or reduce in the tower"
-    return _Row(at, min(len(chosen), last), last, f"{_ranges(chosen)} of the language model", hint)
+    return _Row(at, min(len(chosen), last), last, f"{ranges(chosen)} of the language model", hint)
 
 
 def _both_row(
@@ -207,12 +171,11 @@ def _both_row(
     What is left in the end is the coarse step. The row that is returned tunes the language model alone.
     """
     tower, decoder = tower_layers(shape), decoder_layers(shape, method.decoder)
-    patches, halves = shape.tower.patches, getattr(method.vision.filter, "largest", None) is not None
+    patches, halves = shape.tower.patches, at_most_half(method.vision)
     before = method.decoder.before_attention
 
     def vision(final: int) -> Schedule:
-        between = math.floor(math.sqrt(patches * final) + 0.5)
-        return spread(patches, tower, patches - between, halves=halves)
+        return spread(patches, tower, patches - share(patches, final), halves=halves)
 
     def entering(left: Schedule) -> int:
         return images * shape.tokens_with(left.final)
@@ -233,17 +196,9 @@ def _both_row(
         return left, spread(visual, decoder, total, floor=floor, before_attention=before)
 
     last = len(decoder) * (visual - floor)
-    where = f"{_ranges(tower)} of the tower and {_ranges(decoder)} of the language model"
+    where = f"{ranges(tower)} of the tower and {ranges(decoder)} of the language model"
     hint = "they keep the same share of what they get; reduce in the tower alone: 'ficoco-v'"
     return _Row(at, min(len(decoder), last), last, where, hint)
-
-
-def _ranges(layers: tuple[int, ...]) -> str:
-    if len(layers) == 1:
-        return f"layer {layers[0]}"
-    if layers == tuple(range(layers[0], layers[-1] + 1)):
-        return f"layers {layers[0]} ... {layers[-1]}"
-    return f"layers {', '.join(map(str, layers))}"
 
 
 def _budget(**given: float | None) -> tuple[str, float]:
