@@ -3,20 +3,22 @@
 ``torch.utils.flop_counter.FlopCounterMode`` counts the matrix products that run, by shape. Importing this module tells
 it what ``ficoco::attention_stats``, ``ficoco::correlate``, ``ficoco::match``, ``ficoco::compress`` and the composition
 ``ficoco::reduce`` cost; ``ficoco::filter`` and ``ficoco::to_sequence`` have no product and count zero. Without the
-formulas a compiled kernel would be opaque to it and look free.
+formulas a compiled kernel would be opaque to it and look free. The formulas are those of :mod:`ficoco_ext.cost`, so
+that what is predicted and what is counted on a real forward cannot drift apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 from . import decoder_ops, fused, matching, ops  # noqa: F401  (define the operators that the formulas are for)
+from .cost import reduction as formulas
+from .cost.lines import Operation, evaluate
 
 Shape = Sequence[int]
 
@@ -26,14 +28,18 @@ HOW = (
 )
 
 
+def _operations(operation: Operation, **values: Any) -> int:
+    return evaluate(operation.operations, values)
+
+
 def attention_stats(query: Shape, key: Any, *rest: Any, out_shape: Any = None) -> int:
     """Logits 4 B H N d, probabilities 2 B H N^2 d, the class row alone 2 B H N d; a given map is only added up: 0."""
     if isinstance(key, bool):  # the overload .map: (attn, class_token, column, patches)
         return 0
     b, h, n, d = query
     _, _, probs, _, patches = rest  # (query, key, scale, class_token, probs, column, patches)
-    rows = (n if probs else 2) if patches else 1
-    return 2 * rows * b * h * n * d
+    whole = formulas.STATS_PROBS if probs else formulas.STATS_LOGITS
+    return _operations(whole if patches else formulas.CLASS_ATTENTION, b=b, a=h, n=n, d=d)
 
 
 def correlate(first: Shape, second: Shape, *rest: Any, out_shape: Any = None) -> int:
@@ -46,16 +52,19 @@ def correlate(first: Shape, second: Shape, *rest: Any, out_shape: Any = None) ->
         return correlate_tokens(first, second, *rest)
     if len(second) == 4:  # (query, key, sources, kept, k, scale, alpha, class_token, probs)
         (b, h, n, d), r, m = first, rest[0][1], rest[1][1]
-        return 2 * b * r * (n if rest[6] else m) * h * d
+        chosen = formulas.CORRELATE_PROBS if rest[6] else formulas.CORRELATE_LOGITS
+        return _operations(chosen, b=b, a=h, n=n, d=d, r=r, m=m)
     if len(first) == 3 or first[2] == first[3]:
         return 0
-    return 2 * first[0] * second[1] * rest[0][1] * first[3]  # (key, sources, kept, k, alpha, class_token)
+    # (key, sources, kept, k, alpha, class_token)
+    return _operations(formulas.CORRELATE_KEY, b=first[0], r=second[1], m=rest[0][1], d=first[3])
 
 
 def match(key: Shape, r: int, class_token: bool, distill_token: bool, *, out_shape: Any = None) -> int:
     """2 B |A| |B| d for the tokens at even and at odd places that may be paired."""
     b, _, n, d = key
-    return 2 * b * d * max((n + 1) // 2 - class_token, 0) * max(n // 2 - distill_token, 0)
+    even, odd = max((n + 1) // 2 - class_token, 0), max(n // 2 - distill_token, 0)
+    return _operations(formulas.MATCH, b=b, d=d, z=even, o=odd)
 
 
 def correlate_tokens(query: Shape, key: Shape, *rest: Any) -> int:
@@ -64,14 +73,15 @@ def correlate_tokens(query: Shape, key: Shape, *rest: Any) -> int:
     With ``column`` the blocks are transposed or share their rows, and cost the same.
     """
     sources, candidates, others, _, _, _, _, gamma, _, probs, _, _ = rest
-    (b, h, _, d), r, m, way = query, sources[1], candidates[1], others[1] if gamma < 1 else 0
-    products = (r + way) * key[2] if probs else r * m + r * way + way * m
-    return 2 * b * (h * d * products + r * way * m)
+    (b, h, _, d), way = query, others[1] if gamma < 1 else 0
+    chosen = formulas.CORRELATE_TOKENS_PROBS if probs else formulas.CORRELATE_TOKENS_LOGITS
+    return _operations(chosen, b=b, a=h, d=d, l=key[2], r=sources[1], m=candidates[1], e=way)
 
 
 def compress(tokens: Shape, sources: Shape, kept: Shape, targets: Shape, *rest: Any, out_shape: Any = None) -> int:
     """2 B r k C: every source goes into its k targets."""
-    return 2 * prod(targets) * tokens[2]
+    b, r, k = targets
+    return _operations(formulas.COMPRESS, b=b, r=r, g=k, h=tokens[2])
 
 
 def reduce(tokens: Shape, first: Shape, second: Any, *rest: Any, out_shape: Any = None) -> int:
@@ -87,7 +97,7 @@ def reduce(tokens: Shape, first: Shape, second: Any, *rest: Any, out_shape: Any 
     if k == 0:
         return stats + merge
     if correlation == "key":
-        return stats + merge + 2 * b * r * (n - r) * second[3]
+        return stats + merge + _operations(formulas.CORRELATE_KEY, b=b, r=r, m=n - r, d=second[3])
     return stats + merge + correlate(first, second, (b, r), (b, n - r), k, 0.0, "", True, correlation == "probs")
 
 
@@ -95,9 +105,11 @@ def token_attention(
     query: Shape, key: Shape, tokens: Shape, others: Shape, weights: Shape, *rest: Any, **named: Any
 ) -> int:
     """Logits 2 B W (N + R) H d; probabilities 2 B Q T H d for the Q query rows, N or with column R."""
-    (b, h, _, d), n, r = query, tokens[1], others[1]
+    b, h, _, d = query
     _, _, probs, column, _ = rest  # (key_mask, scale, probs, column, causal)
-    return 2 * b * h * d * ((r if column else n) * key[2] if probs else weights[1] * (n + r))
+    by_probs = formulas.TOKEN_ATTENTION_COLUMNS if column else formulas.TOKEN_ATTENTION_ROWS
+    chosen = by_probs if probs else formulas.TOKEN_ATTENTION_LOGITS
+    return _operations(chosen, b=b, a=h, d=d, l=key[2], u=tokens[1], o=others[1], j=weights[1])
 
 
 def cpu_attention(query: Shape, key: Shape, value: Shape, *rest: Any, out_shape: Any = None, **named: Any) -> int:
@@ -124,7 +136,7 @@ _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of one prefill by part. ``tower`` does not contain ``reduction``, the operators of this package."""
+    """FLOPs of one prefill by part. No other part contains ``reduction``, the operators of this package."""
 
     total: int
     tower: int
@@ -162,14 +174,16 @@ def count(model: torch.nn.Module, forward: Callable[[], Any]) -> tuple[Flops, An
     counts = mode.get_flop_counts()
     root = type(model).__name__
 
-    def part(path: str) -> int:
-        return sum(counts.get(f"{root}.{path}", {}).values())
+    def ours(op: Any) -> bool:
+        return str(op).removeprefix("ficoco.") in _FORMULAS
 
-    own = sum(n for op, n in counts.get("Global", {}).items() if str(op).removeprefix("ficoco.") in _FORMULAS)
+    def part(path: str) -> int:
+        return sum(n for op, n in counts.get(f"{root}.{path}", {}).items() if not ours(op))
+
     parts = Flops(
         total=mode.get_total_flops(),
-        tower=part("model.vision_tower") - own,
-        reduction=own,
+        tower=part("model.vision_tower"),
+        reduction=sum(n for op, n in counts.get("Global", {}).items() if ours(op)),
         projector=part("model.multi_modal_projector"),
         decoder=part("model.language_model"),
         head=part("lm_head"),
