@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -93,21 +94,31 @@ def command(
             precision=Precision.parse(precision),
             hardware=hardware(gpu),
         )
-        report(found, {}, explain=explain, plot=plot, json_=json_)
+        report(found, explain=explain, plot=plot, json_=json_)
 
 
-def report(found: Comparison, more: dict[str, Any], *, explain: bool, plot: Path | None, json_: bool) -> None:
-    """Print and draw; ``more`` is added to the JSON."""
+def report(
+    found: Comparison,
+    *,
+    explain: bool,
+    plot: Path | None,
+    json_: bool,
+    heading: Sequence[str] = (),
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Draw and print; ``heading`` is above the tables, ``more`` is added to the JSON."""
     notes = advice(found)
     lines = cost_tables.explained(found) if explain else None
     if plot is not None:
         visualize.save(staircase.draw(found), plot)
     if json_:
-        document = {**found.to_dict(), "notes": notes, **more}
+        document = {**found.to_dict(), "notes": notes, **(more or {})}
         document |= {"picture": str(plot)} if plot is not None else {}
         document |= {"explain": lines} if lines is not None else {}
         common.print_json(document)
         return
+    for line in heading:
+        common.console().print(line, style="bold", soft_wrap=True, highlight=False, markup=False)
     cost_tables.show(found, notes, lines)
     if plot is not None:
         common.console().print(f"picture {plot}", soft_wrap=True)

@@ -64,19 +64,19 @@ def command(
             shape, chosen, (plan.vision, plan.decoder), new_tokens=new_tokens, convention=convention, **given
         )
         calls = attach_call(method, hyperparameters, plan.vision, plan.decoder)
-        if not json_:
-            unit = planner.QUANTITIES[plan.quantity]
-            console = common.console()
-            console.print(f"wanted {plan.wanted:g} {unit}, found {plan.reached:.4g}", style="bold", highlight=False)
-            console.print(f"within reach: {plan.least:.4g} to {plan.most:.4g}", highlight=False)
-            console.print(calls, style="green", soft_wrap=True, highlight=False, markup=False)
+        heading = (
+            f"wanted {plan.wanted:g} {planner.QUANTITIES[plan.quantity]}, found {plan.reached:.4g}",
+            f"within reach: {plan.least:.4g} to {plan.most:.4g}",
+            calls,
+        )
         budget = {
             "quantity": plan.quantity,
             "wanted": plan.wanted,
             "reached": plan.reached,
             "reachable": [plan.least, plan.most],
         }
-        cost.report(found, {"budget": budget, "attach": calls}, explain=explain, plot=plot, json_=json_)
+        more = {"budget": budget, "attach": calls}
+        cost.report(found, explain=explain, plot=plot, json_=json_, heading=heading, more=more)
 
 
 def attach_call(method: str, hyperparameters: dict[str, Any], vision: Schedule | None, decoder: Schedule | None) -> str:
