@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import CodeType
@@ -41,6 +42,9 @@ SYMBOLS = {
 }
 
 
+_NOTHING: dict[str, Any] = {"__builtins__": {}}  # formulas call nothing
+
+
 @functools.cache
 def _compiled(formula: str) -> CodeType:
     return compile(formula, "<formula>", "eval")
@@ -48,7 +52,7 @@ def _compiled(formula: str) -> CodeType:
 
 def evaluate(formula: str, values: Mapping[str, Any]) -> Any:
     """The number that ``formula``, arithmetic on :data:`SYMBOLS`, has for ``values``; integers stay exact."""
-    return eval(_compiled(formula), {"__builtins__": {}}, dict(values))
+    return 0 if formula == "0" else eval(_compiled(formula), _NOTHING, values)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Line:
         part: ``"tower"``, ``"projector"``, ``"decoder"``, ``"head"`` or ``"reduction"``.
         layer: which layer of the tower or the decoder; None: of neither.
         name: what it does.
-        formula: its operations, see :data:`SYMBOLS`; bytes: the numbers that it moves.
+        formula: of its operations, see :data:`SYMBOLS`. bytes_formula: of the bytes that it moves.
         values: of the symbols.
         operations: floating point operations in the convention asked for.
         weight_bytes, activation_bytes, kv_bytes: moved between memory and chip.
@@ -87,6 +91,7 @@ class Line:
     layer: int | None
     name: str
     formula: str
+    bytes_formula: str
     values: tuple[tuple[str, float], ...]
     operations: float
     weight_bytes: float
@@ -107,29 +112,49 @@ class Line:
         return self.operations / self.bytes if self.bytes else 0.0
 
     def explain(self) -> str:
-        """The formula, with numbers in it, and what comes out.
+        """The formula of its operations, with numbers in it, and what comes out.
 
         Example:
             >>> from ficoco_ext.cost import prefill
-            >>> [line for line in prefill("llava-1.5-7b").lines if line.name == "up_proj"][0].explain()
+            >>> line = next(line for line in prefill("llava-1.5-7b").lines if line.name == "up_proj")
+            >>> line.explain()
             'up_proj: 2*b*q*h*i = 2*1*636*4096*11008 = 57,352,912,896 (b=1, q=636, h=4096, i=11008)'
+            >>> line.bytes_formula
+            '2*(h*i) + 2*(b*q*h+b*q*i)'
         """
-        used = [(name, value) for name, value in self.values if name in _names(self.formula)]
-        shown = "".join(_show(dict(used).get(part, part)) for part in _parts(self.formula))
-        named = ", ".join(f"{name}={_show(value)}" for name, value in used)
-        return f"{self.name}: {self.formula} = {shown} = {self.operations:,} ({named})"
+        return self._explained(self.formula, self.operations)
+
+    def explain_bytes(self) -> str:
+        """The formula of the bytes that it moves, weights, activations and cache entries, and what comes out."""
+        return self._explained(self.bytes_formula, self.bytes)
+
+    def _explained(self, formula: str, result: float) -> str:
+        used = {name: value for name, value in self.values if name in _names(formula)}
+        shown = "".join(_show(used[part]) if part in used else part for part in _parts(formula))
+        named = ", ".join(f"{name}={_show(value)}" for name, value in used.items())
+        return f"{self.name}: {formula} = {shown} = {result:,} ({named})"
 
 
 @functools.cache
 def _parts(formula: str) -> tuple[str, ...]:
-    import re
-
     return tuple(re.findall(r"[a-z]+|[^a-z]+", formula))
 
 
 @functools.cache
 def _names(formula: str) -> frozenset[str]:
     return frozenset(part for part in _parts(formula) if part.isalpha())
+
+
+@functools.cache
+def _bytes_formula(operation: Operation, precision: Precision) -> str:
+    """Bytes a number times numbers, of everything that is moved."""
+    groups = (
+        (precision.weights, (operation.weights,)),
+        (precision.activations, (operation.loads, operation.stores)),
+        (precision.kv, (operation.kv_loads, operation.kv_stores)),
+    )
+    moved = [(bits, "+".join(part for part in parts if part != "0")) for bits, parts in groups]
+    return " + ".join(f"{bits / 8:g}*({numbers})" for bits, numbers in moved if numbers) or "0"
 
 
 def _show(value: object) -> str:
@@ -173,6 +198,7 @@ class Rules:
             layer,
             operation.name,
             operation.operations,
+            _bytes_formula(operation, bits),
             tuple(values.items()),
             operations,
             weights,

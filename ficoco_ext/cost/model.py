@@ -144,9 +144,9 @@ def decode(
         layers.append(_layer("decoder", index, 1, 1, own, _kv(rules, shape, keys)))
     if include_head:
         lines += transformer.head(rules, shape.language_model)
-    return _cost(
-        rules, shape, "decode", lines, layers, Tokens(entering, sum(n) / count, q[-1]), text_tokens + generated
-    )
+    asleep = _not_running(rules, shape)  # in memory all the same
+    tokens = Tokens(entering, sum(n) / count, q[-1])
+    return _cost(rules, shape, "decode", lines, layers, tokens, text_tokens + generated, asleep)
 
 
 def _rules(
@@ -293,6 +293,7 @@ def _cost(
     layers: list[LayerCost],
     tokens: Tokens,
     text_tokens: float,
+    asleep: float = 0.0,
 ) -> Cost:
     kv = sum(one.kv_bytes for one in layers)
     return Cost(
@@ -306,8 +307,18 @@ def _cost(
         tokens,
         text_tokens,
         kv,
-        _resident(rules, shape, lines, kv),
+        _resident(rules, shape, lines, kv) + asleep,
     )
+
+
+def _not_running(rules: Rules, shape: Architecture) -> float:
+    """Weights of tower and projector; LLM-Viewer knows of none."""
+    if rules.quirks:
+        return 0.0
+    tower = shape.tower
+    lines = [*transformer.patch_embedding(rules, tower, 1), *transformer.projector(rules, shape.projector, 1)]
+    layer = transformer.tower_layer(rules, tower, 0, 1, 1, 1)
+    return sum(line.weight_bytes for line in lines) + tower.layers * sum(line.weight_bytes for line in layer)
 
 
 def _resident(rules: Rules, shape: Architecture, lines: list[Line], kv: float) -> float:
