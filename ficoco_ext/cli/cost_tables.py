@@ -11,6 +11,7 @@ from rich.text import Text
 from ..cost import SYMBOLS, reproduce, scope
 from ..cost.bill import Cost, LayerCost
 from ..cost.compare import TIME, Comparison, Side
+from ..cost.lines import Line
 from . import common
 
 _BASES = {
@@ -48,7 +49,7 @@ def explained(found: Comparison) -> list[str]:
     said: list[str] = []
     used: set[str] = set()
     layers = [
-        (part, layer, tuple(line.explain() for line in group))
+        (part, layer, tuple(text for line in group for text in _formulas(line)))
         for (part, layer), group in itertools.groupby(cost.lines, key=lambda line: (line.part, line.layer))
     ]
     for (part, texts), same in itertools.groupby(layers, key=lambda one: (one[0], one[2])):
@@ -58,9 +59,15 @@ def explained(found: Comparison) -> list[str]:
         said.append(f"{part}{where}")
         said += [f"  {text}" for text in texts]
     for line in cost.lines:
-        used |= {name for name, _ in line.values if name in line.formula}
-    said.append(f"total: {cost.total.operations:,} operations")
+        used |= {name for name, _ in line.values if name in line.formula + line.bytes_formula}
+    said.append(f"total: {cost.total.operations:,} operations, {cost.total.bytes:,.0f} bytes")
     return [*said, *(f"{name}: {meaning}" for name, meaning in SYMBOLS.items() if name in used)]
+
+
+def _formulas(line: Line) -> tuple[str, str]:
+    """Operations and bytes of one line. What is no product is no operation in the convention ``"matmul"``."""
+    operations = line.explain() if line.operations else f"{line.name}: 0"
+    return operations, f"  bytes: {line.explain_bytes().removeprefix(f'{line.name}: ')}"
 
 
 def _reduces(found: Comparison) -> str:
