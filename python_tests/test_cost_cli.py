@@ -225,6 +225,7 @@ def test_honest_words():
     assert "single visual token is left" in _advice(method="ficoco-l", amount={"r": 100})
     assert "removing more tokens saves little" in _advice(amount={"tokens": 8})
     assert "does not help here" in _advice(method="ficoco-l", amount={"r": 1, "layers": [31]}, text_tokens=2000)
+    assert "attach does not reduce in the tower" in _advice("llava-next-7b")
     tiny = cost.architecture(TINY)
     alone = compare.compare(tiny, hardware=cost.hardware("h200"), text_tokens=10)
     assert "The prompt is short" in " ".join(advice.advice(alone))
@@ -266,6 +267,8 @@ def test_the_cpu_is_measured(monkeypatch):
         ("cost qwen2-vl-7b --keep-ratio 0.5", "no class token"),
         ("cost llava-1.5-7b --text-tokens -1", "text_tokens must be at least 0"),
         ("cost llava-1.5-7b --images 0", "images must be at least 1"),
+        ("cost llava-1.5-7b --method fastv --images 0", "images must be an integer >= 1"),
+        ("plan llava-1.5-7b --tflops 1 --images 0", "images must be an integer >= 1"),
         ("cost llava-1.5-7b --new-tokens 0", "new tokens must be at least 1"),
         ("cost llava-1.5-7b --plot x.foo", "must end in"),
         ("cost llava-1.5-7b --plot /nowhere/x.png", "no folder"),

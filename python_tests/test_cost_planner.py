@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import ficoco_ext
 from ficoco_ext import Schedule, VisionAndDecoder, get_method
 from ficoco_ext.cost import architecture, planner, scope
 
 TOWER, DECODER = ("ficoco-v", "topk", "tome"), ("ficoco-l", "fastv", "pyramiddrop")
 MODELS = ("llava-1.5-7b", "llava-1.5-13b", "llava-next-7b")
+TINY = Path(ficoco_ext.__file__).parent / "data" / "tiny_llava"
 SLOW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -67,8 +70,30 @@ def test_round_trip(model, method, quantity, text_tokens, share):
         assert off <= abs(_value(shape, method, quantity, *pair, **rest) - wanted) * (1 + 1e-9), other.r
 
 
+@pytest.mark.parametrize("method", TOWER + DECODER)
+@pytest.mark.parametrize("quantity", sorted(planner.QUANTITIES))
+def test_it_is_the_best_of_all(method, quantity):
+    shape, chosen = architecture(TINY), get_method(method)
+    rest = {"text_tokens": 8, "hardware": "h200"}
+    side = 0 if method in TOWER else 1
+    layers = planner.tower_layers(shape) if side == 0 else planner.decoder_layers(shape, chosen)
+    before = getattr(chosen, "before_attention", False)
+    everything = {
+        planner.spread(shape.tower.patches, layers, total, halves=method == "tome", before_attention=before)
+        for total in range(len(layers) * shape.tower.patches + 1)
+    }
+    pairs = [(one, None) if side == 0 else (None, one) for one in everything]
+    costs = [_value(shape, method, quantity, *pair, **rest) for pair in pairs]
+    for share in (0, 0.1, 0.37, 0.5, 0.9, 1):
+        wanted = min(costs) + share * (max(costs) - min(costs))
+        if wanted > _value(shape, method, quantity, None, None, **rest):
+            continue  # a first reduction may cost more than none
+        found = planner.plan(TINY, method, **{quantity: wanted}, **rest)
+        assert abs(found.reached - wanted) == pytest.approx(min(abs(one - wanted) for one in costs), rel=1e-6)
+
+
 @SLOW
-@given(method=st.sampled_from(TOWER + DECODER), share=st.floats(0, 1))
+@given(method=st.sampled_from((*TOWER, *DECODER, "ficoco-vl")), share=st.floats(0, 1))
 def test_it_costs_what_was_asked_within_one_token(method, share):
     text, layers = 60, 32
     least = planner.plan("llava-1.5-7b", method, average_tokens=576).least
@@ -137,6 +162,9 @@ def test_out_of_reach_names_the_range():
     assert Schedule.for_budget("llava-1.5-7b", "ficoco-l", tflops=1.5, layers=range(2, 32)).final == 1
     with pytest.raises(ValueError, match=r"8\.453 is what it costs when nothing is removed"):
         Schedule.for_budget("llava-1.5-7b", "ficoco-v", tflops=9)
+    for wanted in (0.5, 9):
+        with pytest.raises(ValueError, match=r"ficoco-v \+ ficoco-l in layers 12.* reaches 0\.8329 to 8\.453 TFLOPs"):
+            Schedule.for_budget("llava-1.5-7b", "ficoco-vl", tflops=wanted)
     with pytest.raises(ValueError, match="at most half"):
         Schedule.for_budget("llava-1.5-7b", "tome", average_tokens=100, layers=[12, 13])
 

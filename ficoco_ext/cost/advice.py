@@ -8,8 +8,17 @@ _LARGE = 0.3  # a share of the time from which on something is worth a sentence
 
 
 def advice(found: Comparison) -> list[str]:
-    """Sentences about what reduction does to the time of ``found``, the important one first; none without hardware."""
-    return [sentence for sentence in (_gain(found), *_limits(found)) if sentence]
+    """Sentences about what reduction does to the time of ``found``, the important one first; of time with hardware."""
+    return [sentence for sentence in (_gain(found), *_limits(found), _served(found)) if sentence]
+
+
+def _served(found: Comparison) -> str:
+    if found.schedules[0] is None or found.shape.crops == 1:
+        return ""
+    return (
+        f"attach does not reduce in the tower of {found.shape.name}, whose crops are put together behind it: this is "
+        "what it would cost."
+    )
 
 
 def _of(side: Side, *parts: str) -> float:

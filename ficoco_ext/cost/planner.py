@@ -19,7 +19,7 @@ from .architecture import Architecture
 from .bill import Cost
 from .hardware import hardware as find_hardware
 from .presets import architecture
-from .schedules import at_most_half, decoder_layers, ranges, share, tower_layers
+from .schedules import at_most_half, decoder_layers, ranges, require_images, share, tower_layers
 from .scope import bill
 
 QUANTITIES = {
@@ -141,8 +141,8 @@ def _tower_row(shape: Architecture, method: Method, layers: Iterable[int] | None
         return spread(patches, chosen, total, floor=floor, halves=halves), None
 
     less = "a layer removes at most half of its tokens; name more layers" if halves else "the rest is text"
-    last = len(chosen) * patches if halves else patches - floor
-    return _Row(at, min(len(chosen), last), last, f"{ranges(chosen)} of the tower", less)
+    last = len(chosen) * patches
+    return _Row(at, len(chosen), last, f"{ranges(chosen)} of the tower", less)
 
 
 def _decoder_row(
@@ -256,8 +256,9 @@ def plan(
             raise ValueError("Schedule.for_budget: ttft_ms depends on the device; pass hardware, such as 'h200'")
         convention = "matmul"  # time passes in the tower too
     shape, chosen, device = architecture(model), get_method(method), hardware and find_hardware(hardware)
+    require_images(images)
     visual = images * shape.visual_tokens
-    largest = shape.tower.patches if isinstance(chosen, Method) else visual
+    largest = visual if isinstance(chosen, DecoderMethod) else shape.tower.patches
     if isinstance(floor, bool) or not isinstance(floor, int) or not 1 <= floor <= largest:
         raise ValueError(f"Schedule.for_budget: floor must be an integer in [1, {largest}], got {floor!r}")
 
@@ -275,13 +276,14 @@ def plan(
             remedy = "leave them out, or plan one part at a time"
             raise ValueError(f"Schedule.for_budget: layers are of one part, and {chosen.name} has two; {remedy}")
         row = _both_row(shape, chosen, images, floor, cost, wanted)
+        furthest = _both_row(shape, chosen, images, floor, cost, 0.0)
     elif isinstance(chosen, DecoderMethod):
-        row = _decoder_row(shape, chosen, visual, layers, floor)
+        row = furthest = _decoder_row(shape, chosen, visual, layers, floor)
     else:
-        row = _tower_row(shape, chosen, layers, floor)
+        row = furthest = _tower_row(shape, chosen, layers, floor)
     if quantity in ("kv_mb", "average_tokens") or convention == "llmviewer":
         row = dataclasses.replace(row, start=0)  # scoring is free on these scales
-    most, least = cost((None, None)), cost(row.at(row.last))
+    most, least = cost((None, None)), cost(furthest.at(furthest.last))
     if not least * (1 - 1e-9) <= wanted <= most * (1 + 1e-9):
         _out_of_reach(row, quantity, wanted, least, most, floor, text_tokens, (chosen.name, shape.name))
     vision, decoder = row.at(_closest(row, lambda step: cost(row.at(step)), wanted))

@@ -32,6 +32,12 @@ def share(patches: int, final: int) -> int:
     return math.floor(math.sqrt(patches * final) + 0.5)
 
 
+def require_images(images: int) -> None:
+    """Raise if there is no image to remove anything from."""
+    if isinstance(images, bool) or not isinstance(images, int) or images < 1:
+        raise ValueError(f"images must be an integer >= 1, got {images!r}")
+
+
 def _chosen_layers(layers: Iterable[int], first: int, last: int, what: str) -> tuple[int, ...]:
     chosen = tuple(layers)
     if not chosen:
@@ -98,6 +104,7 @@ def build(
         >>> vision, decoder.r
         (None, (288,))
     """
+    require_images(images)
     amount: dict[str, Any] = {"r": r, "keep_ratio": keep_ratio, "tokens": tokens}
     amount = {name: value for name, value in amount.items() if value is not None}
     if isinstance(method, VisionAndDecoder):
