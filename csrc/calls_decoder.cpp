@@ -114,8 +114,6 @@ TokenLinksCall token_links_call(const Tensor& query_, const Tensor& key_, const 
                  .causal = causal,
                  .targets = call.targets.mutable_data_ptr<int64_t>(),
                  .weights = call.weights.mutable_data_ptr<float>()};
-  FICOCO_VALUE(call.params.alpha != Alpha::kRatio || probs, op, "alpha", "softmax or average with logits", "ratio",
-               "use probs, whose values are not negative");
   return call;
 }
 

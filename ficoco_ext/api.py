@@ -64,8 +64,8 @@ def _check(
     if isinstance(r, bool) or not isinstance(r, (int, torch.SymInt)):
         checks.fail(op, "r", "an integer", r, "pass how many tokens to remove", TypeError)
     largest = max(patches - 1, 0)
+    what = "patches" if visual is None else "visual tokens"
     if not 0 <= r <= largest:
-        what = "patches" if visual is None else "visual tokens"
         checks.fail(op, "r", f"in [0, {largest}] for {patches} {what}", r, f"the largest legal r is {largest}")
     if grid is not None:
         ok = isinstance(grid, (tuple, list)) and len(grid) == 2 and all(isinstance(x, int) and x > 0 for x in grid)
@@ -74,7 +74,7 @@ def _check(
         if previous is not None:
             checks.fail(op, "grid", "None with previous=", grid, "the previous reduction carries the original grid")
         if grid[0] * grid[1] != patches:
-            checks.fail(op, "grid", f"of {patches} cells", grid, f"tokens hold {patches} patches")
+            checks.fail(op, "grid", f"of {patches} cells", grid, f"tokens hold {patches} {what}")
     if size is not None:
         checks.floating(op, "size", size)
         checks.shape(op, "size", size, lambda: f"({b}, {n}, 1)", tuple(size.shape) == (b, n, 1), "one count a token")
@@ -210,28 +210,27 @@ def _reduce_sequence(
     mask: Tensor | None,
 ) -> Reduction:
     """:func:`reduce` by a decoder method."""
-    if class_token:
-        checks.fail("reduce", "class_token", f"False with method {method.name!r}", class_token, "leave it out")
+    if class_token is not None and class_token is not False:
+        kind = ValueError if class_token is True else TypeError
+        checks.fail("reduce", "class_token", f"False with method {method.name!r}", class_token, "leave it out", kind)
     _check(tokens, attn, 0, False, None, size, previous)
     b, n, _ = tokens.shape
     columns = _visual_columns(visual, tokens)
     count = columns.shape[1]
-    _check(tokens, attn, r, False, None, size, previous, count)
+    _check(tokens, attn, r, False, grid, size, previous, count)
     if mask is not None:
         fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and tuple(mask.shape) == (b, n)
         if not fits:
             checks.fail("reduce", "mask", f"({b}, {n}) bool", mask, "False for padding", TypeError)
         checks.same_device("reduce", "tokens", tokens, mask=mask)
-    if grid is not None and (previous is not None or grid[0] * grid[1] != count):
-        wanted = f"of {count} cells, and None with previous="
-        checks.fail("reduce", "grid", wanted, grid, "the local penalty needs all visual tokens of the picture")
+    weighted = size is not None
     if size is None and previous is not None:
         size = previous.size
     if r == 0:
         result = identity(tokens, size, False, None)
     else:
         layout = Layout.of(columns, n, mask, grid=None if grid is None else (grid[0], grid[1]))
-        result, _ = method(tokens, attn, r, layout, size=size)
+        result, _ = method(tokens, attn, r, layout, size=size, size_weighted=weighted)
     return result if previous is None else result.after(previous)
 
 

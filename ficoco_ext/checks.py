@@ -199,5 +199,3 @@ def correlate_tokens(
     target_count(op, k, candidates.shape[1], alpha)
     if not 0 <= gamma <= 1:
         fail(op, "gamma", "in [0, 1]", gamma, "1 is direct attention alone")
-    if alpha == "ratio" and not probs:
-        fail(op, "alpha", "softmax or average with logits", "ratio", "use probs, never negative")

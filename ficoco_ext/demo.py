@@ -5,8 +5,6 @@ Computation only: :func:`run` returns a :class:`Result` of plain values, which t
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,56 +14,20 @@ import torch
 
 from . import flops, geometry, visualize
 from ._backend import build_info
-from .checkpoint import SCENES, Checkpoint, find_image, load, open_image, parse_device, parse_dtype, seen_by_model
+from .checkpoint import Checkpoint, find_image, load, open_image, parse_device, parse_dtype, seen_by_model
 from .geometry import Prefill
+from .methods import DecoderMethod, get_method
 from .models import Handle, attach
+from .models.llava import geometry as geometry_of
+from .models.pictures import picture_reductions
+from .questions import Answer, Samples, ask, ask_all_samples, choose
+from .staircase import LayerTokens, Staircase, TextLayerTokens
 
 # A scene whose six questions are all answered right with a quarter of the patches; --all-samples shows the others.
 DEFAULT_SCENE = "scene_4.png"
 _FASTER = 1.05  # below this ratio of medians nobody should be told that it is faster
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question, of what kind it is, and its answer if that is known."""
-
-    question: str
-    kind: str = "free"
-    truth: str | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model said to one question with all tokens and with few. ``right``: None where no truth is known."""
-
-    question: str
-    kind: str
-    truth: str | None
-    all_tokens: str
-    reduced: str
-    all_tokens_right: bool | None
-    reduced_right: bool | None
-
-
-@dataclass(frozen=True)
-class Samples:
-    """How many of all embedded sample questions were answered right."""
-
-    asked: int
-    all_tokens_right: int
-    reduced_right: int
-
-
-@dataclass(frozen=True)
-class LayerTokens:
-    """Patches that enter one layer of the vision tower, leave in it, and are left; the class token is not counted."""
-
-    layer: int
-    entering: int
-    removed: int
-    left: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +51,8 @@ class Request:
         question: None asks what is known of an embedded scene, or something general.
         model: directory or hub name of a LLaVA-1.5 checkpoint; None is the embedded tiny one.
         method, hyperparameters, amount, layers: as :func:`ficoco_ext.attach` takes them; ``amount`` holds one of
-            ``r``, ``keep_ratio`` and ``tokens``.
+            ``r``, ``keep_ratio`` and ``tokens``, or ``vision`` and ``decoder``. None is the method's own amount, or a
+            quarter kept if it has none.
         output: where to write the picture, None writes none.
         dtype, device: by name; dtype None is float32 on the CPU, bfloat16 elsewhere.
         max_new_tokens: None is 4 for the embedded model, whose answers are one word, and 48 otherwise.
@@ -104,7 +67,7 @@ class Request:
     model: str | None = None
     method: str = "ficoco-v"
     hyperparameters: dict[str, Any] = field(default_factory=dict)
-    amount: dict[str, Any] = field(default_factory=lambda: {"keep_ratio": 0.25})
+    amount: dict[str, Any] | None = None
     layers: tuple[int, ...] | None = None
     output: Path | None = None
     dtype: str | None = None
@@ -120,16 +83,26 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """All that a demonstration found out. ``speedup`` is the ratio of the median prefill times, without / with."""
+    """All that a demonstration found out.
+
+    Attributes:
+        patches: of one picture. kept: of them those that reach the language model.
+        left: visual tokens left in the last layer of the language model.
+        layers, text_layers: the staircases of the vision tower and of the language model.
+        speedup: ratio of the median prefill times, without / with.
+    """
 
     model: str
     random_weights: bool
     image: str | None
     method: str
     hyperparameters: dict[str, Any]
+    amount: dict[str, Any]
     patches: int
     kept: int
+    left: int
     layers: tuple[LayerTokens, ...]
+    text_layers: tuple[TextLayerTokens, ...]
     answers: tuple[Answer, ...]
     samples: Samples | None
     all_tokens: Prefill
@@ -141,58 +114,13 @@ class Result:
     picture: str | None
     notices: tuple[str, ...]
 
-
-def sample_questions() -> dict[str, list[Question]]:
-    """Questions with known answers about each embedded scene, by file name."""
-    found: dict[str, list[Question]] = {}
-    for entry in json.loads((SCENES / "questions.json").read_text()):
-        question = Question(entry["question"], entry["kind"], entry["answer"])
-        found.setdefault(entry["image"], []).append(question)
-    return found
-
-
-def _questions(request: Request, checkpoint: Checkpoint, path: Path, notice: Say) -> list[Question]:
-    """What to ask about the picture at ``path``."""
-    ours = path.resolve().parent == SCENES.resolve()
-    known = sample_questions().get(path.name, []) if ours else []
-    if request.question is None and known:
-        return known
-    if checkpoint.embedded and not ours:
-        notice(
-            "the embedded model has only ever seen synthetic scenes of coloured shapes, digits and words: on this "
-            "picture its answers mean little, the tokens and the cost are real; --model takes a LLaVA-1.5 checkpoint"
-        )
-    general = "how many shapes ?" if checkpoint.embedded else "Describe this picture in one sentence."
-    asked = checkpoint.spelled(general if request.question is None else request.question)
-    if not asked.strip():
-        raise ValueError("question is empty")
-    if words := checkpoint.unknown(asked):
-        notice(f"the model's tokenizer does not know {', '.join(map(repr, words))}: it reads <unk> there")
-    return next(([one] for one in known if one.question == asked), [Question(asked)])
-
-
-def _right(answer: str, truth: str | None, exact: bool) -> bool | None:
-    """Whether ``answer`` is, or in a sentence contains, ``truth``; a yes or no must come first."""
-    if truth is None or exact:
-        return None if truth is None else answer == truth
-    said, wanted = (re.findall(r"[a-z0-9]+", text.lower()) for text in (answer, truth))
-    if truth in ("yes", "no"):
-        return said[:1] == wanted
-    return any(said[i : i + len(wanted)] == wanted for i in range(len(said)))
-
-
-def _ask(
-    checkpoint: Checkpoint, attached: Callable[[], Handle], asked: Sequence[tuple[Any, Question]], length: int
-) -> list[Answer]:
-    """Every question about its image with all tokens and with few."""
-    full = [checkpoint.answer(image, one.question, length) for image, one in asked]
-    with attached():
-        few = [checkpoint.answer(image, one.question, length) for image, one in asked]
-    exact = checkpoint.embedded
-    return [
-        Answer(one.question, one.kind, one.truth, a, b, _right(a, one.truth, exact), _right(b, one.truth, exact))
-        for (_, one), a, b in zip(asked, full, few, strict=True)
-    ]
+    @property
+    def summary(self) -> str:
+        """What is left of the picture, and where."""
+        reach = f"{self.kept} of {self.patches} patches reach the language model"
+        if any(layer.removed for layer in self.text_layers):
+            return f"{reach}, {self.left} visual tokens are left in its last layer"
+        return f"{reach} and its last layer"
 
 
 def _platform(model: Any) -> Platform:
@@ -228,43 +156,63 @@ def _verdict(costs: tuple[Prefill, Prefill], platform: Platform, tiny: bool) -> 
     return text
 
 
-def _staircase(attached: Callable[[], Handle], model: Any) -> tuple[LayerTokens, ...]:
-    """What every layer of the tower does; attaching for it also finds arguments that do not fit, before work begins."""
-    layers = model.config.vision_config.num_hidden_layers
-    with attached() as handle:
-        assert handle.schedule is not None
-        removed = {step.layer: step.r for step in handle.schedule.steps}
-        entering = handle.schedule.tokens_entering(layers)
-    gone = [removed.get(layer, 0) for layer in range(layers)]
-    return tuple(LayerTokens(layer, n, r, n - r) for layer, (n, r) in enumerate(zip(entering, gone, strict=True)))
+def default_amount(method: str, hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """What a method of this name removes if nobody says how much: its own amount, or all but a quarter.
+
+    Example:
+        >>> from ficoco_ext.demo import default_amount
+        >>> default_amount("ficoco-l", {}), default_amount("fastv", {})
+        ({'keep_ratio': 0.25}, {'keep_ratio': 0.5})
+    """
+    one = get_method(method, **hyperparameters)
+    own = dict(one.amount) if isinstance(one, DecoderMethod) else {}
+    return own or {"keep_ratio": 0.25}
 
 
 def _attacher(request: Request, model: Any) -> Callable[[], Handle]:
-    return lambda: attach(model, request.method, layers=request.layers, **request.amount, **request.hyperparameters)
+    assert request.amount is not None
+    options = request.amount | request.hyperparameters
+    return lambda: attach(model, request.method, layers=request.layers, **options)
 
 
-def _all_samples(checkpoint: Checkpoint, attached: Callable[[], Handle], length: int) -> Samples:
-    images = {name: open_image(SCENES / name) for name in sample_questions()}
-    asked = [(images[name], one) for name, questions in sample_questions().items() for one in questions]
-    answers = _ask(checkpoint, attached, asked, length)
-    return Samples(
-        len(answers), sum(a.all_tokens_right is True for a in answers), sum(a.reduced_right is True for a in answers)
-    )
+def _staircase(attached: Callable[[], Handle], model: Any) -> Staircase:
+    """What every layer does; attaching for it also finds arguments that do not fit, before work begins."""
+    with attached() as handle:
+        return Staircase.of(model, handle)
 
 
-def _draw(request: Request, checkpoint: Checkpoint, attached: Callable[[], Handle], image: Any, result: Result) -> None:
-    """Write the picture of what the tower did with ``image``."""
+def _draw(
+    request: Request,
+    checkpoint: Checkpoint,
+    attached: Callable[[], Handle],
+    image: Any,
+    stairs: Staircase,
+    result: Result,
+) -> None:
+    """Write the picture of what tower and language model did with ``image``."""
     inputs = checkpoint.inputs(image, result.answers[0].question)
     with attached() as handle, torch.inference_mode():
         checkpoint.model(**inputs, logits_to_keep=1)
-        reductions = handle.reductions
-    removing = [layer.layer for layer in result.layers if layer.removed]
-    rows = [(a.question, a.truth or "", a.all_tokens, a.reduced) for a in result.answers]
+        tower, rows = handle.reductions, handle.decoder_reductions
+    shape = geometry_of(checkpoint.model)
+    first = int((inputs["input_ids"][0] == checkpoint.model.config.image_token_id).int().argmax()) + shape.extra
+    columns = torch.arange(first, first + stairs.vision[-1].left)  # of the short prompt, whose text before is as it was
+    reductions = picture_reductions(tower, rows[0] if rows else (), columns, shape.grid)
+    both = bool(stairs.vision_removes and stairs.text_removes)
+    labels = [f"vision {layer}" if both else layer for layer in stairs.vision_removes]
+    labels += [f"text {layer}" if both else layer for layer in stairs.text_removes]
+    answers = [(a.question, a.truth or "", a.all_tokens, a.reduced) for a in result.answers]
     wrong = {(i, 2) for i, a in enumerate(result.answers) if a.all_tokens_right is False}
     wrong |= {(i, 3) for i, a in enumerate(result.answers) if a.reduced_right is False}
-    title = f"{checkpoint.name}, {request.method}: {result.kept} of {result.patches} patches reach the language model"
-    seen = seen_by_model(checkpoint, image)
-    figure = visualize.overview(seen, reductions, layers=removing, title=title, answers=rows, wrong=wrong)
+    figure = visualize.overview(
+        seen_by_model(checkpoint, image),
+        reductions,
+        layers=labels,
+        title=f"{checkpoint.name}, {request.method}: {result.summary}",
+        answers=answers,
+        wrong=wrong,
+        stages=bool(stairs.text_removes),
+    )
     assert request.output is not None
     visualize.save(figure, request.output)
 
@@ -297,6 +245,8 @@ def run(request: Request, *, notice: Say = lambda text: None, progress: Say = la
         value = getattr(request, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if request.amount is None:
+        request = replace(request, amount=default_amount(request.method, request.hyperparameters))
     show = _with_checkpoint if request.geometry is None else _with_geometry
     return replace(show(request, dtype, device, note, progress), notices=tuple(notices))
 
@@ -309,27 +259,32 @@ def _with_checkpoint(request: Request, dtype: torch.dtype, device: torch.device,
     progress("loading the model")
     checkpoint = load(request.model, dtype, device)
     attached = _attacher(request, checkpoint.model)
-    layers = _staircase(attached, checkpoint.model)
-    questions = _questions(request, checkpoint, path, note)
+    stairs = _staircase(attached, checkpoint.model)
+    questions = choose(request.question, checkpoint, path, note)
     length = request.max_new_tokens or (4 if checkpoint.embedded else 48)
     progress("answering")
-    answers = _ask(checkpoint, attached, [(image, one) for one in questions], length)
+    answers = ask(checkpoint, attached, [(image, one) for one in questions], length)
     samples = None
     if request.all_samples:
         progress("answering all sample questions")
-        samples = _all_samples(checkpoint, attached, length)
+        samples = ask_all_samples(checkpoint, attached, length)
+        if checkpoint.embedded and min(stairs.text_removes, default=0) > 0:
+            note(
+                "the embedded model has read the picture when its first two text layers are through: how many answers "
+                "are right says little about a method that reduces behind them; ficoco-l in --layers 0 is a harder test"
+            )
     progress("timing prefill")
     inputs = checkpoint.inputs(image, questions[0].question)
     costs = geometry.measure(checkpoint.model, inputs, attached, request.repeats)
     result = _result(
-        request, checkpoint.model, layers, costs, name=checkpoint.name, image=path, answers=answers, samples=samples
+        request, checkpoint.model, stairs, costs, name=checkpoint.name, image=path, answers=answers, samples=samples
     )
-    if request.output is not None and result.kept == result.patches:
+    if request.output is not None and not (stairs.vision_removes or stairs.text_removes):
         note("nothing is removed, so there is no picture of it")
         result = replace(result, picture=None)
     elif request.output is not None:
         progress("drawing")
-        _draw(request, checkpoint, attached, image, result)
+        _draw(request, checkpoint, attached, image, stairs, result)
     return result
 
 
@@ -349,7 +304,7 @@ def _with_geometry(request: Request, dtype: torch.dtype, device: torch.device, n
     )
     model = geometry.shapes(request.geometry, *built, dtype)
     attached = _attacher(request, model)
-    layers = _staircase(attached, model)
+    stairs = _staircase(attached, model)
     progress("building random weights")
     geometry.materialize(model, device)
     note(
@@ -362,13 +317,13 @@ def _with_geometry(request: Request, dtype: torch.dtype, device: torch.device, n
         )
     progress("counting and timing prefill")
     costs = geometry.measure(model, geometry.random_inputs(model, request.text_tokens), attached, request.repeats)
-    return _result(request, model, layers, costs, name=request.geometry)
+    return _result(request, model, stairs, costs, name=request.geometry)
 
 
 def _result(
     request: Request,
     model: Any,
-    layers: tuple[LayerTokens, ...],
+    stairs: Staircase,
     costs: tuple[Prefill, Prefill],
     *,
     name: str,
@@ -376,6 +331,8 @@ def _result(
     answers: Sequence[Answer] = (),
     samples: Samples | None = None,
 ) -> Result:
+    assert request.amount is not None
+    text_layers = stairs.text_tokens(*(cost.kv_bytes_of_layer for cost in costs))
     platform, speedup = _platform(model), costs[0].seconds / costs[1].seconds
     tiny = model.config.text_config.hidden_size < 1024
     return Result(
@@ -384,9 +341,12 @@ def _result(
         image=None if image is None else str(image),
         method=request.method,
         hyperparameters=request.hyperparameters,
-        patches=layers[0].entering,
-        kept=layers[-1].left,
-        layers=layers,
+        amount=request.amount,
+        patches=stairs.patches,
+        kept=stairs.vision[-1].left,
+        left=text_layers[-1].mlp,
+        layers=stairs.vision,
+        text_layers=text_layers,
         answers=tuple(answers),
         samples=samples,
         all_tokens=costs[0],

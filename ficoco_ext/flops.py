@@ -1,10 +1,10 @@
 """Floating point operations counted on the real forward: formulas of our operators for torch's own counter.
 
 ``torch.utils.flop_counter.FlopCounterMode`` counts the matrix products that run, by shape. Importing this module tells
-it what ``ficoco::attention_stats``, ``ficoco::correlate``, ``ficoco::match``, ``ficoco::compress`` and the composition
-``ficoco::reduce`` cost; ``ficoco::filter`` and ``ficoco::to_sequence`` have no product and count zero. Without the
-formulas a compiled kernel would be opaque to it and look free. The formulas are those of :mod:`ficoco_ext.cost`, so
-that what is predicted and what is counted on a real forward cannot drift apart.
+it what ``ficoco::attention_stats``, ``token_attention``, ``correlate``, ``match``, ``compress`` and the composition
+``reduce`` cost; ``ficoco::filter`` and ``ficoco::to_sequence`` have no product and count zero. Without the formulas a
+compiled kernel would be opaque to it and look free. The formulas are those of :mod:`ficoco_ext.cost`, so that what is
+predicted and what is counted on a real forward cannot drift apart.
 """
 
 from __future__ import annotations
@@ -136,7 +136,12 @@ _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of one prefill by part. No other part contains ``reduction``, the operators of this package."""
+    """FLOPs of one prefill by part, which add up to ``total``.
+
+    ``reduction`` are the operators of this package, wherever they ran; ``tower`` and ``decoder`` do not contain them. A
+    method that reduces before a layer's attention makes the model run its projections there twice, which counts as
+    ``decoder``.
+    """
 
     total: int
     tower: int
@@ -174,18 +179,20 @@ def count(model: torch.nn.Module, forward: Callable[[], Any]) -> tuple[Flops, An
     counts = mode.get_flop_counts()
     root = type(model).__name__
 
-    def ours(op: Any) -> bool:
-        return str(op).removeprefix("ficoco.") in _FORMULAS
-
     def part(path: str) -> int:
-        return sum(n for op, n in counts.get(f"{root}.{path}", {}).items() if not ours(op))
+        """Products of a module and all within, without our operators."""
+        return sum(n for op, n in counts.get(f"{root}.{path}", {}).items() if not _ours(op))
 
     parts = Flops(
         total=mode.get_total_flops(),
         tower=part("model.vision_tower"),
-        reduction=sum(n for op, n in counts.get("Global", {}).items() if ours(op)),
+        reduction=sum(n for op, n in counts.get("Global", {}).items() if _ours(op)),
         projector=part("model.multi_modal_projector"),
         decoder=part("model.language_model"),
         head=part("lm_head"),
     )
     return parts, output
+
+
+def _ours(operator: Any) -> bool:
+    return str(operator).removeprefix("ficoco.") in _FORMULAS

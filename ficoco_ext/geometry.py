@@ -44,8 +44,9 @@ class Prefill:
     """One prefill: everything from pixels and prompt to the first answer token's logits.
 
     Attributes:
-        tokens: rows that the language model's cache holds afterwards, text and picture.
-        kv_bytes: size of that cache.
+        tokens: columns that the language model gets, text and picture: what its first layer caches.
+        kv_bytes: keys and values that all layers cache, measured on the cache.
+        kv_bytes_of_layer: the same for each layer.
         flops: counted on the real forward, see :data:`ficoco_ext.flops.HOW`.
         seconds: median of ``runs``.
         runs: seconds of every timed run, in order.
@@ -53,6 +54,7 @@ class Prefill:
 
     tokens: int
     kv_bytes: int
+    kv_bytes_of_layer: tuple[int, ...]
     flops: Flops
     seconds: float
     runs: tuple[float, ...]
@@ -89,14 +91,14 @@ def measure(model: Any, inputs: dict[str, Any], attached: Callable[[], Any], rep
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    facts: list[tuple[int, int, Flops]] = []
+    facts: list[tuple[int, int, tuple[int, ...], Flops]] = []
     runs: tuple[list[float], list[float]] = ([], [])
 
-    def state() -> tuple[int, int, Flops]:
+    def state() -> tuple[int, int, tuple[int, ...], Flops]:
         counted, output = flops.count(model, lambda: _forward(model, inputs))
         layers = output.past_key_values.layers
-        size = sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values))
-        return int(layers[0].keys.shape[-2]), size, counted
+        each = tuple(sum(t.numel() * t.element_size() for t in (layer.keys, layer.values)) for layer in layers)
+        return int(layers[0].keys.shape[-2]), sum(each), each, counted
 
     facts.append(state())
     with attached():

@@ -278,7 +278,7 @@ class Plan:
     before_attention: bool = False
 
     def __post_init__(self) -> None:
-        enough = self.tokens if isinstance(self.tokens, int) else 1
+        enough = self.tokens if isinstance(self.tokens, int) else 2**20  # so many that ratios which rise show
         if self.r is not None:
             each = (self.r,) * len(self.layers) if isinstance(self.r, int) else self.r
             enough = 1 + sum(count for count in each if isinstance(count, int))

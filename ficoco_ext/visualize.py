@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Label = int | str  # what a layer is called in a legend
+
 _FORMATS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
-_INK, _FAINT, _DROPPED, _WRONG = "#1b1f24", "#6a737d", "#20242a", "#b42318"
+_INK, _FAINT, _DROPPED, _WRONG, _LEAVING = "#1b1f24", "#6a737d", "#20242a", "#b42318", "#e8590c"
 
 
 def require(path: Path | str | None = None) -> None:
@@ -74,10 +76,10 @@ def holders(reduction: Reduction, item: int = 0) -> list[int]:
     return [-1 if place < 0 else kept[place] - first for place in places]
 
 
-def removal_layers(reductions: Sequence[Reduction], layers: Sequence[int], item: int = 0) -> list[int | None]:
+def removal_layers(reductions: Sequence[Reduction], layers: Sequence[Label], item: int = 0) -> list[Label | None]:
     """For each patch of the original grid the layer that removed it, None if it is left."""
     first = int(reductions[-1].class_token)
-    gone: list[int | None] = [None] * (_grid(reductions[-1])[0] * _grid(reductions[-1])[1])
+    gone: list[Label | None] = [None] * (_grid(reductions[-1])[0] * _grid(reductions[-1])[1])
     for reduction, layer in zip(reductions, layers, strict=True):
         for token in reduction.sources[item].tolist():
             gone[token - first] = layer
@@ -155,7 +157,9 @@ def draw_holders(axes: Axes, image: Any, reduction: Reduction, item: int = 0, ar
             groups.setdefault(holder, []).append(place)
     dropped = sum(holder < 0 for holder in held)
     merged = sum(map(len, groups.values()))
-    title = f"Where they went: {merged} merged into {len(groups)}" + (f", {dropped} dropped" if dropped else "")
+    said = [f"{merged} merged into {len(groups)}"] if merged else []
+    said += [f"{dropped} dropped"] if dropped else []
+    title = f"Where they went: {', '.join(said) or 'nobody left'}"
     _canvas(axes, image, (height, width), title, dim=0.35)
     colours = _colours(sorted(groups))
     for place, holder in enumerate(held):
@@ -176,7 +180,25 @@ def draw_holders(axes: Axes, image: Any, reduction: Reduction, item: int = 0, ar
             axes.annotate("", xy=end, xytext=start, arrowprops=style | {"shrinkA": 0, "shrinkB": 2})
 
 
-def draw_layers(axes: Axes, image: Any, reductions: Sequence[Reduction], layers: Sequence[int], item: int = 0) -> None:
+def draw_stage(axes: Axes, image: Any, reduction: Reduction, label: Label, item: int = 0) -> None:
+    """The patches left after one layer, and in colour those that left in it; earlier ones are dimmed."""
+    height, width = _grid(reduction)
+    left = set(reduction.patch_ids[item].tolist())
+    leaving = set((reduction.sources[item] - int(reduction.class_token)).tolist())
+    name = f"layer {label}" if isinstance(label, int) else label
+    _canvas(axes, image, (height, width), f"After {name}: {len(left)} left, {len(leaving)} removed there")
+    for place in range(height * width):
+        if place in left:
+            _patch(axes, place, width, fill=False, edgecolor="white", linewidth=1.1, inset=0.03)
+        elif place in leaving:
+            _patch(axes, place, width, facecolor=_LEAVING, alpha=0.75, linewidth=0)
+        else:
+            _patch(axes, place, width, facecolor=_DROPPED, alpha=0.8, linewidth=0)
+
+
+def draw_layers(
+    axes: Axes, image: Any, reductions: Sequence[Reduction], layers: Sequence[Label], item: int = 0
+) -> None:
     """A heat map of the layer in which each patch left; the picture shows where none did."""
     from matplotlib import colormaps
     from matplotlib.patches import Patch
@@ -208,26 +230,43 @@ def draw_layers(axes: Axes, image: Any, reductions: Sequence[Reduction], layers:
     )
 
 
+def spread(count: int, most: int) -> list[int]:
+    """At most ``most`` of ``count`` places, evenly spread, the first and the last among them.
+
+    Example:
+        >>> from ficoco_ext.visualize import spread
+        >>> spread(28, 4), spread(3, 4)
+        ([0, 9, 18, 27], [0, 1, 2])
+    """
+    if count <= most:
+        return list(range(count))
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
+
+
 def overview(
     image: Any,
     reductions: Reduction | Sequence[Reduction],
     *,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[Label] | None = None,
     title: str = "",
     answers: Sequence[tuple[str, str, str, str]] = (),
     wrong: Collection[tuple[int, int]] = (),
     item: int = 0,
+    stages: bool = False,
 ) -> Figure:
     """All four views beside each other, with what was asked and answered below.
 
     Args:
         image: PIL image as the model sees it.
-        reductions: one, or those of the layers in order (``handle.reductions``).
-        layers: index of the layer of each of them; None counts from 0.
+        reductions: one, or those of the layers in order (``handle.reductions``, or for a method in the language model
+            what :func:`ficoco_ext.models.pictures.picture_reductions` makes of them).
+        layers: index or name of the layer of each of them, all different; None counts from 0.
         title: one line above.
         answers: rows of question, known answer (may be empty), answer with all tokens, answer with reduction.
         wrong: (row, column) of answers to print in red.
         item: which of the batch.
+        stages: a second row of panels, one for each layer that removed something; of more than four, four of them,
+            the first and the last included.
 
     Returns:
         A ``matplotlib.figure.Figure``; :func:`save` writes it.
@@ -242,19 +281,30 @@ def overview(
     layers = list(range(len(records))) if layers is None else list(layers)
     if len(layers) != len(records):
         raise ValueError(f"visualize: layers must name one layer a reduction, got {len(layers)} for {len(records)}")
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"visualize: layers must all be different, got {layers}")
     rows = min(len(answers), 8)
-    keys = -(-len(records) // 4)
-    below = max(0.35 + 0.19 * keys, 0.2 + 0.21 * (rows + bool(rows)))  # inches: the legend beside heading and questions
+    legend = 0.35 + 0.19 * -(-len(records) // 4)  # inches below the fourth panel
+    caption = 0.2 + 0.21 * (rows + bool(rows))
     panel, top = 4.0, 0.75
-    size = (4 * panel + 0.75, panel * image.height / image.width + top + below)
+    high = panel * image.height / image.width
+    gap = legend + 0.35 if stages else 0.0  # the second row has headings
+    below = caption if stages else max(legend, caption)
+    size = (4 * panel + 0.75, high * (1 + stages) + gap + top + below)
     figure = Figure(figsize=size, facecolor="white")
-    axes = figure.subplots(1, 4)
+    axes = figure.subplots(1 + stages, 4, squeeze=False)
     edges = {"left": 0.2 / size[0], "right": 1 - 0.2 / size[0], "top": 1 - top / size[1], "bottom": below / size[1]}
-    figure.subplots_adjust(**edges, wspace=0.03)
-    draw_input(axes[0], image, records[-1])
-    draw_kept(axes[1], image, records[-1], item)
-    draw_holders(axes[2], image, records[-1], item)
-    draw_layers(axes[3], image, records, layers, item)
+    figure.subplots_adjust(**edges, wspace=0.03, hspace=gap / high)
+    draw_input(axes[0, 0], image, records[-1])
+    draw_kept(axes[0, 1], image, records[-1], item)
+    draw_holders(axes[0, 2], image, records[-1], item)
+    draw_layers(axes[0, 3], image, records, layers, item)
+    if stages:
+        shown = spread(len(records), 4)
+        for place, step in zip(axes[1], shown, strict=False):
+            draw_stage(place, image, records[step], layers[step], item)
+        for place in axes[1, len(shown) :]:
+            place.remove()
     figure.text(0.2 / size[0], 1 - 0.2 / size[1], title, fontsize=12.5, color=_INK, va="top", weight="bold")
     if rows:
         _caption(figure, answers[:rows], wrong, (below - 0.1) / size[1], 0.21 / size[1], 0.2 / size[0])

@@ -15,6 +15,7 @@ from PIL import Image
 import ficoco_ext
 from ficoco_ext import cli, geometry
 from ficoco_ext.cli.app import app
+from ficoco_ext.models.families import FAMILIES
 
 TINY = ["--shape", "2,17,16", "--heads", "4", "--repeats", "1"]
 
@@ -46,6 +47,28 @@ def test_env_says_what_is_live_and_why_nothing_faster():
         assert word in text
 
 
+def test_env_says_what_is_served_and_how_far():
+    found = _json("env")
+    assert found["reduces"] == {
+        "ficoco-v": "tower",
+        "topk": "tower",
+        "tome": "tower",
+        "ficoco-l": "language model",
+        "fastv": "language model",
+        "pyramiddrop": "language model",
+        "ficoco-vl": "tower and language model",
+    }
+    served = {model["name"]: model for model in found["models"]}
+    assert list(served) == [family.name for family in FAMILIES]
+    assert served["LLaVA-1.5"]["tower"] and served["LLaVA-1.5"]["tower_why_not"] is None
+    assert not served["LLaVA-NeXT"]["tower"] and "grids" in served["LLaVA-NeXT"]["tower_why_not"]
+    for family in FAMILIES:
+        assert served[family.name]["language_models"] == list(family.decoders)
+    text = _run("env").stdout
+    for word in ("reduces in", "tower and language model", "Qwen2_5_VLForConditionalGeneration", "no: its crops"):
+        assert word in text
+
+
 def test_reduce_random_tensors():
     found = _json("reduce", *TINY, "--r", 5, "--set", "variant=paper", "--set", "eps=0.9")
     assert found["shapes"]["out: tokens"] == [2, 12, 16]
@@ -66,6 +89,34 @@ def test_reduce_counts_dropped_tokens_and_says_who_computed():
 def test_reduce_without_class_token_on_a_grid():
     options = ["--shape", "1,12,16", "--heads", "4", "--grid", "3,4", "--no-class-token", "--repeats", "1"]
     assert _json("reduce", *options)["shapes"]["out: tokens"] == [1, 9, 16]
+
+
+@pytest.mark.parametrize("method", ["ficoco-l", "fastv"])
+def test_reduce_among_text(tmp_path, method):
+    found = _json("reduce", *TINY, "--method", method, "--visual", "3,9", "--r", 4, "-o", tmp_path / "out")
+    assert found["visual"] == [3, 9]
+    assert found["shapes"]["out: tokens"] == [2, 13, 16]
+    assert found["conservation"]["ok"]
+    assert found["conservation"]["dropped"] == (8 if method == "fastv" else 0)
+    written = safetensors.torch.load_file(tmp_path / "out")
+    assert bool(((written["sources"] >= 3) & (written["sources"] < 12)).all())
+    assert bool((written["kept"][:, :3] == torch.arange(3)).all())
+    found = _json("reduce", *TINY, "--method", method)
+    assert (found["visual"], found["r"]) == ([2, 13], 3)  # an eighth of text on either side, a quarter removed
+    assert "columns 2 to 14" in _run("reduce", *TINY, "--method", method).stdout
+
+
+def test_reduce_a_file_by_a_method_of_the_language_model(tmp_path):
+    tokens, (query, key) = torch.randn(1, 17, 16), torch.randn(2, 1, 4, 17, 4)
+    safetensors.torch.save_file({"tokens": tokens, "query": query, "key": key}, tmp_path / "in")
+    options = ["--method", "ficoco-l", "--visual", "5,10", "--repeats", 1]
+    _json("reduce", "--input", tmp_path / "in", *options, "-o", tmp_path / "out")
+    attn = ficoco_ext.QueryKey(query, key)
+    wanted = ficoco_ext.reduce(tokens, attn, 2, method="ficoco-l", visual=(5, 10), return_reduction=True)
+    assert torch.equal(safetensors.torch.load_file(tmp_path / "out")["tokens"], wanted.tokens)
+    result = _run("reduce", "--input", tmp_path / "in", "--method", "ficoco-l")
+    assert result.exit_code == 2
+    assert "--visual START,LENGTH must say which tokens of --input are visual" in result.stderr
 
 
 @pytest.mark.parametrize("given", ["query", "attn"])
@@ -99,9 +150,35 @@ def test_demo_prints_tables(tmp_path, monkeypatch):
     options = ["--tokens", "20", "--layers", "1-3", "--set", "variant=paper", "--repeats", "1"]
     result = _run("demo", "scene_3", "--question", "what word is written ?", *options)
     assert result.exit_code == 0, result.stderr
-    for word in ("20 of 144 patches kept", "bank", "FLOPs", "KV cache", "--geometry", "ficoco_demo.png"):
+    for word in (
+        "20 of 144 patches reach the language model",
+        "bank",
+        "FLOPs",
+        "KV cache",
+        "--geometry",
+        "ficoco_demo.png",
+    ):
         assert word in " ".join(result.stdout.split())
     assert (tmp_path / "ficoco_demo.png").is_file()
+
+
+def test_demo_of_a_method_in_the_language_model(tmp_path):
+    options = ["--question", "how many shapes ?", "--repeats", 1, "-o", tmp_path / "x.png"]
+    found = _json("demo", "--method", "ficoco-l", "--layers", "1,3", "--r", "50,58", *options)
+    assert [layer["mlp"] for layer in found["text_layers"]] == [144, 94, 94, 36]
+    assert found["reduced"]["kv_bytes"] == sum(layer["kv_bytes"] for layer in found["text_layers"])
+    assert [layer["removed"] for layer in found["layers"]] == [0] * 6
+    result = _run("demo", "--method", "pyramiddrop", "--keep-ratio", "0.5,0.5,0.25", *options)
+    text = " ".join(result.stdout.split())
+    for word in ("36 visual tokens are left in its last layer", "text layer", "KV cache"):
+        assert word in text
+    assert "vision layer" not in text
+    both = ["--vision-keep-ratio", 0.5, "--decoder-keep-ratio", 0.25, *options]
+    found = _json("demo", "--method", "ficoco-vl", *both)
+    assert (found["kept"], found["left"]) == (72, 18)
+    assert found["amount"] == {"vision": {"keep_ratio": 0.5}, "decoder": {"keep_ratio": 0.25}}
+    text = _run("demo", "--method", "ficoco-vl", *both).stdout
+    assert "vision layer" in text and "text layer" in text
 
 
 def test_demo_without_anything_to_remove_has_no_picture(tmp_path):
@@ -135,6 +212,12 @@ def test_notices_go_to_stderr(tmp_path):
         ("demo --keep-ratio 1.5", "keep_ratio must be in (0, 1]"),
         ("demo --keep-ratio 0.5 --tokens 3", "give one of"),
         ("demo --r 1,x", "--r must be integers"),
+        ("demo --keep-ratio half", "--keep-ratio must be numbers"),
+        ("demo --method ficoco-l --layers 9", "in 0 ... 3"),
+        ("demo --method ficoco-vl --layers 3", "say it for each part"),
+        ("demo --method ficoco-vl --vision-keep-ratio 0.5", "both given"),
+        ("demo --method ficoco-l --decoder-keep-ratio 0.5", "unless the method has two parts"),
+        ("demo --method pyramiddrop --layers 1,2", "keep_ratio has 3 entries for 2 layers"),
         ("demo --layers 5", "0 ... 4"),
         ("demo --layers a", "--layers must be integers"),
         ("demo --device tpu", "device must be"),
@@ -151,6 +234,12 @@ def test_notices_go_to_stderr(tmp_path):
         ("reduce --heads 3", "--heads must divide"),
         ("reduce --r 999", "largest legal r is 575"),
         ("reduce --grid 2,2", "grid must be of 576 cells"),
+        ("reduce --visual 3,4", "it is for decoder methods"),
+        ("reduce --method fastv --visual 3", "--visual must be 2 integers"),
+        ("reduce --method fastv --visual 570,9", "(start, length) within 577 tokens"),
+        ("reduce --method fastv --class-token", "class_token must be False"),
+        ("reduce --method fastv --shape 1,1,16", "at least 2 tokens"),
+        ("reduce --method ficoco-vl", "one reduction"),
         ("reduce --dtype int8", "--dtype must be one of"),
         ("reduce --threads 0", "--threads must be at least 1"),
         ("reduce --repeats 0", "--repeats must be at least 1"),

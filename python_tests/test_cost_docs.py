@@ -1,8 +1,7 @@
-"""The page on the cost model: its examples run, its commands work, its table is what the code says."""
+"""The page on the cost model: its commands work, its table is what the code says. test_docs.py runs its examples."""
 
 from __future__ import annotations
 
-import doctest
 import re
 from pathlib import Path
 
@@ -19,12 +18,6 @@ README = PAGE.parent.parent / "README.md"
 def _commands():
     text = PAGE.read_text() + README.read_text()
     return sorted(set(re.findall(r"^    (ficoco (?:cost|plan) .*)$", text, flags=re.MULTILINE)))
-
-
-def test_examples():
-    failed, ran = doctest.testfile(str(PAGE), module_relative=False)
-    assert ran >= 25
-    assert failed == 0
 
 
 @pytest.mark.parametrize("command", _commands())

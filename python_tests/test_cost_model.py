@@ -1,16 +1,13 @@
-"""What must hold for any shape and schedule, what is refused, and the tables of architectures and hardware."""
+"""What must hold for any shape and schedule; lines, bytes, seconds and the reduction's own cost by hand."""
 
 import dataclasses
 import json
-import subprocess
-import sys
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ficoco_ext import Plan, Schedule, cost
+from ficoco_ext import Schedule, cost, get_method
 from ficoco_ext.cost.lines import Operation, Rules, evaluate
 
 BASE = cost.architecture("llava-1.5-7b")
@@ -165,6 +162,26 @@ def test_resident_memory_is_what_the_weights_take():
     assert cost.decode(BASE).resident_bytes == pytest.approx(weights + got.kv_bytes, rel=1e-4)
 
 
+def test_bytes_by_hand():
+    """What kernels move that each do one thing: a layer of 8 heads with 2 keys, n in attention, q in the MLP."""
+    h, i, a, k, d, v = 64, 96, 8, 2, 8, 50
+    shape = cost.LanguageModel(1, h, i, a, k, d, v)
+    whole = cost.Architecture("tiny", BASE.tower, cost.Projector(1024, h, h), shape, 576)
+    n, q = 600, 500
+    how = {"text_tokens": 24, "precision": "W4A16KV8", "include_tower": False, "include_projector": False}
+    fused, plain = (
+        cost.prefill(whole, decoder=Schedule(576, (0,), (100,)), fused_attention=one, **how) for one in (True, False)
+    )
+    weights = 2 * h * a * d + 2 * h * k * d + 3 * h * i + 2 * h + h * v
+    linear = n * (h + a * d) + 2 * n * h + n * (a * d + h) + 3 * q * (h + i) + h + v
+    elementwise = 2 * n * h + 3 * n * h + 2 * q * h + 3 * q * h + 3 * q * i
+    cache = 2 * n * k * d
+    assert fused.total.weight_bytes == plain.total.weight_bytes == weights / 2
+    assert fused.total.kv_bytes == plain.total.kv_bytes == cache + cache  # written, and read by all queries together
+    assert fused.total.activation_bytes == 2 * (linear + elementwise + 2 * n * a * d)
+    assert plain.total.activation_bytes == 2 * (linear + elementwise + 2 * n * a * d + 4 * a * n * n)
+
+
 def test_roofline_of_a_line():
     device = cost.Hardware("toy", 10.0, 100.0, None, None, 1e9, 1e6, "made up")
     rules = Rules("matmul", cost.FP16, device)
@@ -217,223 +234,39 @@ def test_logits_of_one_reduction_by_hand():
     n, r, c = 577, 42, 1024
     vision = Schedule(576, (12,), (42,))
     logits, probs = (
-        cost.prefill(BASE, vision=vision, method=cost_method(variant)).parts["reduction"].operations
+        cost.prefill(BASE, vision=vision, method=get_method("ficoco-v", variant=variant)).parts["reduction"].operations
         for variant in ("released", "paper")
     )
     assert logits == 4 * n * c + 2 * r * (n - r) * c + 2 * r * 2 * c
     assert probs == 2 * n * n * c + 2 * r * n * c + 2 * r * 2 * c
 
 
-def cost_method(variant):
-    from ficoco_ext import get_method
-
-    return get_method("ficoco-v", variant=variant)
-
-
-# Architectures, hardware, precisions.
-
-
-def test_presets_have_sources_and_true_sizes():
-    for name, preset in cost.PRESETS.items():
-        assert preset.name == name
-        assert len(preset.source) > 20
-        assert cost.prefill(name).tflops > 1
-    tokens = {name: preset.visual_tokens for name, preset in cost.PRESETS.items()}
-    assert tokens["llava-next-7b"] == 2880
-    assert tokens["video-llava-7b"] == 2056
-    parameters = {"llava-1.5-7b": 6.74e9, "llava-1.5-13b": 13.0e9, "qwen2-vl-7b": 7.6e9}
-    for name, count in parameters.items():
-        shape = cost.PRESETS[name].language_model
-        held = cost.prefill(name).parts
-        weights = (held["decoder"].weight_bytes + held["head"].weight_bytes) / 2 + shape.vocabulary * shape.hidden
-        assert weights == pytest.approx(count, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("kind", "preset"),
-    [
-        ("llava", "llava-1.5-7b"),
-        ("llava_next", "llava-next-7b"),
-        ("qwen2_vl", "qwen2-vl-7b"),
-        ("video_llava", "video-llava-7b"),
-    ],
-)
-def test_configs_of_transformers_give_the_presets(kind, preset):
-    """The defaults of these configs are the 7B models, but for some sizes that are given here."""
-    transformers = pytest.importorskip("transformers")
-    wanted = cost.PRESETS[preset]
-    text = wanted.language_model
-    sizes = {
-        "vocab_size": text.vocabulary,
-        "hidden_size": text.hidden,
-        "intermediate_size": text.mlp,
-        "num_hidden_layers": text.layers,
-        "num_attention_heads": text.heads,
-        "num_key_value_heads": text.kv_heads,
-    }
-    if kind == "qwen2_vl":
-        config = transformers.Qwen2VLConfig(text_config=sizes, vision_config={"hidden_size": 3584})
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_one_reduction_of_the_language_model_by_hand(variant):
+    """The counter's formulas are these very ones, so here they are written out: n of l tokens visual, e text behind."""
+    (n, e, r, c), length = (576, 40, 100, 4096), 636
+    got = cost.prefill(
+        BASE, decoder=Schedule(n, (4,), (r,)), method=get_method("ficoco-l", variant=variant), text_behind=e
+    )
+    m = n - r
+    by_way_of_text = 2 * r * e * m
+    if variant == "released":
+        wanted = 2 * c * 2 * (n + n + e) + 2 * c * (r * m + r * e + e * m) + by_way_of_text
     else:
-        vision = {
-            "model_type": "clip_vision_model",
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "patch_size": 14,
-            "image_size": wanted.tower.image_size,
-            "projection_dim": 768,
-        }
-        config = transformers.AutoConfig.for_model(
-            kind, vision_config=vision, text_config={"model_type": "llama", **sizes}
-        )
-    got = cost.architecture(config)
-    assert dataclasses.replace(got, name=wanted.name, source=wanted.source) == wanted
+        wanted = 2 * c * (n + e) * length + 2 * c * (r + e) * length + by_way_of_text
+    assert got.parts["reduction"].operations == wanted + 2 * r * 1 * c
 
 
-def test_a_config_that_is_no_object_of_transformers():
-    vision = SimpleNamespace(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, patch_size=4, image_size=24
-    )
-    text = SimpleNamespace(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, vocab_size=60, head_dim=16
-    )
-    got = cost.architecture(SimpleNamespace(vision_config=vision, text_config=text, vision_feature_layer=[-2, -3]))
-    assert (got.tower.used, got.language_model.kv_heads, got.language_model.head_dim) == (3, 4, 16)
-    siglip = SimpleNamespace(**vars(vision), model_type="siglip_vision_model")
-    assert not cost.architecture(SimpleNamespace(vision_config=siglip, text_config=text)).tower.class_token
-    del vision.patch_size
-    with pytest.raises(ValueError, match="vision config says no patch_size"):
-        cost.architecture(SimpleNamespace(vision_config=vision, text_config=text))
+def test_other_reductions_by_hand():
+    tower, decoder = {"vision": Schedule(576, (12,), (42,))}, {"decoder": Schedule(576, (1,), (288,))}
 
+    def operations(method, **schedule):
+        return cost.prefill(BASE, method=method, **schedule).parts["reduction"].operations
 
-def test_a_directory(tmp_path):
-    pytest.importorskip("transformers")
-    config = {
-        "model_type": "llava",
-        "vision_config": {"model_type": "clip_vision_model", "image_size": 224, "patch_size": 32},
-        "text_config": {"model_type": "llama", "num_hidden_layers": 5},
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    got = cost.architecture(str(tmp_path))
-    assert (got.visual_tokens, got.language_model.layers) == (49, 5)
-
-
-def test_free_resolution():
-    got = cost.architecture("qwen2-vl-7b", image_size=1288)
-    assert got.visual_tokens == 46 * 46
-    assert cost.architecture("llava-next-7b", crops=3).visual_tokens == 3 * 576
-
-
-def test_hardware():
-    for name, row in cost.HARDWARE.items():
-        assert cost.hardware(name.upper().replace("-", "_")) is row
-        assert row.name == name and len(row.source) > 20
-        assert row.peak(32) == row.peak(16) == row.fp16 < row.peak(8) <= row.peak(4)
-        assert 100 < row.balance < 500
-    assert set(cost.HARDWARE) == {"a100-80g", "h100", "h200", "l40s", "rtx-4090", "mi300x"}
-
-
-def test_this_cpu():
-    import torch
-
-    before = torch.get_num_threads()
-    got = cost.measure_cpu(1, size=256, copy_bytes=2**24, repeats=2)
-    assert torch.get_num_threads() == before
-    assert 1e8 < got.bandwidth < 1e12 and 1e8 < got.fp16 < 1e14
-    assert cost.prefill(BASE, hardware=got).ttft_ms > 100
-
-
-def test_precisions():
-    assert cost.Precision.parse("w4a16kv4") == cost.Precision(4, 16, 4)
-    assert cost.Precision.parse("W8A16") == cost.Precision(8, 16, 16)
-    for name in ("FP16", "INT8", "INT4", "FP32", "W4A16KV8"):
-        assert cost.Precision.parse(name).name == name
-
-
-def test_the_arithmetic_needs_no_torch():
-    """The package itself imports torch; its cost model, loaded alone, does not."""
-    program = (
-        "import sys, types, pathlib, importlib;"
-        "root = pathlib.Path(sys.argv[1]);"
-        "package = types.ModuleType('ficoco_ext'); package.__path__ = [str(root)]; sys.modules['ficoco_ext'] = package;"
-        "cost = importlib.import_module('ficoco_ext.cost');"
-        "cost.prefill('llava-1.5-7b', hardware='h200'); cost.decode('llava-1.5-7b');"
-        "importlib.import_module('ficoco_ext.cost.reproduce').reproduce();"
-        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), sorted(sys.modules)"
-    )
-    from pathlib import Path
-
-    import ficoco_ext
-
-    subprocess.run([sys.executable, "-c", program, str(Path(ficoco_ext.__file__).parent)], check=True)
-
-
-# What is refused.
-
-LATE = Schedule(576, (40,), (1,))
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: cost.prefill("llava-2"), "model must be one of llava-1.5-7b, .*video-llava-7b, a directory"),
-        (lambda: cost.prefill(3), "vision_config and a text_config, got int"),
-        (lambda: cost.prefill(BASE, hardware="tpu"), "hardware must be one of a100-80g, .* mi300x, cpu"),
-        (lambda: cost.prefill(BASE, convention="macs"), "convention must be one of 'matmul', 'llmviewer'"),
-        (lambda: cost.prefill(BASE, precision="FP8"), "precision must be one of FP32, .* W4A16KV4, got 'FP8'"),
-        (lambda: cost.prefill(BASE, precision="W3A16"), "weights must be one of 4, 8, 16, 32, got 3"),
-        (lambda: cost.prefill(BASE, text_tokens=-1), "text_tokens must be at least 0, got -1"),
-        (lambda: cost.prefill(BASE, images=0), "images must be at least 1, got 0"),
-        (lambda: cost.prefill(BASE, text_behind=61), r"text_behind must be in \[0, 60\]"),
-        (lambda: cost.prefill(BASE, visual_tokens=-2), "visual_tokens must not be negative"),
-        (lambda: cost.prefill(BASE, causal=True, fused_attention=False), "causal must be False with unfused"),
-        (lambda: cost.prefill(BASE, decoder=LATE), r"decoder must reduce in layers 0 ... 31, got layer 40"),
-        (lambda: cost.decode(BASE, decoder=LATE), r"decoder must reduce in layers 0 ... 31, got layer 40"),
-        (lambda: cost.prefill(BASE, decoder=Plan((40,), r=1)), r"decoder must reduce in layers 0 ... 31, got layer 40"),
-        (lambda: cost.prefill(BASE, decoder=Schedule(575, (4,), (1,))), "start with the 576 visual tokens .* got 575"),
-        (
-            lambda: cost.prefill(BASE, vision=Schedule(575, (4,), (1,))),
-            "576 patches of a crop of llava-1.5-7b, got 575",
-        ),
-        (lambda: cost.prefill(BASE, vision=Schedule(576, (23,), (1,))), "layers 0 ... 22 .* last that is used, got"),
-        (lambda: cost.prefill(BASE, vision=Schedule(576, (4,), (1,), True)), "between attention and MLP"),
-        (lambda: cost.prefill("qwen2-vl-7b", vision=Schedule(2304, (4,), (1,))), "joins blocks of 4 patches"),
-        (lambda: cost.prefill(BASE, vision=Schedule(576, (4,), (1,)), method="fastv"), "vision must be None: fastv"),
-        (lambda: cost.prefill(BASE, decoder=Schedule(576, (4,), (1,)), method="tome"), "decoder must be None: tome"),
-        (lambda: cost.prefill(BASE, decoder=Schedule(576, (4,), (1,)), method="sparse"), "one of 'ficoco-v'"),
-        (
-            lambda: cost.prefill(BASE, decoder=Schedule(576, (4,), (1,)), method="pyramiddrop"),
-            "must reduce before attention, as pyramiddrop does",
-        ),
-        (
-            lambda: cost.prefill(BASE, decoder=Schedule(576, (4,), (1,)), include_reduction=True),
-            "method must be given to count the reduction's own cost",
-        ),
-        (lambda: cost.architecture(BASE, image_size=3), "image_size must be at least 14, one patch, got 3"),
-        (lambda: dataclasses.replace(BASE, visual_tokens=5), "visual_tokens must be at least 576"),
-        (lambda: shaped(kv_heads=5), "kv_heads must divide heads, got 5 and 32"),
-        (lambda: shaped(layers=0), "layers must be at least 1, got 0"),
-        (lambda: dataclasses.replace(BASE.tower, used=25), "used must be at most layers, got 25 of 24"),
-        (lambda: dataclasses.replace(cost.HARDWARE["h200"], bandwidth=0), "bandwidth must be positive"),
-    ],
-)
-def test_bad_input(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-@pytest.mark.parametrize("bad", [1.5, True, "60"])
-def test_counts_are_integers(bad):
-    with pytest.raises(TypeError, match="text_tokens must be an integer"):
-        cost.prefill(BASE, text_tokens=bad)
-
-
-def test_a_stage_of_ones_own():
-    from ficoco_ext import Compress, Method
-
-    method = Method("mine", filter=lambda *a, **b: None, correlate=None, compress=Compress())
-    vision = Schedule(576, (4,), (1,))
-    with pytest.raises(ValueError, match="the cost of the filter function is not known; pass include_reduction=False"):
-        cost.prefill(BASE, vision=vision, method=method)
-    assert "reduction" not in cost.prefill(BASE, vision=vision, method=method, include_reduction=False).parts
+    assert operations("tome", **tower) == 2 * 64 * (289 - 1) * 288 + 2 * 42 * 1024
+    assert operations("topk", **tower) == 2 * 577 * 1024
+    assert operations("fastv", **decoder) == 2 * 636 * 4096
+    by_key = operations(get_method("ficoco-v", correlation="key", targets=1), **tower)
+    assert by_key == 4 * 577 * 1024 + 2 * 42 * 535 * 64 + 2 * 42 * 1024
+    early = Schedule(576, (1,), (288,), before_attention=True)
+    assert operations("pyramiddrop", decoder=early) == 2 * 636 * 4096 + 8 * 636 * 4096 * 4096

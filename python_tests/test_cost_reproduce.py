@@ -86,6 +86,17 @@ def test_llmviewer_times(visual, milliseconds):
     assert got.ttft_ms == pytest.approx(milliseconds, abs=0.051)
 
 
+def test_llmviewer_takes_the_int8_peak_only_if_nothing_is_wider():
+    def milliseconds(precision):
+        return cost.prefill("llava-1.5-7b", hardware="a100-80g", precision=precision, **LLM).ttft_ms
+
+    assert milliseconds("INT8") == pytest.approx(milliseconds("FP16") / 2, rel=1e-12)
+    assert milliseconds("W8A8KV16") > 1.02 * milliseconds("INT8")
+    wide = cost.prefill("llava-1.5-7b", hardware="a100-80g", precision="W8A16KV8", **LLM)
+    busy = [line for line in wide.lines if line.name == "up_proj"]
+    assert all(line.seconds == line.operations / 312e12 for line in busy)
+
+
 def test_llmviewer_line_by_line():
     """The formulas again, written out by hand for a shape with grouped heads, unequal n and q, and mixed bits."""
     base = cost.architecture("llava-1.5-7b")
@@ -109,6 +120,22 @@ def test_llmviewer_line_by_line():
     assert got.total.operations == pytest.approx(operations, rel=1e-12)
     assert got.total.bytes == pytest.approx(access, rel=1e-12)
     assert got.kv_bytes == pytest.approx(kv, rel=1e-12)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_llmviewer_decoding(fused):
+    """One row, the cached keys alone, all heads of the query; by hand, with grouped heads."""
+    base = cost.architecture("llava-1.5-7b")
+    h, i, a, k, v, c = 64, 96, 8, 2, 50, 636
+    shape = cost.LanguageModel(1, h, i, a, k, h // a, v)
+    whole = cost.Architecture("tiny", base.tower, cost.Projector(1024, h, h), shape, 576)
+    got = cost.decode(whole, convention="llmviewer", fused_attention=fused)
+    share = k / a
+    operations = 2 * h * h * (2 + 2 * share) + 6 * h * i + 4 * c * h + 5 * a * c + 18 * h + h * v
+    moved = h * h * (2 + 2 * share) + 3 * h * i + 6 * h + 3 * h + 3 * i + 2 * h * share + 2 * h * share * c + 11 * h
+    moved += h + 2 * a * c if fused else 2 * h + 4 * a * c
+    assert got.total.operations == operations
+    assert got.total.bytes == 2 * (moved + h * v + h + v)
 
 
 def test_llmviewer_fused():

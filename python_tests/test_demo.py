@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import ficoco_ext
-from ficoco_ext import checkpoint, demo, flops, geometry, ops
+from ficoco_ext import checkpoint, demo, flops, geometry, ops, questions
 from ficoco_ext.stages import adaptive_targets
 
 WIDTH, MLP, TEXT_MLP, VOCABULARY, LAYERS, TEXT_LAYERS, PATCHES, PIXELS = 128, 512, 352, 128, 6, 4, 144, 3 * 14 * 14
@@ -41,6 +41,8 @@ def test_default_scene_is_answered_right_with_a_quarter_of_the_patches(result):
     assert all(answer.reduced == answer.truth for answer in result.answers)
     assert (result.all_tokens.tokens, result.reduced.tokens) == (155, 155 - 108)
     assert result.reduced.kv_bytes == 2 * TEXT_LAYERS * 47 * WIDTH * 4
+    assert result.reduced.kv_bytes_of_layer == (2 * 47 * WIDTH * 4,) * TEXT_LAYERS
+    assert (result.left, result.amount) == (36, {"keep_ratio": 0.25})
     assert not result.notices
 
 
@@ -206,11 +208,11 @@ def test_what_the_model_sees_is_the_scene(embedded):
     ],
 )
 def test_right(answer, truth, exact, wanted):
-    assert demo._right(answer, truth, exact) is wanted
+    assert questions.right(answer, truth, exact) is wanted
 
 
 def _prefill(runs: list[float]) -> geometry.Prefill:
-    return geometry.Prefill(1, 1, flops.Flops(1, 1, 0, 0, 0, 0), sorted(runs)[len(runs) // 2], tuple(runs))
+    return geometry.Prefill(1, 1, (1,), flops.Flops(1, 1, 0, 0, 0, 0), sorted(runs)[len(runs) // 2], tuple(runs))
 
 
 @pytest.mark.parametrize(

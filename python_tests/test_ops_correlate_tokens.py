@@ -214,7 +214,6 @@ BAD = [
     ("gamma", 1.5, ValueError),
     ("gamma", -0.1, ValueError),
     ("alpha", "mean", ValueError),
-    ("alpha", "ratio", ValueError),  # of logits
 ]
 
 
@@ -249,3 +248,13 @@ def test_flops_are_counted():
         rows = 6 + 9 * indirect
         products = 2 * 2 * 4 * 8 * (rows * 40 if probs else blocks)
         assert mode.get_total_flops() == products + 2 * 2 * 6 * 9 * 11 * indirect
+
+
+def test_ratio_takes_values_that_are_not_negative(backend):
+    """Logits may be products that are known not to be, such as a given map's."""
+    args = inputs()
+    if backend.reads_values:
+        with pytest.raises(ValueError, match="negative"):
+            backend("correlate.tokens", *args, 3, 0.3, 1.0, "ratio", False, False, False)
+    positive = (args[0].abs(), args[1].abs(), *args[2:])
+    check(backend, positive, 3, 0.3, 0.6, "ratio", False, False, False)

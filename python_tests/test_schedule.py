@@ -3,8 +3,10 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ficoco_ext import Schedule
+from ficoco_ext import Plan, Schedule
 from ficoco_ext.schedule import Step
 
 TOWER = range(12, 23)  # the eleven layers of CLIP ViT-L that count
@@ -137,3 +139,159 @@ def test_errors(options, kind, message):
     options = {"patches": 36, "layers": (0, 1)} | options
     with pytest.raises(kind, match=f"Schedule: .*{message}"):
         Schedule.build(options.pop("patches"), **options)
+
+
+@pytest.mark.parametrize(
+    ("patches", "ratios", "rounding", "left"),
+    [
+        (576, (0.5, 0.25, 0.125), "floor", (288, 144, 72)),
+        (576, (0.5, 0.25, 0.125), "half_up", (288, 144, 72)),
+        (35, (0.5, 0.25, 0.125), "floor", (17, 8, 4)),
+        (35, (0.5, 0.25, 0.125), "half_up", (18, 9, 4)),
+        (7, (1.0, 0.5, 0.5), "half_up", (7, 4, 4)),
+        (7, (1, 0.5, 0.01), "floor", (7, 3, 1)),
+        (1, (0.5, 0.25, 0.125), "floor", (1, 1, 1)),
+        (10, (0.3, 0.3, 0.1), "floor", (3, 3, 1)),  # 10 * 0.3 is a little less than 3
+        (36, (0.5, 0.49, 0.25), "half_up", (18, 18, 9)),
+    ],
+)
+def test_a_ratio_after_each_layer(patches, ratios, rounding, left):
+    schedule = Schedule.build(patches, layers=(8, 16, 24), keep_ratio=ratios, rounding=rounding)
+    assert tuple(step.after for step in schedule.steps) == left
+    assert Schedule.build(patches, layers=(8, 16, 24), keep_ratio=list(ratios), rounding=rounding) == schedule
+
+
+def test_one_ratio_is_rounded_as_asked():
+    for rounding, final in (("half_up", 4), ("floor", 3)):
+        assert Schedule.build(7, layers=(1, 2), keep_ratio=0.5, rounding=rounding).final == final
+
+
+@given(
+    st.integers(1, 3000), st.lists(st.floats(0.001, 1), min_size=1, max_size=6), st.sampled_from(["half_up", "floor"])
+)
+def test_survivors_of_any_ratios(patches, ratios, rounding):
+    ratios = sorted(ratios, reverse=True)
+    schedule = Schedule.build(patches, layers=range(len(ratios)), keep_ratio=ratios, rounding=rounding)
+    for step, ratio in zip(schedule.steps, ratios, strict=True):
+        assert 1 <= step.after <= step.before
+        exact = patches * ratio
+        if rounding == "half_up":
+            assert step.after == 1 or abs(step.after - exact) <= 0.5 + 1e-6
+        else:
+            assert step.after == 1 or exact - 1 < step.after <= exact + 1e-6
+
+
+def test_before_attention():
+    """A layer that reduces before its attention sees what it has left itself."""
+    after, before = (Schedule.build(36, layers=(1, 2), r=[10, 5], before_attention=before) for before in (False, True))
+    assert after.tokens_entering(5) == (36, 36, 26, 21, 21)
+    assert before.tokens_entering(5) == (36, 26, 21, 21, 21)
+    assert after.tokens_in_mlp(5) == before.tokens_in_mlp(5) == (36, 26, 21, 21, 21)
+    assert before.average_tokens(5) == (36 + 26 + 21 + 21 + 21) / 5
+    assert after != before and after.steps == before.steps and after.final == before.final
+
+
+def test_pyramiddrop_in_numbers():
+    """The average that its preset comes to with 32 layers: 270 of 576."""
+    schedule = Schedule.build(576, layers=(8, 16, 24), keep_ratio=(0.5, 0.25, 0.125), before_attention=True)
+    assert schedule.average_tokens(32) == 270
+
+
+@pytest.mark.parametrize(
+    ("plan", "tokens", "r"),
+    [
+        (Plan(layers=(2, 4), r=14), 576, (14, 14)),
+        (Plan(layers=(2, 4), r=14), 29, (14, 14)),
+        (Plan(layers=(2, 4), r=14), 28, (14, 13)),
+        (Plan(layers=(2, 4), r=14), 15, (14, 0)),
+        (Plan(layers=(2, 4), r=14), 14, (13, 0)),
+        (Plan(layers=(2, 4), r=14), 1, (0, 0)),
+        (Plan(layers=(0, 1, 2), r=(3, 0, 5)), 6, (3, 0, 2)),
+        (Plan(layers=(0, 1, 2), r=(0, 9, 5)), 6, (0, 5, 0)),
+        (Plan(layers=(0, 1), tokens=10), 576, (283, 283)),
+        (Plan(layers=(0, 1), tokens=10), 10, (0, 0)),
+        (Plan(layers=(0, 1), tokens=10), 3, (0, 0)),
+        (Plan(layers=(0, 1), tokens=10), 11, (1, 0)),
+        (Plan(layers=(0, 1), keep_ratio=0.5), 7, (2, 1)),
+        (Plan(layers=(0, 1), keep_ratio=0.5, rounding="floor"), 7, (2, 2)),
+        (Plan(layers=(0, 1), keep_ratio=(0.5, 0.25)), 1, (0, 0)),
+        (Plan(layers=(0, 1), keep_ratio=(0.5, 0.25)), 36, (18, 9)),
+    ],
+)
+def test_a_plan_takes_what_a_prompt_has(plan, tokens, r):
+    schedule = plan.schedule(tokens)
+    assert schedule.r == r and schedule.layers == plan.layers and schedule.patches == tokens
+
+
+@given(
+    tokens=st.integers(1, 700),
+    layers=st.lists(st.integers(0, 31), min_size=1, max_size=8, unique=True).map(sorted).map(tuple),
+    amount=st.one_of(
+        st.integers(0, 200).map(lambda r: {"r": r}),
+        st.integers(1, 700).map(lambda tokens: {"tokens": tokens}),
+        st.floats(0.001, 1).map(lambda ratio: {"keep_ratio": ratio}),
+    ),
+    before=st.booleans(),
+)
+def test_any_plan_leaves_something_of_any_prompt(tokens, layers, amount, before):
+    plan = Plan(layers=layers, before_attention=before, **amount)
+    schedule = plan.schedule(tokens)
+    assert schedule.before_attention == before and 1 <= schedule.final <= tokens and min(schedule.r) >= 0
+    if "r" in amount:  # as much as is wanted, as early as it is wanted
+        wanted = [min(amount["r"] * (i + 1), tokens - 1) for i in range(len(layers))]
+        assert [tokens - step.after for step in schedule.steps] == wanted
+    elif "tokens" in amount:
+        assert schedule.final == min(amount["tokens"], tokens)
+    else:
+        assert schedule == Schedule.build(tokens, layers=layers, before_attention=before, **amount)
+    if not plan.removes:
+        assert not any(schedule.r)
+
+
+def test_whether_a_plan_removes_anything():
+    for amount in ({"r": 0}, {"r": (0, 0)}, {"keep_ratio": 1}, {"keep_ratio": 1.0}, {"keep_ratio": (1.0, 1)}):
+        assert not Plan(layers=(1, 2), **amount).removes
+    for amount in ({"r": 1}, {"r": (0, 1)}, {"keep_ratio": 0.999}, {"keep_ratio": (1.0, 0.5)}, {"tokens": 5000}):
+        assert Plan(layers=(1, 2), **amount).removes
+
+
+def test_a_plan_is_a_value():
+    assert Plan(layers=(1, 2), r=3) == Plan(layers=(1, 2), r=3)
+    assert hash(Plan(layers=(1, 2), r=(3, 4))) == hash(Plan(layers=(1, 2), r=(3, 4)))
+    assert Plan(layers=(1, 2), r=3) != Plan(layers=(1, 2), r=3, before_attention=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({}, ValueError, "exactly one of r, keep_ratio and tokens, got none"),
+        ({"r": 1, "tokens": 3}, ValueError, "got r, tokens"),
+        ({"r": 1, "layers": ()}, ValueError, "layers must name at least one layer"),
+        ({"r": 1, "layers": (2, 1)}, ValueError, "layers must be ascending and distinct"),
+        ({"r": 1, "layers": (-1, 1)}, ValueError, "layers must not be negative"),
+        ({"r": 1, "layers": (1.0, 2)}, TypeError, "layers must be made of integers"),
+        ({"r": -1}, ValueError, "r must not be negative"),
+        ({"r": (5, -1)}, ValueError, "r must not be negative"),
+        ({"r": (1, 2, 3)}, ValueError, "r has 3 entries for 2 layers"),
+        ({"r": True}, TypeError, "r must be made of integers"),
+        ({"r": (1, 2.0)}, TypeError, "r must be made of integers"),
+        ({"tokens": 0}, ValueError, "tokens must be in"),
+        ({"tokens": -5}, ValueError, "tokens must be in"),
+        ({"tokens": 2.0}, TypeError, "tokens must be an integer"),
+        ({"keep_ratio": 0}, ValueError, "keep_ratio must be in"),
+        ({"keep_ratio": 1.5}, ValueError, "keep_ratio must be in"),
+        ({"keep_ratio": (0.5, 0)}, ValueError, "keep_ratio must be in"),
+        ({"keep_ratio": (0.5,)}, ValueError, "keep_ratio has 1 entries for 2 layers"),
+        ({"keep_ratio": 0.5, "rounding": "up"}, ValueError, "rounding must be 'half_up' or 'floor', got 'up'"),
+    ],
+)
+def test_plans_that_make_no_sense(options, kind, message):
+    with pytest.raises(kind, match=f"Schedule: .*{message}"):
+        Plan(**{"layers": (0, 1)} | options)
+
+
+def test_a_rising_ratio_is_refused():
+    with pytest.raises(ValueError, match=r"keep_ratio must not rise from layer to layer, got \(0.25, 0.5\)"):
+        Schedule.build(36, layers=(0, 1), keep_ratio=(0.25, 0.5))
+    with pytest.raises(ValueError, match="keep_ratio must not rise"):
+        Plan(layers=(0, 1), keep_ratio=(0.25, 0.5))

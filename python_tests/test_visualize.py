@@ -67,6 +67,25 @@ def test_overview_is_written_and_not_blank(tmp_path, methods, rows):
     assert len({panel.tobytes() for panel in panels}) == 4
 
 
+@pytest.mark.parametrize(("layers", "shown"), [(1, [0]), (3, [0, 1, 2]), (4, [0, 1, 2, 3]), (7, [0, 2, 4, 6])])
+def test_stages_have_panels_of_their_own(tmp_path, layers, shown):
+    schedule, done = _chain(methods=("ficoco-v",) * layers)
+    labels = [f"text {layer}" for layer in schedule.layers]
+    figure = visualize.overview(_picture(), done, layers=labels, stages=True)
+    titles = [axes.get_title(loc="left") for axes in figure.axes[4:]]
+    left = [done[step].patch_ids.shape[1] for step in shown]
+    assert titles == [
+        f"After {labels[step]}: {n} left, {schedule.r[step]} removed there" for step, n in zip(shown, left, strict=True)
+    ]
+    flat = visualize.overview(_picture(), done, layers=labels)
+    assert len(flat.axes) == 4
+    assert figure.get_figheight() > 1.7 * flat.get_figheight()
+    visualize.save(figure, tmp_path / "out.png")
+    drawn = Image.open(tmp_path / "out.png").convert("RGB")
+    below = drawn.crop((0, drawn.height // 2 + 60, drawn.width // 4, drawn.height - 40))
+    assert len(below.getcolors(maxcolors=2**24)) > 50
+
+
 def test_wide_pictures_and_single_reductions():
     _, done = _chain()
     figure = visualize.overview(_picture((112, 56)), done[0])
@@ -95,6 +114,8 @@ def test_errors_say_what_is_missing(tmp_path):
         visualize.overview(_picture(), [])
     with pytest.raises(ValueError, match="item"):
         visualize.overview(_picture(), done, item=2)
+    with pytest.raises(ValueError, match="all be different"):
+        visualize.overview(_picture(), done, layers=[1, 1])
     with pytest.raises(ValueError, match="one layer a reduction"):
         visualize.overview(_picture(), done, layers=[1])
     tokens, attn = torch.randn(1, 8, 4), torch.rand(1, 8, 8)

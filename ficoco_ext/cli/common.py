@@ -89,6 +89,19 @@ def integers(option: str, text: str, count: int | None = None) -> tuple[int, ...
     return tuple(found)
 
 
+def ratios(option: str, text: str) -> tuple[float, ...]:
+    """``"0.5,0.25"`` as numbers.
+
+    Example:
+        >>> ratios("--keep-ratio", "0.5,0.25")
+        (0.5, 0.25)
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} must be numbers separated by commas, got {text!r}") from None
+
+
 def print_json(document: Any) -> None:
     """The only thing on stdout of a command with ``--json``."""
     typer.echo(json.dumps(document, indent=2, allow_nan=False))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -22,13 +22,24 @@ def command(
         typer.Option(metavar="PATH_OR_ID", help="A LLaVA-1.5 checkpoint; the embedded tiny one if not given."),
     ] = None,
     method: Annotated[str, typer.Option(help="A method's name; see ficoco env.")] = "ficoco-v",
-    keep_ratio: Annotated[float | None, typer.Option(help="Patches kept / all, 0.25 if nothing is said.")] = None,
-    r: Annotated[
-        str | None, typer.Option("--r", help="Patches removed in each layer; one number or one a layer.")
+    keep_ratio: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATIO[,..]",
+            help="Visual tokens kept / all; one number or one a layer. If nothing is said the method's own, or 0.25.",
+        ),
     ] = None,
-    tokens: Annotated[int | None, typer.Option(help="Patches kept.")] = None,
+    r: Annotated[
+        str | None, typer.Option("--r", help="Visual tokens removed in each layer; one number or one a layer.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Visual tokens kept.")] = None,
+    vision_keep_ratio: Annotated[
+        float | None, typer.Option(help="Of the tower, beside --decoder-keep-ratio, for methods of both.")
+    ] = None,
+    decoder_keep_ratio: Annotated[float | None, typer.Option(help="Of the language model, of what it gets.")] = None,
     layers: Annotated[
-        str | None, typer.Option(metavar="12,13,..", help="Layers that reduce; 12-22 is a range.")
+        str | None,
+        typer.Option(metavar="12,13,..", help="Layers that reduce, on the side of the method; 12-22 is a range."),
     ] = None,
     set_: Annotated[list[str] | None, common.SetOption] = None,
     output: Annotated[
@@ -59,22 +70,23 @@ def command(
             raise ValueError("give the image as IMAGE or as --image, not both")
         if geometry is None and (vision_layers, text_layers, text_tokens) != (None, None, 60):
             raise ValueError("--vision-layers, --text-layers and --text-tokens shape a --geometry; give one")
-        counts = None if r is None else common.integers("--r", r)
-        given = {
-            "keep_ratio": keep_ratio,
-            "r": counts[0] if counts is not None and len(counts) == 1 else counts,
+        given: dict[str, Any] = {
+            "keep_ratio": None if keep_ratio is None else _one_or_more(common.ratios("--keep-ratio", keep_ratio)),
+            "r": None if r is None else _one_or_more(common.integers("--r", r)),
             "tokens": tokens,
         }
-        amount = {name: value for name, value in given.items() if value is not None} or {"keep_ratio": 0.25}
+        amount = {name: value for name, value in given.items() if value is not None}
         if len(amount) > 1:
             raise ValueError(f"give one of --keep-ratio, --r and --tokens, got {', '.join(amount)}")
+        sides = {"vision": vision_keep_ratio, "decoder": decoder_keep_ratio}
+        amount |= {side: {"keep_ratio": ratio} for side, ratio in sides.items() if ratio is not None}
         request = demo.Request(
             image=image if image_option is None else image_option,
             question=question,
             model=model,
             method=method,
             hyperparameters=common.assignments(set_),
-            amount=amount,
+            amount=amount or None,
             layers=None if layers is None else common.integers("--layers", layers),
             output=Path("ficoco_demo.png") if output is None and geometry is None else output,
             dtype=dtype,
@@ -97,6 +109,11 @@ def command(
             show(result)
 
 
+def _one_or_more(values: tuple[Any, ...]) -> Any:
+    """The one value, or all of them."""
+    return values[0] if len(values) == 1 else values
+
+
 def show(result: demo.Result) -> None:
     """Tables for people."""
     console, at = common.console(), result.platform
@@ -104,7 +121,7 @@ def show(result: demo.Result) -> None:
     threads = f"{at.threads} thread{'s' * (at.threads > 1)}"
     console.print(f"{result.model} ({weights}), {at.dtype} on {at.device}, {threads}, torch {at.torch}")
     why = f" ({at.reason})" if at.reason else ""
-    console.print(f"{result.method}: {result.kept} of {result.patches} patches kept; reduction by {at.operators}{why}")
+    console.print(f"{result.method}: {result.summary}; reduction by {at.operators}{why}")
     if result.image:
         console.print(f"image {result.image}", soft_wrap=True)
     if result.answers:
@@ -115,7 +132,11 @@ def show(result: demo.Result) -> None:
             f"All {s.asked} embedded sample questions: {s.all_tokens_right} right with all tokens, "
             f"{s.reduced_right} right with reduction."
         )
-    console.print(_layers(result))
+    in_text = any(layer.removed for layer in result.text_layers)
+    if not in_text or any(layer.removed for layer in result.layers):
+        console.print(_layers(result))
+    if in_text:
+        console.print(_text_layers(result))
     console.print(_cost(result))
     console.print(Text(result.verdict, style="bold"))
     console.print(f"FLOPs: {result.flops_counted}.", style="dim")
@@ -160,6 +181,28 @@ def _layers(result: demo.Result) -> common.Table:
         else:
             pending.append(layer)
     flush()
+    return made
+
+
+def _text_layers(result: demo.Result) -> common.Table:
+    """The staircase of the language model; neighbours that are alike share a row, the last row adds up."""
+    made = common.table("text layer", ">in attention", ">removed", ">in MLP", ">KV cache", ">with all tokens", ">ratio")
+    alike: list[list[demo.TextLayerTokens]] = []
+    for layer in result.text_layers:
+        last = alike[-1][-1] if alike else None
+        same = last is not None and not layer.removed and replace(last, layer=layer.layer) == layer
+        alike[-1].append(layer) if same else alike.append([layer])
+
+    def cached(few: int, full: int) -> tuple[str, str, str]:
+        return common.amount(few, "B"), common.amount(full, "B"), f"{full / few:.2f}"
+
+    for group in alike:
+        one, last = group[0], group[-1]
+        label = str(one.layer) if one is last else f"{one.layer} to {last.layer}, each"
+        counts = (one.attention, one.removed, one.mlp)
+        made.add_row(label, *map(str, counts), *cached(one.kv_bytes, one.kv_bytes_all))
+    made.add_section()
+    made.add_row("all", "", "", "", *cached(result.reduced.kv_bytes, result.all_tokens.kv_bytes))
     return made
 
 

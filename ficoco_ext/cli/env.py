@@ -9,11 +9,10 @@ from typing import Annotated, Any
 
 import torch
 
-from .. import METHODS, build_info
+from .. import METHODS, DecoderMethod, Method, build_info, get_method
 from ..methods import hyperparameters
+from ..models.families import FAMILIES
 from . import common
-
-MODELS = {"LLaVA-1.5": "transformers LlavaForConditionalGeneration with a CLIP tower (5.17 <= transformers < 6)"}
 
 
 def _version(package: str) -> str | None:
@@ -21,6 +20,33 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def reduces(name: str) -> str:
+    """Where the method of this name removes tokens.
+
+    Example:
+        >>> reduces("ficoco-v"), reduces("fastv"), reduces("ficoco-vl")
+        ('tower', 'language model', 'tower and language model')
+    """
+    method = get_method(name)
+    if isinstance(method, Method):
+        return "tower"
+    return "language model" if isinstance(method, DecoderMethod) else "tower and language model"
+
+
+def models() -> list[dict[str, Any]]:
+    """What is served, model by model. ``tower_why_not``: None where methods of the tower work."""
+    return [
+        {
+            "name": family.name,
+            "class": family.model,
+            "tower": family.vision is None,
+            "tower_why_not": family.vision,
+            "language_models": list(family.decoders),
+        }
+        for family in FAMILIES
+    ]
 
 
 def collect() -> dict[str, Any]:
@@ -43,7 +69,8 @@ def collect() -> dict[str, Any]:
             "cuda": cuda,
         },
         "methods": {name: hyperparameters(name) for name in METHODS},
-        "models": MODELS,
+        "reduces": {name: reduces(name) for name in METHODS},
+        "models": models(),
     }
 
 
@@ -81,9 +108,14 @@ def _show(found: dict[str, Any]) -> None:
     if not cuda:
         facts.add_row("CUDA", "no device")
     console.print(facts)
-    methods = common.table("method", "hyperparameters and defaults")
+    methods = common.table("method", "reduces in", "hyperparameters and defaults")
     for name, defaults in found["methods"].items():
-        methods.add_row(name, ", ".join(f"{key}={value!r}" for key, value in defaults.items()))
+        said = ", ".join(f"{key}={value!r}" for key, value in defaults.items())
+        methods.add_row(name, found["reduces"][name], said)
     console.print(methods)
-    for name, what in found["models"].items():
-        console.print(f"model {name}: {what}", highlight=False)
+    served = common.table("model", "class in transformers", "tower", "language models")
+    served.columns[1].no_wrap = True  # a name to copy
+    for one in found["models"]:
+        tower = "yes" if one["tower"] else f"no: {one['tower_why_not']}"
+        served.add_row(one["name"], one["class"], tower, ", ".join(one["language_models"]))
+    console.print(served)

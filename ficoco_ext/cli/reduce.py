@@ -15,7 +15,7 @@ from torch import Tensor
 
 import ficoco_ext
 
-from .. import Reduction, build_info
+from .. import DecoderMethod, Reduction, build_info, get_method
 from ..checkpoint import parse_device
 from ..ops import Attention, QueryKey
 from . import common
@@ -41,6 +41,7 @@ class Report:
     method: str
     hyperparameters: dict[str, Any]
     r: int
+    visual: tuple[int, int] | None
     dtype: str
     device: str
     threads: int
@@ -93,6 +94,19 @@ def given_inputs(path: Path, dtype: torch.dtype | None) -> tuple[Tensor, Attenti
     )
 
 
+def middle(tokens: int) -> tuple[int, int]:
+    """Start and length of a span with text before it, an eighth of all, and as much behind it.
+
+    Example:
+        >>> middle(577)
+        (72, 433)
+    """
+    if tokens < 2:
+        raise ValueError(f"--shape must have at least 2 tokens for text and visual tokens, got {tokens}")
+    start = tokens // 8
+    return start, tokens - 2 * start if start else tokens - 1
+
+
 def save(reduction: Reduction, path: Path, about: dict[str, str]) -> None:
     """Write the tensors of ``reduction`` as safetensors."""
     from safetensors.torch import save_file
@@ -125,9 +139,14 @@ def _timed(call: Callable[[], Reduction], device: torch.device, repeats: int) ->
     return result, tuple(runs)
 
 
+def _span(text: str) -> tuple[int, int]:
+    start, length = common.integers("--visual", text, 2)
+    return start, length
+
+
 def command(
     shape: Annotated[
-        str, typer.Option(metavar="B,N,C", help="Random tokens; N counts the class token.")
+        str, typer.Option(metavar="B,N,C", help="Random tokens; N counts class token and text.")
     ] = "1,577,1024",
     heads: Annotated[int, typer.Option(help="Heads of the random query and key.")] = 16,
     input_: Annotated[
@@ -135,10 +154,24 @@ def command(
         typer.Option("--input", metavar="FILE", help="safetensors with tokens, and query and key or attn."),
     ] = None,
     r: Annotated[
-        int | None, typer.Option("--r", help="Tokens to remove; a quarter of the patches if not given.")
+        int | None,
+        typer.Option("--r", help="Tokens to remove; a quarter of those that may leave if not given."),
     ] = None,
     grid: Annotated[str | None, typer.Option(metavar="H,W", help="Grid of the patches; a square if not given.")] = None,
-    class_token: Annotated[bool, typer.Option(help="Token 0 is a class token.")] = True,
+    class_token: Annotated[
+        bool | None,
+        typer.Option(
+            "--class-token/--no-class-token",
+            help="Token 0 is a class token; if not given yes, and no for methods of the language model.",
+        ),
+    ] = None,
+    visual: Annotated[
+        str | None,
+        typer.Option(
+            metavar="START,LENGTH",
+            help="Methods of the language model: which tokens are visual. Of random tokens a middle span if not given.",
+        ),
+    ] = None,
     method: Annotated[str, typer.Option(help="A method's name; see ficoco env.")] = "ficoco-v",
     set_: Annotated[list[str] | None, common.SetOption] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or float64.")] = None,
@@ -167,7 +200,16 @@ def command(
             tokens, attn = given_inputs(input_, chosen)
         tokens = tokens.to(where)
         attn = QueryKey(attn[0].to(where), attn[1].to(where)) if isinstance(attn, QueryKey) else attn.to(where)
-        removed = (tokens.shape[1] - class_token) // 4 if r is None else r
+        chosen_method = get_method(method, **hyperparameters)
+        of_text = isinstance(chosen_method, DecoderMethod)
+        span = None if visual is None else _span(visual)
+        if of_text and span is None:
+            if input_ is not None:
+                raise ValueError(f"--visual START,LENGTH must say which tokens of --input are visual for {method}")
+            span = middle(tokens.shape[1])
+        token = not of_text if class_token is None else class_token
+        may_leave = tokens.shape[1] - token if span is None else span[1]
+        removed = may_leave // 4 if r is None else r
         cells = None if grid is None else common.integers("--grid", grid, 2)
 
         def call() -> Reduction:
@@ -176,7 +218,8 @@ def command(
                 attn,
                 removed,
                 method=method,
-                class_token=class_token,
+                class_token=token,
+                visual=span,
                 grid=None if cells is None else (cells[0], cells[1]),
                 return_reduction=True,
                 **hyperparameters,
@@ -199,6 +242,7 @@ def command(
             method=method,
             hyperparameters=hyperparameters,
             r=removed,
+            visual=span,
             dtype=str(tokens.dtype).removeprefix("torch."),
             device=str(where),
             threads=used,
@@ -227,6 +271,9 @@ def _show(report: Report) -> None:
     facts = common.table("what", "value")
     facts.add_row("method", f"{report.method} {report.hyperparameters or ''}".strip())
     facts.add_row("removed", str(report.r))
+    if report.visual is not None:
+        start, length = report.visual
+        facts.add_row("visual tokens", f"{length}, columns {start} to {start + length - 1}; the others are text")
     facts.add_row("runs on", f"{report.device}, {report.dtype}, {report.threads} thread{'s' * (report.threads > 1)}")
     facts.add_row("operators", report.operators + (f": {report.reason}" if report.reason else ""))
     spread = f"{common.seconds(min(report.runs))} to {common.seconds(max(report.runs))}"

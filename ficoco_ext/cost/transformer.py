@@ -2,10 +2,12 @@
 
 The tables are the model: every operation with its formulas. ``"matmul"`` counts 2 for each multiply-add of a matrix
 product and nothing else, as torch's FlopCounterMode does; its bytes are what unfused kernels move (norm, activation and
-addition included), with attention either fused (keys and values read once) or not. ``"llmviewer"`` is LLM-Viewer,
-peculiarities included: softmax 5, norm 7, addition 1, activation 2 operations a number; its activation is as wide as
-the hidden state, additions load one operand, queries are as many as the key-value heads, the fused kernel writes n x n
-numbers twice, and the head counts 1, not 2, for a multiply-add.
+addition included), with attention either fused (keys and values read once) or not.
+
+``"llmviewer"`` is LLM-Viewer at commit 472f71f, peculiarities included: softmax 5, norm 7, addition 1, activation 2
+operations a number; its activation is as wide as the hidden state, additions load one operand, of grouped queries a
+prefill loads as many as there are keys, the fused kernel writes n x n numbers twice, and the head counts 1, not 2, for
+a multiply-add.
 """
 
 from __future__ import annotations
@@ -79,10 +81,12 @@ _HEAD = {
 _PATCHES = Operation("patch_embedding", "2*b*p*x*h", "x*h", "b*p*x", "b*p*h")
 
 
-def operations_of_layer(rules: Rules, *, gated: bool) -> tuple[Operation, ...]:
-    """The operations of one layer."""
+def operations_of_layer(rules: Rules, *, gated: bool, decoding: bool = False) -> tuple[Operation, ...]:
+    """The operations of one layer, in a prefill or ``decoding``."""
     act = () if rules.quirks else (_ACT[gated],)
     attention = _ATTENTION[rules.convention, rules.fused]
+    if decoding and rules.quirks and not rules.fused:
+        attention = (_ATTENTION["matmul", False][0], *attention[1:])  # here it loads all heads of the query
     return (*_PROJECTIONS, *attention, *(_GATED if gated else _PLAIN), *act, *_ELEMENTWISE[rules.convention])
 
 
@@ -104,7 +108,8 @@ def decoder_layer(
         "d": shape.head_dim,
         "f": _tiles(rules, tokens, shape.head_dim),
     }
-    return [rules.line("decoder", layer, one, values) for one in operations_of_layer(rules, gated=shape.gated)]
+    operations = operations_of_layer(rules, gated=shape.gated, decoding=keys is not None)
+    return [rules.line("decoder", layer, one, values) for one in operations]
 
 
 def _pairs(tokens: float, context: float, causal: bool) -> float:

@@ -45,9 +45,18 @@ class DecoderMethod:
     source: str = ""
 
     def __call__(
-        self, tokens: Tensor, attn: Attention, r: int, layout: Layout, *, size: Tensor | None = None
+        self,
+        tokens: Tensor,
+        attn: Attention,
+        r: int,
+        layout: Layout,
+        *,
+        size: Tensor | None = None,
+        size_weighted: bool = False,
     ) -> tuple[Reduction, Tensor]:
         """Remove ``r`` >= 1 of the visual tokens of ``tokens`` (B, N, C).
+
+        Sizes are carried on; ``size_weighted``: merging is weighted by them.
 
         Returns:
             The reduction, told in the columns of ``tokens``, and the columns (B, n - r) that the visual tokens which
@@ -66,7 +75,9 @@ class DecoderMethod:
                 layout.visual, selection.sources, selection.kept, links.targets, tokens.shape[1]
             )
         chosen = Selection(selection.redundancy, placed.sources, placed.kept)
-        merged = self.compress(tokens, chosen, Links(placed.targets, links.weights), size=size, size_weighted=False)
+        merged = self.compress(
+            tokens, chosen, Links(placed.targets, links.weights), size=size, size_weighted=size_weighted
+        )
         reduction = Reduction(
             tokens=merged[0],
             size=merged[1],

@@ -242,7 +242,7 @@ class Decoder:
                 new = int(cache.get_seq_length(layer)) - real.shape[1] + hidden_states.shape[1]
             there = torch.cat([real, real.new_ones(real.shape[0], new)], 1)
             config = self.model.model.language_model.config
-            return create_causal_mask(config, hidden_states, there, cache, layer_idx=layer)
+            return create_causal_mask(config, hidden_states, there, cache, layer_idx=layer, allow_is_causal_skip=False)
 
         base = kwargs["attention_mask"]
         static = bool(getattr(cache, "is_compileable", False))
@@ -307,11 +307,11 @@ class Decoder:
         b, length = visual.shape
         if self.static_counts is True:
             assert self.per_image is not None
-            total = images_of(options) * self.per_image
-            if total % b:
+            images = images_of(options)
+            if images % b:
                 wanted = f"equally many in each of {b} rows, as static_counts promises"
-                checks.fail("forward", "images", wanted, str(images_of(options)), "attach without static_counts")
-            count = total // b
+                checks.fail("forward", "images", wanted, str(images), "attach without static_counts")
+            count = images // b * self.per_image
         else:
             count = int(self.static_counts)
         free = visual.device.type == "cpu" and not torch.compiler.is_compiling()

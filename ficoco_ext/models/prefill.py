@@ -48,12 +48,13 @@ class Group:
 class Record(NamedTuple):
     """What one layer did with a group: the reduction without its tokens, and how its columns moved afterwards.
 
-    ``shift`` columns were put in front of the survivors, or taken away there if it is negative.
+    ``reduction`` is None where the group only moved, because others lost tokens. ``shift`` columns were put in front of
+    the survivors, or taken away there if it is negative.
     """
 
     layer: int
     rows: Tensor | None
-    reduction: Reduction
+    reduction: Reduction | None
     shift: int
 
 
@@ -123,6 +124,7 @@ class Prefill:
                     part, visual = self._reduce(part, attn, method, group, layer, step, shift)
                 else:
                     visual = group.visual
+                    self.records.append(Record(layer, group.rows, None, shift))
                 group.visual = visual + shift
                 parts.append(part.shifted(shift))
             tokens, places, real, self.size = self._together(parts)

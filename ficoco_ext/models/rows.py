@@ -18,14 +18,18 @@ def row_reductions(prefill: Prefill, row: int) -> tuple[Reduction, ...]:
     Columns are those of the prompt as the language model got it, padding included.
     """
     told: list[Reduction] = []
-    shift = 0
+    empty = ended = 0  # columns in front that the story does not know, and columns of the story that are given up
     for record in prefill.records:
         place = _place(record, row)
         if place is None:
             continue
-        step = _moved(_only(record.reduction, place), shift)
-        told.append(step if not told else step.after(told[-1]))
-        shift = record.shift
+        if record.reduction is not None:
+            step = _moved(_only(record.reduction, place), empty, ended)
+            told.append(step if not told else step.after(told[-1]))
+            ended = 0
+        given_up = max(-record.shift, 0)
+        ended += max(given_up - empty, 0)
+        empty = max(empty - given_up, 0) + max(record.shift, 0)
     return tuple(told)
 
 
@@ -43,30 +47,21 @@ def _only(reduction: Reduction, row: int) -> Reduction:
     return replace(reduction, **one)
 
 
-def _moved(step: Reduction, shift: int) -> Reduction:
-    """A reduction of columns that the one before had moved, told in the columns that it had left.
+def _moved(step: Reduction, empty: int, ended: int) -> Reduction:
+    """A reduction of columns that had moved since the one before, told in the columns that that one had left.
 
-    ``shift`` > 0: empty ones had come in front, which survive here and are taken out of the story. ``shift`` < 0: the
-    first ones, padding, had been given up, so here they end.
+    ``empty`` columns had come in front, which survive here and are taken out of the story. The first ``ended`` columns,
+    padding, had been given up, so here they end.
     """
-    if shift > 0:
-        return replace(
-            step,
-            size=step.size[:, shift:],
-            kept=step.kept[:, shift:] - shift,
-            sources=step.sources - shift,
-            source_map=_less(step.source_map[:, shift:], shift),
-            targets=step.targets - shift,
-        )
-    if shift < 0:
-        ended = torch.full_like(step.source_map[:, :1], -1).expand(-1, -shift)
-        return replace(
-            step,
-            kept=step.kept - shift,
-            sources=step.sources - shift,
-            source_map=torch.cat([ended, step.source_map], 1),
-        )
-    return step
+    dropped = torch.full_like(step.source_map[:, :1], -1).expand(-1, ended)
+    return replace(
+        step,
+        size=step.size[:, empty:],
+        kept=step.kept[:, empty:] + (ended - empty),
+        sources=step.sources + (ended - empty),
+        source_map=torch.cat([dropped, _less(step.source_map[:, empty:], empty)], 1),
+        targets=step.targets - empty,
+    )
 
 
 def _less(source_map: Tensor, by: int) -> Tensor:

@@ -1,0 +1,142 @@
+"""What happened to one picture in tower and language model, told in its patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..reduction import Reduction
+
+
+def picture_reductions(
+    tower: Sequence[Reduction],
+    decoder: Sequence[Reduction],
+    columns: Tensor,
+    grid: tuple[int, int],
+    *,
+    item: int = 0,
+) -> list[Reduction]:
+    """Every reduction of one picture in the patches of that picture: those of the tower, then those of the row.
+
+    Args:
+        tower: ``handle.reductions``; empty if the tower was left alone.
+        decoder: of the picture's row, ``handle.decoder_reductions[row]``; empty if the language model was left alone.
+        columns: (P,) columns of the row that hold the picture's P visual tokens, in order: those that the tower left.
+        grid: (height, width) of the picture's patches.
+        item: which image of the tower's batch the picture is.
+
+    Returns:
+        One :class:`Reduction` for each given one, batch of 1, without a class token, on the CPU. ``size`` counts
+        patches of this picture. A token that went into another picture's counts as dropped here (-1), for no patch of
+        this picture holds it; so does a target of another picture.
+
+    Raises:
+        ValueError: columns are not as many as the patches that the tower left, or not of the row.
+
+    Example:
+        >>> import torch, ficoco_ext
+        >>> from ficoco_ext.models.pictures import picture_reductions
+        >>> tokens, (q, k) = torch.randn(1, 9, 8), torch.randn(2, 1, 2, 9, 4)
+        >>> in_prompt = ficoco_ext.reduce(
+        ...     tokens, ficoco_ext.QueryKey(q, k), 3, method="fastv", visual=(2, 4), return_reduction=True
+        ... )
+        >>> picture_reductions((), (in_prompt,), torch.arange(2, 6), (2, 2))[0].kept.shape
+        torch.Size([1, 1])
+    """
+    told = [_without_class_token(_one(step, item)) for step in tower]
+    start = told[-1] if told else _untouched(grid)
+    columns = columns.cpu()
+    left, given = start.kept.shape[1], int(columns.numel())
+    if left != given:
+        wanted = f"({left},), one for each patch that the tower left"
+        checks.fail("picture_reductions", "columns", wanted, f"{given}", "pass those of one picture")
+    if not decoder:
+        return told
+    length = decoder[0].source_map.shape[1]
+    if int(columns.min()) < 0 or int(columns.max()) >= length:
+        wanted = f"in [0, {length})"
+        checks.fail("picture_reductions", "columns", wanted, f"{columns.tolist()}", "pass columns of the prompt")
+    place = torch.full((length,), -1)
+    place[columns] = torch.arange(left)
+    mass = torch.zeros(length, dtype=torch.float64)
+    mass[columns] = start.size[0, :, 0].double()
+    for given_step in decoder:
+        step = _one(given_step, 0)
+        mass = _moved(mass, step)
+        told.append(_told_in_places(step, columns, place, mass).after(start))
+    return told
+
+
+def _one(reduction: Reduction, item: int) -> Reduction:
+    """One item of the batch, without its tokens, on the CPU."""
+    held = {field.name: getattr(reduction, field.name) for field in fields(reduction)}
+    one: dict[str, Any] = {name: t[item : item + 1].cpu() for name, t in held.items() if isinstance(t, Tensor)}
+    return replace(reduction.without_tokens(), **{name: t for name, t in one.items() if name != "tokens"})
+
+
+def _without_class_token(step: Reduction) -> Reduction:
+    first = int(step.class_token)
+    return replace(
+        step,
+        size=step.size[:, first:],
+        kept=step.kept[:, first:] - first,
+        sources=step.sources - first,
+        source_map=(step.source_map[:, first:] - first).clamp(min=-1),
+        targets=step.targets - first,
+        class_token=False,
+    )
+
+
+def _untouched(grid: tuple[int, int]) -> Reduction:
+    """Every patch holds itself."""
+    patches = grid[0] * grid[1]
+    everyone = torch.arange(patches)[None]
+    nothing = everyone[:, :0]
+    return Reduction(
+        tokens=None,
+        size=torch.ones(1, patches, 1),
+        kept=everyone,
+        sources=nothing,
+        source_map=everyone,
+        targets=nothing.unsqueeze(-1),
+        weights=torch.empty(1, 0, 1),
+        class_token=False,
+        grid=grid,
+    )
+
+
+def _moved(mass: Tensor, step: Reduction) -> Tensor:
+    """Patches of the picture that each column stands for after ``step``."""
+    sources = step.sources[0]
+    arriving = torch.zeros_like(mass)
+    targets = step.kept[0][step.targets[0]]
+    arriving.index_add_(0, targets.flatten(), (step.weights[0] * mass[sources][:, None]).flatten())
+    after = mass + arriving
+    after[sources] = 0
+    return after
+
+
+def _told_in_places(step: Reduction, columns: Tensor, place: Tensor, mass: Tensor) -> Reduction:
+    """A reduction of the prompt's columns, told in the places of the picture's visual tokens."""
+    held = place[step.kept[0]]  # which of the picture's tokens each survivor is, -1 for all others
+    mine = held >= 0
+    rank = torch.where(mine, mine.cumsum(0) - 1, -1)
+    rank_or_gone = torch.cat([rank.new_tensor([-1]), rank])
+    gone = place[step.sources[0]]
+    own = gone >= 0
+    return Reduction(
+        tokens=None,
+        size=mass[step.kept[0]][mine].to(step.size.dtype)[None, :, None],
+        kept=held[mine][None],
+        sources=gone[own][None],
+        source_map=rank_or_gone[step.source_map[0][columns] + 1][None],
+        targets=rank[step.targets[0][own]][None],
+        weights=step.weights[0][own][None],
+        class_token=False,
+        grid=None,
+    )
