@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer.testing
 from PIL import Image
 
 import ficoco_ext
-from ficoco_ext import cost
+from ficoco_ext import checkpoint, cost
 from ficoco_ext.cli import cost_tables
 from ficoco_ext.cli.app import app
 from ficoco_ext.cli.plan import attach_call
@@ -206,6 +207,39 @@ def test_plan_says_how_to_apply_it():
     both = attach_call("ficoco-vl", {"lam": 0.5}, *(ficoco_ext.Schedule(9, (3, 5), (1, 2)) for _ in "vd"))
     sides = 'vision={"r": [1, 2], "layers": [3, 5]}, decoder={"r": [1, 2], "layers": [3, 5]}'
     assert both == f'ficoco_ext.attach(model, "ficoco-vl", {sides}, lam=0.5)'
+
+
+@pytest.mark.parametrize("method", ficoco_ext.METHODS)
+def test_attach_takes_what_plan_says(method):
+    pytest.importorskip("transformers")
+    model = checkpoint.load(None, torch.float32, torch.device("cpu")).model
+    found = _json("plan", TINY, "--method", method, "--average-tokens", 100, "--text-tokens", 12)
+    with eval(found["attach"], {"ficoco_ext": ficoco_ext, "model": model}) as handle:
+        vision, decoder = found["schedule"]["vision"], found["schedule"]["decoder"]
+        assert (handle.schedule is None) == (vision is None)
+        assert (handle.plan is None) == (decoder is None)
+        if vision is not None:
+            assert list(handle.schedule.layers) == vision["layers"]
+            assert list(handle.schedule.r) == vision["r"]
+        if decoder is not None:
+            schedule = handle.plan.schedule(decoder["patches"])
+            assert list(schedule.layers) == decoder["layers"]
+            assert list(schedule.r) == decoder["r"]
+            assert schedule.before_attention == decoder["before_attention"]
+
+
+@pytest.mark.parametrize("method", ficoco_ext.METHODS)
+@pytest.mark.parametrize("amount", [{"keep_ratio": 0.4}, {"tokens": 50}])
+def test_schedules_are_those_of_attach(method, amount):
+    pytest.importorskip("transformers")
+    model = checkpoint.load(None, torch.float32, torch.device("cpu")).model
+    vision, decoder = schedules.build(cost.architecture(model.config), ficoco_ext.get_method(method), **amount)
+    if method == "pyramiddrop" and "keep_ratio" in amount:
+        assert decoder.final == 57  # rounded down
+    with ficoco_ext.attach(model, method, **amount) as handle:
+        assert handle.schedule == vision
+        if decoder is not None:
+            assert handle.plan.schedule(decoder.patches) == decoder
 
 
 def _advice(model="llava-1.5-7b", method="ficoco-v", amount=None, gpu="h200", **given):

@@ -40,7 +40,7 @@ def draw(found: Comparison) -> Figure:
         axes[1][column].set_xlabel("layer", color=_INK)
     axes[0][0].set_ylabel("tokens that enter", color=_INK)
     axes[1][0].set_ylabel("GFLOP, 2 a multiply-add", color=_INK)
-    axes[0][1].legend(frameon=False)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(title(found), color=_INK)
     return figure
 
