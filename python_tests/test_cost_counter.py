@@ -107,6 +107,18 @@ def test_a_whole_prefill_with_and_without_reduction(method, given, images):
     assert held == [one.tokens for one in predicted.layers if one.part == "decoder"]
 
 
+@pytest.mark.parametrize("method", [None, "ficoco-v"])
+def test_the_class_token_may_go_to_the_language_model(method):
+    model = tiny_llava(attention="eager", strategy="full")
+    inputs = batch([*words(1, 2), *image(PATCHES + 1), *words(3)], images=1)
+    with attached(model, method, {"tokens": 9}) as handle:
+        counted, _ = flops.count(model, lambda: model(**inputs, use_cache=True, logits_to_keep=1))
+        vision = None if handle is None else handle.schedule
+    predicted = cost.prefill(model.config, vision=vision, text_tokens=3, method=method)
+    assert predicted.tokens.entering == (PATCHES if method is None else 9) + 1
+    compare(predicted, counted)
+
+
 def test_a_plan_serves_as_the_schedule_of_the_decoder():
     model = tiny("llama", "eager")
     with ficoco_ext.attach(model, "ficoco-l", r=5) as handle:
