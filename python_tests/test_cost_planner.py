@@ -225,7 +225,14 @@ def test_mistakes(method, given, message):
         Schedule.for_budget("llava-1.5-7b", method, **given)
 
 
+def test_layers_must_be_a_sequence():
+    with pytest.raises(TypeError, match="layers must be a sequence of layer indices, got 3"):
+        Schedule.for_budget("llava-1.5-7b", "ficoco-l", tflops=3, layers=3)
+
+
 def test_mistakes_in_the_model():
+    with pytest.raises(ValueError, match="16 is what it costs when all patches of a crop but one leave"):
+        Schedule.for_budget("video-llava-7b", "ficoco-v", average_tokens=5)
     with pytest.raises(ValueError, match=r"model must be one of llava-1\.5-7b"):
         Schedule.for_budget("llava-9", "ficoco-v", tflops=1)
     with pytest.raises(ValueError, match="the tower of qwen2-vl-7b has no class token"):

@@ -107,7 +107,8 @@ class _Row:
     """Answers in a row: ``at(step)`` removes one token more than ``at(step - 1)``, or nothing more if there is nothing.
 
     Cost never rises from ``start`` on. Before it not all layers reduce yet, and one token more may cost more, for its
-    layer begins to score the tokens. ``where``: for messages. ``hint``: what reaches further.
+    layer begins to score the tokens. For messages: ``where`` it reduces, ``what`` leaves, and a ``hint`` at what
+    reaches further.
     """
 
     at: Callable[[int], Pair]
@@ -115,6 +116,7 @@ class _Row:
     last: int
     where: str
     hint: str
+    what: str = "visual tokens"
 
 
 def _first_within(cost: Callable[[int], float], low: int, high: int, limit: float) -> int:
@@ -142,7 +144,8 @@ def _tower_row(shape: Architecture, method: Method, layers: Iterable[int] | None
 
     less = "a layer removes at most half of its tokens; name more layers" if halves else "the rest is text"
     last = len(chosen) * patches
-    return _Row(at, len(chosen), last, f"{ranges(chosen)} of the tower", less)
+    what = "visual tokens" if shape.crops == 1 else "patches of a crop"
+    return _Row(at, len(chosen), last, f"{ranges(chosen)} of the tower", less, what)
 
 
 def _decoder_row(
@@ -222,7 +225,7 @@ def _out_of_reach(
         why = f"{most:.4g} is what it costs when nothing is removed"
     else:
         left = "one" if floor == 1 else str(floor)
-        why = f"{least:.4g} is what it costs when all visual tokens but {left} leave as early as possible; {row.hint}"
+        why = f"{least:.4g} is what it costs when all {row.what} but {left} leave as early as possible; {row.hint}"
     raise ValueError(f"Schedule.for_budget: {quantity}={wanted:g} is out of reach: {reach}; {why}")
 
 

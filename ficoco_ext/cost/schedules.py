@@ -39,6 +39,8 @@ def require_images(images: int) -> None:
 
 
 def _chosen_layers(layers: Iterable[int], first: int, last: int, what: str) -> tuple[int, ...]:
+    if not isinstance(layers, Iterable):
+        raise TypeError(f"layers must be a sequence of layer indices, got {layers!r}")
     chosen = tuple(layers)
     if not chosen:
         raise ValueError("layers must name at least one layer")
