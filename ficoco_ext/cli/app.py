@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import demo, env, reduce
+from . import cost, demo, env, plan, reduce
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,3 +16,5 @@ app = typer.Typer(
 app.command("env")(env.command)
 app.command("reduce")(reduce.command)
 app.command("demo")(demo.command)
+app.command("cost")(cost.command)
+app.command("plan")(plan.command)

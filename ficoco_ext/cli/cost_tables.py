@@ -1,0 +1,219 @@
+"""Tables of ``ficoco cost`` and ``ficoco plan``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from rich.text import Text
+
+from ..cost import SYMBOLS, reproduce, scope
+from ..cost.bill import Cost, LayerCost
+from ..cost.compare import TIME, Comparison, Side
+from ..cost.lines import Line
+from . import common
+
+_BASES = {
+    "entering": "that enter the language model",
+    "average": "mean over its layers",
+    "final": "that leave its last layer",
+}
+_UNREPRODUCED = "NOT REPRODUCED"
+
+
+def show(found: Comparison, notes: Sequence[str], lines: Sequence[str] | None) -> None:
+    """Everything about one comparison."""
+    console, at = common.console(), found.hardware
+    images = f"{found.images} image{'s' * (found.images > 1)}"
+    console.print(f"{found.shape.name}: {images} and {found.text_tokens} text tokens, {found.precision}")
+    console.print(Text(found.shape.source, style="dim"))
+    console.print(f"{_reduces(found)}")
+    if at is not None:
+        console.print(f"{at.name}: {at.source}", style="dim", highlight=False)
+    console.print(_totals(found))
+    console.print(Text(f"counts ({found.convention}): {scope.SCOPES[found.convention]}", style="dim"))
+    console.print(Text(TIME, style="dim"))
+    console.print(_parts(found))
+    console.print(_bases(found))
+    console.print(_layers(found.shown.running))
+    for note in notes:
+        console.print(Text(note, style="bold"))
+    for line in lines or ():
+        console.print(Text(line), soft_wrap=True)
+
+
+def explained(found: Comparison) -> list[str]:
+    """The formula of every line that is counted, equal neighbouring layers once, and what the letters mean."""
+    cost = found.shown.counted
+    said: list[str] = []
+    used: set[str] = set()
+    layers = [
+        (part, layer, tuple(text for line in group for text in _formulas(line)))
+        for (part, layer), group in itertools.groupby(cost.lines, key=lambda line: (line.part, line.layer))
+    ]
+    for (part, texts), same in itertools.groupby(layers, key=lambda one: (one[0], one[2])):
+        numbers = [layer for _, layer, _ in same if layer is not None]
+        where = "" if not numbers else f" layer {numbers[0]}"
+        where += f" to {numbers[-1]}, each" if len(numbers) > 1 else ""
+        said.append(f"{part}{where}")
+        said += [f"  {text}" for text in texts]
+    for line in cost.lines:
+        used |= {name for name, _ in line.values if name in line.formula + line.bytes_formula}
+    said.append(f"total: {cost.total.operations:,} operations, {cost.total.bytes:,.0f} bytes")
+    return [*said, *(f"{name}: {meaning}" for name, meaning in SYMBOLS.items() if name in used)]
+
+
+def _formulas(line: Line) -> tuple[str, str]:
+    """Operations and bytes of one line. What is no product is no operation in the convention ``"matmul"``."""
+    operations = line.explain() if line.operations else f"{line.name}: 0"
+    return operations, f"  bytes: {line.explain_bytes().removeprefix(f'{line.name}: ')}"
+
+
+def _reduces(found: Comparison) -> str:
+    if found.method is None or found.reduced is None:
+        return "nothing is reduced; --method and --keep-ratio say what to compare with"
+    said = []
+    for schedule, where in zip(found.schedules, ("tower", "language model"), strict=True):
+        if schedule is not None:
+            runs = [(r, len(list(same))) for r, same in itertools.groupby(schedule.r)]
+            each = ", ".join(f"{r} in {count} layer{'s' * (count > 1)}" for r, count in runs if r)
+            names = [layer for layer, r in zip(schedule.layers, schedule.r, strict=True) if r]
+            span = f"layers {names[0]} to {names[-1]}" if names else "no layer"
+            said.append(f"in the {where} {schedule.patches} - {sum(schedule.r)} = {schedule.final} ({span}: {each})")
+    return f"{found.method.name}: {'; '.join(said)}"
+
+
+def _row(table: Any, name: str, full: float | None, few: float | None, show: Any) -> None:
+    cells = [name, "-" if full is None else show(full)]
+    if len(table.columns) == 4:
+        cells += ["-" if few is None else show(few), f"{few / full:.3f}" if full and few is not None else ""]
+    table.add_row(*cells)
+
+
+def _columns(found: Comparison, first: str) -> Any:
+    reduced = [">reduced", ">ratio"] if found.reduced is not None else []
+    return common.table(first, ">all tokens", *reduced)
+
+
+def _totals(found: Comparison) -> Any:
+    table = _columns(found, "prompt and answer")
+    full, few = found.full.totals(), found.shown.totals()
+    rows = [("TFLOPs", "tflops", "{:.3f}")]
+    if found.precision.weights != 16:
+        rows.append((f"TFLOPs x {found.precision.weights} / 16 bits, as papers print", "bit_scaled_tflops", "{:.3f}"))
+    rows += [
+        ("KV cache behind the prompt, MB", "kv_mb", "{:.1f}"),
+        ("bytes moved (papers: total memory), GB", "memory_access_gb", "{:.2f}"),
+        ("resident: weights, cache, activations, GB", "resident_gb", "{:.2f}"),
+        ("time to first token, ms", "ttft_ms", "{:.2f}"),
+        ("time per further token, ms", "tpot_ms", "{:.2f}"),
+        (f"answer of {found.full.new_tokens} tokens, ms", "answer_ms", "{:.1f}"),
+    ]
+    for name, key, form in rows:
+        _row(table, name, full[key], few[key], form.format)
+    return table
+
+
+def _parts(found: Comparison) -> Any:
+    """Of what runs: operations and time of every part."""
+    table = common.table(
+        "part",
+        *(f">{what}{side}" for side in ([" all"] if found.reduced is None else [" all", " reduced"]) for what in _PART),
+        "bound by",
+    )
+    sides: list[Side] = [found.full] if found.reduced is None else [found.full, found.reduced]
+    for part in found.shown.running.parts:
+        cells = [part]
+        for side in sides:
+            one = side.running.parts.get(part)
+            if one is None:
+                cells += ["-", "-"]
+            else:
+                time = "-" if one.seconds is None else common.seconds(one.seconds)
+                cells += [common.amount(one.operations, "FLOP"), time]
+        table.add_row(*cells, found.shown.running.parts[part].bound or "-")
+    return table
+
+
+_PART = ("operations", "time")
+
+
+def _bases(found: Comparison) -> Any:
+    table = _columns(found, "visual tokens")
+    full, few = found.full.counted.tokens, found.shown.counted.tokens
+    for key, name in _BASES.items():
+        _row(table, name, getattr(full, key), getattr(few, key), "{:.6g}".format)
+    return table
+
+
+def _layers(cost: Cost) -> Any:
+    """One row for each run of equal layers."""
+    table = common.table(
+        "part", "layers", ">tokens", ">in MLP", ">operations", ">bytes", ">cache", ">FLOP/B", ">time", "bound by"
+    )
+
+    def key(one: LayerCost) -> Any:
+        return one.part, one.tokens, one.tokens_in_mlp, one.total
+
+    for _, same in itertools.groupby(cost.layers, key=key):
+        held = list(same)
+        first, last = held[0], held[-1]
+        total = first.total
+        table.add_row(
+            first.part,
+            f"{first.layer}" if first is last else f"{first.layer} to {last.layer}, each",
+            f"{first.tokens:g}",
+            f"{first.tokens_in_mlp:g}",
+            common.amount(total.operations, "FLOP"),
+            common.amount(total.bytes, "B"),
+            common.amount(first.kv_bytes, "B") if first.kv_bytes else "",
+            f"{total.intensity:.0f}",
+            "-" if total.seconds is None else common.seconds(total.seconds),
+            total.bound or "-",
+        )
+    return table
+
+
+def show_tables(cells: Sequence[reproduce.Cell]) -> None:
+    """The papers' tables: what is printed, what we get, how far off, and what that proves."""
+    console = common.console()
+    console.print(Text(reproduce.source()), soft_wrap=True)
+    known = []
+    for (number, model), of_table in itertools.groupby(cells, key=lambda cell: (cell.table, cell.model)):
+        name = f"Table {number}" if number.isdigit() else number.capitalize()
+        made = common.table(
+            "method", "bits", "quantity", ">printed", ">ours", ">error", "basis", "", title=f"{name}: {model}"
+        )
+        for cell in of_table:
+            mark = Text("")
+            if cell.note:
+                known.append(cell)
+                mark = Text(f"{_UNREPRODUCED} [{len(known)}]", style="red")
+            quantity = reproduce.QUANTITIES[cell.quantity]
+            made.add_row(
+                Text(cell.method),
+                cell.precision,
+                quantity,
+                f"{cell.printed:g}",
+                f"{cell.ours:.4g}",
+                f"{cell.error:+.1%}",
+                cell.basis.replace("_", " "),
+                mark,
+            )
+        console.print(made)
+    for basis, meaning in reproduce.basis_meaning().items():
+        console.print(Text(f"{basis.replace('_', ' ')}: {meaning}"), soft_wrap=True)
+    predicted = [cell for cell in cells if cell.basis == "predicted"]
+    within = sum(abs(cell.error) <= 0.01 for cell in predicted)
+    close = sum(cell.reproduces for cell in predicted)
+    console.print(
+        Text(
+            f"{len(predicted)} of {len(cells)} cells are predictions: {within} are within 1 %, {close} within 5 %, "
+            f"{len(predicted) - close} are not reproduced:",
+            style="bold",
+        )
+    )
+    for index, cell in enumerate(known, 1):
+        where = f"table {cell.table}, {cell.method} {cell.precision}, {reproduce.QUANTITIES[cell.quantity]}"
+        console.print(Text(f"[{index}] {where}: {cell.note}"), soft_wrap=True)

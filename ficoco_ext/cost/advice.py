@@ -1,0 +1,86 @@
+"""Honest words: where reduction helps, and where it cannot."""
+
+from __future__ import annotations
+
+from .compare import Comparison, Side
+
+_LARGE = 0.3  # a share of the time from which on something is worth a sentence
+
+
+def advice(found: Comparison) -> list[str]:
+    """Sentences about what reduction does to the time of ``found``, the important one first; of time with hardware."""
+    return [sentence for sentence in (_gain(found), *_limits(found), _served(found)) if sentence]
+
+
+def _served(found: Comparison) -> str:
+    if found.schedules[0] is None or found.shape.crops == 1:
+        return ""
+    return (
+        f"attach does not reduce in the tower of {found.shape.name}, whose crops are put together behind it: this is "
+        "what it would cost."
+    )
+
+
+def _of(side: Side, *parts: str) -> float:
+    """The share of the time to the first token that these parts take."""
+    held = side.running.parts
+    total = side.running.total.seconds or 0.0
+    return sum(held[part].seconds or 0.0 for part in parts if part in held) / total if total else 0.0
+
+
+def _gain(found: Comparison) -> str:
+    few, full = found.reduced, found.full
+    if few is None or not few.ttft_ms or not full.ttft_ms or not few.answer_ms or not full.answer_ms:
+        return ""
+    first, answer = full.ttft_ms / few.ttft_ms, full.answer_ms / few.answer_ms
+    if first < 1:
+        return (
+            f"Reduction does not help here: it costs more than it saves, {1 / first:.2f}x the time to the first token."
+        )
+    whole = f", an answer of {full.new_tokens} tokens {answer:.2f}x" if full.new_tokens > 1 else ""
+    return f"By the roofline the first token comes {first:.2f}x as fast{whole}. That is modelled, not measured."
+
+
+def _limits(found: Comparison) -> list[str]:
+    side, full = found.shown, found.full
+    if side.ttft_ms is None or side.tpot_ms is None or side.answer_ms is None:
+        return []
+    said = []
+    visual = full.running.tokens.entering
+    share = visual / (visual + found.text_tokens) if visual else 0.0
+    if share < _LARGE:
+        said.append(
+            f"Few of the prompt's tokens are visual, {visual:g} of {visual + found.text_tokens:g}: the text stays and "
+            "is read whatever is removed."
+        )
+    if full.running.parts["decoder"].bound == "memory":
+        said.append(
+            "The prompt is short: reading the weights takes longer than computing with them, and that stays the same "
+            "with fewer tokens."
+        )
+    elif side.running.parts["decoder"].bound == "memory":
+        said.append(
+            "Reading the weights now takes the language model longer than computing with them; removing more tokens "
+            "saves little."
+        )
+    decoding = 1 - side.ttft_ms / side.answer_ms
+    if decoding > 1 - _LARGE:
+        saved = (full.tpot_ms or 0.0) / side.tpot_ms
+        said.append(
+            f"Decoding takes {decoding:.0%} of an answer of {side.new_tokens} tokens. Each of them reads all weights; "
+            f"a smaller cache makes it {saved:.2f}x as fast, so reduction shortens the wait for the first token only."
+        )
+    tower = _of(side, "tower", "projector")
+    if tower > _LARGE:
+        said.append(
+            f"The vision tower takes {tower:.0%} of the time to the first token; what is removed in the language model "
+            "does not touch it, and what is removed in the tower only its last layers."
+        )
+    own = _of(side, "reduction")
+    if own > 0.05:
+        said.append(f"The reduction itself takes {own:.0%} of the time to the first token.")
+    decoder = found.schedules[1]
+    if decoder is not None and decoder.patches > decoder.final == 1:
+        last = max(step.layer for step in decoder.steps if step.r)
+        said.append(f"Behind layer {last} of the language model a single visual token is left.")
+    return said

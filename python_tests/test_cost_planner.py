@@ -1,0 +1,239 @@
+"""The planner inverts the cost model: what it returns costs what was asked, and no neighbour comes closer."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import ficoco_ext
+from ficoco_ext import Schedule, VisionAndDecoder, get_method
+from ficoco_ext.cost import architecture, planner, scope
+
+TOWER, DECODER = ("ficoco-v", "topk", "tome"), ("ficoco-l", "fastv", "pyramiddrop")
+MODELS = ("llava-1.5-7b", "llava-1.5-13b", "llava-next-7b")
+TINY = Path(ficoco_ext.__file__).parent / "data" / "tiny_llava"
+SLOW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def _value(shape, method, quantity, vision, decoder, **rest):
+    convention = "matmul" if quantity == "ttft_ms" else rest.pop("convention", "llmviewer")
+    cost = scope.bill(shape, convention, method=method, vision=vision, decoder=decoder, **rest)
+    return cost.tokens.average if quantity == "average_tokens" else getattr(cost, quantity)
+
+
+def _neighbours(schedule):
+    """The same schedule with one token more or less in one layer, as long as it is even."""
+    for index, change in itertools.product(range(len(schedule.r)), (-1, 1)):
+        r = list(schedule.r)
+        r[index] += change
+        if r[index] < 0 or sum(r) >= schedule.patches:
+            continue
+        working = r[: max(i for i, one in enumerate(r) if one) + 1] if any(r) else r
+        spent = sum(r) == schedule.patches - 1  # the last layer that removes has what the others left
+        even = working[:-1] if spent else r
+        if even and max(even) - min(even) > 1:
+            continue
+        if even == sorted(even, reverse=True) and (not spent or working[-1] <= max(even, default=working[-1])):
+            yield Schedule(schedule.patches, schedule.layers, tuple(r), schedule.before_attention)
+
+
+@SLOW
+@given(
+    model=st.sampled_from(MODELS),
+    method=st.sampled_from(TOWER + DECODER),
+    quantity=st.sampled_from(sorted(planner.QUANTITIES)),
+    text_tokens=st.sampled_from((1, 60, 512)),
+    share=st.floats(0, 1),
+)
+def test_round_trip(model, method, quantity, text_tokens, share):
+    shape = architecture(model)
+    rest = {"text_tokens": text_tokens, "hardware": "h200"}
+    most = _value(shape, method, quantity, None, None, **rest)
+    with pytest.raises(ValueError, match="out of reach") as caught:
+        planner.plan(model, method, **{quantity: most * 1.01}, **rest)
+    words = str(caught.value).split("reaches ")[1].split()
+    least = float(words[0]) * 1.001  # as it is printed, to four digits
+    wanted = least + share * (most - least)
+    found = planner.plan(model, method, **{quantity: wanted}, **rest)
+    sides = found.vision, found.decoder
+    assert found.reached == _value(shape, method, quantity, *sides, **rest)
+    assert found.least <= found.reached <= found.most
+    side = 0 if method in TOWER else 1
+    schedule = sides[side]
+    off = abs(found.reached - wanted)
+    for other in _neighbours(schedule):
+        pair = (other, None) if side == 0 else (None, other)
+        assert off <= abs(_value(shape, method, quantity, *pair, **rest) - wanted) * (1 + 1e-9), other.r
+
+
+@pytest.mark.parametrize("method", TOWER + DECODER)
+@pytest.mark.parametrize("quantity", sorted(planner.QUANTITIES))
+def test_it_is_the_best_of_all(method, quantity):
+    shape, chosen = architecture(TINY), get_method(method)
+    rest = {"text_tokens": 8, "hardware": "h200"}
+    side = 0 if method in TOWER else 1
+    layers = planner.tower_layers(shape) if side == 0 else planner.decoder_layers(shape, chosen)
+    before = getattr(chosen, "before_attention", False)
+    everything = {
+        planner.spread(shape.tower.patches, layers, total, halves=method == "tome", before_attention=before)
+        for total in range(len(layers) * shape.tower.patches + 1)
+    }
+    pairs = [(one, None) if side == 0 else (None, one) for one in everything]
+    costs = [_value(shape, method, quantity, *pair, **rest) for pair in pairs]
+    for share in (0, 0.1, 0.37, 0.5, 0.9, 1):
+        wanted = min(costs) + share * (max(costs) - min(costs))
+        if wanted > _value(shape, method, quantity, None, None, **rest):
+            continue  # a first reduction may cost more than none
+        found = planner.plan(TINY, method, **{quantity: wanted}, **rest)
+        assert abs(found.reached - wanted) == pytest.approx(min(abs(one - wanted) for one in costs), rel=1e-6)
+
+
+@SLOW
+@given(method=st.sampled_from((*TOWER, *DECODER, "ficoco-vl")), share=st.floats(0, 1))
+def test_it_costs_what_was_asked_within_one_token(method, share):
+    text, layers = 60, 32
+    least = planner.plan("llava-1.5-7b", method, average_tokens=576).least
+    wanted = least + share * (576 - least)
+    found = planner.plan("llava-1.5-7b", method, average_tokens=wanted)
+    assert abs(found.reached - wanted) <= 0.5 + 1e-9
+    assert found.cost.kv_mb == pytest.approx(2 * 4096 * 2 * layers * (found.reached + text) / 1e6)
+
+
+@SLOW
+@given(method=st.sampled_from((*TOWER, *DECODER, "ficoco-vl")), shares=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+def test_a_larger_budget_never_removes_more(method, shares):
+    full = planner.plan("llava-1.5-7b", method, average_tokens=576)
+    low, high = (full.least + share * (576 - full.least) for share in sorted(shares))
+    small, large = (planner.plan("llava-1.5-7b", method, average_tokens=wanted) for wanted in (low, high))
+    assert small.reached <= large.reached
+    if method != "ficoco-vl":
+        for few, many in zip(small.schedule.steps, large.schedule.steps, strict=True):
+            assert few.after <= many.after
+
+
+@pytest.mark.parametrize("quantity", sorted(planner.QUANTITIES))
+def test_both_parts_keep_the_same_share(quantity):
+    full = _value(architecture("llava-1.5-7b"), None, quantity, None, None, hardware="h200")
+    wanted = {"tflops": 1.5, "kv_mb": 65.0, "average_tokens": 64.0, "ttft_ms": 4.0}[quantity]
+    assert wanted < full
+    vision, decoder = Schedule.for_budget("llava-1.5-7b", "ficoco-vl", **{quantity: wanted}, hardware="h200")
+    assert decoder.patches == vision.final
+    assert vision.keep_ratio == pytest.approx(decoder.keep_ratio, abs=0.06)
+    reached = _value(architecture("llava-1.5-7b"), "ficoco-vl", quantity, vision, decoder, hardware="h200")
+    assert reached == pytest.approx(wanted, rel=0.01)
+
+
+@pytest.mark.parametrize("patches", [1, 2, 31, 576])
+@pytest.mark.parametrize("layers", [1, 3, 11])
+@pytest.mark.parametrize("halves", [False, True])
+def test_spread(patches, layers, halves):
+    before = None
+    for total in range(layers * patches + 1):
+        schedule = planner.spread(patches, range(layers), total, halves=halves)
+        after = [step.after for step in schedule.steps]
+        if before is not None:
+            assert all(now <= then <= now + 1 for now, then in zip(after, before, strict=True))
+        if not halves and total < patches:
+            assert sum(schedule.r) == total
+            assert max(schedule.r) - min(schedule.r) <= 1
+        if halves:
+            assert all(2 * step.r <= step.before for step in schedule.steps)
+        before = after
+    assert halves or before == [1] * layers
+
+
+def test_known_rows_of_the_papers():
+    for tflops, left in ((3.3, 192), (2.45, 128), (1.6, 62)):
+        found = Schedule.for_budget("llava-1.5-7b", "ficoco-v", tflops=tflops)
+        assert abs(found.final - left) <= 1
+        assert found.layers == tuple(range(12, 23))
+    assert Schedule.for_budget("llava-1.5-7b", "ficoco-v", kv_mb=65.0, layers=range(11, 23)).r == (43,) * 8 + (42,) * 4
+    found = Schedule.for_budget("llava-1.5-13b", "ficoco-v", tflops=15.42, text_tokens=512, layers=range(11, 23))
+    assert found.r == (41,) * 12
+
+
+def test_out_of_reach_names_the_range():
+    with pytest.raises(ValueError, match=r"tflops=1\.5 is out of reach.* reaches 1\.594 to 8\.453 TFLOPs.*all visual"):
+        Schedule.for_budget("llava-1.5-7b", "ficoco-l", tflops=1.5, layers=range(3, 32))
+    assert Schedule.for_budget("llava-1.5-7b", "ficoco-l", tflops=1.5, layers=range(2, 32)).final == 1
+    with pytest.raises(ValueError, match=r"8\.453 is what it costs when nothing is removed"):
+        Schedule.for_budget("llava-1.5-7b", "ficoco-v", tflops=9)
+    for wanted in (0.5, 9):
+        with pytest.raises(ValueError, match=r"ficoco-v \+ ficoco-l in layers 12.* reaches 0\.8329 to 8\.453 TFLOPs"):
+            Schedule.for_budget("llava-1.5-7b", "ficoco-vl", tflops=wanted)
+    with pytest.raises(ValueError, match="at most half"):
+        Schedule.for_budget("llava-1.5-7b", "tome", average_tokens=100, layers=[12, 13])
+
+
+def test_a_floor_holds():
+    found = Schedule.for_budget("llava-1.5-7b", "ficoco-l", average_tokens=192, floor=64)
+    assert found.final == 64
+    with pytest.raises(ValueError, match="all visual tokens but 300"):
+        Schedule.for_budget("llava-1.5-7b", "ficoco-l", average_tokens=192, floor=300)
+
+
+def test_images_and_precision_count():
+    one = planner.plan("llava-1.5-7b", "ficoco-v", kv_mb=100)
+    two = planner.plan("llava-1.5-7b", "ficoco-v", kv_mb=100, images=2)
+    assert two.vision.final == pytest.approx((one.vision.final) / 2, abs=1)
+    assert planner.plan("llava-1.5-7b", "fastv", kv_mb=100, precision="int8").cost.precision.kv == 8
+
+
+def test_the_two_conventions_cover_different_parts():
+    alone = planner.plan("llava-1.5-7b", "ficoco-v", tflops=3.3)
+    everything = planner.plan("llava-1.5-7b", "ficoco-v", tflops=3.3, convention="matmul")
+    assert set(alone.cost.parts) == {"decoder", "head"}
+    assert set(everything.cost.parts) == {"tower", "projector", "decoder", "head", "reduction"}
+    assert everything.vision.final < alone.vision.final
+
+
+def test_methods_as_values():
+    both = VisionAndDecoder(get_method("tome"), get_method("fastv", layer=4))
+    vision, decoder = Schedule.for_budget("llava-1.5-7b", both, average_tokens=100)
+    assert decoder.layers == (3,)
+    assert all(2 * step.r <= step.before for step in vision.steps)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        ("ficoco-v", {}, "exactly one of tflops, kv_mb, average_tokens, ttft_ms, got none"),
+        ("ficoco-v", {"tflops": 1, "kv_mb": 3}, "got tflops, kv_mb"),
+        ("ficoco-v", {"tflops": -1}, "positive number"),
+        ("ficoco-v", {"tflops": float("nan")}, "positive number"),
+        ("ficoco-v", {"tflops": "1"}, "positive number"),
+        ("ficoco-v", {"ttft_ms": 5}, "pass hardware"),
+        ("ficoco-v", {"ttft_ms": 5, "hardware": "abacus"}, "hardware must be one of"),
+        ("nope", {"tflops": 1}, "method must be"),
+        ("ficoco-v", {"tflops": 3, "layers": [23]}, r"layers must be in 0 \.\.\. 22 of the tower"),
+        ("ficoco-l", {"tflops": 3, "layers": [32]}, r"layers must be in 0 \.\.\. 31 of the language model"),
+        ("pyramiddrop", {"tflops": 3, "layers": [0, 1]}, r"layers must be in 1 \.\.\. 31"),
+        ("ficoco-l", {"tflops": 3, "layers": []}, "at least one layer"),
+        ("ficoco-l", {"tflops": 3, "layers": [5, 4]}, "ascending"),
+        ("ficoco-vl", {"tflops": 3, "layers": [5]}, "has two"),
+        ("ficoco-v", {"tflops": 3, "floor": 0}, r"floor must be an integer in \[1, 576\]"),
+        ("ficoco-v", {"tflops": 3, "convention": "none"}, "convention must be one of"),
+        ("ficoco-v", {"tflops": 3, "precision": "int3"}, "precision must be one of"),
+    ],
+)
+def test_mistakes(method, given, message):
+    with pytest.raises(ValueError, match=message):
+        Schedule.for_budget("llava-1.5-7b", method, **given)
+
+
+def test_layers_must_be_a_sequence():
+    with pytest.raises(TypeError, match="layers must be a sequence of layer indices, got 3"):
+        Schedule.for_budget("llava-1.5-7b", "ficoco-l", tflops=3, layers=3)
+
+
+def test_mistakes_in_the_model():
+    with pytest.raises(ValueError, match="16 is what it costs when all patches of a crop but one leave"):
+        Schedule.for_budget("video-llava-7b", "ficoco-v", average_tokens=5)
+    with pytest.raises(ValueError, match=r"model must be one of llava-1\.5-7b"):
+        Schedule.for_budget("llava-9", "ficoco-v", tflops=1)
+    with pytest.raises(ValueError, match="the tower of qwen2-vl-7b has no class token"):
+        Schedule.for_budget("qwen2-vl-7b", "ficoco-v", tflops=1)
