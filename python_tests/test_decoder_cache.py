@@ -258,13 +258,13 @@ def test_a_cache_of_another_plan_is_refused(model, other):
             assert out.logits.shape == (1, 1, 60) and fresh.logits.shape[1] == 42 - 27
 
 
-def test_rows_taken_from_a_cache_are_refused(model):
+def test_rows_must_be_those_of_the_cache(model):
     with torch.no_grad(), ficoco_ext.attach(model, **L):
         cache = model(**batch(ONE, TWO)).past_key_values
         cache.batch_select_indices(torch.tensor([1]))
-        message = r"forward: input_ids must be 2 rows, as the prefill had, got 1; rows cannot be added to or taken from"
+        message = r"forward: input_ids must be 1 rows, as the cache has, got 2; change rows by the cache's own methods"
         with pytest.raises(ValueError, match=message):
-            model(input_ids=torch.tensor([[12]]), past_key_values=cache)
+            model(input_ids=torch.tensor([[12], [13]]), past_key_values=cache)
 
 
 def test_a_cache_from_before_attach_goes_on_unreduced(model):

@@ -153,12 +153,12 @@ def test_promises_about_counts_are_checked(model):
         with pytest.raises(ValueError, match=r"images must be equally many in each of 2 rows, as static_counts"):
             model(**uneven)
         shared = batch([*words(1), *image(), *image()], [*words(*range(73))], images=2)
-        with pytest.raises(ValueError, match=r"input_ids must be 36 visual tokens in each row, as promised, got rows"):
+        with pytest.raises(ValueError, match=r"36 visual tokens in each row and text behind them, as promised"):
             model(**shared)
         assert all(map(torch.equal, answers(model, batch(ONE, ONE)), reduced))
     with ficoco_ext.attach(model, **L, static_counts=36), torch.no_grad():
         assert all(map(torch.equal, answers(model, batch(ONE, ONE)), reduced))
-        with pytest.raises(ValueError, match=r"36 visual tokens in each row, as promised, got rows with \[36, 72\]"):
+        with pytest.raises(ValueError, match=r"36 visual tokens in each row .*, got rows with \[36, 72\]"):
             model(**uneven)
 
 

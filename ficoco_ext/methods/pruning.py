@@ -10,7 +10,7 @@ from .decoder import DecoderMethod
 
 
 @dataclass(frozen=True)
-class _Behind:
+class LayerBefore:
     """The one layer before ``layer``."""
 
     layer: int
@@ -39,7 +39,7 @@ def fastv(*, layer: int = 2) -> DecoderMethod:
         filter=LastTokenFilter(),
         correlate=None,
         compress=Compress(),
-        layers=_Behind(layer),
+        layers=LayerBefore(layer),
         amount=(("keep_ratio", 0.5),),
         source="FastV, arXiv 2403.06764",
     )

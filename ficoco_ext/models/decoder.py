@@ -16,28 +16,15 @@ from .. import checks
 from ..methods import DecoderMethod
 from ..ops import QueryKey
 from ..schedule import Plan
-from . import columns, tap
+from . import cached, columns, tap
+from .cached import CacheColumns
 from .columns import Columns
 from .families import Family
 from .generation import images_of, named, option, refuse_unsupported
 from .patches import Patches
 from .prefill import Group, Prefill, group_rows, visual_columns
 
-_STATE = "_ficoco_columns"  # on a cache
-
-
-class CacheColumns:
-    """Which columns of the prompt each layer of a cache holds.
-
-    Args:
-        plan: what reduced it; a cache goes on only under the same.
-        length: columns of the prompt.
-        stages: the different sets of columns.
-        of_layer: for each layer which of them it holds.
-    """
-
-    def __init__(self, plan: Plan, length: int, stages: list[Columns], of_layer: tuple[int, ...]) -> None:
-        self.plan, self.length, self.stages, self.of_layer = plan, length, stages, of_layer
+_GUESSING = ("prompt_lookup_num_tokens", "assistant_early_exit")
 
 
 class _Call:
@@ -156,12 +143,18 @@ class Decoder:
         patches.hook(self.model.register_forward_pre_hook(self.before_all, with_kwargs=True))
         patches.hook(self.model.model.register_forward_pre_hook(self.before, with_kwargs=True))
         patches.hook(self.model.model.register_forward_hook(self.after, with_kwargs=True, always_call=True))
+        patches.hook(language_model.register_forward_pre_hook(self.go_on, with_kwargs=True))
+        patches.hook(language_model.register_forward_hook(self.end, with_kwargs=True, always_call=True))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """``GenerationMixin.generate``, with what it may not be asked for refused."""
         options = named(type(self.model).generate, self.model, args, kwargs)
         if images_of(options):
             refuse_unsupported(self.model, options)
+            for name in _GUESSING:
+                if option(self.model, name, options):
+                    message = f"{name} is not supported: it reads guesses together with the prompt; leave it out"
+                    raise NotImplementedError(f"ficoco::generate: {message}")
             if option(self.model, "use_cache", options) is False:
                 message = "without a cache every step would read, and reduce, a longer prompt; leave use_cache on"
                 raise NotImplementedError(f"ficoco::generate: use_cache=False is not supported: {message}")
@@ -173,11 +166,10 @@ class Decoder:
 
     def before_all(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """What only the outermost call knows."""
-        if not images_of(kwargs) and len(args) < 2:
-            return
-        if kwargs.get("labels") is not None:
+        options = named(type(module).forward, module, args, kwargs) if args else kwargs
+        if images_of(options) and options.get("labels") is not None:
             remedy = "logits have the reduced length; detach to compute a loss"
-            checks.fail("forward", "labels", "None: a prompt loses visual tokens", kwargs["labels"], remedy)
+            checks.fail("forward", "labels", "None: a prompt loses visual tokens", options["labels"], remedy)
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find out what kind of call this is."""
@@ -186,19 +178,26 @@ class Decoder:
         cache, ids = options.get("past_key_values"), options.get("input_ids")
         if images_of(options):
             self._check(module, options)
-            _forget(cache)
+            cached.forget(cache)
             assert ids is not None
             prefill = self._prefill(ids, options)
             self.call = None if prefill is None else _Call(prefill, None, cache)
+        else:
+            self.go_on(module, args, options)
+
+    def go_on(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """New tokens behind a cache, also where the language model itself is called with it."""
+        cache = kwargs.get("past_key_values")
+        state = cached.on(cache)
+        if self.call is not None or cache is None or state is None:
             return
-        state = getattr(cache, _STATE, None)
-        if cache is None or state is None:
+        ids = kwargs.get("input_ids")
+        given = kwargs["inputs_embeds"] if ids is None else ids
+        on_device = bool(getattr(cache, "is_compileable", False))
+        if (given.shape[1] > 1 or not on_device) and int(cache.get_seq_length()) == 0:
+            cached.forget(cache)  # emptied behind our back; this is another prompt, of text alone
             return
-        given = ids if ids is not None else options["inputs_embeds"]
-        if given.shape[1] > 1 and int(cache.get_seq_length()) == 0:
-            _forget(cache)  # it was reset, and this is another prompt, of text alone
-            return
-        self._check_state(state, cache, given.shape[0])
+        state.check(self.plan, self.of_layer, cache, given.shape[0])
         self.call = _Call(None, state, cache)
 
     def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -208,9 +207,12 @@ class Decoder:
             return
         self.last = call.prefill
         if call.cache is not None:
-            setattr(
-                call.cache, _STATE, CacheColumns(self.plan, call.prefill.length, call.prefill.stages, self.of_layer)
-            )
+            CacheColumns(self.plan, call.prefill.length, call.prefill.stages, self.of_layer).put_on(call.cache)
+
+    def end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Forget a call of new tokens; that of a prefill is needed until the whole model is through."""
+        if self.call is not None and self.call.prefill is None:
+            self.call = None
 
     def told(self, call: _Call, layer: int, hidden_states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of a layer in the columns that it holds now."""
@@ -225,6 +227,8 @@ class Decoder:
             return kwargs
         key = (stage, hidden_states.device)
         if key not in call.told:
+            if prefill is not None:
+                call.told.clear()  # stages behind are over: their masks need not be held until the end
             held = held.to(hidden_states.device)
             call.told[key] = self._tell(call, held, length, layer, hidden_states, kwargs)
         return kwargs | call.told[key]
@@ -245,6 +249,10 @@ class Decoder:
             return create_causal_mask(config, hidden_states, there, cache, layer_idx=layer, allow_is_causal_skip=False)
 
         base = kwargs["attention_mask"]
+        if base is not None and not isinstance(base, Tensor):
+            wanted, remedy = "sdpa, eager or flash attention", 'call model.set_attn_implementation("sdpa")'
+            got = type(base).__name__
+            checks.fail("forward", "attention implementation", wanted, got, remedy, NotImplementedError)
         static = bool(getattr(cache, "is_compileable", False))
         told = {"attention_mask": columns.mask(base, held, length, prefill=prefill, static=static, build=build)}
         if prefill:
@@ -264,8 +272,8 @@ class Decoder:
         if getattr(module, "_is_replica", False):
             message = "model must be one module, got a replica of nn.DataParallel; use one process a GPU"
             raise NotImplementedError(f"ficoco::forward: {message}")
-        fixed = bool(getattr(cache, "is_compileable", False))
-        if cache is not None and not (fixed and self.static_counts) and int(cache.get_seq_length()) > 0:
+        on_device = bool(getattr(cache, "is_compileable", False)) and not self._free(options["input_ids"])
+        if cache is not None and not (on_device and self.static_counts) and int(cache.get_seq_length()) > 0:
             message = "new images on a cache that is not empty are not supported; pass the whole conversation anew"
             raise NotImplementedError(f"ficoco::forward: {message}")
         usable = mask is None or (isinstance(mask, Tensor) and (mask.dim() == 2 or self.generating))
@@ -302,6 +310,10 @@ class Decoder:
         schedules = {number: self.plan.schedule(number) for number in numbers}
         return Prefill(visual, real, group_rows(visual, schedules, counts, needs), self.picture)
 
+    def _free(self, tensor: Tensor) -> bool:
+        """Whether a promise of static counts can be looked at without waiting for a device."""
+        return self.checks_promise and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
     def _static(self, visual: Tensor, real: Tensor | None, options: dict[str, Any]) -> Prefill:
         """All rows alike, by promise: nothing is read."""
         b, length = visual.shape
@@ -314,37 +326,15 @@ class Decoder:
             count = images // b * self.per_image
         else:
             count = int(self.static_counts)
-        free = visual.device.type == "cpu" and not torch.compiler.is_compiling()
-        if self.checks_promise and free and not bool((visual.sum(1) == count).all()):
-            got = f"rows with {visual.sum(1).tolist()}"
-            remedy = "attach without static_counts"
-            checks.fail("forward", "input_ids", f"{count} visual tokens in each row, as promised", got, remedy)
+        if self._free(visual):
+            last = length - 1 if real is None else (torch.arange(length) * real).amax(1)
+            ends = visual[torch.arange(b), last]
+            if bool((visual.sum(1) != count).any()) or bool(ends.any()):
+                wanted = f"{count} visual tokens in each row and text behind them, as promised"
+                got = f"rows with {visual.sum(1).tolist()}{', a picture at the end' if bool(ends.any()) else ''}"
+                checks.fail("forward", "input_ids", wanted, got, "attach without static_counts")
         group = Group(None, self.plan.schedule(count), visual_columns(visual, count), None, [length] * b)
         return Prefill(visual, real, [group], self.picture)
-
-    def _check_state(self, state: CacheColumns, cache: Any, rows: int) -> None:
-        """A cache must be as the prefill left it, with new tokens behind."""
-        if state.plan != self.plan or state.of_layer != self.of_layer:
-            remedy = "go on with the reduction that made it, or pass the whole conversation anew"
-            checks.fail("forward", "past_key_values", "a cache of this reduction", "one of another", remedy)
-        if state.stages[-1].places.shape[0] != rows:
-            wanted, got = f"{state.stages[-1].places.shape[0]} rows, as the prefill had", f"{rows}"
-            checks.fail("forward", "input_ids", wanted, got, "rows cannot be added to or taken from a reduced cache")
-        if getattr(cache, "is_compileable", False):
-            return  # its lengths are on the device
-        new = int(cache.get_seq_length()) - state.length
-        for layer, stage in enumerate(state.of_layer):
-            left = state.stages[stage].places.shape[1]
-            if new < 0 or int(cache.get_seq_length(layer)) != left + new:
-                remedy = "crop no more than the generated tokens, the same number in every layer"
-                got = f"{int(cache.get_seq_length(layer))} in layer {layer}"
-                wanted = f"{left} columns, as the prefill left them, and the new ones"
-                checks.fail("forward", "past_key_values", wanted, got, remedy)
-
-
-def _forget(cache: Any) -> None:
-    if cache is not None and hasattr(cache, _STATE):
-        delattr(cache, _STATE)
 
 
 def _real(mask: Any, length: int) -> Tensor | None:

@@ -10,6 +10,7 @@ from ..schedule import Plan, Schedule
 from .clip import Chain
 from .decoder import Decoder
 from .patches import Patches
+from .prefill import Prefill
 from .rows import row_reductions
 
 
@@ -39,6 +40,8 @@ class Handle:
         self._patches = Patches()
         self._chain: Chain | None = None
         self._decoder: Decoder | None = None
+        self._told: tuple[Reduction, ...] = ()
+        self._last: Prefill | None = None
 
     @property
     def reductions(self) -> tuple[Reduction, ...]:
@@ -47,7 +50,7 @@ class Handle:
         One for each layer of the schedule that removes something, so ``reductions[-1]`` tells the whole story; the
         batch dimension counts images. Empty before the first image and after a pass that an exception cut off.
         """
-        return () if self._chain is None else self._chain.finished()
+        return self._told if self._chain is None else self._chain.finished()
 
     @property
     def decoder_reductions(self) -> tuple[tuple[Reduction, ...], ...]:
@@ -56,7 +59,7 @@ class Handle:
         One for each layer that removed something from the row, batch of 1, told in the columns of the prompt that the
         language model got, padding and text included. Empty before the first prompt with images. Made when asked for.
         """
-        last = None if self._decoder is None else self._decoder.last
+        last = self._last if self._decoder is None else self._decoder.last
         return () if last is None else tuple(row_reductions(last, row) for row in range(last.visual.shape[0]))
 
     @property
@@ -72,7 +75,9 @@ class Handle:
         """
         if self._model is not None:
             self._patches.undo()
-            self._model = None
+            self._told = self.reductions
+            self._last = None if self._decoder is None else self._decoder.last
+            self._model = self._chain = self._decoder = None  # a handle that is kept shall not keep the model
 
     def __enter__(self) -> Handle:
         return self

@@ -167,7 +167,7 @@ class Prefill:
             return None, None
         height, width = self.picture
         assert group.schedule is not None
-        pictures = group.schedule.patches // (height * width)
+        pictures = -(-group.schedule.patches // (height * width))  # the last one's last token may count as text
         if pictures > 1 and height % wanted.window:
             need, got = (
                 f"a divisor of the pictures' height {height}",
@@ -205,9 +205,11 @@ def group_rows(
     """
     groups = []
     numbers = sorted({count[0] for count in counts})
-    for number in numbers:
-        members = [row for row, count in enumerate(counts) if count[0] == number]
-        rows = None if len(numbers) == 1 else torch.tensor(members, device=visual.device)
+    several = {number: [row for row, count in enumerate(counts) if count[0] == number] for number in numbers}
+    order = torch.tensor([row for members in several.values() for row in members], pin_memory=visual.is_cuda)
+    parts = order.to(visual.device, non_blocking=True).split([len(members) for members in several.values()])
+    for (number, members), part in zip(several.items(), parts, strict=True):
+        rows = None if len(numbers) == 1 else part
         chosen = visual if rows is None else visual.index_select(0, rows)
         behind = max(counts[row][1] for row in members)
         left = [needs[row] for row in members]

@@ -10,6 +10,7 @@ from typing import Any
 from .. import checks
 from ..decoder_stages import DecoderFilter
 from ..methods import DecoderMethod, Method
+from ..methods.pruning import LayerBefore
 from ..schedule import Plan, Schedule
 from .families import Family, check_decoder, require_vision, unsupported
 
@@ -145,13 +146,24 @@ def decoder_plan(
     if len({(one.before_attention, one.rounding) for one in several}) > 1:
         names = ", ".join(one.name for one in several)
         checks.fail("attach", "method", "methods that reduce at the same place of a layer", names, "pass one method")
-    layers = first.layers(last + 1) if amount.layers is None else amount.layers
+    own = first.layers(last + 1)
+    layers = own if amount.layers is None else amount.layers
+    if isinstance(first.layers, LayerBefore) and layers != own:
+        remedy = f"say layer={max(layers, default=0) + 1}, the first block that sees fewer tokens"
+        checks.fail("attach", "layers", f"None with method {first.name!r}, or {own}", layers, remedy)
     if first.before_attention:
         remedy = "layer 0 caches the whole prompt, which positions and masks count from"
     else:
         remedy = "pass layer indices of the language model"
     layers = _within(layers, int(first.before_attention), last, remedy)
     given = amount.given or dict(first.amount)
+    stages = given.get("keep_ratio") if not amount.given and amount.layers is None else None
+    if isinstance(stages, tuple) and len(stages) != len(layers):
+        wanted, remedy = (
+            f"given, for {last + 1} layers are too few for {len(stages)} stages",
+            "pass keep_ratio and layers",
+        )
+        checks.fail("attach", "keep_ratio", wanted, "None", remedy)
     if "r" in given and not isinstance(given["r"], (int, tuple)):
         wanted = "an integer or a list with one integer a layer"
         checks.fail("attach", "r", wanted, given["r"], "pass r=14", TypeError)
