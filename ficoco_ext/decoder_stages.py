@@ -79,7 +79,9 @@ class DecoderFilter:
 
     With logits both terms are what a visual token gives (rows), as FiCoCo eq. 3 and the released code have it: logits
     know no mask. Of probabilities under a causal mask a visual token gives nothing to later text, so there both terms
-    are what it receives (columns). Without text behind the visual tokens the first term is left.
+    are what it receives (columns). Under that mask an early token can be read by more of the others than a late one and
+    so receives more, which a mean over all of them, eq. 3's, does not make up for: early tokens count as more
+    redundant. Without text behind the visual tokens the first term is left.
 
     Args:
         beta: weight of visual attention in [0, 1].

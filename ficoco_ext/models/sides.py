@@ -148,14 +148,14 @@ def decoder_plan(
         checks.fail("attach", "method", "methods that reduce at the same place of a layer", names, "pass one method")
     own = first.layers(last + 1)
     layers = own if amount.layers is None else amount.layers
-    if isinstance(first.layers, LayerBefore) and layers != own:
-        remedy = f"say layer={max(layers, default=0) + 1}, the first block that sees fewer tokens"
-        checks.fail("attach", "layers", f"None with method {first.name!r}, or {own}", layers, remedy)
     if first.before_attention:
         remedy = "layer 0 caches the whole prompt, which positions and masks count from"
     else:
         remedy = "pass layer indices of the language model"
     layers = _within(layers, int(first.before_attention), last, remedy)
+    if isinstance(first.layers, LayerBefore) and layers != own:
+        remedy = f"say layer={max(layers, default=0) + 1}, the first block that sees fewer tokens"
+        checks.fail("attach", "layers", f"None with method {first.name!r}, or {own}", layers, remedy)
     given = amount.given or dict(first.amount)
     stages = given.get("keep_ratio") if not amount.given and amount.layers is None else None
     if isinstance(stages, tuple) and len(stages) != len(layers):
