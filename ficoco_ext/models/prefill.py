@@ -203,15 +203,18 @@ def group_rows(
         counts: for each row: visual tokens, columns behind them, and more.
         needs: for each row: columns that it needs.
     """
-    groups = []
-    numbers = sorted({count[0] for count in counts})
-    several = {number: [row for row, count in enumerate(counts) if count[0] == number] for number in numbers}
-    order = torch.tensor([row for members in several.values() for row in members], pin_memory=visual.is_cuda)
-    parts = order.to(visual.device, non_blocking=True).split([len(members) for members in several.values()])
-    for (number, members), part in zip(several.items(), parts, strict=True):
-        rows = None if len(numbers) == 1 else part
+    members: dict[int, list[int]] = {}
+    for row, count in enumerate(counts):
+        members.setdefault(count[0], []).append(row)
+    numbers = sorted(members)
+    groups, order = [], [row for number in numbers for row in members[number]]
+    # One copy to the device, right behind the read of the counts, and none where all rows are alike.
+    parts = (
+        torch.tensor(order, device=visual.device).split([len(members[n]) for n in numbers]) if numbers[1:] else [None]
+    )
+    for number, rows in zip(numbers, parts, strict=True):
         chosen = visual if rows is None else visual.index_select(0, rows)
-        behind = max(counts[row][1] for row in members)
-        left = [needs[row] for row in members]
+        behind = max(counts[row][1] for row in members[number])
+        left = [needs[row] for row in members[number]]
         groups.append(Group(rows, schedules.get(number), visual_columns(chosen, number), behind, left))
     return groups
