@@ -1,0 +1,1 @@
+"""How the embedded tiny LLaVA is trained."""

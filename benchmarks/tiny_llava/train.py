@@ -1,0 +1,148 @@
+"""Train the tiny LLaVA that the package ships: first the tower, then projector and language model.
+
+    python -m benchmarks.tiny_llava.train RUN --seed 0
+
+RUN holds ``log.jsonl``, the state to go on from, and in the end ``model/``, as ``from_pretrained`` takes it. The same
+command goes on where a run was cut off. All chance follows from the seed and the number of the step, and rates from the
+number of the step, so that a run that was cut off ends like one that was not. Needs ``pip install ".[eval]"``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from . import language, tower
+from .model import build, save
+from .optim import Optimizers
+
+_STATE, _EVERY, _TELL = "state.pt", 100, 50
+
+
+class Run:
+    """One folder: what is known so far, and the log."""
+
+    def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / _STATE
+        self.state: dict[str, Any] = torch.load(path, weights_only=True) if path.exists() else {"recipe": recipe}
+        if self.state["recipe"] != recipe:
+            raise typer.BadParameter(f"{folder} holds a run of {self.state['recipe']}, not {recipe}; name a new folder")
+        self.seconds: float = self.state.get("seconds", 0.0)
+        self._began = time.monotonic()
+
+    def elapsed(self) -> float:
+        """Seconds that this run has taken, those before an interruption included."""
+        return self.seconds + time.monotonic() - self._began
+
+    def say(self, **told: Any) -> None:
+        """One line of the log, and of the screen."""
+        line = json.dumps({**told, "seconds": round(self.elapsed())})
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(line + "\n")
+        print(line, flush=True)
+
+    def put(self, **state: Any) -> None:
+        """Keep the state: whole or not at all."""
+        self.state |= {**state, "seconds": self.elapsed()}
+        torch.save(self.state, self.folder / "state.new")
+        os.replace(self.folder / "state.new", self.folder / _STATE)
+
+    def train(
+        self,
+        stage: str,
+        module: nn.Module,
+        optimizers: Optimizers,
+        loss: Callable[[int], tuple[torch.Tensor, dict[str, Any]]],
+        check: Callable[[int], dict[str, Any] | None] = lambda step: None,
+    ) -> None:
+        """Steps of one stage, from where it was left. ``loss`` takes the number of the step."""
+        first = 0
+        if self.state.get("stage") == stage:
+            first = self.state["step"]
+            module.load_state_dict(self.state["module"])
+            optimizers.restore(self.state["optimizers"])
+        for step in range(first, optimizers.steps):
+            value, told = loss(step)
+            optimizers.step(value, step)
+            done = step + 1
+            if done % _TELL == 0:
+                short = {k: round(v, 3) if isinstance(v, float) else v for k, v in told.items()}
+                self.say(stage=stage, step=done, loss=round(value.item(), 3), **short)
+            if done % 500 == 0 and (checked := check(done)):
+                self.say(stage=stage, step=done, **checked)
+            if done % _EVERY == 0 or done == optimizers.steps:
+                self.put(stage=stage, step=done, module=module.state_dict(), optimizers=optimizers.state())
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="where the run is kept")],
+    seed: Annotated[int, typer.Option(help="of the weights and of all scenes", min=0)] = 0,
+    tower_steps: Annotated[int, typer.Option(help="steps of the first stage", min=1)] = 1800,
+    language_steps: Annotated[int, typer.Option(help="steps of the second stage", min=1)] = 3000,
+    scenes: Annotated[int, typer.Option(help="scenes of the second stage", min=20)] = language.CACHED,
+    threads: Annotated[int, typer.Option(help="of the CPU", min=1)] = os.cpu_count() or 1,
+) -> None:
+    """Train, save, examine."""
+    torch.set_num_threads(threads)
+    recipe = {"seed": seed, "tower_steps": tower_steps, "language_steps": language_steps, "scenes": scenes}
+    run = Run(folder, recipe)
+    model = build(seed)
+    _tower(run, model, seed, tower_steps)
+    _language(run, model, seed, language_steps, scenes)
+    save(model, folder / "model")
+    held_out = language.cache(model, seed, "test", 400)
+    told = {name: round(value, 4) for name, value in language.examine(model, held_out, seed).items()}
+    blind = {name: round(value, 4) for name, value in language.examine(model, held_out, seed, True).items()}
+    run.say(recipe=recipe, accuracy=told, wrong_picture=blind)
+
+
+def _tower(run: Run, model: Any, seed: int, steps: int) -> None:
+    if "tower" in run.state:
+        model.model.vision_tower.load_state_dict(run.state["tower"])
+        return
+    torch.manual_seed(seed)
+    heads = tower.Heads()
+    module = nn.ModuleDict({"tower": model.model.vision_tower, "heads": heads})
+    optimizers = Optimizers(module, adam=2e-3, muon=4e-3, steps=steps, warmup=60, decay_from=0.4)
+    run.train("tower", module, optimizers, lambda step: tower.loss(model, heads, *tower.batch(seed, step)))
+    run.put(tower=model.model.vision_tower.state_dict())
+
+
+def _language(run: Run, model: Any, seed: int, steps: int, scenes: int) -> None:
+    model.model.vision_tower.requires_grad_(False)
+    seen = language.cache(model, seed, "train", scenes)
+    held_out = language.cache(model, seed, "dev", 100)
+    parts = {
+        "projector": model.model.multi_modal_projector,
+        "language_model": model.model.language_model,
+        "lm_head": model.lm_head,
+    }
+    module = nn.ModuleDict(parts)
+    optimizers = Optimizers(module, adam=1.5e-3, muon=3e-3, steps=steps, warmup=50, decay_from=0.6)
+    sums: dict[str, tuple[int, int]] = {}
+
+    def loss(step: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        value, told = language.loss(model, seen, seed, step)
+        for name, (hit, number) in told.items():
+            before = sums.get(name, (0, 0)) if step % _TELL else (0, 0)
+            sums[name] = before[0] + hit, before[1] + number
+        return value, {name: hit / max(number, 1) for name, (hit, number) in sums.items()}
+
+    def check(step: int) -> dict[str, Any]:
+        return {"dev": {name: round(value, 3) for name, value in language.examine(model, held_out, seed).items()}}
+
+    run.train("language", module, optimizers, loss, check)
+
+
+if __name__ == "__main__":
+    typer.run(main)
