@@ -90,6 +90,7 @@ def main(
     tower_steps: Annotated[int, typer.Option(help="steps of the first stage", min=1)] = 1800,
     language_steps: Annotated[int, typer.Option(help="steps of the second stage", min=1)] = 3000,
     scenes: Annotated[int, typer.Option(help="scenes of the second stage", min=20)] = language.CACHED,
+    exam: Annotated[int, typer.Option(help="held-out scenes of the examination in the end", min=2)] = 400,
     threads: Annotated[int, typer.Option(help="of the CPU", min=1)] = os.cpu_count() or 1,
 ) -> None:
     """Train, save, examine."""
@@ -100,7 +101,7 @@ def main(
     _tower(run, model, seed, tower_steps)
     _language(run, model, seed, language_steps, scenes)
     save(model, folder / "model")
-    held_out = language.cache(model, seed, "test", 400)
+    held_out = language.cache(model, seed, "test", exam)
     told = {name: round(value, 4) for name, value in language.examine(model, held_out, seed).items()}
     blind = {name: round(value, 4) for name, value in language.examine(model, held_out, seed, True).items()}
     run.say(recipe=recipe, accuracy=told, wrong_picture=blind)
