@@ -27,8 +27,6 @@ class Checkpoint:
 
     def prompt(self, question: str) -> str:
         """The prompt for one picture and ``question``."""
-        if self.embedded:
-            return f"<s> user : <image> {question} assistant :"
         if self.processor.chat_template:
             content = [{"type": "image"}, {"type": "text", "text": question}]
             turns = [{"role": "user", "content": content}]

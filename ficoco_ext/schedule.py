@@ -248,6 +248,27 @@ class Schedule:
         return "\n".join([*lines, f"{self.final} left (keep ratio {self.keep_ratio:.3f})"])
 
 
+def geometric(keep_ratio: float, layers: int) -> tuple[float, ...]:
+    """Ratios for ``layers`` layers that each keep the same share of what they get, ``keep_ratio`` in the end.
+
+    A single ``keep_ratio`` removes the same number in every layer instead: mild at first, severe for the last ones,
+    where :class:`ficoco_ext.Match`, which removes half at most, may refuse.
+
+    Raises:
+        ValueError: a ratio that is not in (0, 1], or no layer.
+
+    Example:
+        >>> from ficoco_ext.schedule import Schedule, geometric
+        >>> Schedule.build(144, layers=range(3, 7), keep_ratio=geometric(0.1, 4)).r
+        (63, 35, 20, 12)
+    """
+    if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, (int, float)) or not 0 < keep_ratio <= 1:
+        raise ValueError(f"geometric: keep_ratio must be a number in (0, 1], got {keep_ratio!r}")
+    if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
+        raise ValueError(f"geometric: layers must be an integer >= 1, got {layers!r}")
+    return tuple(keep_ratio ** ((index + 1) / layers) for index in range(layers - 1)) + (keep_ratio,)
+
+
 def _survivors(patches: int, keep_ratio: object, rounding: str) -> int:
     if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, (int, float)) or not 0 < keep_ratio <= 1:
         raise ValueError(f"Schedule: keep_ratio must be in (0, 1], got {keep_ratio!r}")

@@ -17,11 +17,11 @@ METHODS = ("ficoco-l", "ficoco-vl", "fastv", "pyramiddrop")
 QUESTION = "what word is written ?"
 # Visual tokens in every layer's attention, and in its MLP.
 LENGTHS = {
-    "ficoco-v": ((36, 36, 36, 36), (36, 36, 36, 36)),
-    "ficoco-l": ((144, 144, 108, 72), (144, 108, 72, 36)),
-    "ficoco-vl": ((72, 72, 60, 48), (72, 60, 48, 36)),
-    "fastv": ((144, 144, 72, 72), (144, 72, 72, 72)),
-    "pyramiddrop": ((144, 72, 36, 18), (144, 72, 36, 18)),
+    "ficoco-v": ((36,) * 6, (36,) * 6),
+    "ficoco-l": ((144, 144, 122, 100, 78, 56), (144, 122, 100, 78, 56, 36)),
+    "ficoco-vl": ((72, 72, 64, 56, 48, 40), (72, 64, 56, 48, 40, 36)),
+    "fastv": ((144, 144, 72, 72, 72, 72), (144, 72, 72, 72, 72, 72)),
+    "pyramiddrop": ((144, 72, 72, 36, 18, 18), (144, 72, 72, 36, 18, 18)),
 }
 
 
@@ -118,7 +118,7 @@ def test_summary_says_how_many_are_left_in_the_last_layer(results):
     ("change", "kept", "left"),
     [
         ({"method": "ficoco-l", "layers": (0, 3), "amount": {"tokens": 30}}, 144, 30),
-        ({"method": "ficoco-l", "amount": {"r": (5, 6, 7)}}, 144, 126),
+        ({"method": "ficoco-l", "amount": {"r": (5, 6, 7, 0, 0)}}, 144, 126),
         ({"method": "fastv", "hyperparameters": {"layer": 1}, "amount": {"keep_ratio": 0.25}}, 144, 36),
         ({"method": "ficoco-vl", "amount": {"vision": {"keep_ratio": 0.5}, "decoder": {"keep_ratio": 0.5}}}, 72, 36),
         ({"method": "ficoco-vl", "amount": {"tokens": 9}}, 36, 9),

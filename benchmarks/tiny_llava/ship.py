@@ -47,7 +47,7 @@ def main(run: Annotated[Path, typer.Argument(help="folder of a finished run")]) 
     if not (source / "model.safetensors").is_file():
         raise typer.BadParameter(f"{source} holds no model; let the training end")
     for path in source.iterdir():
-        shutil.copy(path, EMBEDDED / path.name)
+        shutil.copyfile(path, EMBEDDED / path.name)
     samples(SCENES)
 
 
