@@ -26,8 +26,12 @@ def prefill(prompts: Prompts, handle: Handle | None, method: Any) -> cost.Cost:
     """
     model = prompts.checkpoint.model
     text, behind = prompts.text_tokens
-    vision = handle.schedule if handle is not None and handle.schedule is not None and sum(handle.schedule.r) else None
-    decoder = handle.plan if handle is not None and handle.plan is not None and handle.plan.removes else None
+    vision = None if handle is None else handle.schedule
+    decoder = None if handle is None else handle.plan
+    if vision is not None and vision.final == vision.patches:
+        vision = None
+    if decoder is not None and not decoder.removes:
+        decoder = None
     return cost.prefill(
         cost.architecture(model.config),
         vision=vision,

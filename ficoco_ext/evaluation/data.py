@@ -116,8 +116,9 @@ def questions_for(dataset: Any, seed: int, *, bad_rows: str = "fail") -> Questio
     if isinstance(dataset, (str, Path)):
         return questions_of_file(dataset, bad_rows=bad_rows)
     if isinstance(dataset, GridVQA):
-        shape = {"scenes": dataset.scenes, "per_scene": dataset.per_scene, "kinds": dataset.kinds}
-        dataset = GridVQA(dataset.split, seed=seed, **shape)
+        dataset = GridVQA(
+            dataset.split, scenes=dataset.scenes, per_scene=dataset.per_scene, seed=seed, kinds=dataset.kinds
+        )
     return questions(dataset, bad_rows=bad_rows)
 
 

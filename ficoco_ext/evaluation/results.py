@@ -194,7 +194,7 @@ class Results:
         for place in places:
             if not self.cells(place):
                 raise ValueError(f"paired: setting {' at '.join(self.names[place])} has no answers to all questions")
-        return self.bootstrap.difference(*(self.tally(place) for place in places), kinds=chosen)
+        return self.bootstrap.difference(self.tally(places[0]), self.tally(places[1]), chosen)
 
     def agreement(self, setting: int) -> float:
         """Share of questions answered as the unreduced model answers them."""
