@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,6 +80,7 @@ def command(
 ) -> None:
     """Answer many questions with and without reduction: accuracy with its uncertainty, and what each answer costs."""
     with common.reported(debug):
+        chosen = () if mean_of is None else tuple(_names(mean_of))
         if plot is not None:
             visualize.require(plot)
         for option, file in (("--json", json_), ("--markdown", markdown)):
@@ -102,11 +104,12 @@ def command(
                     max_new_tokens=max_new_tokens,
                     batch=batch,
                     bad_rows=bad_rows,
+                    mean_of=chosen,
                     results=json_,
                     progress=progress,
                     notice=common.notice,
                 )
-        show(results, () if mean_of is None else tuple(_names(mean_of)), plot, markdown)
+        show(results, chosen, plot, markdown)
 
 
 def _names(text: str) -> list[str]:
@@ -181,16 +184,18 @@ def _bar() -> Iterator[Callable[[int, int, str], None]]:
 def show(results: Results, mean_of: tuple[str, ...], plot: Path | None, markdown: Path | None) -> None:
     """Tables for people, a picture and a page."""
     summary = results.summary(mean_of)
-    console = common.console()
-    if not console.is_terminal:
-        console = Console(width=_WIDE)
+    console = common.console() if sys.stdout.isatty() else Console(width=_WIDE)
+    head = headings(summary)
+    parts = [list(range(len(head)))]
+    if console.width < _WIDE:  # the kinds get a table of their own
+        of_kinds = [head.index(kind) for kind in summary.kinds]
+        parts = [[place for place in parts[0] if place not in of_kinds], [0, *of_kinds]]
     for budget, lines in budgets(summary).items():
-        there = [line for line in lines if line.mean is not None]
-        if there:
-            head = headings(summary)
-            made = common.table(head[0], *(f">{name}" for name in head[1:]), title=budget)
-            for line in there:
-                made.add_row(*row(summary, line))
+        there = [row(summary, line) for line in lines if line.mean is not None]
+        for part in parts if there else ():
+            made = common.table(head[0], *(f">{head[place]}" for place in part[1:]), title=budget)
+            for cells in there:
+                made.add_row(*(cells[place] for place in part))
             console.print(made)
     for text in spreads(summary):
         console.print(text, highlight=False, soft_wrap=True, markup=False)

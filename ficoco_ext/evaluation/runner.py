@@ -35,6 +35,7 @@ def evaluate(
     max_new_tokens: int | None = None,
     batch: int = 32,
     bad_rows: str = "fail",
+    mean_of: Sequence[str] = (),
     results: Path | str | None = None,
     progress: Progress = lambda done, total, text: None,
     notice: Say = lambda text: None,
@@ -56,6 +57,7 @@ def evaluate(
         max_new_tokens: longest answer; None: 2 for models of grid scenes, whose answers are one word, else 48.
         batch: questions that are answered together.
         bad_rows: ``"fail"`` or ``"count"``, see :func:`ficoco_ext.evaluation.questions`.
+        mean_of: kinds in the summary's mean; none: all, but of grid scenes without "count".
         results: file that is written after every setting and seed. If it is there, the run goes on where it stopped.
         progress: gets questions answered, of how many, and a few words.
         notice: gets a sentence for what should be known beside the result.
@@ -79,6 +81,9 @@ def evaluate(
     if not isinstance(dataset, (GridVQA, Questions, str, Path)):
         dataset = list(dataset)
     tables = _Tables(checkpoint, dataset, seeds, bad_rows)
+    if unknown := [kind for kind in mean_of if kind not in tables.prompts(seeds[0]).asked.kinds]:
+        there = ", ".join(tables.prompts(seeds[0]).asked.kinds)
+        raise ValueError(f"mean_of must be among {there}, got {', '.join(unknown)}")
     run = _identity(checkpoint, tables, asking, seeds, everything)
     held = _continued(path, run) if path is not None and path.exists() else None
     if held is None:
@@ -86,6 +91,9 @@ def evaluate(
     for text in _remarks(checkpoint, tables.prompts(seeds[0]).asked):
         notice(text)
     _Run(checkpoint, tables, asking, everything, held, path, progress).go()
+    held.document["summary"] = held.summary(mean_of).to_dict()
+    if path is not None:
+        held.save(path)
     return held
 
 
@@ -284,8 +292,6 @@ class _Run:
             with nullcontext() if setting.method is None else setting.attach(self.checkpoint.model, seed):
                 said = answers(prompts, self.asking, tick)
             self._put(number, seed, prompts, said, time.perf_counter() - start)
-        self.held.document["summary"] = self.held.summary().to_dict()
-        self._save()
 
     def _place(self, word: str) -> int:
         place = self.words.setdefault(word, len(self.words))
@@ -325,8 +331,5 @@ class _Run:
                 "right": "".join("1" if one else "0" for one in right),
             }
         )
-        self._save()
-
-    def _save(self) -> None:
         if self.path is not None:
             self.held.save(self.path)
