@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import cost, demo, env, plan, reduce
+from . import cost, data, demo, env, evaluate, plan, reduce
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,3 +18,5 @@ app.command("reduce")(reduce.command)
 app.command("demo")(demo.command)
 app.command("cost")(cost.command)
 app.command("plan")(plan.command)
+app.command("data")(data.command)
+app.command("eval")(evaluate.command)

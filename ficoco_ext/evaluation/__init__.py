@@ -1,0 +1,30 @@
+"""Evaluation: the same questions with and without reduction, judged, with uncertainty and cost. Nothing is printed."""
+
+from .asking import JUDGES, Asking, Prompts, answers
+from .data import BadRow, Item, Questions, questions, questions_of_file
+from .results import Line, Results, Summary
+from .runner import evaluate
+from .settings import Setting, settings_of
+from .statistics import Bootstrap, Estimate, Spread, Tally
+
+__all__ = [
+    "JUDGES",
+    "Asking",
+    "BadRow",
+    "Bootstrap",
+    "Estimate",
+    "Item",
+    "Line",
+    "Prompts",
+    "Questions",
+    "Results",
+    "Setting",
+    "Spread",
+    "Summary",
+    "Tally",
+    "answers",
+    "evaluate",
+    "questions",
+    "questions_of_file",
+    "settings_of",
+]

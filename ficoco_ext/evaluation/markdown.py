@@ -1,0 +1,124 @@
+"""A summary as a page of tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .results import Line, Results, Summary
+from .statistics import Estimate
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """``81.2``; a dash for what is not known.
+
+    Example:
+        >>> from ficoco_ext.evaluation.markdown import percent
+        >>> percent(0.8123), percent(None)
+        ('81.2', '-')
+    """
+    return "-" if value is None or value != value else f"{100 * value:.{digits}f}"
+
+
+def interval(found: Estimate | None) -> str:
+    """``81.2 [78.0, 84.1]``."""
+    return "-" if found is None else f"{percent(found.value)} [{percent(found.low)}, {percent(found.high)}]"
+
+
+def budgets(summary: Summary) -> dict[str, list[Line]]:
+    """The settings of each budget, in order; the unreduced model's is the first."""
+    found: dict[str, list[Line]] = {}
+    for line in summary.lines:
+        found.setdefault(line.budget, []).append(line)
+    return found
+
+
+def headings(summary: Summary) -> list[str]:
+    """Of the columns of :func:`row`."""
+    return [
+        "method",
+        "mean [95 %]",
+        "less unreduced",
+        *summary.kinds,
+        "same answer",
+        "FLOPs",
+        "KV cache",
+        "tokens in",
+        "tokens mean",
+        "tokens out",
+        "s",
+        "questions/s",
+    ]
+
+
+def row(summary: Summary, line: Line) -> list[str]:
+    """One setting; percent but for tokens and times."""
+    cost: dict[str, Any] = line.cost or {}
+    tokens = cost.get("visual_tokens", {})
+    return [
+        line.name,
+        interval(line.mean),
+        interval(line.difference),
+        *(percent(line.kinds[kind].value if kind in line.kinds else None) for kind in summary.kinds),
+        percent(line.agreement),
+        percent(cost.get("flops_ratio")),
+        percent(cost.get("kv_ratio")),
+        *(f"{tokens[name]:.4g}" if tokens else "-" for name in ("entering", "average", "final")),
+        "-" if line.seconds is None else f"{line.seconds:.1f}",
+        "-" if line.rate is None else f"{line.rate:.0f}",
+    ]
+
+
+def legend(results: Results, summary: Summary) -> list[str]:
+    """What the numbers are, in sentences."""
+    document = results.document
+    at, run = document["platform"], document["run"]
+    threads = sorted({cell["threads"] for cell in document["cells"]})
+    grid = run["data"].get("gridvqa")
+    data = f"grid scenes of the split {grid['split']!r}" if grid else "rows of a file or a program"
+    seeds = ", ".join(map(str, run["seeds"]))
+    said = [
+        f"{document['model']}, {at['dtype']} on {at['device']}, {'/'.join(map(str, threads))} threads, torch "
+        f"{at['torch']}. {summary.questions} questions about {summary.scenes} scenes: {data}, seeds {seeds}. Answers "
+        f"judged {run['asking']['judge']}.",
+        f"mean: of {', '.join(summary.mean_of)}, each counting the same, in percent, with the 95 % interval of "
+        "resampled scenes; less unreduced: the difference, drawn together.",
+        "same answer: as the unreduced model's, in percent. FLOPs of a prefill and KV cache behind it: in percent of "
+        "the unreduced ones, by the cost model. tokens: visual ones into the language model, mean over its layers, and "
+        "out of its last layer. s: measured, for all questions.",
+    ]
+    if summary.bad:
+        said.append(f"{len(summary.bad)} rows could not be asked and are in no score; the first: {summary.bad[0]}.")
+    return said
+
+
+def spreads(summary: Summary) -> list[str]:
+    """A line for each setting that ran with several seeds: the mean of each, and their standard deviation."""
+    found = []
+    for line in summary.lines:
+        if line.seeds is not None and line.seeds.deviation is not None:
+            values = ", ".join(map(percent, line.seeds.values))
+            found.append(f"{line.name}, {line.budget}: {values}; standard deviation {percent(line.seeds.deviation)}")
+    return found
+
+
+def refused(summary: Summary) -> list[str]:
+    """What could not be done or counted, and why."""
+    return [f"{line.name}, {line.budget}: {line.remark}" for line in summary.lines if line.remark]
+
+
+def page(results: Results, summary: Summary) -> str:
+    """Everything as markdown."""
+    parts = ["\n\n".join(legend(results, summary))]
+    for budget, lines in budgets(summary).items():
+        there = [line for line in lines if line.mean is not None]
+        if there:
+            parts.append(f"### {budget}\n\n" + _table(headings(summary), [row(summary, line) for line in there]))
+    for title, said in (("Spread over seeds", spreads(summary)), ("Not done", refused(summary))):
+        if said:
+            parts.append(f"### {title}\n\n" + "\n".join(f"- {text}" for text in said))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -1,0 +1,295 @@
+"""What a run found: a document that can be written, continued, and summarised again without the model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .settings import Setting
+from .statistics import Bootstrap, Estimate, Spread, Tally
+
+FORMAT = "ficoco eval 1"
+APART = "count"  # of grid scenes: not in the mean unless asked for, a model of this size hardly counts
+
+
+@dataclass(frozen=True)
+class Line:
+    """One setting's row in a table.
+
+    Attributes:
+        name, budget: of the setting.
+        mean: mean accuracy over the chosen kinds. kinds: accuracy of each kind.
+        difference: of the mean from that of the unreduced model, paired; None for the unreduced model itself.
+        agreement: share of questions answered as the unreduced model answers them, right or wrong.
+        seeds: the mean of each seed, and their spread.
+        cost: see :func:`ficoco_ext.evaluation.costs.columns`; None with ``remark`` saying why.
+        seconds: it took to answer, all seeds. rate: questions a second.
+        remark: why there is no cost, or, with ``mean`` None, why the method cannot do this.
+    """
+
+    name: str
+    budget: str
+    mean: Estimate | None
+    kinds: dict[str, Estimate]
+    difference: Estimate | None
+    agreement: float | None
+    seeds: Spread | None
+    cost: dict[str, Any] | None
+    seconds: float | None
+    rate: float | None
+    remark: str | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All settings.
+
+    Attributes:
+        lines: one a setting. mean_of: kinds in the mean. kinds: all of them.
+        questions, scenes: that were asked and drawn, of all seeds. bad: rows left out, and why.
+    """
+
+    lines: tuple[Line, ...]
+    mean_of: tuple[str, ...]
+    kinds: tuple[str, ...]
+    questions: int
+    scenes: int
+    bad: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; what is not known is None."""
+        return _without_nan(asdict(self))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if value != value else value
+
+
+class Results:
+    """The document of a run.
+
+    Args:
+        document: as :func:`ficoco_ext.evaluation.evaluate` makes it.
+
+    Example:
+        >>> from ficoco_ext.evaluation import Results
+        >>> results = Results.load("out.json")  # doctest: +SKIP
+        >>> results.paired("ficoco-v", "topk", "keep_ratio 0.25")  # doctest: +SKIP
+        Estimate(value=0.031, low=0.012, high=0.05, error=0.0098)
+    """
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.document = document
+
+    @classmethod
+    def load(cls, path: Path | str) -> Results:
+        """Read a document.
+
+        Raises:
+            FileNotFoundError: no such file. ValueError: not such a document.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"results file not found: {path}")
+        try:
+            found = json.loads(path.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"results file {path} must be JSON of ficoco eval: {error}") from None
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise ValueError(f"results file {path} must be written by ficoco eval in the format {FORMAT!r}")
+        return cls(found)
+
+    def save(self, path: Path | str) -> None:
+        """Write the document at once: whoever reads finds the old one or the new one, never a part."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        part.write_text(_text(self.document))
+        os.replace(part, path)
+
+    @property
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """(name, budget) of every setting, the unreduced model first."""
+        return tuple((one["name"], one["budget"]) for one in self.document["settings"])
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of questions that were asked."""
+        return tuple(dict.fromkeys(kind for table in self.document["tables"] for kind in table["kinds"]))
+
+    def find(self, name: str, budget: str | None = None) -> int:
+        """The number of a setting.
+
+        Raises:
+            ValueError: none, or several budgets and none named.
+        """
+        found = [i for i, (a, b) in enumerate(self.names) if a == name and budget in (None, b)]
+        if len(found) != 1:
+            there = "; ".join(f"{a} at {b}" for a, b in self.names)
+            raise ValueError(f"setting must be one of {there}, got {name!r} at {budget!r}")
+        return found[0]
+
+    def cells(self, setting: int) -> list[dict[str, Any]]:
+        """What a setting answered, one for each seed; empty if a seed is missing."""
+        found = [cell for cell in self.document["cells"] if cell["setting"] == setting]
+        return found if len(found) == len(self.document["settings"][setting]["seeds"]) else []
+
+    def _table(self, cell: dict[str, Any]) -> int:
+        tables = self.document["tables"]
+        return next(i for i, table in enumerate(tables) if table["seed"] in (None, cell["seed"]))
+
+    def answers(self, setting: int, seed: int) -> list[str]:
+        """What was said to every question of one seed."""
+        words = self.document["words"]
+        cell = next(one for one in self.document["cells"] if (one["setting"], one["seed"]) == (setting, seed))
+        return [words[place] for place in cell["answers"]]
+
+    @cached_property
+    def _first_scene(self) -> list[int]:
+        """For each table the number of its first scene among those of all."""
+        starts = [0]
+        for table in self.document["tables"]:
+            starts.append(starts[-1] + max(table["scene"]) + 1)
+        return starts
+
+    def tally(self, setting: int, seed: int | None = None) -> Tally:
+        """Right answers of a setting by scene and kind, of one seed or of all."""
+        kinds, right, scene, kind = self.kinds, list[bool](), list[int](), list[int]()
+        for cell in self.cells(setting):
+            if seed in (None, cell["seed"]):
+                number = self._table(cell)
+                table, first = self.document["tables"][number], self._first_scene[number]
+                place = [kinds.index(one) for one in table["kinds"]]
+                right += [one == "1" for one in cell["right"]]
+                scene += [first + one for one in table["scene"]]
+                kind += [place[one] for one in table["kind"]]
+        return Tally.of(right, scene, kind, (self._first_scene[-1], len(kinds)))
+
+    @cached_property
+    def bootstrap(self) -> Bootstrap:
+        """The resamples of this run's scenes, the same for all settings."""
+        return Bootstrap(self._first_scene[-1])
+
+    def paired(self, a: int | str, b: int | str, budget: str | None = None, kinds: Sequence[str] = ()) -> Estimate:
+        """Mean accuracy of ``a`` less that of ``b`` on the same questions.
+
+        Args:
+            a, b: numbers of settings, or names at ``budget``.
+            budget: of settings given by name.
+            kinds: in the mean; none: as :meth:`summary` has it.
+
+        Raises:
+            ValueError: no such setting, or one without answers.
+        """
+        chosen = self._chosen(kinds)
+        places = [one if isinstance(one, int) else self.find(one, budget) for one in (a, b)]
+        for place in places:
+            if not self.cells(place):
+                raise ValueError(f"paired: setting {' at '.join(self.names[place])} has no answers to all questions")
+        return self.bootstrap.difference(self.tally(places[0]), self.tally(places[1]), chosen)
+
+    def agreement(self, setting: int) -> float:
+        """Share of questions answered as the unreduced model answers them."""
+        words, same, asked = self.document["words"], 0, 0
+        full = {self._table(cell): cell["answers"] for cell in self.cells(0)}
+        for cell in self.cells(setting):
+            pairs = list(zip(cell["answers"], full[self._table(cell)], strict=True))
+            same += sum(words[x] == words[y] for x, y in pairs)
+            asked += len(pairs)
+        return same / asked
+
+    def _chosen(self, kinds: Sequence[str]) -> list[int]:
+        if unknown := [kind for kind in kinds if kind not in self.kinds]:
+            raise ValueError(f"mean_of must be among {', '.join(self.kinds)}, got {', '.join(unknown)}")
+        if not kinds:
+            grid = "gridvqa" in self.document["run"]["data"]
+            kinds = [kind for kind in self.kinds if not (grid and kind == APART)] or list(self.kinds)
+        return [self.kinds.index(kind) for kind in kinds]
+
+    def summary(self, mean_of: Sequence[str] = ()) -> Summary:
+        """Accuracy, its uncertainty, agreement and cost of every setting.
+
+        Args:
+            mean_of: kinds in the mean; none: all, but of grid scenes without "count".
+
+        Raises:
+            ValueError: a kind that was not asked.
+        """
+        chosen = self._chosen(mean_of)
+        lines = tuple(self._line(number, chosen) for number in range(len(self.names)))
+        tables = self.document["tables"]
+        return Summary(
+            lines,
+            tuple(self.kinds[kind] for kind in chosen),
+            self.kinds,
+            sum(len(table["kind"]) for table in tables),
+            self._first_scene[-1],
+            tuple(f"row {row}, field {field!r}: {reason}" for table in tables for row, field, reason in table["bad"]),
+        )
+
+    def _line(self, setting: int, chosen: list[int]) -> Line:
+        held, cells = self.document["settings"][setting], self.cells(setting)
+        name, budget = self.names[setting]
+        if not cells:
+            why = held["impossible"] or "not all of it was run"
+            return Line(name, budget, None, {}, None, None, None, None, None, None, why)
+        tally, seconds = self.tally(setting), sum(cell["seconds"] for cell in cells)
+        kinds = dict(zip(self.kinds, self.bootstrap.kinds(tally), strict=True))
+        each = [self.bootstrap.mean_value(self.tally(setting, cell["seed"]), chosen) for cell in cells]
+        compared = setting > 0 and self.cells(0)
+        return Line(
+            name,
+            budget,
+            self.bootstrap.mean(tally, chosen),
+            kinds,
+            self.bootstrap.difference(tally, self.tally(0), chosen) if compared else None,
+            self.agreement(setting) if self.cells(0) else None,
+            Spread.of(each),
+            held["cost"],
+            seconds,
+            sum(len(cell["right"]) for cell in cells) / seconds if seconds else None,
+            held["remark"],
+        )
+
+
+def new_document(
+    run: dict[str, Any], platform: dict[str, Any], model: str, described: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """A document without answers."""
+    return {
+        "format": FORMAT,
+        "model": model,
+        "run": run,
+        "platform": platform,
+        "settings": list(described),
+        "tables": [],
+        "words": [],
+        "cells": [],
+        "summary": None,
+    }
+
+
+def described(
+    setting: Setting, seeds: Sequence[int], cost: dict[str, Any] | None, remark: str | None, impossible: str | None
+) -> dict[str, Any]:
+    """A setting with what was found out before it ran."""
+    found = setting.describe() | {"budget": setting.budget, "seeds": list(seeds)}
+    return found | {"cost": cost, "remark": remark, "impossible": impossible}
+
+
+def _text(document: dict[str, Any]) -> str:
+    """JSON with one line for each part, setting, table and cell: long lists of numbers stay on theirs."""
+    parts = []
+    for name, value in document.items():
+        lists = name in ("settings", "tables", "cells") and value
+        text = "[\n" + ",\n".join(json.dumps(one, allow_nan=False) for one in value) + "\n]" if lists else None
+        parts.append(f"{json.dumps(name)}: {text or json.dumps(value, allow_nan=False)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"

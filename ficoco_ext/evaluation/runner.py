@@ -1,0 +1,335 @@
+"""Run settings over questions, one cell after the other, and go on where a run stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint import Checkpoint
+from ..gridvqa import GridVQA
+from ..version import __version__
+from . import costs
+from .asking import Asking, Judge, Prompts, answers, as_it_was_trained
+from .data import Questions, questions_for
+from .results import Results, described, new_document
+from .settings import Setting
+
+Progress = Callable[[int, int, str], None]  # questions answered, of how many, what is being done
+Say = Callable[[str], None]
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    dataset: Iterable[Any] | Questions | Path | str,
+    settings: Sequence[Setting],
+    *,
+    seeds: Sequence[int] = (0,),
+    judge: str | Judge | None = None,
+    max_new_tokens: int | None = None,
+    batch: int = 32,
+    bad_rows: str = "fail",
+    mean_of: Sequence[str] = (),
+    results: Path | str | None = None,
+    progress: Progress = lambda done, total, text: None,
+    notice: Say = lambda text: None,
+) -> Results:
+    """Ask a model the same questions without reduction and with every setting.
+
+    Answers are those of asking one by one with :meth:`ficoco_ext.checkpoint.Checkpoint.answer`; only the order of
+    floating-point sums may differ. A setting that ``attach`` refuses with a ValueError or NotImplementedError is kept
+    with the reason, and the others run.
+
+    Args:
+        checkpoint: of :func:`ficoco_ext.checkpoint.load`, without reduction.
+        dataset: a :class:`ficoco_ext.gridvqa.GridVQA`, rows or a file; see :func:`ficoco_ext.evaluation.questions`.
+        settings: what is compared; the unreduced model comes first by itself.
+        seeds: each is another draw of grid scenes, and goes to methods with a hyperparameter ``seed`` that is not set.
+            Of rows or a file, other methods run once.
+        judge: ``"exact"``, ``"contained"`` or a function (answer, truth) -> bool; None: exact for models of grid
+            scenes, else contained.
+        max_new_tokens: longest answer; None: 2 for models of grid scenes, whose answers are one word, else 48.
+        batch: questions that are answered together.
+        bad_rows: ``"fail"`` or ``"count"``, see :func:`ficoco_ext.evaluation.questions`.
+        mean_of: kinds in the summary's mean; none: all, but of grid scenes without "count".
+        results: file that is written after every setting and seed. If it is there, the run goes on where it stopped.
+        progress: gets questions answered, of how many, and a few words.
+        notice: gets a sentence for what should be known beside the result.
+
+    Returns:
+        :class:`Results`; its ``summary()`` has the numbers.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit, a bad row, a file of another run, or no setting that can
+            be done; nothing was run then. FileNotFoundError: no folder for ``results``.
+
+    Cost: for each setting and seed one pass of the tower a picture, one prefill and up to ``max_new_tokens`` - 1 steps
+    a question.
+    """
+    checkpoint = as_it_was_trained(checkpoint)
+    asking = Asking.of(checkpoint, judge, max_new_tokens, batch)
+    seeds = _checked(seeds)
+    everything = [Setting(None), *settings]
+    _different(everything)
+    path = None if results is None else _writable(Path(results))
+    if not isinstance(dataset, (GridVQA, Questions, str, Path)):
+        dataset = list(dataset)
+    tables = _Tables(checkpoint, dataset, seeds, bad_rows)
+    if unknown := [kind for kind in mean_of if kind not in tables.prompts(seeds[0]).asked.kinds]:
+        there = ", ".join(tables.prompts(seeds[0]).asked.kinds)
+        raise ValueError(f"mean_of must be among {there}, got {', '.join(unknown)}")
+    run = _identity(checkpoint, tables, asking, seeds, everything)
+    held = _continued(path, run) if path is not None and path.exists() else None
+    if held is None:
+        held = Results(new_document(run, _platform(checkpoint), checkpoint.name, _plans(tables, everything, seeds)))
+    for text in _remarks(checkpoint, tables.prompts(seeds[0]).asked):
+        notice(text)
+    _Run(checkpoint, tables, asking, everything, held, path, progress).go()
+    held.document["summary"] = held.summary(mean_of).to_dict()
+    if path is not None:
+        held.save(path)
+    return held
+
+
+def _checked(seeds: Sequence[int]) -> tuple[int, ...]:
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seeds must be integers >= 0, got {seed!r}")
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds must be different, at least one, got {tuple(seeds)}")
+    return tuple(seeds)
+
+
+def _different(settings: Sequence[Setting]) -> None:
+    met = set()
+    for setting in settings:
+        key = setting.name, setting.budget
+        if key in met:
+            raise ValueError(f"settings must differ in name or amount, got {' at '.join(key)} twice; give labels")
+        met.add(key)
+
+
+def _writable(path: Path) -> Path:
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.absolute().parent} for the results {path.name}")
+    return path
+
+
+class _Tables:
+    """The questions of each seed, one seed's prompts at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, dataset: Any, seeds: tuple[int, ...], bad_rows: str) -> None:
+        self.checkpoint, self.dataset, self.bad_rows = checkpoint, dataset, bad_rows
+        self.grid = isinstance(dataset, GridVQA)
+        self._held: tuple[int | None, Prompts] | None = None
+        self.prompts(seeds[0])  # finds bad rows before anything runs
+
+    def key(self, seed: int) -> int | None:
+        """The seed, if it draws the questions."""
+        return seed if self.grid else None
+
+    def prompts(self, seed: int) -> Prompts:
+        """Of one seed."""
+        if self._held is None or self._held[0] != self.key(seed):
+            asked = questions_for(self.dataset, seed, bad_rows=self.bad_rows)
+            self._held = self.key(seed), Prompts(self.checkpoint, asked)
+        return self._held[1]
+
+    def seeds_of(self, setting: Setting, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        """Those with which a setting gives something else."""
+        return seeds if self.grid or setting.seeded else seeds[:1]
+
+
+def _identity(
+    checkpoint: Checkpoint, tables: _Tables, asking: Asking, seeds: tuple[int, ...], settings: Sequence[Setting]
+) -> dict[str, Any]:
+    """What two runs must have in common to be one."""
+    data: dict[str, Any] = {"questions": tables.prompts(seeds[0]).asked.digest}
+    if isinstance(tables.dataset, GridVQA):
+        grid = tables.dataset
+        kinds = list(grid.kinds)
+        data["gridvqa"] = {"split": grid.split, "scenes": grid.scenes, "per_scene": grid.per_scene, "kinds": kinds}
+    name = getattr(asking.judge, "__name__", type(asking.judge).__name__)
+    return {
+        "weights": weights_digest(checkpoint.model),
+        "precision": f"{str(checkpoint.model.dtype).removeprefix('torch.')} on {checkpoint.model.device.type}",
+        "data": data,
+        "asking": {"prompt": checkpoint.prompt("QUESTION"), "judge": name, "max_new_tokens": asking.max_new_tokens},
+        "seeds": list(seeds),
+        "settings": [setting.describe() for setting in settings],
+    }
+
+
+def weights_digest(model: Any) -> str:
+    """SHA-256 of names, types and bytes of all weights."""
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _continued(path: Path, run: dict[str, Any]) -> Results:
+    held = Results.load(path)
+    wanted = json.loads(json.dumps(run))
+    for name, value in wanted.items():
+        if held.document["run"].get(name) != value:
+            raise ValueError(
+                f"results file {path} is of another run: its {name} differ from those asked for now; "
+                "give another file, or remove this one"
+            )
+    return held
+
+
+def _platform(checkpoint: Checkpoint) -> dict[str, Any]:
+    device = checkpoint.model.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "ficoco_ext": __version__,
+    }
+
+
+def _plans(tables: _Tables, settings: Sequence[Setting], seeds: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Attach every setting once: its cost, or why it cannot be done.
+
+    Raises:
+        ValueError: none of them can. TypeError: an unknown hyperparameter.
+    """
+    prompts, found = tables.prompts(seeds[0]), []
+    full = costs.prefill(prompts, None, None)
+    for setting in settings:
+        cost: dict[str, Any] | None = None
+        remark: str | None = None
+        of = tables.seeds_of(setting, seeds)
+        if setting.method is None:
+            found.append(described(setting, of, costs.columns(full, full), None, None))
+            continue
+        method = setting.built(seeds[0])
+        try:
+            handle = setting.attach(tables.checkpoint.model, seeds[0])
+        except (ValueError, NotImplementedError) as error:
+            found.append(described(setting, of, None, None, str(error)))
+            continue
+        with handle:
+            try:
+                if isinstance(method, tuple):
+                    raise ValueError("the cost model does not know one method for each layer")
+                cost = costs.columns(costs.prefill(prompts, handle, method), full)
+            except (ValueError, TypeError, NotImplementedError) as error:
+                remark = f"no cost: {error}"
+        found.append(described(setting, of, cost, remark, None))
+    refused = [one["impossible"] for one in found if one["impossible"]]
+    if refused and len(refused) == len(settings) - 1:
+        raise ValueError(f"none of the settings can be done; the first: {refused[0]}")
+    return found
+
+
+def _remarks(checkpoint: Checkpoint, asked: Questions) -> list[str]:
+    spelled = (checkpoint.spelled(item.question) for item in asked.items)
+    words = dict.fromkeys(word for question in spelled for word in question.split())
+    unknown = checkpoint.unknown(" ".join(words))
+    found = []
+    if unknown:
+        named = ", ".join(map(repr, unknown[:8])) + (" ..." if len(unknown) > 8 else "")
+        found.append(f"the model's tokenizer does not know {named}: it reads <unk> there")
+    if asked.bad:
+        found.append(f"{len(asked.bad)} rows cannot be asked and are in no score; the first: {asked.bad[0]}")
+    return found
+
+
+class _Run:
+    """The cells that are still to be done."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tables: _Tables,
+        asking: Asking,
+        settings: Sequence[Setting],
+        held: Results,
+        path: Path | None,
+        progress: Progress,
+    ) -> None:
+        self.checkpoint, self.tables, self.asking = checkpoint, tables, asking
+        self.settings, self.held, self.path, self.progress = settings, held, path, progress
+        document = held.document
+        finished = {(cell["setting"], cell["seed"]) for cell in document["cells"]}
+        seeds = document["run"]["seeds"]
+        self.todo = [
+            (seed, number)
+            for seed in seeds
+            for number, one in enumerate(document["settings"])
+            if seed in one["seeds"] and not one["impossible"] and (number, seed) not in finished
+        ]
+        self.words = {word: place for place, word in enumerate(document["words"])}
+
+    def go(self) -> None:
+        """Run them, writing after each."""
+        total = len(self.todo) * len(self.tables.prompts(self.todo[0][0]).asked.items) if self.todo else 0
+        done = 0
+        for seed, number in self.todo:
+            prompts = self.tables.prompts(seed)
+            self._table(seed, prompts)
+            prompts.warm()
+            setting = self.settings[number]
+            text = f"{setting.name}, {setting.budget}" + (f", seed {seed}" if self.tables.grid else "")
+
+            def tick(count: int, text: str = text) -> None:
+                nonlocal done
+                done += count
+                self.progress(done, total, text)
+
+            self.progress(done, total, text)
+            start = time.perf_counter()
+            with nullcontext() if setting.method is None else setting.attach(self.checkpoint.model, seed):
+                said = answers(prompts, self.asking, tick)
+            self._put(number, seed, prompts, said, time.perf_counter() - start)
+
+    def _place(self, word: str) -> int:
+        place = self.words.setdefault(word, len(self.words))
+        if place == len(self.held.document["words"]):
+            self.held.document["words"].append(word)
+        return place
+
+    def _table(self, seed: int, prompts: Prompts) -> None:
+        """The questions as the document has them, once a seed."""
+        tables, key, asked = self.held.document["tables"], self.tables.key(seed), prompts.asked
+        for table in tables:
+            if table["seed"] == key:
+                if table["questions"] != asked.digest:
+                    raise ValueError(f"results file {self.path} is of another run: the questions of seed {seed} differ")
+                return
+        tables.append(
+            {
+                "seed": key,
+                "questions": asked.digest,
+                "kinds": list(asked.kinds),
+                "kind": [asked.kinds.index(item.kind) for item in asked.items],
+                "scene": [item.scene for item in asked.items],
+                "truth": [self._place(item.answer) for item in asked.items],
+                "bad": [[one.row, one.field, one.reason] for one in asked.bad],
+            }
+        )
+
+    def _put(self, number: int, seed: int, prompts: Prompts, said: list[str], seconds: float) -> None:
+        right = (self.asking.judge(a, item.answer) for a, item in zip(said, prompts.asked.items, strict=True))
+        self.held.document["cells"].append(
+            {
+                "setting": number,
+                "seed": seed,
+                "seconds": round(seconds, 3),
+                "threads": torch.get_num_threads(),
+                "answers": [self._place(text) for text in said],
+                "right": "".join("1" if one else "0" for one in right),
+            }
+        )
+        if self.path is not None:
+            self.held.save(self.path)
