@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import checks
 from .decoder_stages import Layout
-from .methods import AnyMethod, DecoderMethod, VisionAndDecoder, get_method
+from .methods import AnyMethod, DecoderMethod, Staged, VisionAndDecoder, get_method
 from .methods.base import identity
 from .ops import Attention, QueryKey
 from .reduction import Reduction
@@ -142,20 +142,21 @@ def reduce(
             ``attention="logits"|"probs"`` what they are); or ``QueryKey(query, key, scale)``, from which no N x N map
             is formed.
         r: tokens to remove from each item, 0 <= r <= patches - 1; for ToMe at most half of them.
-        method: a name (``ficoco_ext.METHODS``), a :class:`ficoco_ext.Method`, or a
+        method: a name (``ficoco_ext.METHODS``, ``ficoco methods`` describes them), a :class:`ficoco_ext.Method` or
+            :class:`ficoco_ext.Split`, a :class:`ficoco_ext.Staged` (what it does in a single layer), or a
             :class:`ficoco_ext.DecoderMethod`, whose tokens are a sequence of text and visual tokens.
         class_token: token 0 is a class token: never removed, never a target, copied bit for bit. None is True, and
             False for a decoder method.
         grid: (height, width) of the patches; None means a square (decoder methods: unknown). Only the local penalty
-            needs it.
+            and pooling need it.
         size: (B, N, 1) original tokens that each token stands for; if given, merging is weighted by it (ToMe: always).
         previous: the :class:`Reduction` that made these tokens. Ids, grid and sizes go on from it.
         visual: decoder methods only: which tokens are visual, as (start, length) or as (B, N) bool with equally many
             in every row (one device read). The text is the real tokens behind the last of them.
         mask: decoder methods only: (B, N) bool, False for padding.
         return_reduction: return a :class:`Reduction` instead of the tokens.
-        **hyperparameters: of the method, by name; see :func:`ficoco_ext.methods.ficoco_v`, ``ficoco_l``, ``tome``,
-            ``topk``, ``fastv`` and ``pyramiddrop``.
+        **hyperparameters: of the method, by name; see ``ficoco methods NAME``, or the functions in
+            ``ficoco_ext.methods``: ``ficoco_v``, ``ficoco_l``, ``tome`` and the others.
 
     Returns:
         (B, N - r, C), new and contiguous, class token first, survivors in original order, text as it was; or the
@@ -187,6 +188,8 @@ def reduce(
             checks.fail("reduce", name, f"None with method {chosen.name!r}", value, "it is for decoder methods")
     class_token = True if class_token is None else class_token
     _check(tokens, attn, r, class_token, grid, size, previous)
+    if isinstance(chosen, Staged):
+        chosen = chosen.of_layers(1)[0]
     grid = None if grid is None else (grid[0], grid[1])
     result = chosen(tokens, attn, r, class_token=class_token, grid=grid, size=size, previous=previous)
     return result if return_reduction else _tokens(result)

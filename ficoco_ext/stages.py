@@ -10,31 +10,64 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, Protocol
 
+import torch
 from torch import Tensor
 
-from . import fused, matching, ops
+from . import checks, fused, matching, ops
 from .ops import Attention, QueryKey
 
 
 class Links(NamedTuple):
-    """What Correlate decided: targets (B, r, k), places in ``kept``, and weights (B, r, k) that sum to 1 over k."""
+    """What Correlate decided: targets (B, r, k), places in ``kept``, and weights (B, r, k) that sum to 1 over k.
+
+    ``neighbours`` (B, kept patches, n), if there are any: patches that each kept patch borrows from besides, whether
+    they stay or leave; see :class:`ficoco_ext.fusing.Neighbours`.
+    """
 
     targets: Tensor
     weights: Tensor
+    neighbours: Tensor | None = None
 
 
 class Selection(NamedTuple):
     """What Filter decided: redundancy (B, P), sources (B, r) and kept (B, M), ascending token indices.
 
     ``links`` are there if choosing the sources has settled where they go; a method without Correlate follows them.
+    ``class_attention`` (B, P) is there if the filter read it as probabilities: a Compress may weigh by it.
     """
 
     redundancy: Tensor
     sources: Tensor
     kept: Tensor
     links: Links | None = None
+    class_attention: Tensor | None = None
+
+
+class FilterStage(Protocol):
+    """What can take a Filter's place."""
+
+    def __call__(
+        self, attn: Attention, r: int, *, class_token: bool, ids: Tensor | None, grid: tuple[int, int] | None
+    ) -> Selection:
+        """Select r sources."""
+
+
+class CorrelateStage(Protocol):
+    """What can take a Correlate's place."""
+
+    def __call__(self, attn: Attention, selection: Selection, *, class_token: bool) -> Links:
+        """Targets and weights of the selected sources."""
+
+
+class CompressStage(Protocol):
+    """What can take a Compress's place."""
+
+    def __call__(
+        self, tokens: Tensor, selection: Selection, links: Links, *, size: Tensor | None, size_weighted: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B, M, C), size (B, M, 1) and source_map (B, N)."""
 
 
 def _reject(stage: str, field: str, wanted: str, got: object) -> NoReturn:
@@ -121,20 +154,20 @@ class Filter:
             column=self.redundancy == "column",
             patches=self.lam != 0,
         )
-        return Selection(
-            *ops.filter(
-                patch_attention,
-                class_attention,
-                r,
-                lam=self.lam,
-                normalize=self.normalize,
-                penalty=self.penalty,
-                window=self.window,
-                ids=ids,
-                grid=grid,
-                class_token=class_token,
-            )
+        chosen = ops.filter(
+            patch_attention,
+            class_attention,
+            r,
+            lam=self.lam,
+            normalize=self.normalize,
+            penalty=self.penalty,
+            window=self.window,
+            ids=ids,
+            grid=grid,
+            class_token=class_token,
         )
+        read = class_token and self.lam < 1 and self.attention == "probs"
+        return Selection(*chosen, class_attention=class_attention if read else None)
 
 
 @dataclass(frozen=True)
@@ -146,12 +179,17 @@ class Match:
 
     Args:
         distill_token: token 1 is a distillation token, as protected as the class token.
+        weigh: what the class token attends to shall rather not leave: an edge counts its cosine less ``weigh`` times
+            the rank of its even half among the patches by class attention, 0 for the least attended, 1 for the most.
+            0 is ToMe. Partners stay those of highest cosine.
     """
 
     distill_token: bool = False
+    weigh: float = 0.0
 
     def __post_init__(self) -> None:
         _one_of("Match", "distill_token", self.distill_token, (True, False))
+        _number("Match", "weigh", self.weigh, 0, math.inf)
 
     def largest(self, tokens: int, *, class_token: bool) -> int:
         """The most of ``tokens`` tokens that can leave at once: half of those that are not protected."""
@@ -168,8 +206,28 @@ class Match:
         """Select r sources and their targets. Even and odd are places among the present tokens, whatever their ids."""
         self.check(attn)
         assert isinstance(attn, QueryKey)
+        if self.weigh:
+            return self._weighed(attn, r, class_token)
         found = matching.match(attn.key, r, class_token=class_token, distill_token=self.distill_token)
         return Selection(found.redundancy, found.sources, found.kept, Links(found.targets, found.weights))
+
+    def _weighed(self, attn: QueryKey, r: int, class_token: bool) -> Selection:
+        """The r best of all edges, by cosine and class attention."""
+        b, _, n, _ = attn.key.shape
+        checks.matching(n, r, class_token, self.distill_token)
+        first, most = int(class_token), self.largest(n, class_token=class_token)
+        edges = matching.match(attn.key, most, class_token=class_token, distill_token=self.distill_token)
+        class_attention, _ = ops.attention_stats(attn, class_token=class_token, probs=True, column=False, patches=False)
+        rank = class_attention.argsort(dim=1, stable=True).argsort(dim=1) / max(n - first - 1, 1)
+        redundancy = edges.redundancy - self.weigh * rank
+        scores = redundancy.gather(1, edges.sources - first)
+        best = scores.sort(dim=1, descending=True, stable=True).indices[:, :r].sort(1).values
+        sources = edges.sources.gather(1, best)
+        partners = edges.kept.gather(1, edges.targets.squeeze(-1)).gather(1, best)
+        leaves = torch.zeros(b, n, dtype=torch.bool, device=sources.device).scatter(1, sources, True)
+        kept = leaves.sort(dim=1, stable=True).indices[:, : n - r].contiguous()
+        targets = ((~leaves).cumsum(1) - 1).gather(1, partners).unsqueeze(-1)
+        return Selection(redundancy, sources, kept, Links(targets, torch.ones_like(targets, dtype=redundancy.dtype)))
 
 
 @dataclass(frozen=True)
@@ -177,8 +235,10 @@ class Correlate:
     """Finds who inherits each source: the kept patches it correlates with most.
 
     Args:
-        by: ``"attention"`` (the source's row, as the paper has it) or ``"key"`` (cosine of head-mean keys; needs a
-            QueryKey).
+        by: ``"attention"`` (the source's row, as the paper has it), ``"key"`` (cosine of head-mean keys; needs a
+            QueryKey) or ``"convergent"`` (all sources go into one token: the most redundant patch that is kept is its
+            host, the lowest index of equal ones, and gives its slot for it, so as many tokens stay as ever; the class
+            token never is. One target has weight 1, whatever ``eps``, ``alpha`` and ``attention`` say).
         targets: ``"adaptive"`` (the row's ``eps``-quantile) or a fixed number; 0 drops the sources.
         eps: quantile in [0, 1] for adaptive targets.
         alpha: weights of a source's targets: ``"softmax"`` of the correlations, their ``"ratio"`` (probabilities only)
@@ -193,13 +253,16 @@ class Correlate:
     attention: str = "logits"
 
     def __post_init__(self) -> None:
-        _one_of("Correlate", "by", self.by, ("attention", "key"))
+        _one_of("Correlate", "by", self.by, ("attention", "key", "convergent"))
         _one_of("Correlate", "alpha", self.alpha, ("softmax", "ratio", "average"))
         _one_of("Correlate", "attention", self.attention, ("logits", "probs"))
         _number("Correlate", "eps", self.eps, 0, 1)
         fixed = isinstance(self.targets, int) and not isinstance(self.targets, bool) and self.targets >= 0
         if self.targets != "adaptive" and not fixed:
             _reject("Correlate", "targets", "'adaptive' or an integer >= 0", self.targets)
+        if self.by == "convergent":
+            _one_of("Correlate", "targets", self.targets, ("adaptive", 1))
+            return
         if self.alpha == "ratio" and self.targets != 0 and (self.by == "key" or self.attention == "logits"):
             raise ValueError(
                 "Correlate: alpha='ratio' divides correlations by their sum and needs non-negative ones; use "
@@ -208,6 +271,8 @@ class Correlate:
 
     def count(self, candidates: int) -> int:
         """Targets per source when ``candidates`` patches are kept."""
+        if self.by == "convergent":
+            return 1
         return adaptive_targets(candidates, self.eps) if isinstance(self.targets, str) else self.targets
 
     def check(self, attn: Attention) -> None:
@@ -219,6 +284,8 @@ class Correlate:
         """Targets and weights of the selected sources."""
         self.check(attn)
         sources, kept = selection.sources, selection.kept
+        if self.by == "convergent":
+            return into_the_most_redundant(selection, class_token)
         k = self.count(kept.shape[1] - int(class_token))
         if k == 0:
             return Links(sources.new_empty(*sources.shape, 0), selection.redundancy.new_empty(*sources.shape, 0))
@@ -227,6 +294,14 @@ class Correlate:
             return Links(*ops.correlate_key(attn.key, sources, kept, k, alpha=self.alpha, class_token=class_token))
         probs = self.attention == "probs"
         return Links(*ops.correlate(attn, sources, kept, k, alpha=self.alpha, class_token=class_token, probs=probs))
+
+
+def into_the_most_redundant(selection: Selection, class_token: bool) -> Links:
+    """Every source into the kept patch of highest redundancy, of equal ones that of the lowest index."""
+    first, redundancy = int(class_token), selection.redundancy
+    host = redundancy.gather(1, selection.kept[:, first:] - first).argmax(1, keepdim=True) + first
+    targets = host.unsqueeze(-1).repeat(1, selection.sources.shape[1], 1)
+    return Links(targets, torch.ones_like(targets, dtype=redundancy.dtype))
 
 
 @dataclass(frozen=True)
@@ -253,6 +328,13 @@ class Compress:
             size=size,
             size_weighted=self.size_weighted or size_weighted,
         )
+
+
+def runs_at_once(stages: tuple[FilterStage, CorrelateStage | None, CompressStage]) -> bool:
+    """Whether :func:`reduce_at_once` knows these stages."""
+    correlate = stages[1]
+    plain = tuple(map(type, stages)) == (Filter, Correlate, Compress)
+    return plain and isinstance(correlate, Correlate) and correlate.by != "convergent"
 
 
 def reduce_at_once(

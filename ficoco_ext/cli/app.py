@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import cost, data, demo, env, evaluate, plan, reduce
+from . import cost, data, demo, env, evaluate, methods, plan, reduce
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,6 +14,7 @@ app = typer.Typer(
     help="Training-free reduction of visual tokens. Every command prints one JSON document with --json.",
 )
 app.command("env")(env.command)
+app.command("methods")(methods.command)
 app.command("reduce")(reduce.command)
 app.command("demo")(demo.command)
 app.command("cost")(cost.command)

@@ -20,7 +20,7 @@ from . import common, cost_tables
 ModelArgument = typer.Argument(
     metavar="MODEL", help="llava-1.5-7b, llava-next-7b, ... or a directory with a config.json."
 )
-MethodOption = typer.Option(help="A method's name; see ficoco env.")
+MethodOption = typer.Option(help="A method's name; see ficoco methods.")
 GpuOption = typer.Option("--gpu", help="For times: a100-80g, h100, h200, l40s, rtx-4090, mi300x, or cpu (measured).")
 TextOption = typer.Option(help="Tokens of the prompt besides the visual ones.")
 ImagesOption = typer.Option(help="Images in the prompt.")

@@ -21,7 +21,7 @@ def command(
         str | None,
         typer.Option(metavar="PATH_OR_ID", help="A LLaVA-1.5 checkpoint; the embedded tiny one if not given."),
     ] = None,
-    method: Annotated[str, typer.Option(help="A method's name; see ficoco env.")] = "ficoco-v",
+    method: Annotated[str, typer.Option(help="A method's name; see ficoco methods.")] = "ficoco-v",
     keep_ratio: Annotated[
         str | None,
         typer.Option(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import torch
 
-from .. import METHODS, DecoderMethod, Method, build_info, get_method
+from .. import METHODS, DecoderMethod, VisionAndDecoder, build_info, get_method
 from ..methods import hyperparameters
 from ..models.families import FAMILIES
 from . import common
@@ -30,9 +30,9 @@ def reduces(name: str) -> str:
         ('tower', 'language model', 'tower and language model')
     """
     method = get_method(name)
-    if isinstance(method, Method):
-        return "tower"
-    return "language model" if isinstance(method, DecoderMethod) else "tower and language model"
+    if isinstance(method, VisionAndDecoder):
+        return "tower and language model"
+    return "language model" if isinstance(method, DecoderMethod) else "tower"
 
 
 def models() -> list[dict[str, Any]]:

@@ -172,7 +172,7 @@ def command(
             help="Methods of the language model: which tokens are visual. Of random tokens a middle span if not given.",
         ),
     ] = None,
-    method: Annotated[str, typer.Option(help="A method's name; see ficoco env.")] = "ficoco-v",
+    method: Annotated[str, typer.Option(help="A method's name; see ficoco methods.")] = "ficoco-v",
     set_: Annotated[list[str] | None, common.SetOption] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or float64.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",

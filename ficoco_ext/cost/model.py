@@ -245,12 +245,15 @@ def _tower(
     n = full if vision is None else vision.tokens_entering(tower.layers)
     q = full if vision is None else vision.tokens_in_mlp(tower.layers)
     removed = {} if vision is None else {step.layer: step for step in vision.steps if step.r}
+    of_layer = {}
+    if vision is not None and method is not None:
+        of_layer = dict(zip(vision.layers, method.of_layers(len(vision.layers)), strict=True))
     for index in range(tower.layers):
         tokens, in_mlp = n[index] + tower.class_token, q[index] + tower.class_token
         own = transformer.tower_layer(rules, tower, index, batch, tokens, in_mlp)
         if method is not None and index in removed:
             step = removed[index]
-            own += reduction.vision_layer(rules, method, tower, index, batch, step.before, step.r)
+            own += reduction.vision_layer(rules, of_layer[index], tower, index, batch, step.before, step.r)
         lines += own
         layers.append(_layer("tower", index, batch * tokens, batch * in_mlp, own, 0))
 

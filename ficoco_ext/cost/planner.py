@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from ..methods import AnyMethod, DecoderMethod, Method, VisionAndDecoder, get_method
+from ..methods import AnyMethod, DecoderMethod, VisionAndDecoder, get_method
+from ..methods.staged import Staged, VisionMethod
 from ..schedule import Schedule
 from .architecture import Architecture
 from .bill import Cost
@@ -135,9 +136,9 @@ def _closest(row: _Row, cost: Callable[[int], float], wanted: float) -> int:
     return min(steps, key=lambda step: (abs(cost(step) - wanted), step))
 
 
-def _tower_row(shape: Architecture, method: Method, layers: Iterable[int] | None, floor: int) -> _Row:
-    chosen, patches = tower_layers(shape, layers), shape.tower.patches
-    halves = at_most_half(method)
+def _tower_row(shape: Architecture, method: VisionMethod | Staged, layers: Iterable[int] | None, floor: int) -> _Row:
+    chosen, patches = tower_layers(shape, layers, method), shape.tower.patches
+    halves = at_most_half(method, len(chosen))
 
     def at(total: int) -> Pair:
         return spread(patches, chosen, total, floor=floor, halves=halves), None
@@ -173,8 +174,8 @@ def _both_row(
 
     What is left in the end is the coarse step. The row that is returned tunes the language model alone.
     """
-    tower, decoder = tower_layers(shape), decoder_layers(shape, method.decoder)
-    patches, halves = shape.tower.patches, at_most_half(method.vision)
+    tower, decoder = tower_layers(shape, None, method.vision), decoder_layers(shape, method.decoder)
+    patches, halves = shape.tower.patches, at_most_half(method.vision, len(tower))
     before = method.decoder.before_attention
 
     def vision(final: int) -> Schedule:

@@ -19,6 +19,10 @@ CORRELATE_PROBS = Operation("correlate", "2*b*r*n*a*d", loads="b*(r+n)*a*d", sto
 CORRELATE_KEY = Operation("correlate", "2*b*r*m*d", loads="b*(r+m)*a*d", stores="2*b*r*g")
 MATCH = Operation("match", "2*b*z*o*d", loads="b*n*a*d", stores="2*b*r")
 COMPRESS = Operation("compress", "2*b*r*g*h", loads="b*l*h", stores="b*(l-r)*h")
+# By class attention: sizes are merged beside the tokens, as one channel more. Neighbours: products of torch's own.
+FUSE = Operation("compress", "2*b*r*g*(h+1)", loads="b*l*h", stores="b*(l-r)*h")
+NEIGHBOURS = Operation("neighbours", "2*b*(u-r)*u*a*d", loads="b*u*a*d", stores="b*(u-r)*u")
+BORROW = Operation("borrow", "2*b*(u-r)*u*h", loads="b*(u-r)*u+b*u*h", stores="b*(u-r)*h")
 TOKEN_ATTENTION_LOGITS = Operation("token_attention", "2*b*a*d*j*(u+o)", loads="b*(u+o)*(a+k)*d", stores="b*j*u")
 TOKEN_ATTENTION_ROWS = Operation("token_attention", "2*b*a*d*u*l", loads="b*(u*a+l*k)*d", stores="b*j*u")
 TOKEN_ATTENTION_COLUMNS = Operation("token_attention", "2*b*a*d*o*l", loads="b*(o*a+l*k)*d", stores="b*j*u")
@@ -43,6 +47,14 @@ def _unknown(stage: str, got: object) -> NoReturn:
 
 def vision_layer(rules: Rules, method: Any, tower: Tower, layer: int, batch: int, before: int, r: int) -> list[Line]:
     """One reduction in the tower: ``r`` of ``before`` patches of each of ``batch`` crops leave."""
+    lines: list[Line] = []
+    for part, count in method.parts(before + tower.class_token, r, class_token=bool(tower.class_token)):
+        lines += _vision_part(rules, part, tower, layer, batch, before, count)
+        before -= count
+    return lines
+
+
+def _vision_part(rules: Rules, method: Any, tower: Tower, layer: int, batch: int, before: int, r: int) -> list[Line]:
     n = before + tower.class_token
     width = tower.hidden // tower.heads
     values: dict[str, Any] = {
@@ -51,32 +63,44 @@ def vision_layer(rules: Rules, method: Any, tower: Tower, layer: int, batch: int
         "l": n,
         "r": r,
         "m": n - r,
+        "u": before,
         "h": tower.hidden,
         "a": tower.heads,
         "d": width,
     }
-    operations, targets = [], 0
-    chosen = method.filter
-    if hasattr(chosen, "distill_token"):
-        protected = tower.class_token
-        values["z"] = max((n + 1) // 2 - protected, 0)
-        values["o"] = max(n // 2 - chosen.distill_token, 0)
-        operations, targets = [MATCH], 1
-    elif hasattr(chosen, "lam"):
-        whole = STATS_PROBS if chosen.attention == "probs" else STATS_LOGITS
-        operations = [whole if chosen.lam else CLASS_ATTENTION]
-    else:
-        _unknown("filter", chosen)
-    correlate = method.correlate
-    if correlate is not None:
+    operations, targets = _vision_filter(method.filter, values, n, tower)
+    correlate, borrows = method.correlate, False
+    if type(correlate).__name__ == "Neighbours":
+        borrows, targets = correlate.nearest > 0 and before > 1, 1
+    elif correlate is not None:
         if not hasattr(correlate, "by"):
             _unknown("correlate", correlate)
         targets = correlate.count(before - r)
-        if targets:
+        if targets and correlate.by != "convergent":
             by_attention = CORRELATE_PROBS if correlate.attention == "probs" else CORRELATE_LOGITS
             operations.append(CORRELATE_KEY if correlate.by == "key" else by_attention)
     values["g"] = targets
-    return [rules.line("reduction", layer, one, values) for one in (*operations, COMPRESS)]
+    operations += [NEIGHBOURS] * borrows
+    operations.append(FUSE if type(method.compress).__name__ == "Fuse" else COMPRESS)
+    operations += [BORROW] * borrows
+    return [rules.line("reduction", layer, one, values) for one in operations]
+
+
+def _vision_filter(chosen: Any, values: dict[str, Any], n: int, tower: Tower) -> tuple[list[Operation], int]:
+    """What a filter of the tower calls, and how many targets each source has if it settles that."""
+    kind = type(chosen).__name__
+    if hasattr(chosen, "distill_token"):
+        values["z"] = max((n + 1) // 2 - tower.class_token, 0)
+        values["o"] = max(n // 2 - chosen.distill_token, 0)
+        return [*[CLASS_ATTENTION] * bool(chosen.weigh), MATCH], 1
+    if hasattr(chosen, "lam"):
+        whole = STATS_PROBS if chosen.attention == "probs" else STATS_LOGITS
+        return [whole if chosen.lam else CLASS_ATTENTION], 0
+    if kind == "SingleHeadFilter":
+        return [CLASS_ATTENTION], 0
+    if kind in ("RandomFilter", "Cells"):  # places are arithmetic on indices
+        return [], int(kind == "Cells")
+    _unknown("filter", chosen)
 
 
 def decoder_layer(

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from ..methods import AnyMethod, DecoderMethod, Method, VisionAndDecoder
+from ..methods import AnyMethod, DecoderMethod, Split, VisionAndDecoder
+from ..methods.staged import Staged, VisionMethod
 from ..schedule import Plan, Schedule
 from .architecture import Architecture
 
@@ -22,9 +23,10 @@ def ranges(layers: tuple[int, ...]) -> str:
     return f"layers {', '.join(map(str, layers))}"
 
 
-def at_most_half(method: Method) -> bool:
-    """Whether a layer can lose at most half of its patches, as with bipartite matching."""
-    return getattr(method.filter, "largest", None) is not None
+def at_most_half(method: VisionMethod | Staged, layers: int) -> bool:
+    """Whether one of ``layers`` layers can lose at most half of its patches, as with bipartite matching."""
+    each = method.of_layers(layers)
+    return any(not isinstance(one, Split) and getattr(one.filter, "largest", None) is not None for one in each)
 
 
 def share(patches: int, final: int) -> int:
@@ -50,8 +52,10 @@ def _chosen_layers(layers: Iterable[int], first: int, last: int, what: str) -> t
     return chosen
 
 
-def tower_layers(shape: Architecture, layers: Iterable[int] | None = None) -> tuple[int, ...]:
-    """The layers of the tower that reduce: given ones, or the second half of it up to the last that is used.
+def tower_layers(
+    shape: Architecture, layers: Iterable[int] | None = None, method: VisionMethod | Staged | None = None
+) -> tuple[int, ...]:
+    """The layers of the tower that reduce: given ones, the method's own, or the second half up to the last in use.
 
     Raises:
         ValueError: layers that do not exist, or a tower in which nothing can be reduced.
@@ -62,7 +66,9 @@ def tower_layers(shape: Architecture, layers: Iterable[int] | None = None) -> tu
             f"the tower of {shape.name} has no class token or joins blocks of patches, so nothing can leave it; reduce "
             "in its language model: 'ficoco-l', 'fastv' or 'pyramiddrop'"
         )
-    chosen = range(tower.layers // 2, tower.used) if layers is None else layers
+    own = None if method is None else method.layers
+    second_half = range(tower.layers // 2, tower.used)
+    chosen = layers if layers is not None else second_half if own is None else own(tower.used)
     return _chosen_layers(chosen, 0, tower.used - 1, "tower that the language model reads")
 
 
@@ -123,13 +129,22 @@ def build(
     return _vision(shape, method, amount, layers), None
 
 
-def _vision(shape: Architecture, method: Method, amount: dict[str, Any], layers: Iterable[int] | None) -> Schedule:
-    found = Schedule.build(shape.tower.patches, layers=tower_layers(shape, layers), **amount)
-    for step in found.steps:
-        if at_most_half(method) and step.r > step.before // 2:
+def _vision(
+    shape: Architecture, method: VisionMethod | Staged, amount: dict[str, Any], layers: Iterable[int] | None
+) -> Schedule:
+    found = Schedule.build(shape.tower.patches, layers=tower_layers(shape, layers, method), **amount)
+    for step, one in zip(found.steps, method.of_layers(len(found.layers)), strict=True):
+        most = one.largest(1 + step.before, class_token=True)
+        if step.r > most:
             raise ValueError(
-                f"{method.name} removes at most half of what enters a layer: r must be at most {step.before // 2} in "
-                f"layer {step.layer}, got {step.r}; remove less, or in more layers"
+                f"{one.name} removes at most half of what enters a layer: r must be at most {most} in layer "
+                f"{step.layer}, got {step.r}; remove less, or in more layers"
+            )
+        whole = not isinstance(one, Split) and getattr(one.filter, "whole_grid", False)
+        if step.r and whole and step.before != found.patches:
+            raise ValueError(
+                f"{one.name} needs the whole grid, and {step.before} of {found.patches} patches enter layer "
+                f"{step.layer}; name one layer"
             )
     return found
 

@@ -10,13 +10,19 @@ from typing import Any
 import torch
 
 from .base import Method, square_grid
+from .baselines import pool, random
 from .decoder import DecoderMethod, VisionAndDecoder
+from .description import Description, describe
+from .evit import evit
 from .ficoco import ficoco_v, topk
 from .ficoco_l import ficoco_l, ficoco_vl
+from .hybrid import prune_then_merge
+from .prumerge import prumerge, prumerge_plus
 from .pruning import fastv, pyramiddrop
+from .staged import Split, Staged
 from .tome import tome
 
-AnyMethod = Method | DecoderMethod | VisionAndDecoder
+AnyMethod = Method | Split | Staged | DecoderMethod | VisionAndDecoder
 
 METHODS: dict[str, Callable[..., AnyMethod]] = {
     "ficoco-v": ficoco_v,
@@ -24,6 +30,12 @@ METHODS: dict[str, Callable[..., AnyMethod]] = {
     "ficoco-vl": ficoco_vl,
     "topk": topk,
     "tome": tome,
+    "prune-then-merge": prune_then_merge,
+    "evit": evit,
+    "prumerge": prumerge,
+    "prumerge+": prumerge_plus,
+    "pool": pool,
+    "random": random,
     "fastv": fastv,
     "pyramiddrop": pyramiddrop,
 }
@@ -86,15 +98,25 @@ __all__ = [
     "METHODS",
     "AnyMethod",
     "DecoderMethod",
+    "Description",
     "Method",
+    "Split",
+    "Staged",
     "VisionAndDecoder",
+    "describe",
+    "evit",
     "fastv",
     "ficoco_l",
     "ficoco_v",
     "ficoco_vl",
     "get_method",
     "hyperparameters",
+    "pool",
+    "prumerge",
+    "prumerge_plus",
+    "prune_then_merge",
     "pyramiddrop",
+    "random",
     "square_grid",
     "tome",
     "topk",

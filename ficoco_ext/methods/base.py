@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..fused import Reduced
 from ..ops import Attention
 from ..reduction import Reduction
-from ..stages import Compress, Correlate, Filter, Match, reduce_at_once
+from ..stages import CompressStage, CorrelateStage, FilterStage, reduce_at_once, runs_at_once
 
 
 def square_grid(patches: int) -> tuple[int, int] | None:
@@ -32,6 +33,8 @@ class Method:
         source: where it comes from.
         proportional_attention: in a model, layers behind a reduction of this method count each survivor as many times
             as the original tokens it stands for: log(size) is added to the logits of its key.
+        layers: function (number of a tower's layers that are used) -> the layers that reduce, where attach is given
+            none; None: the second half of the tower.
 
     Example:
         >>> from ficoco_ext import Compress, Correlate, Filter, Method
@@ -39,11 +42,25 @@ class Method:
     """
 
     name: str
-    filter: Filter | Match
-    correlate: Correlate | None
-    compress: Compress
+    filter: FilterStage
+    correlate: CorrelateStage | None
+    compress: CompressStage
     source: str = ""
     proportional_attention: bool = False
+    layers: Callable[[int], tuple[int, ...]] | None = None
+
+    def of_layers(self, count: int) -> tuple[Method, ...]:
+        """One method for each of ``count`` reducing layers: this one."""
+        return (self,) * count
+
+    def parts(self, tokens: int, r: int, *, class_token: bool) -> tuple[tuple[Method, int], ...]:
+        """Who removes how many of the ``r`` that are to leave ``tokens`` tokens: this one all of them."""
+        return ((self, r),)
+
+    def largest(self, tokens: int, *, class_token: bool) -> int:
+        """The most of ``tokens`` tokens that can leave at once."""
+        own = getattr(self.filter, "largest", None)
+        return max(tokens - class_token - 1, 0) if own is None else own(tokens, class_token=class_token)
 
     def __call__(
         self,
@@ -70,9 +87,8 @@ class Method:
         else:
             ids = None if previous is None else previous.patch_ids
             stages: Any = (self.filter, self.correlate, self.compress)
-            standard = tuple(map(type, stages)) == (Filter, Correlate, Compress)
             gradients = tokens.requires_grad and torch.is_grad_enabled()
-            run = reduce_at_once if standard and not gradients else _stage_by_stage
+            run = reduce_at_once if runs_at_once(stages) and not gradients else _stage_by_stage
             done = run(
                 tokens, attn, r, stages, class_token=class_token, ids=ids, grid=grid, size=size, size_weighted=weighted
             )
@@ -94,7 +110,7 @@ def _stage_by_stage(
     tokens: Tensor,
     attn: Attention,
     r: int,
-    stages: tuple[Filter | Match, Correlate | None, Compress],
+    stages: tuple[FilterStage, CorrelateStage | None, CompressStage],
     *,
     class_token: bool,
     ids: Tensor | None,
@@ -111,7 +127,7 @@ def _stage_by_stage(
             "Method: correlate is None, and the filter does not say where its sources go; pass a Correlate"
         )
     merged = compress(tokens, selection, links, size=size, size_weighted=size_weighted)
-    return Reduced(*merged, *selection[:3], *links)
+    return Reduced(*merged, *selection[:3], *links[:2])
 
 
 def identity(tokens: Tensor, size: Tensor | None, class_token: bool, grid: tuple[int, int] | None) -> Reduction:

@@ -15,6 +15,7 @@ from ..ops import Attention, QueryKey
 from ..reduction import Reduction
 from ..stages import Compress, Links, Selection
 from .base import Method
+from .staged import Split, Staged
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class VisionAndDecoder:
         >>> both = VisionAndDecoder(get_method("topk"), get_method("fastv"))
     """
 
-    vision: Method
+    vision: Method | Split | Staged
     decoder: DecoderMethod
 
     @property

@@ -43,7 +43,8 @@ def ficoco_v(
         attention: ``"logits"`` or ``"probs"`` (paper probs, released logits).
         redundancy: ``"row"`` or ``"column"`` mean of the patches' attention.
         targets: ``"adaptive"`` or a fixed number; 0 prunes.
-        correlation: where a removed token goes: by ``"attention"`` or by cosine of the head-mean ``"key"``.
+        correlation: where a removed token goes: by ``"attention"`` or by cosine of the head-mean ``"key"``; or
+            ``"convergent"``: all of them into one token, which takes a slot of the budget (see :class:`Correlate`).
         class_attention, local_redundancy: False leaves out that term of the redundancy (ablations).
 
     Raises:

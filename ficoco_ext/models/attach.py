@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import checks
-from ..methods import AnyMethod, DecoderMethod, Method, VisionAndDecoder, get_method
+from ..methods import AnyMethod, DecoderMethod, Method, Split, Staged, VisionAndDecoder, get_method
+from ..methods.staged import VisionMethod
 from ..schedule import Plan, Schedule
 from .decoder import Decoder
 from .families import Family, family_of, unsupported
@@ -32,8 +33,9 @@ def attach(
 ) -> Handle:
     """Reduce visual tokens inside a multimodal model from transformers. No weights, no training.
 
-    A method for the vision encoder (``"ficoco-v"``, ``"tome"``, ``"topk"``) reduces in the tower of LLaVA-1.5, so that
-    the language model gets fewer tokens. One for the language model (``"ficoco-l"``, ``"fastv"``, ``"pyramiddrop"``)
+    A method for the vision encoder (``"ficoco-v"``, ``"tome"``, ``"prune-then-merge"``, ``"topk"``, ``"evit"``,
+    ``"prumerge"``, ``"pool"`` and ``"random"``) reduces in the tower of LLaVA-1.5, so that the language model gets
+    fewer tokens. One for the language model (``"ficoco-l"``, ``"fastv"``, ``"pyramiddrop"``)
     reduces there while the prompt is read: layers behind a reduction see and cache fewer columns, and every token keeps
     its position. ``"ficoco-vl"`` does both. ``ficoco env`` lists which models are served, and how far.
 
@@ -46,16 +48,16 @@ def attach(
     Args:
         model: a model of :data:`ficoco_ext.models.families.FAMILIES`; single instance, changed in place until
             ``handle.detach()``. Not thread-safe. A deep copy is attached too, through its own ``copy.ficoco_handle``.
-        method: a name (``ficoco_ext.METHODS``), a :class:`Method`, :class:`DecoderMethod` or
-            :class:`VisionAndDecoder`, or a sequence with one for each layer.
+        method: a name (``ficoco_ext.METHODS``), a :class:`Method`, :class:`Split`, :class:`Staged`,
+            :class:`DecoderMethod` or :class:`VisionAndDecoder`, or a sequence with one for each layer.
         r, keep_ratio, tokens: exactly one, as in :meth:`Schedule.build`: tokens removed in each layer; visual tokens
             kept at the end as a ratio, or one after each layer; or as a number. In the tower that is of every image, in
             the language model of every row of the prompt, all its images together. A row with fewer visual tokens than
             are to be removed loses all but one, one with no more than are to be kept loses none. FastV and PyramidDrop
             have a default.
         layers: layers that reduce, ascending. None in the tower: the second half up to the layer whose output the
-            language model gets, 12 to 22 in LLaVA-1.5. None in the language model: the method's own, for FiCoCo-L from
-            an eighth of the layers on, 4 to 31 of 32.
+            language model gets, 12 to 22 in LLaVA-1.5; the last of these for ``"pool"`` and ``"prumerge"``. None in the
+            language model: the method's own, for FiCoCo-L from an eighth of the layers on, 4 to 31 of 32.
         vision, decoder: with a method of two parts, ``r``, ``keep_ratio`` or ``tokens``, and ``layers``, of each, such
             as ``vision={"tokens": 288}, decoder={"r": 14}``. Without them ``keep_ratio`` or ``tokens`` is what is left
             in the end of every image, and tower and language model keep the same share of what they get.
@@ -100,10 +102,10 @@ def attach(
         amounts = amount, amount
     schedule: Schedule | None = None
     plan: Plan | None = None
-    methods: tuple[Method, ...] = ()
+    methods: tuple[VisionMethod, ...] = ()
     decoder_methods: tuple[DecoderMethod, ...] = ()
     if for_vision:
-        schedule = vision_schedule(model, family, amounts[0])
+        schedule = vision_schedule(model, family, amounts[0], for_vision)
         methods = vision_methods(for_vision, schedule)
     if for_decoder:
         plan, decoder_methods = decoder_plan(model, family, for_decoder, amounts[1])
@@ -155,12 +157,16 @@ def _sides(method: Any, hyperparameters: dict[str, Any]) -> tuple[Any, Any]:
         one = get_method(method, **hyperparameters)
         if isinstance(one, VisionAndDecoder):
             return one.vision, one.decoder
-        return (one, None) if isinstance(one, Method) else (None, one)
+        return (None, one) if isinstance(one, DecoderMethod) else (one, None)
     if not isinstance(method, Sequence):
-        wanted = "a name, a Method, a DecoderMethod, or a sequence of these"
+        wanted = "a name, a Method, Split, Staged, DecoderMethod, or a sequence of these"
         checks.fail("attach", "method", wanted, method, "pass 'ficoco-v'", TypeError)
     chosen = tuple(get_method(one, **hyperparameters) for one in method)
-    if chosen and all(isinstance(one, Method) for one in chosen):
+    for one in chosen:
+        if isinstance(one, Staged):
+            wanted, remedy = "one method for each layer", "pass it alone: it says which layer does what"
+            checks.fail("attach", "method", wanted, f"{one.name}, which is for all layers", remedy)
+    if chosen and all(isinstance(one, (Method, Split)) for one in chosen):
         return chosen, None
     if chosen and all(isinstance(one, DecoderMethod) for one in chosen):
         return None, chosen

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import checks
-from ..methods import Method
+from ..methods.staged import VisionMethod
 from ..reduction import Reduction
 from ..schedule import Schedule, Step
 from . import tap
@@ -58,7 +58,14 @@ class ReducingLayer:
     """Takes the place of one layer's ``forward``. Module calls stay module calls, so hooks and quantisation go on."""
 
     def __init__(
-        self, layer: Any, tapped: tap.Tap, method: Method, step: Step, grid: tuple[int, int], chain: Chain, place: int
+        self,
+        layer: Any,
+        tapped: tap.Tap,
+        method: VisionMethod,
+        step: Step,
+        grid: tuple[int, int],
+        chain: Chain,
+        place: int,
     ) -> None:
         self.layer, self.tap, self.method, self.step = layer, tapped, method, step
         self.grid, self.chain, self.place = grid, chain, place
@@ -125,7 +132,7 @@ def check_tower(tower: nn.Module) -> None:
 
 
 def install(
-    tower: Any, schedule: Schedule, methods: Sequence[Method], grid: tuple[int, int], patches: Patches
+    tower: Any, schedule: Schedule, methods: Sequence[VisionMethod], grid: tuple[int, int], patches: Patches
 ) -> Chain:
     """Replace the body of every layer of ``schedule`` that removes something.
 

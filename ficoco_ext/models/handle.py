@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..methods import DecoderMethod, Method
+from ..methods import DecoderMethod
+from ..methods.staged import VisionMethod
 from ..reduction import Reduction
 from ..schedule import Plan, Schedule
 from .clip import Chain
@@ -20,7 +21,7 @@ class Handle:
     Attributes:
         schedule: the vision tower's :class:`Schedule`, None if the tower is left alone; ``print(handle.schedule)``
             shows the staircase.
-        methods: one :class:`Method` for each layer of the schedule.
+        methods: one :class:`Method` or :class:`Split` for each layer of the schedule.
         plan: the language model's :class:`Plan`, None if it is left alone; ``print(handle.plan.schedule(576))`` shows
             the staircase of a prompt with 576 visual tokens.
         decoder_methods: one :class:`DecoderMethod` for each layer of the plan.
@@ -30,7 +31,7 @@ class Handle:
         self,
         model: Any,
         schedule: Schedule | None,
-        methods: tuple[Method, ...],
+        methods: tuple[VisionMethod, ...],
         plan: Plan | None,
         decoder_methods: tuple[DecoderMethod, ...],
     ) -> None:

@@ -11,6 +11,7 @@ from .. import checks
 from ..decoder_stages import DecoderFilter
 from ..methods import DecoderMethod, Method
 from ..methods.pruning import LayerBefore
+from ..methods.staged import Staged, VisionMethod
 from ..schedule import Plan, Schedule
 from .families import Family, check_decoder, require_vision, unsupported
 
@@ -76,12 +77,16 @@ def _geometry(model: Any, family: Family) -> Any:
     return llava.geometry(model)
 
 
-def vision_schedule(model: Any, family: Family, amount: Amount) -> Schedule:
+def vision_schedule(
+    model: Any, family: Family, amount: Amount, methods: VisionMethod | Staged | tuple[VisionMethod, ...]
+) -> Schedule:
     """What the tower removes from every image."""
     geometry = _geometry(model, family)
+    own = None if isinstance(methods, tuple) else methods.layers
+    layers = own(geometry.last + 1) if own is not None and amount.layers is None else amount.layers
     return Schedule.build(
         geometry.patches,
-        layers=_vision_layers(amount.layers, geometry),
+        layers=_vision_layers(layers, geometry),
         r=amount.r,
         keep_ratio=amount.keep_ratio,
         tokens=amount.tokens,
@@ -119,20 +124,36 @@ def _for_each(methods: Any, layers: Sequence[int]) -> tuple[Any, ...]:
     return methods
 
 
-def vision_methods(methods: Method | tuple[Method, ...], schedule: Schedule) -> tuple[Method, ...]:
+def vision_methods(
+    methods: VisionMethod | Staged | tuple[VisionMethod, ...], schedule: Schedule
+) -> tuple[VisionMethod, ...]:
     """One method for each layer of the tower, each able to do what the schedule asks of it."""
-    chosen = _for_each(methods, schedule.layers)
+    if isinstance(methods, tuple):
+        chosen = _for_each(methods, schedule.layers)
+    else:
+        chosen = methods.of_layers(len(schedule.layers))
     for one, step in zip(chosen, schedule.steps, strict=True):
-        largest = getattr(one.filter, "largest", None)
-        if step.r and largest is not None and step.r > largest(1 + step.before, class_token=True):
-            most = largest(1 + step.before, class_token=True)
-            wanted = f"at most {most} in layer {step.layer}, half of the {step.before} patches that enter it"
-            checks.fail("attach", "r", wanted, str(step.r), "remove less, or in more layers")
-        count = getattr(one.correlate, "count", None)  # a stage of one's own need not say
-        if step.r and count is not None and count(step.after) > step.after:
-            wanted = f"at most {step.after}, the patches that layer {step.layer} leaves"
-            checks.fail("attach", "targets", wanted, str(count(step.after)), "lower targets, or remove less")
+        before = step.before
+        for part, r in one.parts(1 + before, step.r, class_token=True) if step.r else ():
+            _check_part(part, r, before, step.layer, schedule.patches)
+            before -= r
     return chosen
+
+
+def _check_part(method: Method, r: int, before: int, layer: int, patches: int) -> None:
+    """Raise if ``method`` cannot remove ``r`` of ``before`` patches in this layer of a tower of ``patches``."""
+    most = method.largest(1 + before, class_token=True)
+    if r > most:
+        wanted = f"at most {most} in layer {layer}, half of the {before} patches that enter it"
+        checks.fail("attach", "r", wanted, str(r), "remove less, or in more layers")
+    count = getattr(method.correlate, "count", None)  # a stage of one's own need not say
+    if count is not None and count(before - r) > before - r:
+        wanted = f"at most {before - r}, the patches that layer {layer} leaves"
+        checks.fail("attach", "targets", wanted, str(count(before - r)), "lower targets, or remove less")
+    if getattr(method.filter, "whole_grid", False) and before != patches:
+        wanted = f"the first that reduces with method {method.name!r}, which needs the whole grid of patches"
+        got = f"layer {layer}, which {before} of {patches} patches enter"
+        checks.fail("attach", "layers", wanted, got, f"pass one layer, such as layers=({layer},)")
 
 
 def decoder_plan(

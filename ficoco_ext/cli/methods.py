@@ -1,0 +1,68 @@
+"""``ficoco methods``: what there is, what each does and needs, and one of them in full."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from ..methods import METHODS, Description, describe
+from . import common
+
+
+def command(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Of one method; all of them if not given.")] = None,
+    set_: Annotated[list[str] | None, common.SetOption] = None,
+    json_: Annotated[bool, common.JsonOption] = False,
+    debug: Annotated[bool, common.DebugOption] = False,
+) -> None:
+    """Say what the methods do, or what one of them does, with which hyperparameters."""
+    with common.reported(debug):
+        given = common.assignments(set_)
+        if name is None and given:
+            raise ValueError("--set is of one method; give its NAME")
+        found = [describe(one) for one in METHODS] if name is None else [describe(name, **given)]
+        if json_:
+            documents = [asdict(one) for one in found]
+            common.print_json({"methods": documents} if name is None else documents[0])
+        elif name is None:
+            _show_all(found)
+        else:
+            _show_one(found[0])
+
+
+def _show_all(found: list[Description]) -> None:
+    made = common.table("method", "reduces in", "who leaves", "into whom", "how", "needs")
+    made.columns[0].no_wrap = True  # a name to copy
+    made.show_lines = True
+    for one in found:
+        made.add_row(one.name, one.acts_in, one.filter, one.correlate, one.compress, ", ".join(one.needs))
+    console = common.console()
+    console.print(made)
+    console.print(Text("ficoco methods NAME shows hyperparameters, layers and source of one.", style="dim"))
+
+
+def _show_one(one: Description) -> None:
+    console = common.console()
+    console.print(Text(one.summary))
+    facts = common.table("what", one.name)
+    rows: dict[str, Any] = {
+        "reduces in": one.acts_in,
+        "filter: who leaves": one.filter,
+        "correlate: into whom": one.correlate,
+        "compress: how": one.compress,
+        "needs": ", ".join(one.needs) or "nothing else",
+        "layers, if none are named": one.layers,
+        "amount, if none is given": one.amount,
+        "source": one.source,
+    }
+    for what, text in rows.items():
+        facts.add_row(what, Text(str(text)))
+    console.print(facts)
+    if one.hyperparameters:
+        made = common.table("hyperparameter", "value", "meaning")
+        for key, value in one.hyperparameters.items():
+            made.add_row(key, Text(repr(value)), Text(one.meanings.get(key, "")))
+        console.print(made)

@@ -1,0 +1,71 @@
+"""Prune early, merge late: a method that differs from layer to layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..stages import Compress, Correlate, Filter, Match, _number
+from .base import Method
+from .staged import Split, Staged, VisionMethod
+
+# The filters to prune by. FiCoCo's is the reading that measured best without its merge: probabilities, normalised.
+_PRUNE = {
+    "topk": Filter(lam=0.0, attention="probs", normalize=False, penalty=1.0),
+    "ficoco": Filter(lam=0.35, attention="probs", normalize=True, penalty=2.0),
+}
+
+
+@dataclass(frozen=True)
+class PruneThenMerge:
+    """The rule: the last layers merge, the others prune, and the last of these may do both."""
+
+    prune: Method
+    merge: Method
+    merge_layers: float
+    split: float
+
+    def __call__(self, layers: int) -> tuple[VisionMethod, ...]:
+        merging = min(max(1, math.floor(layers * self.merge_layers + 0.5)), layers)
+        pruning: tuple[VisionMethod, ...] = (self.prune,) * (layers - merging)
+        if pruning and self.split:
+            pruning = (*pruning[:-1], Split("prune and merge", self.prune, self.merge, 1 - self.split))
+        return (*pruning, *[Split("merge", self.prune, self.merge, 0.0)] * merging)
+
+
+def prune_then_merge(
+    *,
+    merge_layers: float = 1 / 3,
+    split: float = 0.0,
+    prune: str = "topk",
+    weigh: float = 0.0,
+    proportional_attention: bool = False,
+) -> Staged:
+    """Prune by class attention in the earlier reducing layers, merge by similarity of keys, as ToMe does, in the last.
+
+    The order matters: what nobody looks at leaves while there is much of it, and what is left is close enough to be
+    averaged. A merging layer that is to lose more than matching can remove, half of its tokens, prunes the excess
+    first. Needs a class token and a :class:`ficoco_ext.QueryKey`. A single reduction merges, like one layer alone.
+
+    Args:
+        merge_layers: share in [0, 1] of the reducing layers that merge, the last ones; at least one does.
+        split: share in [0, 1] of r that the last pruning layer merges instead.
+        prune: ``"topk"``, class attention alone, or ``"ficoco"``, the filter of FiCoCo-V (probabilities, normalised).
+        weigh: of class attention against similarity in merging, see :class:`ficoco_ext.Match`.
+        proportional_attention: layers behind a merging one add log(size) to the logits of each key, as in ``"tome"``.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+    _number("prune-then-merge", "merge_layers", merge_layers, 0, 1)
+    _number("prune-then-merge", "split", split, 0, 1)
+    if prune not in _PRUNE:
+        raise ValueError(f"prune-then-merge: prune must be one of 'topk', 'ficoco', got {prune!r}")
+    if not isinstance(proportional_attention, bool):
+        raise ValueError(
+            f"prune-then-merge: proportional_attention must be True or False, got {proportional_attention!r}"
+        )
+    source = "a composition of class-attention pruning and ToMe, arXiv 2210.09461"
+    pruning = Method("prune", _PRUNE[prune], Correlate(targets=0), Compress(), source)
+    merging = Method("merge", Match(weigh=weigh), None, Compress(True), source, proportional_attention)
+    return Staged("prune-then-merge", PruneThenMerge(pruning, merging, merge_layers, split), source)
