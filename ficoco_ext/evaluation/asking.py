@@ -63,7 +63,7 @@ class Asking:
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
         if judge is None:
             judge = "exact" if checkpoint.embedded else "contained"
-        length = (2 if checkpoint.embedded else 48) if max_new_tokens is None else max_new_tokens
+        length = (1 if checkpoint.embedded else 48) if max_new_tokens is None else max_new_tokens
         return cls(JUDGES[judge] if isinstance(judge, str) else judge, length, batch)
 
 

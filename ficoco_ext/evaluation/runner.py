@@ -54,7 +54,7 @@ def evaluate(
             Of rows or a file, other methods run once.
         judge: ``"exact"``, ``"contained"`` or a function (answer, truth) -> bool; None: exact for models of grid
             scenes, else contained.
-        max_new_tokens: longest answer; None: 2 for models of grid scenes, whose answers are one word, else 48.
+        max_new_tokens: longest answer; None: 1 for models of grid scenes, whose answers are one word, else 48.
         batch: questions that are answered together.
         bad_rows: ``"fail"`` or ``"count"``, see :func:`ficoco_ext.evaluation.questions`.
         mean_of: kinds in the summary's mean; none: all, but of grid scenes without "count".

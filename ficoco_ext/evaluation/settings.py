@@ -44,7 +44,7 @@ class Setting:
 
     @property
     def budget(self) -> str:
-        """The amount in words.
+        """The amount in words; of a ratio for each layer the last, which is what is kept in the end.
 
         Example:
             >>> from ficoco_ext.evaluation import Setting
@@ -53,7 +53,11 @@ class Setting:
         """
         if self.method is None:
             return "all tokens"
-        return ", ".join(f"{name} {value}" for name, value in self.amount.items()) or "own amount"
+        last = {
+            name: value[-1] if name == "keep_ratio" and isinstance(value, (list, tuple)) and value else value
+            for name, value in self.amount.items()
+        }
+        return ", ".join(f"{name} {value}" for name, value in last.items()) or "own amount"
 
     @property
     def seeded(self) -> bool:

@@ -1,0 +1,218 @@
+"""Accuracy against cost on the embedded model: the studies behind every figure of the README.
+
+    python benchmarks/accuracy.py methods --json benchmarks/results/accuracy_methods.json
+    python benchmarks/accuracy.py choosing --split dev --json benchmarks/results/accuracy_choosing.json
+    python benchmarks/accuracy.py ficoco-v --json ...
+    python benchmarks/accuracy.py ficoco-l --json ...
+
+A study is a list of settings; asking, judging, resampling and going on after an interruption are those of ``ficoco
+eval``. Methods that reduce in several layers of the tower do so in the same ones here, by the same schedule, so that
+they differ in what they remove and not in when. ``--model`` takes another training of the same recipe. Needs
+``pip install ".[eval]"``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from ficoco_ext import checkpoint, visualize
+from ficoco_ext.evaluation import Setting, evaluate, markdown, plot
+from ficoco_ext.gridvqa import GridVQA
+from ficoco_ext.schedule import geometric
+
+BUDGETS = (0.5, 0.25, 0.15, 0.1)
+HARD = (0.25, 0.1)
+VISION_LAYERS = (3, 4, 5, 6)  # of 8, the output of layer 6 is the last that is used
+KINDS = ("exist", "attr", "position", "text", "digit")
+
+
+def tower(label: str, keep: float, method: Any, layers: tuple[int, ...] = VISION_LAYERS, **given: Any) -> Setting:
+    """A method of the tower in the common layers, each keeping the same share of what it gets."""
+    return Setting(method, {"keep_ratio": geometric(keep, len(layers))}, given, layers, label)
+
+
+def once(label: str, keep: float, method: Any, **given: Any) -> Setting:
+    """A method that reduces once, where it wants to."""
+    return Setting(method, {"keep_ratio": keep}, given, None, label)
+
+
+def methods(budgets: tuple[float, ...] = BUDGETS) -> list[Setting]:
+    """Everything that the package offers, at every budget."""
+    found = []
+    for keep in budgets:
+        found += [
+            tower("random", keep, "random"),
+            tower("topk", keep, "topk"),
+            tower("evit", keep, "evit"),
+            tower("evit, mean", keep, "evit", fuse="mean"),
+            tower("tome", keep, "tome"),
+            tower("ficoco-v", keep, "ficoco-v"),
+            tower("ficoco-v, paper", keep, "ficoco-v", variant="paper"),
+            tower("ficoco-v, key", keep, "ficoco-v", correlation="key"),
+            tower("prune-then-merge", keep, "prune-then-merge"),
+            once("pool", keep, "pool"),
+            once("prumerge", keep, "prumerge"),
+            once("prumerge+", keep, "prumerge+"),
+            once("ficoco-vl", keep, "ficoco-vl"),
+            once("ficoco-l", keep, "ficoco-l"),
+            once("ficoco-l, paper", keep, "ficoco-l", variant="paper"),
+            once("fastv", keep, "fastv"),
+            Setting("pyramiddrop", {"keep_ratio": geometric(keep, 3)}, {}, None, "pyramiddrop"),
+        ]
+    return found
+
+
+def choosing(budgets: tuple[float, ...] = HARD) -> list[Setting]:
+    """What was tried for a preset of our own; to be run on the split ``dev`` alone."""
+    found = []
+    for keep in budgets:
+        found += [tower(name, keep, name) for name in ("topk", "tome", "ficoco-v")]
+        found += [tower("ficoco filter", keep, "ficoco-v", variant="paper", normalize=True, targets=0)]
+        for merging in (0.25, 0.5, 0.75):
+            for split in (0.0, 0.5):
+                label = f"merge {merging:g}, split {split:g}"
+                found.append(tower(label, keep, "prune-then-merge", merge_layers=merging, split=split))
+        for weigh in (0.25, 0.5, 1.0):
+            found.append(tower(f"merge 1, weigh {weigh:g}", keep, "prune-then-merge", merge_layers=1.0, weigh=weigh))
+            found.append(tower(f"merge 0.5, weigh {weigh:g}", keep, "prune-then-merge", merge_layers=0.5, weigh=weigh))
+        for merging in (0.25, 0.5):
+            label = f"ficoco, merge {merging:g}"
+            found.append(tower(label, keep, "prune-then-merge", merge_layers=merging, prune="ficoco"))
+            label = f"proportional, merge {merging:g}"
+            given = {"merge_layers": merging, "proportional_attention": True}
+            found.append(tower(label, keep, "prune-then-merge", **given))
+    return found
+
+
+def _named(given: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in given.items()) or "default"
+
+
+def ficoco_v(budgets: tuple[float, ...] = HARD) -> list[Setting]:
+    """Every switch of FiCoCo-V that the paper tabulates, and where it acts, for both readings."""
+    switches: list[dict[str, Any]] = [
+        {},
+        {"class_attention": False},
+        {"local_redundancy": False},
+        {"penalty": 1},
+        {"penalty": 3},
+        {"penalty": 4},
+        {"targets": 0},
+        {"targets": 1},
+        {"targets": 2},
+        {"alpha": "average", "targets": 2},
+        {"correlation": "convergent"},
+        {"correlation": "key"},
+        {"eps": 0.996},
+        {"eps": 0.994},
+        {"eps": 0.992},
+        {"eps": 0.95},
+        {"redundancy": "column"},
+        {"normalize": True},
+        {"normalize": False},
+        {"lam": 0.15},
+        {"lam": 0.35},
+        {"lam": 0.5},
+        {"lam": 0.65},
+        {"lam": 0.85},
+    ]
+    found = []
+    for keep in budgets:
+        for variant in ("released", "paper"):
+            for given in switches:
+                chosen = dict(given)
+                if variant == "paper" and chosen.get("correlation") in ("key", "convergent"):
+                    chosen["alpha"] = "softmax"  # a ratio needs probabilities to divide
+                found.append(tower(f"{variant}: {_named(given)}", keep, "ficoco-v", variant=variant, **chosen))
+        for layers in ((6,), (5, 6), (4, 5, 6), (2, 3, 4, 5, 6), (1, 2, 3, 4, 5, 6)):
+            found.append(tower(f"released: layers {layers[0]} to 6", keep, "ficoco-v", layers))
+            found.append(tower(f"topk: layers {layers[0]} to 6", keep, "topk", layers))
+    return found
+
+
+def ficoco_l(budgets: tuple[float, ...] = HARD) -> list[Setting]:
+    """Every switch of FiCoCo-L that the paper tabulates, reducing early and by default."""
+    switches: list[dict[str, Any]] = [
+        {},
+        {"visual_redundancy": False},
+        {"text_relevance": False},
+        {"direct": False},
+        {"indirect": False},
+        {"targets": 0},
+        {"targets": 1},
+        {"targets": 2},
+        {"alpha": "average", "targets": 2},
+        {"eps": 0.996},
+        {"eps": 0.992},
+        {"beta": 0.2},
+        {"beta": 0.4},
+        {"beta": 0.8},
+        {"gamma": 0.2},
+        {"gamma": 0.4},
+        {"gamma": 0.8},
+        {"before_attention": True},
+    ]
+    found = []
+    for keep in budgets:
+        for variant in ("released", "paper"):
+            for given in switches:
+                layers = (1,) if "before_attention" in given else (0,)
+                label = f"{variant}: {_named(given)}"
+                options = {"variant": variant, **given}
+                found.append(Setting("ficoco-l", {"keep_ratio": keep}, options, layers, label))
+            for first in (1, 2, 3):
+                options, layers = {"variant": variant}, tuple(range(first, 6))
+                label = f"{variant}: layers {first} to 5"
+                found.append(Setting("ficoco-l", {"keep_ratio": keep}, options, layers, label))
+        for layer in (1, 2, 3):
+            found.append(Setting("fastv", {"keep_ratio": keep}, {"layer": layer}, None, f"fastv: layer {layer}"))
+    return found
+
+
+STUDIES = {"methods": methods, "choosing": choosing, "ficoco-v": ficoco_v, "ficoco-l": ficoco_l}
+
+
+def main(
+    study: Annotated[str, typer.Argument(help=", ".join(STUDIES))],
+    json: Annotated[Path, typer.Option(help="results; an interrupted study goes on from here")],
+    model: Annotated[Path | None, typer.Option(help="another training of the embedded model")] = None,
+    split: Annotated[str, typer.Option(help="dev to choose, test to judge")] = "test",
+    seeds: Annotated[int, typer.Option(help="draws of scenes", min=1)] = 2,
+    scenes: Annotated[int, typer.Option(help="of each draw", min=1)] = 100,
+    budgets: Annotated[str | None, typer.Option(help="keep ratios; default: the study's")] = None,
+    threads: Annotated[int | None, typer.Option(help="of the CPU", min=1)] = None,
+) -> None:
+    """Run one study; tables beside the results, and a picture."""
+    if study not in STUDIES:
+        raise typer.BadParameter(f"study must be one of {', '.join(STUDIES)}, got {study!r}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    asked = {} if budgets is None else {"budgets": tuple(float(one) for one in budgets.split(","))}
+    llava = checkpoint.load(None if model is None else str(model), torch.float32, torch.device("cpu"))
+    if model is not None:
+        llava = dataclasses.replace(llava, name=model.name)
+    with Progress(console=Console(stderr=True)) as shown:
+        bar = shown.add_task(study)
+        results = evaluate(
+            llava,
+            GridVQA(split, scenes=scenes),
+            STUDIES[study](**asked),
+            seeds=range(seeds),
+            mean_of=KINDS,
+            results=json,
+            progress=lambda done, total, text: shown.update(bar, completed=done, total=total, description=text),
+        )
+    summary = results.summary(KINDS)
+    json.with_suffix(".md").write_text(markdown.page(results, summary))
+    visualize.save(plot.draw(results, summary), json.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    typer.run(main)
