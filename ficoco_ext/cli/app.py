@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import cost, demo, env, plan, reduce
+from . import cost, demo, env, plan, reduce, show
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,3 +18,4 @@ app.command("reduce")(reduce.command)
 app.command("demo")(demo.command)
 app.command("cost")(cost.command)
 app.command("plan")(plan.command)
+app.command("show")(show.command)
