@@ -79,7 +79,7 @@ class Layer:
     @property
     def name(self) -> str:
         """As in the picture."""
-        return f"{self.side} {self.layer}"
+        return f"{self.side} layer {self.layer}"
 
 
 @dataclass(frozen=True)

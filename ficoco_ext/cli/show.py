@@ -117,10 +117,8 @@ def print_(result: show.Result) -> None:
     console.print(Text(f"question: {result.question}"))
     made = common.table("method", "reduces in", ">left", ">merged", ">dropped")
     for one in result.methods:
-        where = ", ".join(
-            f"{side} {', '.join(str(layer.layer) for layer in one.layers if layer.side == side)}"
-            for side in dict.fromkeys(layer.side for layer in one.layers)
-        )
+        sides = dict.fromkeys(layer.side for layer in one.layers)
+        where = "; ".join(f"{side} {_ranges([at.layer for at in one.layers if at.side == side])}" for side in sides)
         made.add_row(one.method, where, str(one.left), str(one.merged), str(one.dropped))
     console.print(made)
     if any(one.trace is not None for one in result.methods):
@@ -134,6 +132,22 @@ def print_(result: show.Result) -> None:
             made.add_row(Text(shown.of), where, f"{shown.on_patches:.1%}", f"{most:.3g}", f"{row},{column}")
         console.print(made)
     console.print(f"picture {result.picture}", soft_wrap=True)
+
+
+def _ranges(layers: list[int]) -> str:
+    """As ``--layers`` takes them.
+
+    Example:
+        >>> _ranges([1, 4, 5, 6, 8, 9])
+        '1, 4-6, 8-9'
+    """
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _traces(result: show.Result) -> common.Table:

@@ -41,7 +41,7 @@ def canvas(axes: Axes, image: Any, grid: tuple[int, int], title: str, dim: float
     height, width = grid
     axes.imshow(pixels * (1 - dim) + dim, extent=(0, width, height, 0), interpolation="nearest", aspect="auto")
     axes.set_box_aspect(image.height / image.width)
-    lines = {"color": "white", "alpha": 0.35, "linewidth": 0.4}
+    lines = {"color": "white", "alpha": 0.35, "linewidth": min(0.4, patch_points(axes, width) / 30)}
     axes.hlines(range(1, height), 0, width, **lines)  # type: ignore[arg-type]
     axes.vlines(range(1, width), 0, height, **lines)  # type: ignore[arg-type]
     axes.set_xlim(0, width)
@@ -53,7 +53,15 @@ def canvas(axes: Axes, image: Any, grid: tuple[int, int], title: str, dim: float
     axes.set_title(title, fontsize=size, color=INK, loc="left", pad=7 * size / 10.5)
 
 
+def patch_points(axes: Axes, width: int) -> float:
+    """Points that one of ``width`` patches is wide, so that lines and dots fit it."""
+    figure = axes.get_figure()
+    assert figure is not None
+    return float(axes.bbox.width / figure.dpi * 72 / width)
+
+
 def patch(axes: Axes, place: int, width: int, **style: Any) -> None:
+    """One patch covered or framed; many at once are :func:`ficoco_ext.pictures.steps.tint` and ``frames``."""
     from matplotlib.patches import Rectangle
 
     inset = style.pop("inset", 0.0)

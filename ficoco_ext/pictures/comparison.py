@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Inches: margins, and around a panel what its heading, its title and its note need.
-_EDGE, _GAP, _HEADING, _TITLE, _NOTE, _TOP, _LEGEND = 0.25, 0.14, 0.34, 0.24, 0.3, 0.45, 0.24
-_LETTER = 0.078  # inches that a letter of the headings is wide, on average and a little more
+_EDGE, _GAP, _HEADING, _TITLE, _NOTE, _LINE, _LEGEND = 0.25, 0.14, 0.34, 0.24, 0.3, 0.21, 0.24
+_LETTER = {
+    "bold": 0.0092,
+    "normal": 0.008,
+}  # inches a letter is wide, on average and a little more, for a point of size
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,9 @@ def comparison(
     width = 2 * _EDGE + columns * across + (columns - 1) * _GAP
     fit = max(1, int((width - 2 * _EDGE) / 2.15))  # entries of the legend in one line
     below = _EDGE / 2 + _LEGEND * -(-len(keys) // fit)
-    height = _TOP + high + len(stories) * (_HEADING + high) + below
+    heading = textwrap.wrap(title, int((width - 2 * _EDGE) / _LETTER["bold"] / 12), max_lines=3, placeholder=" ...")
+    above = 0.24 + _LINE * len(heading)
+    height = above + high + len(stories) * (_HEADING + high) + below
     figure = Figure(figsize=(width, height), facecolor="white")
 
     def panel(column: int, top: float) -> Axes:
@@ -109,20 +114,22 @@ def comparison(
             (left / width, 1 - (top + _TITLE + down) / height, across / width, down / height), label=f"{column} {top}"
         )
 
-    def line(text: str, top: float, left: float = _EDGE, **style: Any) -> None:
-        room = int((width - left - _EDGE) / _LETTER)
+    def line(text: str, top: float, left: float, size: float, weight: str = "normal") -> None:
+        room = int((width - left - _EDGE) / _LETTER[weight] / size)
         said = textwrap.shorten(text, max(room, 12), placeholder=" ...")
-        figure.text(left / width, 1 - top / height, said, color=INK, va="top", **style)
+        figure.text(left / width, 1 - top / height, said, color=INK, va="top", fontsize=size, weight=weight)
 
-    line(title, 0.14, fontsize=12, weight="bold")
-    first = panel(0, _TOP)
+    for number, text in enumerate(heading):
+        line(text, 0.14 + number * _LINE, _EDGE, 12, "bold")
+    indent = _EDGE + 0.1 * max(len(story.name) for story in stories) + 0.15  # behind the longest name
+    first = panel(0, above)
     draw_input(first, image, stories[0].reductions[-1], size=9)
     for column, heat in enumerate(heats, 1):
-        draw_heat(panel(column, _TOP), image, heat.values, grid, heat.title)
+        draw_heat(panel(column, above), image, heat.values, grid, heat.title)
     for number, (story, steps) in enumerate(zip(stories, shown, strict=True)):
-        top = _TOP + high + number * (_HEADING + high)
-        line(story.name, top + 0.08, fontsize=11, weight="bold")
-        line(summary(story, len(steps), item), top + 0.08, _EDGE + 0.105 * len(story.name) + 0.2, fontsize=10)
+        top = above + high + number * (_HEADING + high)
+        line(story.name, top + 0.08, _EDGE, 11, "bold")
+        line(summary(story, len(steps), item), top + 0.08, indent, 10)
         top += _HEADING
         draw_groups(panel(0, top), image, story.reductions[-1], item=item)
         names = named("visualize", story.reductions, story.layers)
@@ -136,9 +143,8 @@ def comparison(
             draw_after(axes, image, story.reductions[step], f"After {text}", item=item, step=moved)
             if story.trace is not None:
                 mark_traced(axes, story.trace.patch, grid[1])
-    for story in stories[:1]:
-        if story.trace is not None:
-            mark_traced(first, story.trace.patch, grid[1])
+    for patch in {story.trace.patch for story in stories if story.trace is not None}:
+        mark_traced(first, patch, grid[1])
     figure.legend(
         handles=keys,
         loc="lower left",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..reduction import Reduction
 from ..trace import Trace, TraceStep, grid_of, groups, holders
-from .canvas import DROPPED, INK, canvas
+from .canvas import DROPPED, INK, canvas, patch_points
 from .colours import group_colours, mean_colours
 
 if TYPE_CHECKING:
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 MERGED_HERE, MERGED_BEFORE, DROPPED_HERE = "#f59f00", "#a98f6b", "#8f1d2c"
 TRACED, SHARE = "#e600ac", "#00b8d9"
 MOST_ARROWS = 12  # in one panel; more hide each other
+_READABLE = 11  # points that a patch must be wide for a number in it
 
 
-def tint(axes: Axes, grid: tuple[int, int], colours: Mapping[int, Any], alpha: float) -> None:
-    """Cover patches with colours. One image, however many patches."""
+def tint(axes: Axes, grid: tuple[int, int], colours: Mapping[int, Any], alpha: float | None) -> None:
+    """Cover patches with colours, ``alpha`` None: with their own. One image, however many patches."""
     import numpy as np
     from matplotlib.colors import to_rgba
 
@@ -42,13 +43,6 @@ def frames(axes: Axes, places: Sequence[int], width: int, inset: float = 0.04, *
         right, low = left + 1 - 2 * inset, top + 1 - 2 * inset
         squares.append([(left, top), (right, top), (right, low), (left, low)])
     axes.add_collection(PolyCollection(squares, **({"facecolor": "none"} | style)))
-
-
-def _unit(axes: Axes, width: int) -> float:
-    """Points that one patch is wide, so that lines and dots fit it."""
-    figure = axes.get_figure()
-    assert figure is not None
-    return float(axes.bbox.width / figure.dpi * 72 / width)
 
 
 def _note(axes: Axes, text: str) -> None:
@@ -74,8 +68,10 @@ def draw_after(
     canvas(axes, image, grid, f"{name}: {len(left)} left", size=9)
     tint(axes, grid, merged, 0.78)
     tint(axes, grid, dropped, 0.88)
-    frames(axes, left, width, edgecolor="white", linewidth=min(1.0, _unit(axes, width) / 14))
-    _note(axes, f"{len(here & set(merged))} merged here, {len(here & set(dropped))} dropped")
+    there = [0 if holder == place else -1 for place, holder in enumerate(held)]
+    _outline(axes, there, {0: "white"}, grid, min(1.2, patch_points(axes, width) / 12))
+    counts = {"merged": len(here & set(merged)), "dropped": len(here & set(dropped))}
+    _note(axes, ", ".join(f"{count} {what} here" for what, count in counts.items() if count))
     if step is not None:
         _draw_moves(axes, step, width)
 
@@ -86,12 +82,12 @@ def _others(held: Sequence[int], *, merged: bool) -> list[int]:
 
 def _draw_moves(axes: Axes, step: TraceStep, width: int) -> None:
     """Arrows of one layer, as wide as what they carry, and dots as large as what each survivor holds."""
-    unit = _unit(axes, width)
+    unit = patch_points(axes, width)
     for move in step.moves[:MOST_ARROWS]:
         style = {
             "arrowstyle": "-|>",
             "color": SHARE,
-            "linewidth": 0.6 + 2.2 * move.share,
+            "linewidth": 0.9 + 2.2 * move.share,
             "mutation_scale": 4 + 5 * move.share,
         }
         axes.annotate(
@@ -118,9 +114,9 @@ def draw_groups(axes: Axes, image: Any, reduction: Reduction, *, item: int = 0) 
     fills, colours = mean_colours(image, members, grid), group_colours(held, list(members), grid)
     tint(axes, grid, {place: fills[holder] for holder, places in members.items() for place in places}, 1.0)
     frames(axes, dropped, width, inset=0, facecolor=DROPPED, edgecolor="#8b949e", hatch="////", linewidth=0, alpha=0.9)
-    unit = _unit(axes, width)
+    unit = patch_points(axes, width)
     alone = [place for place, holder in enumerate(held) if holder == place and place not in members]
-    frames(axes, alone, width, edgecolor="white", linewidth=min(1.0, unit / 14))
+    frames(axes, alone, width, edgecolor="white", linewidth=min(1.0, unit / 16))
     _outline(axes, held, colours, grid, min(2.2, unit / 6))
     across, down = [], []
     for holder in members:
@@ -137,8 +133,9 @@ def draw_groups(axes: Axes, image: Any, reduction: Reduction, *, item: int = 0) 
         zorder=4,
     )
     merged = sum(map(len, members.values())) - len(members)
-    said = f"{merged} merged into {len(members)}, " if merged else ""
-    _note(axes, f"{said}{len(alone)} alone, {len(dropped)} dropped")
+    said = [f"{merged} merged into {len(members)}"] if merged else []
+    said += [f"{len(alone)} alone"] if alone else []
+    _note(axes, ", ".join(said + ([f"{len(dropped)} dropped"] if dropped else [])))
 
 
 def _outline(
@@ -186,10 +183,10 @@ def draw_shares(axes: Axes, image: Any, trace: Trace, grid: tuple[int, int]) -> 
     most = max(trace.shares.values(), default=1.0)
     ramp = colormaps["GnBu"]
     tint(axes, grid, {place: ramp(0.35 + 0.65 * share / most) for place, share in trace.shares.items()}, 0.92)
-    unit = _unit(axes, width)
+    unit = patch_points(axes, width)
     frames(axes, list(trace.shares), width, inset=0, edgecolor=INK, linewidth=min(0.8, unit / 18))
-    for place, share in list(trace.shares.items())[:MOST_ARROWS]:
-        if share >= 0.01:
+    for place, share in trace.shares.items():
+        if share >= 0.01 and unit >= _READABLE:
             colour = "white" if share / most > 0.5 else INK
             across, down = _centre(place, width)
             style = {"fontsize": min(8.0, 0.5 * unit), "color": colour, "ha": "center", "va": "center_baseline"}
@@ -206,9 +203,9 @@ def draw_shares(axes: Axes, image: Any, trace: Trace, grid: tuple[int, int]) -> 
 
 def mark_traced(axes: Axes, patch: int, width: int) -> None:
     """A frame around the traced patch."""
-    unit = _unit(axes, width)
-    frames(axes, [patch], width, inset=-0.08, edgecolor="white", linewidth=min(3.4, unit / 4), zorder=5)
-    frames(axes, [patch], width, inset=-0.08, edgecolor=TRACED, linewidth=min(2.0, unit / 7), zorder=6)
+    unit = patch_points(axes, width)
+    frames(axes, [patch], width, inset=-0.08, edgecolor="white", linewidth=min(3.4, unit / 4), zorder=5, clip_on=False)
+    frames(axes, [patch], width, inset=-0.08, edgecolor=TRACED, linewidth=min(2.0, unit / 7), zorder=6, clip_on=False)
 
 
 def draw_heat(axes: Axes, image: Any, values: Sequence[float], grid: tuple[int, int], title: str) -> None:
@@ -217,7 +214,8 @@ def draw_heat(axes: Axes, image: Any, values: Sequence[float], grid: tuple[int, 
 
     width, most = grid[1], max(values)
     canvas(axes, image.convert("L"), grid, title, size=9)
-    ramp = colormaps["inferno"]
-    tint(axes, grid, {place: ramp(value / most if most else 0.0) for place, value in enumerate(values)}, 0.72)
+    ramp, parts = colormaps["inferno"], [value / most if most else 0.0 for value in values]
+    # What gets little attention stays recognisable.
+    tint(axes, grid, {place: (*ramp(part)[:3], 0.45 + 0.4 * part) for place, part in enumerate(parts)}, None)
     place = max(range(len(values)), key=lambda one: values[one])
     _note(axes, f"{_percent(sum(values))} on patches, most {most:.2g} at {place // width},{place % width}")
