@@ -68,7 +68,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Layer:
-    """What one layer did: ``side`` is ``"vision"`` or ``"text"``. Patches, all but those of ``left`` removed in it."""
+    """Patches that one layer merged away, dropped, and left; ``side`` is ``"vision"`` or ``"text"``."""
 
     side: str
     layer: int

@@ -41,6 +41,14 @@ def test_groups_have_colours_of_their_own_and_touching_ones_differ_much(grid):
     assert min(hue_distance(colours[a], colours[b]) for a, b in pairs) >= 0.4 / (most + 1) - 1e-9
 
 
+def test_a_group_that_touches_many_differs_from_all():
+    held = [place // 2 * 2 for place in range(20)] + [20] * 20  # 2 x 20: ten pairs on one long group
+    colours = group_colours(held, sorted(set(held)), (2, 20))
+    assert len(set(colours.values())) == 11
+    others = [colour for holder, colour in colours.items() if holder != 20]
+    assert min(hue_distance(colours[20], colour) for colour in others) >= 0.2 / 1.5 - 1e-9  # pairs touch each other too
+
+
 def test_neighbours_share_an_edge():
     held = [0, 0, 2, 3, -1, 2]  # 2 x 3
     assert neighbours(held, (2, 3)) == {0: {2, 3}, 2: {0}, 3: {0}}
