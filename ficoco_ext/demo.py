@@ -18,8 +18,7 @@ from .checkpoint import Checkpoint, find_image, load, open_image, parse_device, 
 from .geometry import Prefill
 from .methods import DecoderMethod, get_method
 from .models import Handle, attach
-from .models.llava import geometry as geometry_of
-from .models.pictures import picture_reductions
+from .models.pictures import watched
 from .questions import Answer, Samples, ask, ask_all_samples, choose
 from .staircase import LayerTokens, Staircase, TextLayerTokens
 
@@ -191,13 +190,7 @@ def _draw(
 ) -> None:
     """Write the picture of what tower and language model did with ``image``."""
     inputs = checkpoint.inputs(image, result.answers[0].question)
-    with attached() as handle, torch.inference_mode():
-        checkpoint.model(**inputs, logits_to_keep=1)
-        tower, rows = handle.reductions, handle.decoder_reductions
-    shape = geometry_of(checkpoint.model)
-    first = int((inputs["input_ids"][0] == checkpoint.model.config.image_token_id).int().argmax()) + shape.extra
-    columns = torch.arange(first, first + stairs.vision[-1].left)  # of the short prompt, whose text before is as it was
-    reductions = picture_reductions(tower, rows[0] if rows else (), columns, shape.grid)
+    reductions = watched(checkpoint.model, attached, inputs)
     both = bool(stairs.vision_removes and stairs.text_removes)
     labels = [f"vision {layer}" if both else layer for layer in stairs.vision_removes]
     labels += [f"text {layer}" if both else layer for layer in stairs.text_removes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import cost, data, demo, env, evaluate, methods, plan, reduce
+from . import cost, data, demo, env, evaluate, methods, plan, reduce, show
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,3 +21,4 @@ app.command("cost")(cost.command)
 app.command("plan")(plan.command)
 app.command("data")(data.command)
 app.command("eval")(evaluate.command)
+app.command("show")(show.command)

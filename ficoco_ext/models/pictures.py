@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -11,6 +11,26 @@ from torch import Tensor
 
 from .. import checks
 from ..reduction import Reduction
+from .handle import Handle
+from .llava import geometry
+
+
+def watched(model: Any, attached: Callable[[], Handle], inputs: Mapping[str, Any]) -> list[Reduction]:
+    """What a method does with the one picture of a prompt, told in its patches: those of the tower first.
+
+    Args:
+        model: a LLaVA-1.5. attached: attaches the method to it. inputs: of one row with one picture, as the processor
+            made them.
+    """
+    with attached() as handle, torch.inference_mode():
+        model(**inputs, logits_to_keep=1)
+        tower, rows = handle.reductions, handle.decoder_reductions
+    shape = geometry(model)
+    left = tower[-1].patch_ids.shape[1] if tower else shape.patches
+    # In the short prompt the picture begins where it did: the text before it is as it was.
+    first = int((inputs["input_ids"][0] == model.config.image_token_id).int().argmax()) + shape.extra
+    columns = torch.arange(first, first + left)
+    return picture_reductions(tower, rows[0] if rows else (), columns, shape.grid)
 
 
 def picture_reductions(

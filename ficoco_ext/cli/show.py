@@ -1,0 +1,172 @@
+"""``ficoco show``: pictures of what several methods do to one image, and of what the model looks at."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from .. import show
+from . import common
+
+_MOST = 5  # survivors of a traced patch that a table names
+
+
+def command(
+    image: Annotated[str, typer.Argument(help="A photograph, or an embedded scene as scene_3.")],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="PATH_OR_ID", help="A LLaVA-1.5 checkpoint; the embedded tiny one if not given."),
+    ] = None,
+    question: Annotated[str | None, typer.Option(help="Methods of the language model go by it.")] = None,
+    methods: Annotated[
+        str, typer.Option(metavar="NAME[,..]", help="One row of the picture each; see ficoco env.")
+    ] = "ficoco-v,topk,tome",
+    keep_ratio: Annotated[
+        str, typer.Option(metavar="RATIO[,..]", help="Visual tokens kept / all; one number or one a layer.")
+    ] = "0.25",
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[METHOD=]12,13,..",
+            help="Layers that reduce, of one method or of all others; 12-22 is a range. Repeatable.",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Hyperparameter of all methods that have it; repeatable."),
+    ] = None,
+    trace: Annotated[
+        str | None, typer.Option(metavar="ROW,COLUMN", help="Follow this patch, or patch number ROW * width + COLUMN.")
+    ] = None,
+    attention: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="class[:LAYER]|[word:]TOKEN[:LAYER]",
+            help="Attention of the class token, or of a word of the question, without reduction. Repeatable.",
+        ),
+    ] = None,
+    panels: Annotated[int, typer.Option(help="Most layers to draw of a method.")] = 8,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes.")] = Path("ficoco_show.png"),
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; if not given 1 for the embedded model, else torch's own choice.")
+    ] = None,
+    json_: Annotated[bool, common.JsonOption] = False,
+    debug: Annotated[bool, common.DebugOption] = False,
+) -> None:
+    """Draw which patches each method keeps, where the others go, where one of them went, and attention maps."""
+    with common.reported(debug):
+        ratios = common.ratios("--keep-ratio", keep_ratio)
+        request = show.Request(
+            image=image,
+            question=question,
+            model=model,
+            methods=tuple(name.strip() for name in methods.split(",")),
+            keep_ratio=ratios[0] if len(ratios) == 1 else ratios,
+            layers=_layers(layers),
+            hyperparameters=common.assignments(set_),
+            trace=None if trace is None else _trace(trace),
+            attention=tuple(attention or ()),
+            panels=panels,
+            output=output,
+            dtype=dtype,
+            device=device,
+        )
+        if threads is None and model is None:
+            threads = 1  # its layers are so small that more threads only wait for each other
+        with common.cpu_threads(threads), common.progress() as progress:
+            result = show.run(request, notice=common.notice, progress=progress)
+        if json_:
+            common.print_json(asdict(result))
+        else:
+            print_(result)
+
+
+def _layers(given: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """``["3,4", "fastv=1"]`` as ``{"": (3, 4), "fastv": (1,)}``."""
+    found: dict[str, tuple[int, ...]] = {}
+    for text in given or []:
+        name, _, value = text.rpartition("=")
+        if name.strip() in found:
+            raise ValueError(f"--layers {f'of {name.strip()} ' if name.strip() else ''}is given twice")
+        found[name.strip()] = common.integers("--layers", value)
+    return found
+
+
+def _trace(text: str) -> int | tuple[int, int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        return numbers[0]
+    if len(numbers) == 2:
+        return numbers[0], numbers[1]
+    raise ValueError(f"--trace must be ROW,COLUMN or the number of a patch, got {text!r}")
+
+
+def print_(result: show.Result) -> None:
+    """Tables for people."""
+    console, (height, width) = common.console(), result.grid
+    console.print(f"{result.model}, image {result.image}, {height} x {width} patches", soft_wrap=True, highlight=False)
+    console.print(Text(f"question: {result.question}"))
+    made = common.table("method", "reduces in", ">left", ">merged", ">dropped")
+    for one in result.methods:
+        sides = dict.fromkeys(layer.side for layer in one.layers)
+        where = "; ".join(f"{side} {_ranges([at.layer for at in one.layers if at.side == side])}" for side in sides)
+        made.add_row(one.method, where, str(one.left), str(one.merged), str(one.dropped))
+    console.print(made)
+    if any(one.trace is not None for one in result.methods):
+        console.print(_traces(result))
+    if result.attention:
+        made = common.table("attention of", "in", ">on the patches", ">most", "at row,column")
+        for shown in result.attention:
+            most = max(shown.patches)
+            row, column = divmod(shown.patches.index(most), width)
+            where = f"{shown.side} layer {shown.layer}"
+            made.add_row(Text(shown.of), where, f"{shown.on_patches:.1%}", f"{most:.3g}", f"{row},{column}")
+        console.print(made)
+    console.print(f"picture {result.picture}", soft_wrap=True)
+
+
+def _ranges(layers: list[int]) -> str:
+    """As ``--layers`` takes them.
+
+    Example:
+        >>> _ranges([1, 4, 5, 6, 8, 9])
+        '1, 4-6, 8-9'
+    """
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _traces(result: show.Result) -> common.Table:
+    """Who holds the traced patch after each layer in which a part of it moved."""
+    width = result.grid[1]
+
+    def said(shares: dict[int, float], dropped: float) -> str:
+        parts = [f"{share:.1%} in {patch // width},{patch % width}" for patch, share in list(shares.items())[:_MOST]]
+        rest = list(shares.values())[_MOST:]
+        parts += [f"{sum(rest):.1%} in {len(rest)} more"] if rest else []
+        return ", ".join(parts + ([f"{dropped:.1%} dropped"] if dropped else []))
+
+    traced = next(one.trace.patch for one in result.methods if one.trace is not None)
+    made = common.table("method", "after", f"patch {traced // width},{traced % width} is")
+    for one in result.methods:
+        assert one.trace is not None
+        dropped = 0.0
+        for step in one.trace.steps:
+            dropped += step.dropped
+            if step.moves or step.dropped or step is one.trace.steps[-1]:
+                made.add_row(one.method, str(step.layer), said(step.shares, dropped))
+    return made

@@ -1,0 +1,127 @@
+"""Attention maps over a picture: of the class token in the tower, of words in the language model.
+
+Query and key of a layer are read while its own kernel runs and become one row of attention at once: no map of all
+tokens is made, and no layer's query and key outlive it. The model must not be attached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks, decoder_ops, ops
+from ..ops import QueryKey
+from . import tap
+from .patches import Patches
+
+
+def class_attention(model: Any, pixel_values: Tensor, layer: int) -> Tensor:
+    """(P,) what the class token of one picture gives each patch in a layer of the tower, float32, heads averaged.
+
+    Args:
+        model: a LLaVA-1.5. pixel_values: (1, 3, height, width). layer: of the tower.
+
+    Raises:
+        NotImplementedError: a tower without a class token. ValueError: no such layer.
+    """
+    tower = model.model.vision_tower
+    if not has_class_token(tower):
+        remedy = "ask for a word of the question"
+        got = type(tower).__name__
+        checks.fail("attention", "class", "a CLIP tower, which has a class token", got, remedy, NotImplementedError)
+    modules = _chosen("attention", tower.encoder.layers, (layer,), "the vision tower")
+
+    def row(seen: QueryKey) -> Tensor:
+        return ops.attention_stats(seen, class_token=True, probs=True, column=False, patches=False)[0][0]
+
+    with torch.inference_mode(), _rows(modules, row) as found:
+        tower(pixel_values)
+    return found[layer]
+
+
+def word_attention(
+    model: Any, inputs: Mapping[str, Any], visual: Sequence[int], words: Sequence[int], layers: Sequence[int]
+) -> dict[int, Tensor]:
+    """(n,) what text tokens of a prompt give each visual token, for each layer, heads and tokens averaged, float32.
+
+    Args:
+        model: a model with a language model that is served.
+        inputs: of one row, as the processor made them. visual: columns of its n visual tokens. words: columns of the
+            text tokens, behind the visual ones, or they see nothing of them. layers: of the language model.
+
+    Raises:
+        ValueError: no such layer.
+    """
+    decoder = model.model.language_model
+    modules = _chosen("attention", decoder.layers, layers, "the language model")
+    rows, others = torch.tensor([list(visual)]), torch.tensor([list(words)])
+
+    def row(seen: QueryKey) -> Tensor:
+        device = seen.query.device
+        share = torch.full((1, 1, len(words)), 1 / len(words), device=device, dtype=ops.result_dtype(seen.query))
+        columns = rows.to(device), others.to(device)
+        return decoder_ops.token_attention(seen, *columns, share, probs=True, column=True, causal=True)[0, 0]
+
+    with torch.inference_mode(), _rows(modules, row) as found:
+        model(**inputs, logits_to_keep=1)
+    return found
+
+
+def has_class_token(tower: nn.Module) -> bool:
+    """Whether the first token of this tower is a class token."""
+    from transformers.models.clip.modeling_clip import CLIPVisionModel
+
+    return type(tower) is CLIPVisionModel
+
+
+def sharpest(maps: Mapping[int, Tensor]) -> int:
+    """The layer that looks most sharply: where the most attention goes to the fewest tokens.
+
+    Its map a has the largest sum of a log(a / mean(a)): the attention on all tokens together times the divergence of
+    its spread from an even one. The first of equals.
+
+    Example:
+        >>> import torch
+        >>> from ficoco_ext.models.attention import sharpest
+        >>> sharpest({0: torch.tensor([0.4, 0.4]), 1: torch.tensor([0.5, 0.1]), 2: torch.tensor([0.01, 0.0])})
+        1
+    """
+
+    def sharpness(values: Tensor) -> float:
+        exact = values.double()
+        even = exact.mean()
+        return float(torch.special.xlogy(exact, exact / even).sum()) if even > 0 else 0.0
+
+    return max(maps, key=lambda layer: (sharpness(maps[layer]), -layer))
+
+
+def _chosen(op: str, all_layers: Any, layers: Sequence[int], where: str) -> dict[int, nn.Module]:
+    for layer in layers:
+        if not 0 <= layer < len(all_layers):
+            wanted = f"in 0 ... {len(all_layers) - 1}"
+            checks.fail(op, "layer", wanted, str(layer), f"name a layer of {where}")
+    return {layer: all_layers[layer].self_attn for layer in layers}
+
+
+@contextlib.contextmanager
+def _rows(modules: Mapping[int, nn.Module], row: Callable[[QueryKey], Tensor]) -> Iterator[dict[int, Tensor]]:
+    """Inside, calls of these attention modules fill the dictionary with what ``row`` makes of query and key."""
+    patches, found = Patches(), {}
+
+    def reader(layer: int, tapped: tap.Tap) -> Callable[..., None]:
+        def read(*_: Any) -> None:
+            found[layer] = row(tapped.take()).cpu()
+
+        return read
+
+    try:
+        for layer, module in modules.items():
+            tapped = tap.install(module, patches)
+            patches.hook(module.register_forward_hook(reader(layer, tapped)))
+        yield found
+    finally:
+        patches.undo()

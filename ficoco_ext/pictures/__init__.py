@@ -1,0 +1,1 @@
+"""Drawing of reductions; :mod:`ficoco_ext.visualize` names what is public."""

@@ -1,0 +1,61 @@
+"""Chains of reductions as a tower gives them, and the merge matrices that they amount to."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+
+import ficoco_ext
+from ficoco_ext import Schedule
+
+
+def chain(methods, grid=(6, 6), *, ratio=0.25, batch=2, seed=0, **hyperparameters):
+    """Reductions in a row, one a method; each method's hyperparameters under its name."""
+    generator = torch.Generator().manual_seed(seed)
+    patches = grid[0] * grid[1]
+    tokens, previous, told = torch.randn(batch, 1 + patches, 16, generator=generator), None, []
+    for step, method in zip(
+        Schedule.build(patches, layers=range(len(methods)), keep_ratio=ratio).steps, methods, strict=True
+    ):
+        attn = ficoco_ext.QueryKey(*torch.randn(2, batch, 2, tokens.shape[1], 8, generator=generator))
+        options = hyperparameters.get(method.replace("-", "_"), {})
+        given = {} if previous is not None else {"grid": grid}
+        previous = ficoco_ext.reduce(
+            tokens, attn, step.r, method=method, previous=previous, return_reduction=True, **given, **options
+        )
+        tokens = previous.tokens
+        told.append(previous.without_tokens())
+    return told
+
+
+def merge_matrix(reductions, item=0, upto=None):
+    """(P, P) float64: entry [j, i] is the share of patch i that patch j holds after ``upto`` layers.
+
+    A product of one matrix a layer: survivors stay, a source's column holds its weights at its targets.
+    """
+    first = int(reductions[0].class_token)
+    count = reductions[0].source_map.shape[1] - first
+    total = torch.eye(count, dtype=torch.float64)
+    for reduction in reductions[:upto]:
+        kept = (reduction.kept[item] - first).tolist()
+        step = torch.zeros(count, count, dtype=torch.float64)
+        for survivor in kept:
+            if survivor >= 0:
+                step[survivor, survivor] = 1
+        for source, targets, weights in zip(
+            (reduction.sources[item] - first).tolist(),
+            reduction.targets[item].tolist(),
+            reduction.weights[item].tolist(),
+            strict=True,
+        ):
+            for target, weight in zip(targets, weights, strict=True):
+                if target >= 0:
+                    step[kept[target], source] += weight
+        total = step @ total
+    return total
+
+
+def picture(grid=(6, 6), scale=14):
+    """A picture with as many colours as patches and more."""
+    ramp = Image.linear_gradient("L").resize((grid[1] * scale, grid[0] * scale))
+    return Image.merge("RGB", (ramp, ramp.rotate(180), ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
