@@ -159,10 +159,10 @@ def _identity(
     return {
         "weights": weights_digest(checkpoint.model),
         "precision": f"{str(checkpoint.model.dtype).removeprefix('torch.')} on {checkpoint.model.device.type}",
-        "data": data,
-        "asking": {"prompt": checkpoint.prompt("QUESTION"), "judge": name, "max_new_tokens": asking.max_new_tokens},
         "seeds": list(seeds),
         "settings": [setting.describe() for setting in settings],
+        "asking": {"prompt": checkpoint.prompt("QUESTION"), "judge": name, "max_new_tokens": asking.max_new_tokens},
+        "data": data,
     }
 
 
