@@ -90,7 +90,7 @@ def test_the_same_command_goes_on_from_its_file(written):
     _fine("eval", *FEW, "--seeds", "0,1", "--set", "ficoco-v.variant=paper", "--json", folder / "out.json")
     assert (folder / "out.json").read_text() == before
     refused = _run("eval", *FEW, "--json", folder / "out.json")
-    assert refused.exit_code == 2 and "is of another run: its seeds differ" in refused.stderr
+    assert refused.exit_code == 2 and "is of another run: 'seeds' in it differs" in refused.stderr
 
 
 def test_picture_has_a_line_a_method_and_the_unreduced_model_across(written):

@@ -78,12 +78,12 @@ def test_a_file_of_another_run_is_refused(tmp_path):
         ("asking", {"judge": "contained"}),
     ):
         given = {"dataset": grid(), "settings": TWO[:1], "results": path} | change
-        with pytest.raises(ValueError, match=f"out.json is of another run: its {what} differ"):
+        with pytest.raises(ValueError, match=f"out.json is of another run: '{what}' in it differs"):
             evaluate(embedded(), **given)
     changed = json.loads(path.read_text())
     changed["run"]["weights"] = "other"
     path.write_text(json.dumps(changed))
-    with pytest.raises(ValueError, match="its weights differ"):
+    with pytest.raises(ValueError, match="'weights' in it differs"):
         evaluate(embedded(), grid(), TWO[:1], results=path)
     for text in ("{", "[]", '{"format": "other"}'):
         path.write_text(text)
@@ -136,6 +136,13 @@ def test_mistakes_are_found_before_anything_runs(change, error, message):
     with pytest.raises(error, match=message):
         evaluate(embedded(), **given)
     assert snapshot(embedded().model) == before
+
+
+def test_a_model_that_is_reduced_already_is_refused():
+    with ficoco_ext.attach(embedded().model, "topk", keep_ratio=0.5), pytest.raises(ValueError, match="without red"):
+        evaluate(embedded(), grid(), [])
+    (line,) = evaluate(embedded(), grid(), []).summary().lines
+    assert line.name == "unreduced" and line.agreement == 1
 
 
 def test_numbers_are_those_of_the_answers():
