@@ -108,6 +108,11 @@ def test_picture_has_a_line_a_method_and_the_unreduced_model_across(written):
     assert len(lines["tome"].lines[0].get_xydata()) == 1
 
 
+def test_two_amounts_that_cost_the_same_are_drawn(tmp_path):
+    given = ["--scenes", 1, "--per-scene", 2, "--methods", "topk", "--keep-ratios", "0.5", "--tokens", "72"]
+    assert "picture" in _fine("eval", *given, "--plot", tmp_path / "out.png")
+
+
 def test_own_questions_of_a_file(tmp_path):
     rows = list(grid(1, 3))
     rows[0].image.save(tmp_path / "a.png")
