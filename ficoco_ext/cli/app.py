@@ -11,7 +11,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Training-free reduction of visual tokens. Every command prints one JSON document with --json.",
+    help="Training-free reduction of visual tokens. Every command gives one JSON document with --json.",
 )
 app.command("env")(env.command)
 app.command("methods")(methods.command)

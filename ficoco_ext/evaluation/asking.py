@@ -144,10 +144,10 @@ class Prompts:
         """Preprocess what can be kept, so that no setting's time has it."""
         if self.shares:
             for picture in range(len(self.asked.pictures)):
-                held = len(self._pixels)
-                self.pixels([picture])
-                if len(self._pixels) == held:
-                    return
+                if picture not in self._pixels:
+                    self.pixels([picture])
+                    if picture not in self._pixels:
+                        return
 
     def chunks(self) -> Iterator[tuple[list[int], list[int]]]:
         """Some pictures at a time, and all questions about them, short prompts first."""

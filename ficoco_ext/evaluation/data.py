@@ -87,7 +87,7 @@ def questions(rows: Iterable[Any], *, bad_rows: str = "fail") -> Questions:
         >>> questions([row, {**row, "answer": ""}], bad_rows="count").bad
         (BadRow(row=2, field='answer', reason="must be a string that is not empty, got ''"),)
     """
-    return _read(((row, None) for row in rows), bad_rows, "the data")
+    return _read(((number, row, None) for number, row in enumerate(rows, 1)), bad_rows, "the data")
 
 
 def questions_of_file(path: Path | str, *, bad_rows: str = "fail") -> Questions:
@@ -122,8 +122,8 @@ def questions_for(dataset: Any, seed: int, *, bad_rows: str = "fail") -> Questio
     return questions(dataset, bad_rows=bad_rows)
 
 
-def _objects(text: str, path: Path) -> Iterator[tuple[Any, str | None]]:
-    """Each object, or why there is none."""
+def _objects(text: str, path: Path) -> Iterator[tuple[int, Any, str | None]]:
+    """Each object with its number, of a line that of the line, or why there is none."""
     if path.suffix.lower() == ".json":
         try:
             found = json.loads(text)
@@ -131,20 +131,24 @@ def _objects(text: str, path: Path) -> Iterator[tuple[Any, str | None]]:
             raise ValueError(f"data file {path} must be JSON, one list of objects: {error}") from None
         if not isinstance(found, list):
             raise ValueError(f"data file {path} must hold one list of objects, got {type(found).__name__}")
-        yield from ((row, None) for row in found)
+        yield from ((number, row, None) for number, row in enumerate(found, 1))
         return
-    for line in text.splitlines():
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would cut at line ends inside of strings
+        if not line.strip():
+            continue
         try:
-            yield json.loads(line), None
+            yield number, json.loads(line), None
         except json.JSONDecodeError as error:
-            yield None, f"must be one JSON object a line: {error}"
+            yield number, None, f"must be one JSON object a line: {error}"
 
 
-def _read(rows: Iterable[tuple[Any, str | None]], bad_rows: str, source: str, folder: Path | None = None) -> Questions:
+def _read(
+    rows: Iterable[tuple[int, Any, str | None]], bad_rows: str, source: str, folder: Path | None = None
+) -> Questions:
     if bad_rows not in BAD_ROWS:
         raise ValueError(f"bad_rows must be one of {', '.join(BAD_ROWS)}, got {bad_rows!r}")
     reader, bad = _Reader(folder), list[BadRow]()
-    for number, (row, broken) in enumerate(rows, 1):
+    for number, row, broken in rows:
         try:
             if broken is not None:
                 raise _Bad("row", broken)

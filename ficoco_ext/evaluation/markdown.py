@@ -84,7 +84,8 @@ def legend(results: Results, summary: Summary) -> list[str]:
         "resampled scenes; less unreduced: the difference, drawn together.",
         "same answer: as the unreduced model's, in percent. FLOPs of a prefill and KV cache behind it: in percent of "
         "the unreduced ones, by the cost model. tokens: visual ones into the language model, mean over its layers, and "
-        "out of its last layer. s: measured, for all questions.",
+        "out of its last layer. s: measured, for all questions; the tower sees a picture once for all its questions, "
+        "where FLOPs count it for each.",
     ]
     if summary.bad:
         said.append(f"{len(summary.bad)} rows could not be asked and are in no score; the first: {summary.bad[0]}.")

@@ -62,7 +62,8 @@ def draw(results: Results, summary: Summary) -> Figure:
 
 
 def _method(axes: Axes, name: str, lines: list[Line], colour: Any, marker: str) -> None:
-    points = sorted((100 * line.cost["flops_ratio"], line.mean) for line in lines if line.cost and line.mean)
+    points = [(100 * line.cost["flops_ratio"], line.mean) for line in lines if line.cost and line.mean]
+    points.sort(key=lambda point: point[0])  # two amounts may cost the same
     x, found = [place for place, _ in points], [mean for _, mean in points]
     y = [100 * mean.value for mean in found]
     below = [max(100 * (mean.value - mean.low), 0) for mean in found]

@@ -126,12 +126,12 @@ class Results:
         return tuple(dict.fromkeys(kind for table in self.document["tables"] for kind in table["kinds"]))
 
     def find(self, name: str, budget: str | None = None) -> int:
-        """The number of a setting.
+        """The number of a setting; the unreduced model has no budget.
 
         Raises:
             ValueError: none, or several budgets and none named.
         """
-        found = [i for i, (a, b) in enumerate(self.names) if a == name and budget in (None, b)]
+        found = [i for i, (a, b) in enumerate(self.names) if a == name and (budget in (None, b) or i == 0)]
         if len(found) != 1:
             there = "; ".join(f"{a} at {b}" for a, b in self.names)
             raise ValueError(f"setting must be one of {there}, got {name!r} at {budget!r}")

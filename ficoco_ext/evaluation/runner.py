@@ -71,7 +71,18 @@ def evaluate(
 
     Cost: for each setting and seed one pass of the tower a picture, one prefill and up to ``max_new_tokens`` - 1 steps
     a question.
+
+    Example:
+        >>> from ficoco_ext.checkpoint import load
+        >>> from ficoco_ext.evaluation import evaluate, settings_of
+        >>> from ficoco_ext.gridvqa import GridVQA
+        >>> checkpoint = load(None, torch.float32, torch.device("cpu"))  # doctest: +SKIP
+        >>> settings = settings_of(["ficoco-v", "fastv"], keep_ratios=[0.5, 0.25])
+        >>> found = evaluate(checkpoint, GridVQA("test"), settings, results="out.json")  # doctest: +SKIP
+        >>> [line.mean.value for line in found.summary().lines]  # doctest: +SKIP
     """
+    if hasattr(checkpoint.model, "ficoco_handle"):
+        raise ValueError(f"checkpoint must have a model without reduction, got {checkpoint.model.ficoco_handle}")
     checkpoint = as_it_was_trained(checkpoint)
     asking = Asking.of(checkpoint, judge, max_new_tokens, batch)
     seeds = _checked(seeds)
@@ -157,12 +168,13 @@ def _identity(
         data["gridvqa"] = {"split": grid.split, "scenes": grid.scenes, "per_scene": grid.per_scene, "kinds": kinds}
     name = getattr(asking.judge, "__name__", type(asking.judge).__name__)
     return {
+        "version": __version__,
         "weights": weights_digest(checkpoint.model),
         "precision": f"{str(checkpoint.model.dtype).removeprefix('torch.')} on {checkpoint.model.device.type}",
-        "data": data,
-        "asking": {"prompt": checkpoint.prompt("QUESTION"), "judge": name, "max_new_tokens": asking.max_new_tokens},
         "seeds": list(seeds),
         "settings": [setting.describe() for setting in settings],
+        "asking": {"prompt": checkpoint.prompt("QUESTION"), "judge": name, "max_new_tokens": asking.max_new_tokens},
+        "data": data,
     }
 
 
@@ -181,7 +193,7 @@ def _continued(path: Path, run: dict[str, Any]) -> Results:
     for name, value in wanted.items():
         if held.document["run"].get(name) != value:
             raise ValueError(
-                f"results file {path} is of another run: its {name} differ from those asked for now; "
+                f"results file {path} is of another run: {name!r} in it differs from what is asked for now; "
                 "give another file, or remove this one"
             )
     return held
@@ -193,7 +205,6 @@ def _platform(checkpoint: Checkpoint) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
         "torch": torch.__version__,
-        "ficoco_ext": __version__,
     }
 
 
@@ -305,7 +316,7 @@ class _Run:
         for table in tables:
             if table["seed"] == key:
                 if table["questions"] != asked.digest:
-                    raise ValueError(f"results file {self.path} is of another run: the questions of seed {seed} differ")
+                    raise ValueError(f"results file {self.path} is of another run: its questions of seed {seed} differ")
                 return
         tables.append(
             {

@@ -1,0 +1,166 @@
+"""Rows and files: what is wrong is named by row and field, and never scored."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from ficoco_ext.evaluation import questions, questions_of_file
+from ficoco_ext.evaluation.data import BadRow, questions_for
+from ficoco_ext.gridvqa import GridVQA, Row
+
+
+def _picture(shade=0):
+    return Image.new("RGB", (12, 10), (shade, 0, 0))
+
+
+def _row(**change):
+    return {"image": _picture(), "question": "is there a star ?", "answer": "no"} | change
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for name, shade in (("a", 10), ("b", 20)):
+        _picture(shade).save(tmp_path / "pictures" / f"{name}.png")
+    (tmp_path / "pictures" / "cut.png").write_bytes((tmp_path / "pictures" / "a.png").read_bytes()[:45])
+    return tmp_path
+
+
+def _file(folder, rows, name="data.jsonl"):
+    text = json.dumps(rows) if name.endswith(".json") else "\n".join(map(json.dumps, rows))
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def _asked(**change):
+    return {"image": "pictures/a.png", "question": "how many ?", "answer": "2"} | change
+
+
+def test_rows_share_pictures_and_scenes():
+    one, other = _picture(1), _picture(2)
+    found = questions(
+        [
+            _row(image=one, question="a", kind="text"),
+            _row(image=other, question="a", kind="mine"),
+            _row(image=one, question="b", kind="exist"),
+            Row(other, "c", "yes", "exist", 7),
+        ]
+    )
+    assert len(found.pictures) == 2
+    assert [item.picture for item in found.items] == [0, 1, 0, 1]
+    assert [item.scene for item in found.items] == [0, 1, 0, 2]
+    assert found.kinds == ("exist", "text", "mine")
+    assert found.open(1).getpixel((0, 0)) == (2, 0, 0)
+    assert questions([_row()]).kinds == ("all",)
+
+
+def test_digest_tells_everything_apart():
+    same = [questions([_row()]).digest, questions([_row()]).digest]
+    others = [
+        questions([_row(**change)]).digest
+        for change in ({"question": "b"}, {"answer": "yes"}, {"kind": "exist"}, {"image": _picture(3)})
+    ]
+    assert same[0] == same[1]
+    assert len({same[0], *others}) == 5
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
+def test_file(folder, name):
+    rows = [_asked(), _asked(image="pictures/b.png"), _asked(question="why ?", kind="text", scene="s")]
+    found = questions_of_file(_file(folder, rows, name))
+    assert [item.question for item in found.items] == ["how many ?", "how many ?", "why ?"]
+    assert len(found.pictures) == 2
+    assert len({item.scene for item in found.items}) == 3
+    assert found.open(1).getpixel((0, 0)) == (20, 0, 0)
+
+
+BROKEN = [
+    ({"answer": None}, "answer"),
+    ({"answer": "  "}, "answer"),
+    ({"answer": 2}, "answer"),
+    ({"question": ""}, "question"),
+    ({"question": "first"}, "question"),
+    ({"kind": 3}, "kind"),
+    ({"scene": 1.5}, "scene"),
+    ({"scene": True}, "scene"),
+    ({"image": None}, "image"),
+    ({"image": "pictures/cut.png"}, "image"),
+    ({"image": "pictures/none.png"}, "image"),
+    ({"image": 3}, "image"),
+]
+
+
+@pytest.mark.parametrize(("change", "field"), BROKEN)
+def test_a_bad_row_is_named_or_counted(folder, change, field):
+    rows = [_asked(question="first"), _asked(**change), _asked(question="last")]
+    path = _file(folder, rows)
+    with pytest.raises(ValueError, match=rf"data.jsonl: row 2, field '{field}': .*must.*--bad-rows count"):
+        questions_of_file(path)
+    found = questions_of_file(path, bad_rows="count")
+    assert [item.question for item in found.items] == ["first", "last"]
+    assert [(one.row, one.field) for one in found.bad] == [(2, field)]
+
+
+def test_bad_rows_of_a_program():
+    image = _picture()
+    for row, field in (
+        (_row(image="a.png"), "image"),
+        (_row(image=image, answer=None), "answer"),
+        (_row(image=image), "question"),
+        (3, "question"),
+    ):
+        found = questions([_row(image=image), row], bad_rows="count")
+        assert [(one.row, one.field) for one in found.bad] == [(2, field)]
+    broken = Image.new("RGB", (4, 4))
+    broken.convert = lambda mode: (_ for _ in ()).throw(OSError("image file is truncated"))
+    with pytest.raises(ValueError, match=r"row 1, field .image.: .*truncated"):
+        questions([_row(image=broken)])
+
+
+def test_lines_that_are_no_json(folder):
+    path = _file(folder, [_asked()])
+    path.write_text(path.read_text() + "\n\n{oops\n[1]\n")
+    with pytest.raises(ValueError, match="row 3, field 'row': must be one JSON object a line"):
+        questions_of_file(path)
+    assert [one.row for one in questions_of_file(path, bad_rows="count").bad] == [3, 4]
+    path.write_text(json.dumps(_asked(answer="a\u2028b"), ensure_ascii=False) + "\r\n")
+    assert questions_of_file(path).items[0].answer == "a\u2028b"
+
+
+def test_files_that_cannot_be_read(folder):
+    with pytest.raises(FileNotFoundError, match="data file not found"):
+        questions_of_file(folder / "none.jsonl")
+    (folder / "bad.json").write_text("{")
+    with pytest.raises(ValueError, match="must be JSON"):
+        questions_of_file(folder / "bad.json")
+    (folder / "bad.json").write_text("{}")
+    with pytest.raises(ValueError, match="must hold one list of objects, got dict"):
+        questions_of_file(folder / "bad.json")
+    (folder / "bad.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="must be text in UTF-8"):
+        questions_of_file(folder / "bad.json")
+    (folder / "bad.json").write_text("[]")
+    with pytest.raises(ValueError, match="at least one row"):
+        questions_of_file(folder / "bad.json")
+
+
+def test_bad_rows_is_one_of_two():
+    with pytest.raises(ValueError, match="bad_rows must be one of fail, count, got 'skip'"):
+        questions([_row()], bad_rows="skip")
+    assert str(BadRow(2, "answer", "why")) == "row 2, field 'answer': why"
+
+
+def test_seeds_draw_grid_scenes_and_leave_rows_alone(folder):
+    grid = GridVQA("test", scenes=2, per_scene=3, kinds=("exist", "attr"))
+    zero, one = (questions_for(grid, seed) for seed in (0, 1))
+    assert zero.digest == questions(grid).digest != one.digest
+    assert len(one.pictures) == 2 and set(one.kinds) <= {"exist", "attr"}
+    rows = [_row()]
+    assert questions_for(rows, 0).digest == questions_for(rows, 1).digest
+    path = _file(folder, [_asked()])
+    assert questions_for(path, 1).digest == questions_for(str(path), 0).digest
+    held = questions(rows)
+    assert questions_for(held, 1) is held
