@@ -35,7 +35,15 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(training, tmp_path, mon
     monkeypatch.setattr(training.tower, "BATCH", 2)
     monkeypatch.setattr(train, "_EVERY", 2)
     monkeypatch.setattr(train, "_TELL", 1)
-    short = {"seed": 3, "tower_steps": 4, "language_steps": 4, "scenes": 20, "exam": 20, "threads": 1}
+    short = {
+        "seed": 3,
+        "tower_steps": 4,
+        "language_steps": 4,
+        "polish_steps": 2,
+        "scenes": 20,
+        "exam": 20,
+        "threads": 1,
+    }
     train.main(tmp_path / "whole", **short)
 
     class PowerCutError(Exception):

@@ -105,9 +105,9 @@ def _mask(question: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def loss(
-    model: torch.nn.Module, cached: tuple[Tensor, list[Scene]], seed: int, step: int
+    model: torch.nn.Module, cached: tuple[Tensor, list[Scene]], seed: int, step: int, ending: float
 ) -> tuple[Tensor, dict[str, tuple[int, int]]]:
-    """One step's loss, and of each kind how many were right and asked."""
+    """One step's loss, and of each kind how many were right and asked. ``ending``: weight of the end of an answer."""
     rng = np.random.default_rng([seed, 2, step])
     chosen = rng.integers(0, len(cached[1]), BATCH)
     packed = pack([questions(rng, cached[1][i], QUESTIONS) for i in chosen])
@@ -115,7 +115,7 @@ def loss(
     seen = cached[0][torch.from_numpy(chosen)].float()
     logits = answers(model, seen, packed, torch.from_numpy(squeezed))
     label, kind = packed.label[packed.label >= 0], packed.kind[packed.label >= 0]
-    weight = torch.where(kind >= 0, 1.0, 0.1)  # that an answer ends after one word is soon learnt
+    weight = torch.where(kind >= 0, 1.0, ending)
     total = (F.cross_entropy(logits, label, reduction="none") * weight).sum() / (kind >= 0).sum()
     return total, tally(logits, label, kind)
 

@@ -25,6 +25,7 @@ from .model import build, save
 from .optim import Optimizers
 
 _STATE, _EVERY, _TELL = "state.pt", 100, 50
+_STAGES = ("tower", "language", "polish")
 
 
 class Run:
@@ -66,8 +67,10 @@ class Run:
         check: Callable[[int], dict[str, Any] | None] = lambda step: None,
     ) -> None:
         """Steps of one stage, from where it was left. ``loss`` takes the number of the step."""
-        first = 0
-        if self.state.get("stage") == stage:
+        first, held = 0, self.state.get("stage", stage)
+        if _STAGES.index(held) > _STAGES.index(stage):
+            return
+        if "module" in self.state and held == stage:
             first = self.state["step"]
             module.load_state_dict(self.state["module"])
             optimizers.restore(self.state["optimizers"])
@@ -87,8 +90,9 @@ class Run:
 def main(
     folder: Annotated[Path, typer.Argument(help="where the run is kept")],
     seed: Annotated[int, typer.Option(help="of the weights and of all scenes", min=0)] = 0,
-    tower_steps: Annotated[int, typer.Option(help="steps of the first stage", min=1)] = 1800,
+    tower_steps: Annotated[int, typer.Option(help="steps of the first stage", min=1)] = 2400,
     language_steps: Annotated[int, typer.Option(help="steps of the second stage", min=1)] = 3000,
+    polish_steps: Annotated[int, typer.Option(help="its further steps, at falling rates", min=1)] = 1500,
     scenes: Annotated[int, typer.Option(help="scenes of the second stage", min=20)] = language.CACHED,
     exam: Annotated[int, typer.Option(help="held-out scenes of the examination in the end", min=2)] = 400,
     threads: Annotated[int, typer.Option(help="of the CPU", min=1)] = os.cpu_count() or 1,
@@ -96,10 +100,11 @@ def main(
     """Train, save, examine."""
     torch.set_num_threads(threads)
     recipe = {"seed": seed, "tower_steps": tower_steps, "language_steps": language_steps, "scenes": scenes}
+    recipe["polish_steps"] = polish_steps
     run = Run(folder, recipe)
     model = build(seed)
     _tower(run, model, seed, tower_steps)
-    _language(run, model, seed, language_steps, scenes)
+    _language(run, model, seed, (language_steps, polish_steps), scenes)
     save(model, folder / "model")
     held_out = language.cache(model, seed, "test", exam)
     told = {name: round(value, 4) for name, value in language.examine(model, held_out, seed).items()}
@@ -119,7 +124,8 @@ def _tower(run: Run, model: Any, seed: int, steps: int) -> None:
     run.put(tower=model.model.vision_tower.state_dict())
 
 
-def _language(run: Run, model: Any, seed: int, steps: int, scenes: int) -> None:
+def _language(run: Run, model: Any, seed: int, steps: tuple[int, int], scenes: int) -> None:
+    """First to answer; then on at falling rates, with that an answer ends weighed like the answer."""
     model.model.vision_tower.requires_grad_(False)
     seen = language.cache(model, seed, "train", scenes)
     held_out = language.cache(model, seed, "dev", 100)
@@ -129,20 +135,26 @@ def _language(run: Run, model: Any, seed: int, steps: int, scenes: int) -> None:
         "lm_head": model.lm_head,
     }
     module = nn.ModuleDict(parts)
-    optimizers = Optimizers(module, adam=1.5e-3, muon=3e-3, steps=steps, warmup=50, decay_from=0.6)
     sums: dict[str, tuple[int, int]] = {}
 
-    def loss(step: int) -> tuple[torch.Tensor, dict[str, Any]]:
-        value, told = language.loss(model, seen, seed, step)
-        for name, (hit, number) in told.items():
+    def told(step: int, right: dict[str, tuple[int, int]]) -> dict[str, Any]:
+        for name, (hit, number) in right.items():
             before = sums.get(name, (0, 0)) if step % _TELL else (0, 0)
             sums[name] = before[0] + hit, before[1] + number
-        return value, {name: hit / max(number, 1) for name, (hit, number) in sums.items()}
+        return {name: hit / max(number, 1) for name, (hit, number) in sums.items()}
 
     def check(step: int) -> dict[str, Any]:
         return {"dev": {name: round(value, 3) for name, value in language.examine(model, held_out, seed).items()}}
 
-    run.train("language", module, optimizers, loss, check)
+    def stage(name: str, steps: int, first: int, ending: float, **rates: Any) -> None:
+        def loss(step: int) -> tuple[torch.Tensor, dict[str, Any]]:
+            value, right = language.loss(model, seen, seed, first + step, ending)
+            return value, told(step, right)
+
+        run.train(name, module, Optimizers(module, steps=steps, **rates), loss, check)
+
+    stage("language", steps[0], 0, 0.1, adam=1.5e-3, muon=3e-3, warmup=50, decay_from=0.6)
+    stage("polish", steps[1], steps[0], 1.0, adam=1e-3, muon=2e-3, warmup=20, decay_from=0.0)
 
 
 if __name__ == "__main__":
