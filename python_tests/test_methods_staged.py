@@ -61,6 +61,19 @@ def test_the_record_tells_where_everyone_went():
     assert torch.allclose(mass.sum(1), torch.full((2,), 65.0))
 
 
+@pytest.mark.parametrize("targets", [1, 2])
+def test_what_went_into_a_token_that_was_dropped_is_lost(targets):
+    """Merge first, prune second: weights are those of what is still held, and add up to the sizes."""
+    tokens, attn = inputs()
+    result = record(tokens, attn, 50, method=Split("lost", get_method("ficoco-v", targets=targets), TOPK, 0.5))
+    dropped = result.source_map < 0
+    assert bool((dropped.sum(1) > 25).any())  # the 25 that were pruned, and some that had gone into them
+    held = torch.ones(2, 15).scatter_add(1, result.targets.flatten(1), result.weights.flatten(1))
+    assert torch.allclose(held, result.size.squeeze(-1), atol=1e-5)
+    if targets == 1:
+        assert torch.equal(result.size.sum((1, 2)), 65.0 - dropped.sum(1))
+
+
 @pytest.mark.parametrize("form", ["heads", "mean"])
 def test_split_of_a_map(form):
     """Rows and columns of the survivors, values as they are."""
