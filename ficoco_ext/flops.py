@@ -140,7 +140,7 @@ class Flops:
 
     ``reduction`` are the operators of this package, wherever they ran; ``tower`` and ``decoder`` do not contain them. A
     method that reduces before a layer's attention makes the model run its projections there twice, which counts as
-    ``decoder``.
+    ``decoder``; PruMerge compares and adds up neighbours with torch's own products, which count as ``tower``.
     """
 
     total: int

@@ -1,6 +1,6 @@
 """Stages that weigh by class attention: the fused token of EViT, the neighbourhoods of LLaVA-PruMerge.
 
-Nothing here reads a device, except :func:`outlier_count`'s caller, if it looks at the numbers.
+Nothing here reads a device; how many tokens stay never depends on data.
 """
 
 from __future__ import annotations
@@ -75,9 +75,8 @@ def outlier_count(class_attention: Tensor) -> Tensor:
         wanted, remedy = "(B, P) with P >= 1", "pass one row of class attention for each image"
         checks.fail("outlier_count", "class_attention", wanted, class_attention, remedy)
     values = class_attention.to(ops.result_dtype(class_attention))
-    quartiles = torch.quantile(values, values.new_tensor([0.25, 0.75]), dim=1)
-    limit = quartiles[1] + 1.5 * (quartiles[1] - quartiles[0])
-    return (values > limit.unsqueeze(1)).sum(1)
+    low, high = (torch.quantile(values, share, dim=1, keepdim=True) for share in (0.25, 0.75))
+    return (values > high + 1.5 * (high - low)).sum(1)
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class Neighbours:
             _reject("Neighbours", "nearest", "an integer >= 0", self.nearest)
 
     def __call__(self, attn: Attention, selection: Selection, *, class_token: bool) -> Links:
-        """Links into the host, and neighbours (B, M patches, n). Memory O(M P), 2 B M P H d FLOPs."""
+        """Links into the host, and neighbours (B, M patches, n). 2 B M P H d FLOPs, memory O(M P) and unit keys."""
         _, key = _query_key("Neighbours: it", attn)
         links, first = into_the_most_redundant(selection, class_token), int(class_token)
         patches = key.shape[2] - first
@@ -157,7 +156,8 @@ class Fuse:
     """Merges by class attention a: a survivor that inherits becomes sum a_i x_i over itself and what it inherits.
 
     One with neighbours becomes x + sum a_j x_j over them. All read the tokens as they came. Sizes count original
-    tokens as ever, so they still sum to what went in: borrowing moves none.
+    tokens as ever, so they still sum to what went in: borrowing moves none. Cost: 2 B r k (C + 1) FLOPs, and with
+    neighbours one product of 2 B M P C, memory O(M P + P C).
 
     Args:
         normalize: divide by the sum of the weights (a neighbour's own weight is 1), so that every survivor is a mean.

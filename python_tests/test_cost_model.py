@@ -268,5 +268,13 @@ def test_other_reductions_by_hand():
     assert operations("fastv", **decoder) == 2 * 636 * 4096
     by_key = operations(get_method("ficoco-v", correlation="key", targets=1), **tower)
     assert by_key == 4 * 577 * 1024 + 2 * 42 * 535 * 64 + 2 * 42 * 1024
+    fused = 2 * 42 * (1024 + 1)
+    assert operations("evit", **tower) == 2 * 577 * 1024 + fused
+    assert operations("prumerge", **tower) == 2 * 577 * 1024 + fused + 2 * 534 * 576 * (1024 + 1024)
+    assert operations("pool", **tower) == 2 * 42 * 1024
+    assert operations("random", **tower) == 0
+    assert operations("prune-then-merge", **tower) == operations("tome", **tower)  # a single layer merges
+    excess = {"vision": Schedule(576, (12,), (400,))}  # 224 are pruned so that 176 of 352 can merge
+    assert operations("prune-then-merge", **excess) == 2 * 577 * 1024 + 2 * 64 * 176 * 176 + 2 * 176 * 1024
     early = Schedule(576, (1,), (288,), before_attention=True)
     assert operations("pyramiddrop", decoder=early) == 2 * 636 * 4096 + 8 * 636 * 4096 * 4096

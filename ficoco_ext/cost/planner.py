@@ -20,7 +20,7 @@ from .architecture import Architecture
 from .bill import Cost
 from .hardware import hardware as find_hardware
 from .presets import architecture
-from .schedules import at_most_half, decoder_layers, ranges, require_images, share, tower_layers
+from .schedules import at_most_half, decoder_layers, ranges, require_images, share, tower_layers, whole_grid
 from .scope import bill
 
 QUANTITIES = {
@@ -139,6 +139,8 @@ def _closest(row: _Row, cost: Callable[[int], float], wanted: float) -> int:
 def _tower_row(shape: Architecture, method: VisionMethod | Staged, layers: Iterable[int] | None, floor: int) -> _Row:
     chosen, patches = tower_layers(shape, layers, method), shape.tower.patches
     halves = at_most_half(method, len(chosen))
+    if any(map(whole_grid, method.of_layers(len(chosen))[1:])):
+        raise ValueError(f"Schedule.for_budget: {method.name} needs the whole grid of patches; name one layer")
 
     def at(total: int) -> Pair:
         return spread(patches, chosen, total, floor=floor, halves=halves), None

@@ -29,6 +29,11 @@ def at_most_half(method: VisionMethod | Staged, layers: int) -> bool:
     return any(not isinstance(one, Split) and getattr(one.filter, "largest", None) is not None for one in each)
 
 
+def whole_grid(method: VisionMethod) -> bool:
+    """Whether nothing may have left before it reduces, as with pooling."""
+    return not isinstance(method, Split) and getattr(method.filter, "whole_grid", False)
+
+
 def share(patches: int, final: int) -> int:
     """What the tower leaves if it and the language model are to keep the same share and ``final`` is left."""
     return math.floor(math.sqrt(patches * final) + 0.5)
@@ -140,8 +145,7 @@ def _vision(
                 f"{one.name} removes at most half of what enters a layer: r must be at most {most} in layer "
                 f"{step.layer}, got {step.r}; remove less, or in more layers"
             )
-        whole = not isinstance(one, Split) and getattr(one.filter, "whole_grid", False)
-        if step.r and whole and step.before != found.patches:
+        if step.r and whole_grid(one) and step.before != found.patches:
             raise ValueError(
                 f"{one.name} needs the whole grid, and {step.before} of {found.patches} patches enter layer "
                 f"{step.layer}; name one layer"

@@ -28,6 +28,8 @@ def random(*, seed: int = 0) -> Method:
 
     Raises:
         ValueError: another seed.
+
+    Cost: a sort of the places, and the survivors copied.
     """
     return Method(
         name="random",
@@ -43,6 +45,8 @@ def pool() -> Method:
 
     Any M will do; 144 patches to 36 are cells of 2 x 2. It needs the whole grid, so it reduces in one layer: by default
     in the last one of the tower whose output is used.
+
+    Cost: 2 B r C FLOPs, tokens read and written once.
     """
     return Method(
         name="pool",

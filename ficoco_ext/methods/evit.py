@@ -22,6 +22,8 @@ def evit(*, fuse: str = "sum") -> Method:
 
     Raises:
         ValueError: another value of ``fuse``.
+
+    Cost: 2 B H N d + 2 B r (C + 1) FLOPs; one channel is merged twice, for the sizes; no N x N map.
     """
     if fuse not in ("sum", "mean"):
         raise ValueError(f"evit: fuse must be one of 'sum', 'mean', got {fuse!r}")

@@ -82,7 +82,11 @@ def ficoco_v(
 
 
 def topk(*, attention: str = "probs") -> Method:
-    """Keep the patches that the class token attends to most, drop the others: Filter alone."""
+    """Keep the patches that the class token attends to most, drop the others: Filter alone.
+
+    Args:
+        attention: ``"probs"`` or ``"logits"``: after or before softmax.
+    """
     return Method(
         name="topk",
         filter=Filter(lam=0.0, attention=attention, normalize=False, penalty=1.0),

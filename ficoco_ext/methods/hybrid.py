@@ -45,7 +45,8 @@ def prune_then_merge(
 
     The order matters: what nobody looks at leaves while there is much of it, and what is left is close enough to be
     averaged. A merging layer that is to lose more than matching can remove, half of its tokens, prunes the excess
-    first. Needs a class token and a :class:`ficoco_ext.QueryKey`. A single reduction merges, like one layer alone.
+    first. Needs a :class:`ficoco_ext.QueryKey`; without a class token its row is replaced as in
+    :class:`ficoco_ext.Filter`. A single reduction merges, like one layer alone.
 
     Args:
         merge_layers: share in [0, 1] of the reducing layers that merge, the last ones; at least one does.
@@ -56,6 +57,8 @@ def prune_then_merge(
 
     Raises:
         ValueError: a value out of range.
+
+    Cost: that of ``"topk"`` in a pruning layer, of ``"tome"`` in a merging one, of both where a layer does both.
     """
     _number("prune-then-merge", "merge_layers", merge_layers, 0, 1)
     _number("prune-then-merge", "split", split, 0, 1)

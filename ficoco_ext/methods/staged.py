@@ -21,7 +21,8 @@ class Split:
 
     The second sees query and key (or the map) of the survivors alone. Where it cannot remove its part, as bipartite
     matching can remove only half, the first removes as much more as is needed. The record is that of one reduction: a
-    source that was dropped has weights of 0, one that went on to another holder with its own is told with that.
+    source that was dropped has weights of 0, one that went on to another holder with its own is told with that. What
+    the first merged into a token that the second drops is lost with it, and so are its weights.
 
     Args:
         name: what it is called in messages.
