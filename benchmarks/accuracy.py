@@ -1,6 +1,7 @@
 """Accuracy against cost on the embedded model: the studies behind every figure of the README.
 
     python benchmarks/accuracy.py methods --json benchmarks/results/accuracy_methods.json
+    python benchmarks/accuracy.py late --json ...
     python benchmarks/accuracy.py choosing --split dev --json benchmarks/results/accuracy_choosing.json
     python benchmarks/accuracy.py ficoco-v --json ...
     python benchmarks/accuracy.py ficoco-l --json ...
@@ -14,6 +15,7 @@ they differ in what they remove and not in when. ``--model`` takes another train
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,11 +31,12 @@ from ficoco_ext.schedule import geometric
 
 BUDGETS = (0.5, 0.25, 0.15, 0.1)
 HARD = (0.25, 0.1)
-VISION_LAYERS = (3, 4, 5, 6)  # of 8, the output of layer 6 is the last that is used
+# Of 8, the output of layer 6 is the last that is used. Early reduction saves more and is harder to get right.
+EARLY, LATE = (1, 2, 3, 4), (3, 4, 5, 6)
 KINDS = ("exist", "attr", "position", "text", "digit")
 
 
-def tower(label: str, keep: float, method: Any, layers: tuple[int, ...] = VISION_LAYERS, **given: Any) -> Setting:
+def tower(label: str, keep: float, method: Any, layers: tuple[int, ...] = EARLY, **given: Any) -> Setting:
     """A method of the tower in the common layers, each keeping the same share of what it gets."""
     return Setting(method, {"keep_ratio": geometric(keep, len(layers))}, given, layers, label)
 
@@ -72,22 +75,29 @@ def methods(budgets: tuple[float, ...] = BUDGETS) -> list[Setting]:
 def choosing(budgets: tuple[float, ...] = HARD) -> list[Setting]:
     """What was tried for a preset of our own; to be run on the split ``dev`` alone."""
     found = []
+    for keep, (when, layers) in itertools.product(budgets, (("early", EARLY), ("late", LATE))):
+        found += [tower(f"{when}: {name}", keep, name, layers) for name in ("topk", "tome", "ficoco-v")]
+        given = {"variant": "paper", "normalize": True, "targets": 0}
+        found.append(tower(f"{when}: ficoco filter", keep, "ficoco-v", layers, **given))
+        for prune, merging, split in itertools.product(("topk", "ficoco"), (0.25, 0.5, 0.75), (0.0, 0.5)):
+            given = {"prune": prune, "merge_layers": merging, "split": split}
+            label = f"{when}: {prune}, merge {merging:g}, split {split:g}"
+            found.append(tower(label, keep, "prune-then-merge", layers, **given))
+        for weigh in (0.25, 0.5):
+            given = {"merge_layers": 0.5, "weigh": weigh}
+            found.append(tower(f"{when}: topk, merge 0.5, weigh {weigh:g}", keep, "prune-then-merge", layers, **given))
+        given = {"merge_layers": 0.5, "proportional_attention": True}
+        found.append(tower(f"{when}: topk, merge 0.5, proportional", keep, "prune-then-merge", layers, **given))
+    return found
+
+
+def late(budgets: tuple[float, ...] = HARD) -> list[Setting]:
+    """The methods of the tower once more, in its last layers."""
+    found = []
     for keep in budgets:
-        found += [tower(name, keep, name) for name in ("topk", "tome", "ficoco-v")]
-        found += [tower("ficoco filter", keep, "ficoco-v", variant="paper", normalize=True, targets=0)]
-        for merging in (0.25, 0.5, 0.75):
-            for split in (0.0, 0.5):
-                label = f"merge {merging:g}, split {split:g}"
-                found.append(tower(label, keep, "prune-then-merge", merge_layers=merging, split=split))
-        for weigh in (0.25, 0.5, 1.0):
-            found.append(tower(f"merge 1, weigh {weigh:g}", keep, "prune-then-merge", merge_layers=1.0, weigh=weigh))
-            found.append(tower(f"merge 0.5, weigh {weigh:g}", keep, "prune-then-merge", merge_layers=0.5, weigh=weigh))
-        for merging in (0.25, 0.5):
-            label = f"ficoco, merge {merging:g}"
-            found.append(tower(label, keep, "prune-then-merge", merge_layers=merging, prune="ficoco"))
-            label = f"proportional, merge {merging:g}"
-            given = {"merge_layers": merging, "proportional_attention": True}
-            found.append(tower(label, keep, "prune-then-merge", **given))
+        for one in methods((keep,)):
+            if one.layers == EARLY:
+                found.append(dataclasses.replace(one, layers=LATE))
     return found
 
 
@@ -131,7 +141,7 @@ def ficoco_v(budgets: tuple[float, ...] = HARD) -> list[Setting]:
                 if variant == "paper" and chosen.get("correlation") in ("key", "convergent"):
                     chosen["alpha"] = "softmax"  # a ratio needs probabilities to divide
                 found.append(tower(f"{variant}: {_named(given)}", keep, "ficoco-v", variant=variant, **chosen))
-        for layers in ((6,), (5, 6), (4, 5, 6), (2, 3, 4, 5, 6), (1, 2, 3, 4, 5, 6)):
+        for layers in ((6,), (5, 6), (4, 5, 6), LATE, (2, 3, 4, 5, 6), (1, 2, 3, 4, 5, 6)):
             found.append(tower(f"released: layers {layers[0]} to 6", keep, "ficoco-v", layers))
             found.append(tower(f"topk: layers {layers[0]} to 6", keep, "topk", layers))
     return found
@@ -176,7 +186,7 @@ def ficoco_l(budgets: tuple[float, ...] = HARD) -> list[Setting]:
     return found
 
 
-STUDIES = {"methods": methods, "choosing": choosing, "ficoco-v": ficoco_v, "ficoco-l": ficoco_l}
+STUDIES = {"methods": methods, "choosing": choosing, "late": late, "ficoco-v": ficoco_v, "ficoco-l": ficoco_l}
 
 
 def main(

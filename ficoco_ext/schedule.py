@@ -266,7 +266,7 @@ def geometric(keep_ratio: float, layers: int) -> tuple[float, ...]:
         raise ValueError(f"geometric: keep_ratio must be a number in (0, 1], got {keep_ratio!r}")
     if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
         raise ValueError(f"geometric: layers must be an integer >= 1, got {layers!r}")
-    return tuple(keep_ratio ** ((index + 1) / layers) for index in range(layers - 1)) + (keep_ratio,)
+    return (*(keep_ratio ** ((index + 1) / layers) for index in range(layers - 1)), keep_ratio)
 
 
 def _survivors(patches: int, keep_ratio: object, rounding: str) -> int:
