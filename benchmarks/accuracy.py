@@ -84,9 +84,9 @@ def choosing(budgets: tuple[float, ...] = HARD) -> list[Setting]:
             label = f"{when}: {prune}, merge {merging:g}, split {split:g}"
             found.append(tower(label, keep, "prune-then-merge", layers, **given))
         for weigh in (0.25, 0.5):
-            given = {"merge_layers": 0.5, "weigh": weigh}
+            given = {"prune": "topk", "merge_layers": 0.5, "split": 0.0, "weigh": weigh}
             found.append(tower(f"{when}: topk, merge 0.5, weigh {weigh:g}", keep, "prune-then-merge", layers, **given))
-        given = {"merge_layers": 0.5, "proportional_attention": True}
+        given = {"prune": "topk", "merge_layers": 0.5, "split": 0.0, "proportional_attention": True}
         found.append(tower(f"{when}: topk, merge 0.5, proportional", keep, "prune-then-merge", layers, **given))
     return found
 

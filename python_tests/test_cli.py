@@ -158,7 +158,7 @@ def test_demo_prints_tables(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.stderr
     for word in (
         "20 of 144 patches reach the language model",
-        "bank",
+        "zoo",
         "FLOPs",
         "KV cache",
         "--geometry",
@@ -171,9 +171,9 @@ def test_demo_prints_tables(tmp_path, monkeypatch):
 def test_demo_of_a_method_in_the_language_model(tmp_path):
     options = ["--question", "how many shapes ?", "--repeats", 1, "-o", tmp_path / "x.png"]
     found = _json("demo", "--method", "ficoco-l", "--layers", "1,3", "--r", "50,58", *options)
-    assert [layer["mlp"] for layer in found["text_layers"]] == [144, 94, 94, 36]
+    assert [layer["mlp"] for layer in found["text_layers"]] == [144, 94, 94, 36, 36, 36]
     assert found["reduced"]["kv_bytes"] == sum(layer["kv_bytes"] for layer in found["text_layers"])
-    assert [layer["removed"] for layer in found["layers"]] == [0] * 6
+    assert [layer["removed"] for layer in found["layers"]] == [0] * 8
     result = _run("demo", "--method", "pyramiddrop", "--keep-ratio", "0.5,0.5,0.25", *options)
     text = " ".join(result.stdout.split())
     for word in ("36 visual tokens are left in its last layer", "text layer", "KV cache"):
@@ -219,12 +219,12 @@ def test_notices_go_to_stderr(tmp_path):
         ("demo --keep-ratio 0.5 --tokens 3", "give one of"),
         ("demo --r 1,x", "--r must be integers"),
         ("demo --keep-ratio half", "--keep-ratio must be numbers"),
-        ("demo --method ficoco-l --layers 9", "in 0 ... 3"),
+        ("demo --method ficoco-l --layers 9", "in 0 ... 5"),
         ("demo --method ficoco-vl --layers 3", "say it for each part"),
         ("demo --method ficoco-vl --vision-keep-ratio 0.5", "both given"),
         ("demo --method ficoco-l --decoder-keep-ratio 0.5", "unless the method has two parts"),
         ("demo --method pyramiddrop --layers 1,2", "keep_ratio has 3 entries for 2 layers"),
-        ("demo --layers 5", "0 ... 4"),
+        ("demo --layers 7", "0 ... 6"),
         ("demo --layers a", "--layers must be integers"),
         ("demo --device tpu", "device must be"),
         ("demo --dtype int8", "dtype must be one of"),

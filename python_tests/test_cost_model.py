@@ -275,6 +275,7 @@ def test_other_reductions_by_hand():
     assert operations("random", **tower) == 0
     assert operations("prune-then-merge", **tower) == operations("tome", **tower)  # a single layer merges
     excess = {"vision": Schedule(576, (12,), (400,))}  # 224 are pruned so that 176 of 352 can merge
-    assert operations("prune-then-merge", **excess) == 2 * 577 * 1024 + 2 * 64 * 176 * 176 + 2 * 176 * 1024
+    by_class = get_method("prune-then-merge", prune="topk")
+    assert operations(by_class, **excess) == 2 * 577 * 1024 + 2 * 64 * 176 * 176 + 2 * 176 * 1024
     early = Schedule(576, (1,), (288,), before_attention=True)
     assert operations("pyramiddrop", decoder=early) == 2 * 636 * 4096 + 8 * 636 * 4096 * 4096

@@ -126,7 +126,7 @@ def test_pictures_are_kept_up_to_a_limit(monkeypatch):
 
 
 def test_defaults_of_asking():
-    assert Asking.of(embedded()) == Asking(exact, 2, 32)
+    assert Asking.of(embedded()) == Asking(exact, 1, 32)
     assert Asking.of(embedded(), "contained", 7, 5) == Asking(contained, 7, 5)
     mine = lambda answer, truth: True  # noqa: E731
     assert Asking.of(embedded(), mine).judge is mine

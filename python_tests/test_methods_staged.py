@@ -146,30 +146,33 @@ def test_staged():
     assert VisionAndDecoder(staged, get_method("fastv")).name == "own + fastv"
 
 
+PLAIN = {"merge_layers": 1 / 3, "split": 0.0, "prune": "topk"}
+
+
 def shape(method, layers):
     """p for prune, m for merge, b for both."""
     return "".join({"prune": "p", "merge": "m", "prune and merge": "b"}[one.name] for one in method.of_layers(layers))
 
 
 def test_prune_then_merge_layer_by_layer():
-    method = get_method("prune-then-merge")
+    method = get_method("prune-then-merge", **PLAIN)
     assert [shape(method, count) for count in (1, 2, 3, 4, 11)] == ["m", "pm", "ppm", "pppm", "pppppppmmmm"]
-    assert shape(get_method("prune-then-merge", merge_layers=0.0), 3) == "ppm"
+    assert shape(get_method("prune-then-merge", merge_layers=0.0, split=0.0), 3) == "ppm"
     assert shape(get_method("prune-then-merge", merge_layers=1.0), 3) == "mmm"
-    half = get_method("prune-then-merge", split=0.5)
-    assert [shape(half, count) for count in (1, 2, 3)] == ["m", "bm", "pbm"]
+    half = get_method("prune-then-merge")
+    assert [shape(half, count) for count in (1, 2, 3, 4, 11)] == ["m", "bm", "pbm", "ppbm", "pppppppbmmm"]
     assert [count for _, count in half.of_layers(3)[1].parts(65, 10, class_token=True)] == [5, 5]
     assert not any(one.proportional_attention for one in method.of_layers(3))
     said = get_method("prune-then-merge", proportional_attention=True).of_layers(3)
     assert [one.proportional_attention for one in said] == [False, False, True]
     ficoco = get_method("prune-then-merge", prune="ficoco").of_layers(3)[0].filter
     assert (ficoco.lam, ficoco.attention, ficoco.normalize, ficoco.penalty) == (0.35, "probs", True, 2.0)
-    assert hyperparameters("prune-then-merge")["split"] == 0.0
+    assert hyperparameters("prune-then-merge")["split"] == 0.5
 
 
 def test_its_layers_are_topk_and_tome():
     tokens, attn = inputs()
-    prune, _, merge = get_method("prune-then-merge").of_layers(3)
+    prune, _, merge = get_method("prune-then-merge", **PLAIN).of_layers(3)
     assert torch.equal(reduce(tokens, attn, 30, method=prune), reduce(tokens, attn, 30, method="topk"))
     assert same(record(tokens, attn, 30, method=merge), record(tokens, attn, 30, method="tome"))
     assert same(record(tokens, attn, 30, method="prune-then-merge"), record(tokens, attn, 30, method="tome"))

@@ -149,7 +149,18 @@ def test_command_prints_json_and_draws(loaded, tmp_path):
 
 
 def test_command_prints_tables(loaded, tmp_path):
-    options = ["--layers", "1-2", "--layers", "ficoco-l=0", "--set", "targets=3", "--trace", "2,5"]
+    options = [
+        "--layers",
+        "1-2",
+        "--layers",
+        "ficoco-l=0",
+        "--set",
+        "targets=3",
+        "--trace",
+        "2,5",
+        "--question",
+        QUESTION,
+    ]
     result = _run(SCENE, "--methods", "ficoco-v,ficoco-l", *options, "--attention", "circle", "-o", tmp_path / "o.png")
     assert result.exit_code == 0, result.stderr
     for said in ("vision 1-2", "text 0", "patch 2,5 is", "circle", "ficoco-l", "attention of"):
@@ -180,7 +191,7 @@ def test_command_prints_tables(loaded, tmp_path):
         ("scene_4 --layers 1 --layers 2", "--layers is given twice"),
         ("scene_4 --attention dog --question is_it", "the question has no word 'dog'; it has is_it"),
         ("scene_4 --attention class:99", "layer must be in 0 ... "),
-        ("scene_4 --attention circle:99", "name a layer of the language model"),
+        ("scene_4 --attention shapes:99 --question shapes", "name a layer of the language model"),
         ("scene_4 --attention class:first", "attention must be class, class:LAYER"),
         ("scene_4 --panels 0", "panels must be at least 1, got 0"),
         ("scene_4 --output {text}", "picture must end in one of .png"),
