@@ -43,6 +43,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(training, tmp_path, mon
         "scenes": 20,
         "exam": 20,
         "threads": 1,
+        "device": "cpu",
     }
     train.main(tmp_path / "whole", **short)
 
@@ -88,11 +89,11 @@ def test_packed_questions_are_what_each_question_is_alone(training, one_thread):
     seen, scenes = language.cache(model, 0, "dev", 2)
     numpy = pytest.importorskip("numpy")
     asked = [language.questions(numpy.random.default_rng(i), scene, 4) for i, scene in enumerate(scenes)]
-    packed = language.pack(asked)
+    packed = language.pack(asked, seen.device)
     with torch.no_grad():
         together = language.answers(model, seen.float(), packed)
         alone = [
-            language.answers(model, seen[i : i + 1].float(), language.pack([[one]]))
+            language.answers(model, seen[i : i + 1].float(), language.pack([[one]], seen.device))
             for i, some in enumerate(asked)
             for one in some
         ]

@@ -37,19 +37,21 @@ class Packed(NamedTuple):
 
 
 def cache(model: torch.nn.Module, seed: int, split: str, number: int) -> tuple[Tensor, list[Scene]]:
-    """The tower's features (number, P, C), in half precision, of scenes of this stage."""
+    """The tower's features (number, P, C), in half precision on its device, of scenes of this stage."""
     seen: list[Tensor] = []
+    device = next(model.parameters()).device
     scenes: list[Scene] = []
     for start in range(0, number, 20):
         rngs = [generator(seed, split, _SCENES + i) for i in range(start, min(start + 20, number))]
         some = [draw(rng, split) for rng in rngs]
+        pictures = torch.from_numpy(np.stack([scene.pixels for scene in some])).to(device)
         with torch.no_grad():
-            seen.append(features(model, pixels(torch.from_numpy(np.stack([s.pixels for s in some]))))[0].half())
+            seen.append(features(model, pixels(pictures))[0].half())
         scenes += some
     return torch.cat(seen), scenes
 
 
-def pack(asked: list[Asked]) -> Packed:
+def pack(asked: list[Asked], device: torch.device) -> Packed:
     """Rows of different length are filled up with tokens that nobody reads."""
     rows = []
     for one in asked:
@@ -69,7 +71,7 @@ def pack(asked: list[Asked]) -> Packed:
         np.array([row[place] + [fill] * (longest - len(row[0])) for row in rows], np.int64)
         for place, fill in enumerate((0, _START, -1, -100, -1))
     ]
-    return Packed(*map(torch.from_numpy, filled))
+    return Packed(*(torch.from_numpy(one).to(device) for one in filled))
 
 
 def answers(model: torch.nn.Module, seen: Tensor, packed: Packed, squeeze: Tensor | None = None) -> Tensor:
@@ -110,10 +112,10 @@ def loss(
     """One step's loss, and of each kind how many were right and asked. ``ending``: weight of the end of an answer."""
     rng = np.random.default_rng([seed, 2, step])
     chosen = rng.integers(0, len(cached[1]), BATCH)
-    packed = pack([questions(rng, cached[1][i], QUESTIONS) for i in chosen])
+    packed = pack([questions(rng, cached[1][i], QUESTIONS) for i in chosen], cached[0].device)
     squeezed = np.where(rng.random(BATCH) < _SQUEEZED, rng.uniform(0.1, 1, BATCH), 1.0).astype(np.float32)
-    seen = cached[0][torch.from_numpy(chosen)].float()
-    logits = answers(model, seen, packed, torch.from_numpy(squeezed))
+    seen = cached[0][torch.from_numpy(chosen).to(cached[0].device)].float()
+    logits = answers(model, seen, packed, torch.from_numpy(squeezed).to(seen.device))
     label, kind = packed.label[packed.label >= 0], packed.kind[packed.label >= 0]
     weight = torch.where(kind >= 0, 1.0, ending)
     total = (F.cross_entropy(logits, label, reduction="none") * weight).sum() / (kind >= 0).sum()
@@ -137,7 +139,7 @@ def examine(
     asked = dict.fromkeys(KINDS, 0)
     for start in range(0, len(scenes), 20):
         rngs = [np.random.default_rng([seed, 3, i]) for i in range(start, min(start + 20, len(scenes)))]
-        packed = pack([questions(rng, scenes[start + i], QUESTIONS) for i, rng in enumerate(rngs)])
+        packed = pack([questions(rng, scenes[start + i], QUESTIONS) for i, rng in enumerate(rngs)], seen.device)
         logits = answers(model, seen[start : start + 20].float(), packed)
         there = packed.label >= 0
         for name, (hit, number) in tally(logits, packed.label[there], packed.kind[there]).items():

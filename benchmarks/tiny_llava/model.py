@@ -97,8 +97,8 @@ def build(seed: int) -> LlavaForConditionalGeneration:
 
 
 def pixels(pictures: Tensor) -> Tensor:
-    """(B, SIDE, SIDE, 3) uint8 -> (B, 3, SIDE, SIDE), as the processor makes them."""
-    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    """(B, SIDE, SIDE, 3) uint8 -> (B, 3, SIDE, SIDE) on the same device, as the processor makes them."""
+    mean, std = (torch.tensor(values, device=pictures.device).view(3, 1, 1) for values in (MEAN, STD))
     return (pictures.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 

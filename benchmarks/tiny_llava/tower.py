@@ -51,21 +51,22 @@ def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     return patch[scene.patches()], picture
 
 
-def batch(seed: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+def batch(seed: int, step: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels, patch labels and picture labels of one step's scenes."""
     scenes = []
     for index in range(BATCH):
         rng = generator(seed, "train", step * BATCH + index)
         scenes.append(draw(rng, "train", crowded=bool(rng.random() < CROWDED)))
     told = [labels(scene) for scene in scenes]
-    values = pixels(torch.from_numpy(np.stack([scene.pixels for scene in scenes])))
-    return values, torch.from_numpy(np.stack([p for p, _ in told])), torch.from_numpy(np.stack([g for _, g in told]))
+    arrays = ([scene.pixels for scene in scenes], [patch for patch, _ in told], [picture for _, picture in told])
+    pictures, patch, picture = (torch.from_numpy(np.stack(one)).to(device) for one in arrays)
+    return pixels(pictures), patch, picture
 
 
 def loss(model: nn.Module, heads: Heads, values: Tensor, patch: Tensor, picture: Tensor) -> tuple[Tensor, dict]:
     """The sum of all read-outs' losses, and their accuracies."""
     seen, pooled = features(model, values)
-    total, told, start = torch.zeros(()), {}, 0
+    total, told, start = torch.zeros((), device=values.device), {}, 0
     logits = heads.patch(seen)
     for place, (name, width) in enumerate(_PARTS.items()):
         part, truth = logits[..., start : start + width], patch[..., place]
@@ -73,7 +74,8 @@ def loss(model: nn.Module, heads: Heads, values: Tensor, patch: Tensor, picture:
         asked = truth != _UNASKED
         total = total + F.cross_entropy(part[asked], truth[asked])
         told[name] = (part[asked].argmax(-1) == truth[asked]).float().mean().item()
-    rows, columns = torch.arange(PATCHES) // GRID, torch.arange(PATCHES) % GRID
+    patches = torch.arange(PATCHES, device=values.device)
+    rows, columns = patches // GRID, patches % GRID
     where = heads.place(seen)
     for part, truth in ((where[..., :GRID], rows), (where[..., GRID:], columns)):
         total = total + F.cross_entropy(part.flatten(0, 1), truth.repeat(len(seen)))

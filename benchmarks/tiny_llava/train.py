@@ -35,7 +35,8 @@ class Run:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / _STATE
-        self.state: dict[str, Any] = torch.load(path, weights_only=True) if path.exists() else {"recipe": recipe}
+        held = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
+        self.state: dict[str, Any] = {"recipe": recipe} if held is None else held
         if self.state["recipe"] != recipe:
             raise typer.BadParameter(f"{folder} holds a run of {self.state['recipe']}, not {recipe}; name a new folder")
         self.seconds: float = self.state.get("seconds", 0.0)
@@ -96,13 +97,14 @@ def main(
     scenes: Annotated[int, typer.Option(help="scenes of the second stage", min=20)] = language.CACHED,
     exam: Annotated[int, typer.Option(help="held-out scenes of the examination in the end", min=2)] = 400,
     threads: Annotated[int, typer.Option(help="of the CPU", min=1)] = os.cpu_count() or 1,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one")] = None,
 ) -> None:
     """Train, save, examine."""
     torch.set_num_threads(threads)
     recipe = {"seed": seed, "tower_steps": tower_steps, "language_steps": language_steps, "scenes": scenes}
     recipe["polish_steps"] = polish_steps
     run = Run(folder, recipe)
-    model = build(seed)
+    model = build(seed).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     _tower(run, model, seed, tower_steps)
     _language(run, model, seed, (language_steps, polish_steps), scenes)
     save(model, folder / "model")
@@ -117,10 +119,12 @@ def _tower(run: Run, model: Any, seed: int, steps: int) -> None:
         model.model.vision_tower.load_state_dict(run.state["tower"])
         return
     torch.manual_seed(seed)
-    heads = tower.Heads()
+    heads = tower.Heads().to(model.device)
     module = nn.ModuleDict({"tower": model.model.vision_tower, "heads": heads})
     optimizers = Optimizers(module, adam=2e-3, muon=4e-3, steps=steps, warmup=60, decay_from=0.4)
-    run.train("tower", module, optimizers, lambda step: tower.loss(model, heads, *tower.batch(seed, step)))
+    run.train(
+        "tower", module, optimizers, lambda step: tower.loss(model, heads, *tower.batch(seed, step, model.device))
+    )
     run.put(tower=model.model.vision_tower.state_dict())
 
 
@@ -128,7 +132,7 @@ def _language(run: Run, model: Any, seed: int, steps: tuple[int, int], scenes: i
     """First to answer; then on at falling rates, with that an answer ends weighed like the answer."""
     model.model.vision_tower.requires_grad_(False)
     seen = language.cache(model, seed, "train", scenes)
-    held_out = language.cache(model, seed, "dev", 100)
+    held_out = language.cache(model, seed, "dev", min(100, scenes))
     parts = {
         "projector": model.model.multi_modal_projector,
         "language_model": model.model.language_model,
