@@ -23,7 +23,7 @@ class Reduction:
         source_map: (B, N) place among the survivors of the one that holds original token i, -1 if it was dropped.
             A token that went to several targets is held by that of largest weight.
         targets: (B, r, k) for each source its targets, places among the survivors.
-        weights: (B, r, k) share of the source that each target got; sums to 1 over k.
+        weights: (B, r, k) share of the source that each target got; sums to 1 over k, less what was dropped at once.
         class_token: the first token is a class token.
         grid: (height, width) of the original patches, or None if unknown.
     """

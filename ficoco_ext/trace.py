@@ -22,7 +22,8 @@ class Move:
 
     Attributes:
         source, target: patches, places on the original grid.
-        weight: share of the source that this target got; over the source's targets they sum to 1.
+        weight: share of the source that this target got; over the source's targets they sum to 1 less what of it was
+            dropped in the same layer.
         share: share of the traced patch that moved: ``weight`` times what the source held of it.
     """
 
@@ -76,7 +77,8 @@ def trace(
     """Follow one patch through the layers that reduce.
 
     The patch begins as one token's worth of mass on its own place. A source gives each of its targets its weight times
-    all that it holds, its own patch and what was merged into it before; a source without targets drops what it holds.
+    all that it holds, its own patch and what was merged into it before, and drops the rest: all of it if it has no
+    targets, and in a :class:`ficoco_ext.Split` what it gave to a token that was dropped in the same layer.
     So a share says which part of the patch is in a survivor, whatever else is there: added up over all patches, the
     shares of a survivor are its ``size``. It does not say which part of the survivor is the patch, which its size
     dilutes.
@@ -141,10 +143,11 @@ def _step(reduction: Reduction, layer: Label, mass: Tensor, first: int, item: in
 
 
 def _weights(weights: Tensor) -> Tensor:
-    """(r, k) in float64, each source's sum without the rounding of float32."""
+    """(r, k) in float64. A sum that is 1 but for rounding becomes 1; what else is missing was dropped, and stays so."""
     exact = weights.cpu().double()
     total = exact.sum(-1, keepdim=True)
-    return exact / torch.where(total > 0, total, torch.ones_like(total))
+    rounding = 4 * max(weights.shape[-1], 1) * max(torch.finfo(dtype).eps for dtype in (weights.dtype, torch.float32))
+    return torch.where((total - 1).abs() <= rounding, exact / total, exact)
 
 
 def checked(op: str, reductions: Reduction | Sequence[Reduction], item: int) -> tuple[Reduction, ...]:

@@ -9,7 +9,7 @@ from op_helpers import double, query_key
 from test_ops_torch import operator, samples
 
 import ficoco_ext
-from ficoco_ext import QueryKey, _backend, fused
+from ficoco_ext import Match, Method, QueryKey, Split, _backend, fused
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
 
@@ -58,15 +58,64 @@ def layer(b, n, c, dtype, h=4, d=8):
     return [torch.randn(b, n, c).to(dtype), *query_key(b, h, h, n, d, dtype, "transposed")]
 
 
+def on_grid(tensors, method):
+    """A whole reduction with the patches' grid."""
+    return of_method(tensors, method, grid=(6, 8))
+
+
+def of_layers(tensors, method, counts=(12, 8, 5)):
+    """Reductions in a row, one a layer of ``method``; the later ones read the beginning of query and key."""
+
+    def call(tokens, query, key):
+        told, values = None, []
+        for one, r in zip(method.of_layers(len(counts)), counts, strict=True):
+            n = tokens.shape[1]
+            attn, given = QueryKey(query[:, :, :n], key[:, :, :n]), {"grid": (6, 8)} if told is None else {}
+            told = ficoco_ext.reduce(tokens, attn, r, method=one, previous=told, return_reduction=True, **given)
+            tokens = told.tokens
+            values += [value for field in fields(told) if isinstance(value := getattr(told, field.name), torch.Tensor)]
+        return values
+
+    return Call(call, tensors)
+
+
+def of_map(tensors, method, r=11):
+    """A whole reduction from a map of probabilities, one for each head, made beforehand."""
+    tokens, query, key = tensors
+    probs = (query.double() @ key.double().mT * query.shape[-1] ** -0.5).softmax(-1).to(query.dtype)
+
+    def call(tokens, probs):
+        told = ficoco_ext.reduce(tokens, probs, r, method=method, grid=(6, 8), return_reduction=True)
+        return [value for field in fields(told) if isinstance(value := getattr(told, field.name), torch.Tensor)]
+
+    return Call(call, [tokens, probs])
+
+
 OPERATORS = [f"{name}-{index}" for index, (name, _) in enumerate(samples())]
 METHODS = [*(name for name in ficoco_ext.METHODS if name != "ficoco-vl"), "ficoco-v paper", "ficoco-l paper"]
-EVERYTHING = [pytest.param(name, id=name) for name in (*OPERATORS, *METHODS)]
+MERGE = ficoco_ext.get_method("ficoco-v", targets=2)
+PRUNE, TOME = ficoco_ext.get_method("topk"), ficoco_ext.get_method("tome")
+WEIGHED = Method("weighed", Match(weigh=0.5), None, TOME.compress)
+OTHERS = {  # what no name of the registry is alone: stages with other options, two methods in a layer, others by layer
+    "evit mean": (on_grid, ficoco_ext.get_method("evit", fuse="mean")),
+    "prumerge mean": (on_grid, ficoco_ext.get_method("prumerge+", normalize=True, neighbours=5)),
+    "weighed": (on_grid, WEIGHED),
+    "split": (on_grid, Split("prune, merge", PRUNE, WEIGHED, 0.5)),
+    "split that loses": (on_grid, Split("merge, prune", MERGE, PRUNE, 0.5)),
+    "split of a map": (of_map, Split("prune, merge", PRUNE, MERGE, 0.5)),
+    "staged": (of_layers, ficoco_ext.get_method("prune-then-merge", weigh=0.5)),
+}
+EVERYTHING = [pytest.param(name, id=name) for name in (*OPERATORS, *METHODS, *OTHERS)]
 every_call = pytest.mark.parametrize("name", EVERYTHING)
 
 
 def make(name, seed=0, b=2, dtype=torch.float32, oracle=False):
     """The call of that name with the inputs of that seed, on the CPU; ``oracle``: the specification in float64."""
     torch.manual_seed(seed)
+    if name in OTHERS:
+        of, method = OTHERS[name]
+        call = of(layer(b, 49, 12, dtype), method)
+        return Call(call.run, double(call.tensors)) if oracle else call
     if name in METHODS:
         method, _, variant = name.partition(" ")
         tensors = layer(b, 49, 12, dtype)

@@ -10,6 +10,7 @@ from ficoco_ext import Match, Method, QueryKey, Split, Staged, VisionAndDecoder,
 from ficoco_ext.methods import hyperparameters
 
 TOPK, TOME = get_method("topk"), get_method("tome")
+FICOCO2 = get_method("ficoco-v", targets=2)
 
 
 def gathered(attn, places):
@@ -72,6 +73,17 @@ def test_what_went_into_a_token_that_was_dropped_is_lost(targets):
     assert torch.allclose(held, result.size.squeeze(-1), atol=1e-5)
     if targets == 1:
         assert torch.equal(result.size.sum((1, 2)), 65.0 - dropped.sum(1))
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+@pytest.mark.parametrize(("first", "second"), [(TOPK, FICOCO2), (FICOCO2, TOPK), (FICOCO2, TOME), (TOME, FICOCO2)])
+def test_the_class_token_is_never_a_target(first, second, class_token):
+    """Nor is it named where nobody is: every place is a patch's, and those without a part weigh 0."""
+    tokens, attn = inputs(n=64 + class_token)
+    split = Split("any", first, second, 0.5)
+    result = record(tokens, attn, 40, method=split, class_token=class_token)
+    assert result.targets.shape == result.weights.shape == (2, 40, 2)
+    assert int(result.targets.min()) >= int(class_token) and int(result.targets.max()) < result.kept.shape[1]
 
 
 @pytest.mark.parametrize("form", ["heads", "mean"])
@@ -164,7 +176,7 @@ def test_prune_then_merge_layer_by_layer():
     assert [count for _, count in half.of_layers(3)[1].parts(65, 10, class_token=True)] == [5, 5]
     assert not any(one.proportional_attention for one in method.of_layers(3))
     said = get_method("prune-then-merge", proportional_attention=True).of_layers(3)
-    assert [one.proportional_attention for one in said] == [False, False, True]
+    assert [one.proportional_attention for one in said] == [False, True, True]  # the second does both
     ficoco = get_method("prune-then-merge", prune="ficoco").of_layers(3)[0].filter
     assert (ficoco.lam, ficoco.attention, ficoco.normalize, ficoco.penalty) == (0.35, "probs", True, 2.0)
     assert hyperparameters("prune-then-merge")["split"] == 0.5

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from show_helpers import chain, merge_matrix
+from test_reduce import inputs, record
 
+from ficoco_ext import Split, get_method
 from ficoco_ext.trace import groups, holders, trace
 
 CHAINS = {
@@ -89,6 +93,29 @@ def test_what_was_dropped_says_so_and_where():
         assert merging.dropped == 0
         assert dropping.dropped == found.dropped
         assert not dropping.moves
+
+
+@pytest.mark.parametrize("targets", [1, 2, 3])
+@pytest.mark.parametrize("item", [0, 1])
+def test_what_a_split_loses_is_dropped(targets, item):
+    """What went into a token that left in the same layer is nobody's, not its other targets'."""
+    merge, tokens, attn = get_method("ficoco-v", targets=targets), *inputs()
+    result = record(tokens, attn, 50, method=Split("lost", merge, get_method("topk"), 0.5))
+    total = compare([result], 64, item)
+    assert torch.allclose(total[result.patch_ids[item]], result.size[item, 1:, 0].double(), atol=1e-5)
+    dropped = [trace(result, patch).dropped for patch in range(64)]
+    assert any(0 < share < 1 for share in dropped) == (targets > 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_rounding_of_weights_is_not_dropped(dtype):
+    """Weights of any precision: what they lack of 1 by rounding is given out."""
+    told = chain(("ficoco-v",), ficoco_v={"targets": 5})[0]
+    told = replace(told, weights=told.weights.to(dtype))
+    for patch in range(36):
+        found = trace(told, patch)
+        assert found.dropped == 0
+        assert sum(found.shares.values()) == pytest.approx(1, abs=1e-12)
 
 
 def test_groups_hold_every_merged_patch_once():

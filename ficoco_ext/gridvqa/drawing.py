@@ -29,7 +29,7 @@ _FONTS = {
     ),
     "test": ("DejaVuSans-Oblique", "DejaVuSansMono-Bold", "DejaVuSerif-BoldItalic"),
 }
-_FIRST_TEST_DIGIT = 1400  # of 1797, in the order of the collection, so that writers differ too
+_FIRST_TEST_DIGIT = 1400  # of 1797, in the order of the collection
 _TRAIN_COLUMNS = 0.72  # share of each photograph's columns that training may see
 
 Mask = NDArray[np.float32]

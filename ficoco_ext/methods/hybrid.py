@@ -9,7 +9,8 @@ from ..stages import Compress, Correlate, Filter, Match, _number
 from .base import Method
 from .staged import Split, Staged, VisionMethod
 
-# The filters to prune by. FiCoCo's is the reading that measured best without its merge: probabilities, normalised.
+# The filters to prune by. FiCoCo's is read as probabilities, normalised: the reading that was tried
+# (benchmarks/results/accuracy_choosing.md).
 _PRUNE = {
     "topk": Filter(lam=0.0, attention="probs", normalize=False, penalty=1.0),
     "ficoco": Filter(lam=0.35, attention="probs", normalize=True, penalty=2.0),

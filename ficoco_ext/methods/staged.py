@@ -19,10 +19,11 @@ from .base import Method
 class Split:
     """Two methods in one layer: the first removes a share of r, the second the rest of what that left.
 
-    The second sees query and key (or the map) of the survivors alone. Where it cannot remove its part, as bipartite
-    matching can remove only half, the first removes as much more as is needed. The record is that of one reduction: a
-    source that was dropped has weights of 0, one that went on to another holder with its own is told with that. What
-    the first merged into a token that the second drops is lost with it, and so are its weights.
+    The second sees query and key (or the map) of the survivors alone; a map is cut as it is, so its rows no longer sum
+    to 1 as probabilities from a query and key do, and the two may choose differently. Where it cannot remove its part,
+    as bipartite matching can remove only half, the first removes as much more as is needed. The record is that of one
+    reduction: a source that was dropped has weights of 0, one that went on to another holder with its own is told with
+    that. What the first merged into a token that the second drops is lost with it, and so are its weights.
 
     Args:
         name: what it is called in messages.
@@ -132,15 +133,19 @@ def _as_one(begun: Reduction, done: Reduction) -> Reduction:
     weights = begun.weights.masked_fill(targets < 0, 0.0)
     width = max(targets.shape[2], done.targets.shape[2])
 
-    def wide(tensor: Tensor) -> Tensor:
-        return torch.nn.functional.pad(tensor, (0, width - tensor.shape[2]))
+    nobody = int(done.class_token)  # a place for weights of 0 to name; the class token is never a target
+
+    def wide(tensor: Tensor, value: int = 0) -> Tensor:
+        return torch.nn.functional.pad(tensor, (0, width - tensor.shape[2]), value=value)
 
     sources, order = torch.cat([begun.sources, done.sources], dim=1).sort(dim=1)
     order = order.unsqueeze(-1).expand(-1, -1, width)
     return replace(
         done,
         sources=sources,
-        targets=torch.cat([wide(targets.clamp(min=0)), wide(done.targets)], dim=1).gather(1, order),
+        targets=torch.cat([wide(targets.clamp(min=nobody), nobody), wide(done.targets, nobody)], dim=1).gather(
+            1, order
+        ),
         weights=torch.cat([wide(weights), wide(done.weights)], dim=1).gather(1, order),
     )
 
