@@ -17,6 +17,7 @@ from torch import Tensor
 import ficoco_ext
 from ficoco_ext import QueryKey, decoder_ops, ops
 from ficoco_ext.matching import match
+from ficoco_ext.methods import describe
 
 # B, H, Hk, N, d, C, r, class token, grid
 SHAPES = (
@@ -82,6 +83,9 @@ def calls(device: str, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Tensor, 
                 yield f"compress {name}", merged
         for method in ficoco_ext.METHODS:
             usable, where = r, {"class_token": class_token, "grid": grid}
+            needs = describe(method).needs
+            if ("class token" in needs and not class_token) or ("whole grid" in needs and grid is None):
+                continue
             if method == "tome":
                 usable = min(r, (n - first) // 2)
             elif isinstance(ficoco_ext.get_method(method), ficoco_ext.VisionAndDecoder):
