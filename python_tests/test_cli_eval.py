@@ -17,6 +17,7 @@ from PIL import Image
 from ficoco_ext.cli.app import app
 from ficoco_ext.evaluation import Results
 from ficoco_ext.evaluation.plot import draw
+from ficoco_ext.methods import hyperparameters
 
 FEW = ["--scenes", 2, "--per-scene", 4, "--methods", "ficoco-v,tome,fastv", "--keep-ratios", "0.6,0.03", "--threads", 1]
 
@@ -57,7 +58,7 @@ def test_tables_say_what_the_file_holds(written):
         ("unreduced", "all tokens"),
         *((name, f"keep_ratio {ratio}") for ratio in (0.6, 0.03) for name in ("ficoco-v", "tome", "fastv")),
     ]
-    assert results.document["settings"][1]["hyperparameters"] == {"variant": "paper"}
+    assert results.document["settings"][1]["hyperparameters"] == hyperparameters("ficoco-v") | {"variant": "paper"}
     page = (folder / "out.md").read_text()
     for text in (shown, page):
         for line in lines:
@@ -127,6 +128,19 @@ def test_own_questions_of_a_file(tmp_path):
     assert document["settings"][1]["layers"] == [3, 4] and document["tables"][0]["kinds"] == ["all"]
 
 
+def test_geometric_schedule(tmp_path):
+    given = ["--scenes", 1, "--per-scene", 2, "--methods", "topk,fastv", "--keep-ratios", "0.25", "--threads", 1]
+    given += ["--schedule", "geometric", "--layers", "topk=3-4", "--json", tmp_path / "out.json"]
+    _fine("eval", *given)
+    settings = json.loads((tmp_path / "out.json").read_text())["settings"]
+    assert [one["amount"].get("keep_ratio") for one in settings] == [None, [0.5, 0.25], 0.25]
+
+
+def test_help_says_what_is_so():
+    assert "1 for models of grid scenes" in " ".join(_fine("eval", "--help").replace("│", " ").split())
+    assert "see ficoco methods" in " ".join(_fine("show", "--help").replace("│", " ").split())
+
+
 def test_narrow_terminals_get_two_tables(written, monkeypatch):
     from rich.console import Console
 
@@ -141,6 +155,8 @@ def test_narrow_terminals_get_two_tables(written, monkeypatch):
     ("arguments", "message"),
     [
         (["--methods", "nope"], "methods must be among"),
+        (["--schedule", "steep"], "schedule must be one of"),
+        (["--schedule", "geometric"], "needs the layers of topk; give them, as --layers topk=1-4"),
         (["--keep-ratios", "0"], "keep_ratios must be in (0, 1], got 0.0"),
         (["--keep-ratios", "1.5"], "keep_ratios must be in (0, 1]"),
         (["--keep-ratios", "half"], "--keep-ratios must be numbers"),

@@ -120,6 +120,19 @@ def test_bad_rows_of_a_program():
         questions([_row(image=broken)])
 
 
+def test_pictures_of_bad_rows_are_not_kept(folder):
+    one, other = _picture(1), _picture(2)
+    good = [_row(image=one), _row(image=one, question="b")]
+    bad = [_row(image=other, scene=1.5), _row(image=one, question="b")]
+    found = questions([good[0], bad[0], good[1], bad[1]], bad_rows="count")
+    assert len(found.pictures) == 1 and [one.row for one in found.bad] == [2, 4]
+    assert found.digest == questions(good).digest
+    later = questions([good[0], bad[0], _row(image=other)], bad_rows="count")
+    assert [item.picture for item in later.items] == [0, 1] and later.pictures == (one, other)
+    rows = [_asked(), _asked(image="pictures/b.png", scene=1.5), _asked(question="why ?")]
+    assert len(questions_of_file(_file(folder, rows), bad_rows="count").pictures) == 1
+
+
 def test_lines_that_are_no_json(folder):
     path = _file(folder, [_asked()])
     path.write_text(path.read_text() + "\n\n{oops\n[1]\n")

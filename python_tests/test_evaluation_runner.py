@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import time
+import types
 
+import numpy as np
 import pytest
 
 pytest.importorskip("transformers")
@@ -16,8 +19,18 @@ from model_helpers import snapshot
 
 import ficoco_ext
 from ficoco_ext import flops, get_method, methods
-from ficoco_ext.evaluation import Results, Setting, evaluate, questions, settings_of
+from ficoco_ext.evaluation import (
+    Results,
+    Setting,
+    asking,
+    evaluate,
+    markdown,
+    questions,
+    runner,
+    settings_of,
+)
 from ficoco_ext.evaluation.runner import weights_digest
+from ficoco_ext.schedule import geometric
 
 TWO = settings_of(["topk", "fastv"], keep_ratios=[0.3])
 
@@ -89,6 +102,15 @@ def test_a_file_of_another_run_is_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"results file .*must be"):
             evaluate(embedded(), grid(), TWO[:1], results=path)
+
+
+def test_the_first_setting_is_timed_warm(monkeypatch):
+    heard, generated = [], asking._generated
+    clock = types.SimpleNamespace(perf_counter=lambda: heard.append("clock") or time.perf_counter())
+    monkeypatch.setattr(runner, "time", clock)
+    monkeypatch.setattr(asking, "_generated", lambda *given: heard.append("answers") or generated(*given))
+    evaluate(embedded(), grid(), TWO[:1])
+    assert heard == ["answers", *["clock", "answers", "clock"] * 2]
 
 
 def test_weights_digest_sees_one_weight():
@@ -233,6 +255,31 @@ def test_seeds_reach_methods_that_draw(drawing_method):
     assert lines[1].seeds.deviation == 0 and lines[2].seeds.deviation is None
     assert lines[1].mean == lines[2].mean  # the same scenes, twice as many answers: no more is known
     assert lines[1].agreement == lines[2].agreement
+    assert [one["seeded"] for one in found.document["settings"]] == [False, True, False, False]
+
+
+@pytest.mark.parametrize("dataset", [grid, lambda: list(grid())], ids=["scenes of each seed", "the same rows"])
+def test_what_is_drawn_once_a_seed_is_known_no_better_than_its_seeds_agree(dataset):
+    several = settings_of(["random", "topk"], tokens=[30])
+    found = evaluate(embedded(), dataset(), several, seeds=(0, 1, 2))
+    for number, sign in ((1, 1), (2, -1)):  # seeds far apart, though each has few scenes
+        for cell in found.cells(number):
+            odd = sign * cell["seed"] % 3 == 1
+            cell["right"] = ("1" if odd else "0") * len(cell["right"])
+    plain = copy.deepcopy(found.document)
+    plain["settings"][1]["seeded"] = False
+    summary, before = found.summary(), Results(plain).summary()
+    drawn, line = before.lines[1], summary.lines[1]
+    floor = np.std([0, 1, 0], ddof=1) / np.sqrt(3)
+    assert line.seeds.error == pytest.approx(floor) and drawn.mean.error < floor
+    assert line.mean.error == pytest.approx(floor) and line.mean.value == drawn.mean.value
+    assert line.mean.low == pytest.approx(min(drawn.mean.low, line.mean.value - 1.959964 * floor))
+    assert line.mean.high == pytest.approx(max(drawn.mean.high, line.mean.value + 1.959964 * floor))
+    assert line.difference.error >= drawn.difference.error and line.difference == found.paired(1, 0)
+    assert found.paired(1, 2).error == pytest.approx(found.paired(2, 1).error) and found.paired(1, 1).error == 0
+    assert summary.lines[2] == before.lines[2] and summary.lines[0] == before.lines[0]
+    assert "draws once a seed" in markdown.page(found, summary)
+    assert "draws once a seed" not in markdown.page(Results(plain), before)
 
 
 def test_notices_and_bad_rows():
@@ -259,6 +306,15 @@ def test_settings_by_name():
     assert settings_of(["fastv"])[0].budget == "own amount"
 
 
+def test_geometric_schedules_are_for_several_layers_of_the_tower():
+    names = ["topk", "prune-then-merge", "ficoco-v", "prumerge", "fastv", "pyramiddrop"]
+    layers = {"topk": (3, 4), "prune-then-merge": (1, 2, 3), "ficoco-v": (5,), "fastv": (1, 2)}
+    found = settings_of(names, keep_ratios=[0.25], layers=layers, schedule="geometric")
+    assert [one.amount["keep_ratio"] for one in found] == [geometric(0.25, 2), geometric(0.25, 3), *[0.25] * 4]
+    assert {one.budget for one in found} == {"keep_ratio 0.25"}
+    assert settings_of(names, keep_ratios=[0.25], layers=layers)[0].amount == {"keep_ratio": 0.25}
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -270,6 +326,15 @@ def test_settings_by_name():
         ({"methods": ["topk"], "keep_ratios": [1.5]}, "keep_ratios must be in"),
         ({"methods": ["topk"], "tokens": [0]}, "tokens must be integers >= 1, got 0"),
         ({"methods": ["topk"], "hyperparameters": {"tome": {}}}, "hyperparameters must be of one of topk, got tome"),
+        ({"methods": ["topk"], "schedule": "steep"}, "schedule must be one of even, geometric, got 'steep'"),
+        (
+            {"methods": ["topk", "a=tome", "pool", "ficoco-l"], "keep_ratios": [0.5], "schedule": "geometric"},
+            "needs the layers of topk, a; give them, as --layers topk=1-4",
+        ),
+        (
+            {"methods": ["topk"], "layers": {"topk": (1,)}, "tokens": [9], "schedule": "geometric"},
+            "goes with keep ratios, got tokens 9",
+        ),
         ({"methods": ["topk"], "layers": {"tome": (1,)}}, "layers must be of one of topk"),
     ],
 )

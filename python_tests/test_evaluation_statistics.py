@@ -106,7 +106,17 @@ def test_what_was_never_asked_is_not_known():
 
 def test_spread():
     assert Spread.of([0.5, 0.7]) == Spread((0.5, 0.7), pytest.approx(math.sqrt(0.02)))
-    assert Spread.of([0.5]).deviation is None
+    assert Spread.of([0.5, 0.7]).error == pytest.approx(0.1)
+    assert Spread.of([0.5]).deviation is None and Spread.of([0.5]).error == 0
+
+
+def test_an_error_is_raised_to_a_floor_and_never_lowered():
+    found = Estimate(0.5, 0.45, 0.58, 0.03)
+    assert found.at_least(0.03) == found.at_least(0) == found
+    raised = found.at_least(0.04)
+    assert raised == Estimate(0.5, pytest.approx(0.5 - 0.0784, abs=1e-4), 0.58, 0.04)  # 0.58 is further out already
+    unknown = Estimate(0.5, math.nan, math.nan, math.nan)
+    assert unknown.at_least(1) is unknown
 
 
 @pytest.mark.parametrize("change", [{"scenes": 0}, {"scenes": 1, "resamples": 0}])

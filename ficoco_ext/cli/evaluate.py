@@ -42,6 +42,9 @@ def command(
         list[str] | None,
         typer.Option(metavar="[METHOD=]2-4", help="Layers that reduce, of all methods or of one; repeatable."),
     ] = None,
+    schedule: Annotated[
+        str, typer.Option(help="even, or geometric: each layer of the tower keeps the same share; needs --layers.")
+    ] = "even",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="METHOD.KEY=VALUE", help="A hyperparameter; repeatable.")
     ] = None,
@@ -62,7 +65,7 @@ def command(
         str | None, typer.Option(help="exact or contained; exact for models of grid scenes if not given.")
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer; 2 for models of grid scenes, else 48.")
+        int | None, typer.Option(help="Longest answer; 1 for models of grid scenes, else 48.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Questions that are answered together.")] = 32,
     json_: Annotated[
@@ -91,7 +94,7 @@ def command(
                 raise ValueError("--from shows a finished run; give no --model, --methods, --data or --json with it")
             results = Results.load(from_)
         else:
-            settings = _settings(methods, keep_ratios, tokens, layers, set_)
+            settings = _settings(methods, keep_ratios, tokens, layers, schedule, set_)
             dataset = _dataset(data, bad_rows, split=split, scenes=scenes, per_scene=per_scene, kinds=kinds)
             where = parse_device(device)
             with common.cpu_threads(threads), _bar() as progress:
@@ -117,7 +120,12 @@ def _names(text: str) -> list[str]:
 
 
 def _settings(
-    methods: str | None, keep_ratios: str | None, tokens: str | None, layers: list[str] | None, set_: list[str] | None
+    methods: str | None,
+    keep_ratios: str | None,
+    tokens: str | None,
+    layers: list[str] | None,
+    schedule: str,
+    set_: list[str] | None,
 ) -> list[Setting]:
     chosen = list(METHODS) if methods is None else _names(methods)
     labels = [text.partition("=")[0].strip() for text in chosen]
@@ -129,6 +137,7 @@ def _settings(
         tokens=() if tokens is None else common.integers("--tokens", tokens),
         hyperparameters=_hyperparameters(set_),
         layers=_layers(layers, labels),
+        schedule=schedule,
     )
 
 

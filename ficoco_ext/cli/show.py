@@ -23,7 +23,7 @@ def command(
     ] = None,
     question: Annotated[str | None, typer.Option(help="Methods of the language model go by it.")] = None,
     methods: Annotated[
-        str, typer.Option(metavar="NAME[,..]", help="One row of the picture each; see ficoco env.")
+        str, typer.Option(metavar="NAME[,..]", help="One row of the picture each; see ficoco methods.")
     ] = "ficoco-v,topk,tome",
     keep_ratio: Annotated[
         str, typer.Option(metavar="RATIO[,..]", help="Visual tokens kept / all; one number or one a layer.")

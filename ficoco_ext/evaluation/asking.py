@@ -20,6 +20,7 @@ Tick = Callable[[int], None]
 
 _CHUNK = 64  # pictures whose features are held at once
 _CACHED_BYTES = 2**30  # of preprocessed pictures
+_FEW = 4  # questions to warm up with
 
 
 def exact(answer: str, truth: str) -> bool:
@@ -183,6 +184,13 @@ def answers(prompts: Prompts, asking: Asking, tick: Tick = lambda number: None) 
             found[number] = text
         tick(len(numbers))
     return found
+
+
+def warm_up(prompts: Prompts, asking: Asking) -> None:
+    """Answer a few questions, so that the first setting's time does not have what is done once a process."""
+    items = prompts.asked.items[:_FEW]
+    pictures = prompts.asked.pictures[: 1 + max(item.picture for item in items)]
+    answers(Prompts(prompts.checkpoint, replace(prompts.asked, items=items, pictures=pictures)), asking)
 
 
 def _shared(prompts: Prompts, asking: Asking) -> Iterator[tuple[list[int], list[str]]]:

@@ -182,20 +182,25 @@ class _Reader:
     def add(self, row: Any, number: int) -> None:
         question, answer = (_text(row, name) for name in ("question", "answer"))
         kind = _text(row, "kind", _ANY)
-        picture = self._picture(_field(row, "image"))
+        key, held, pixels = self._picture(_field(row, "image"))
+        picture = self._places.get(key, len(self.pictures))
         before = self._asked.get((picture, question))
         if before is not None:
             raise _Bad("question", f"must be asked once of a picture, got the one of row {before} again")
         scene = _field(row, "scene")
         if isinstance(scene, bool) or not (scene is None or isinstance(scene, (int, str))):
             raise _Bad("scene", f"must be an integer or a string, got {scene!r}")
-        key = ("picture", picture) if scene is None else ("scene", scene)
+        if pixels is not None:  # kept only now, so that a bad row leaves nothing behind
+            self.digest.update(f"{pixels.size}".encode() + pixels.tobytes())
+            self._places[key] = picture
+            self.pictures.append(held)
+        of = ("picture", picture) if scene is None else ("scene", scene)
         self._asked[picture, question] = number
-        self.items.append(Item(picture, question, answer, kind, self._scenes.setdefault(key, len(self._scenes))))
+        self.items.append(Item(picture, question, answer, kind, self._scenes.setdefault(of, len(self._scenes))))
         self.digest.update(json.dumps([picture, question, answer, kind, self.items[-1].scene]).encode())
 
-    def _picture(self, image: Any) -> int:
-        """The place of a picture, new ones opened to see that they can be."""
+    def _picture(self, image: Any) -> tuple[Any, Any, Any]:
+        """What a picture is known by, what is kept of it, and the pixels of a new one, opened to see that it can be."""
         from PIL import Image
 
         held: Any = image
@@ -207,15 +212,11 @@ class _Reader:
             raise _Bad("image", f"must be a PIL image, got {type(image).__name__}")
         key = held if self.folder is not None else id(image)  # it is kept, so its id is its own
         if key in self._places:
-            return self._places[key]
+            return key, held, None
         try:
-            pixels = open_image(held) if self.folder is not None else image.convert("RGB")
+            return key, held, (open_image(held) if self.folder is not None else image.convert("RGB"))
         except (OSError, ValueError, SyntaxError) as error:
             raise _Bad("image", f"must be a picture that Pillow can read: {error}") from None
-        self.digest.update(f"{pixels.size}".encode() + pixels.tobytes())
-        self._places[key] = len(self.pictures)
-        self.pictures.append(held)
-        return self._places[key]
 
 
 def _field(row: Any, name: str) -> Any:

@@ -76,17 +76,25 @@ def legend(results: Results, summary: Summary) -> list[str]:
     grid = run["data"].get("gridvqa")
     data = f"grid scenes of the split {grid['split']!r}" if grid else "rows of a file or a program"
     seeds = ", ".join(map(str, run["seeds"]))
+    commit = f"commit {at['commit']}" if at.get("commit") else "commit not known"
     said = [
-        f"{document['model']}, {at['dtype']} on {at['device']}, {'/'.join(map(str, threads))} threads, torch "
-        f"{at['torch']}. {summary.questions} questions about {summary.scenes} scenes: {data}, seeds {seeds}. Answers "
-        f"judged {run['asking']['judge']}.",
+        f"{document['model']}, {at['dtype']} on {at['device']} ({at.get('processor') or 'processor not known'}), "
+        f"{'/'.join(map(str, threads))} threads, torch {at['torch']}, {commit}. {summary.questions} questions about "
+        f"{summary.scenes} scenes: {data}, seeds {seeds}. Answers judged {run['asking']['judge']}.",
         f"mean: of {', '.join(summary.mean_of)}, each counting the same, in percent, with the 95 % interval of "
         "resampled scenes; less unreduced: the difference, drawn together.",
         "same answer: as the unreduced model's, in percent. FLOPs of a prefill and KV cache behind it: in percent of "
         "the unreduced ones, by the cost model. tokens: visual ones into the language model, mean over its layers, and "
-        "out of its last layer. s: measured, for all questions; the tower sees a picture once for all its questions, "
-        "where FLOPs count it for each.",
+        "out of its last layer. s: measured, for all questions, in one run, a setting after the other: times are "
+        "indicative; the tower sees a picture once for all its questions, where FLOPs count it for each.",
     ]
+    if at.get("note"):
+        said.append(at["note"])
+    if any(one.get("seeded") for one in document["settings"]):
+        said.append(
+            "A method that draws, as random does, draws once a seed: the error of its mean and difference is at least "
+            "the standard deviation over seeds / sqrt(seeds), and the interval as wide as the normal one."
+        )
     if summary.bad:
         said.append(f"{len(summary.bad)} rows could not be asked and are in no score; the first: {summary.bad[0]}.")
     return said

@@ -24,7 +24,10 @@ class Line:
     Attributes:
         name, budget: of the setting.
         mean: mean accuracy over the chosen kinds. kinds: accuracy of each kind.
-        difference: of the mean from that of the unreduced model, paired; None for the unreduced model itself.
+        difference: of the mean from that of the unreduced model, paired; None for the unreduced model itself. Of a
+            method that draws by the run's seeds the scenes of a seed share one draw, so they are not independent: the
+            errors of mean and difference are then at least the standard deviation over the seeds / sqrt(seeds), and
+            their intervals at least as wide as a normal distribution's with that error. Those of kinds are as drawn.
         agreement: share of questions answered as the unreduced model answers them, right or wrong.
         seeds: the mean of each seed, and their spread.
         cost: see :func:`ficoco_ext.evaluation.costs.columns`; None with ``remark`` saying why.
@@ -194,7 +197,25 @@ class Results:
         for place in places:
             if not self.cells(place):
                 raise ValueError(f"paired: setting {' at '.join(self.names[place])} has no answers to all questions")
-        return self.bootstrap.difference(self.tally(places[0]), self.tally(places[1]), chosen)
+        return self._difference(places[0], places[1], chosen)
+
+    def _seeded(self, setting: int) -> bool:
+        return bool(self.document["settings"][setting].get("seeded"))
+
+    def _each(self, setting: int, chosen: list[int]) -> dict[int, float]:
+        """The mean of every seed."""
+        seeds = [cell["seed"] for cell in self.cells(setting)]
+        return {seed: self.bootstrap.mean_value(self.tally(setting, seed), chosen) for seed in seeds}
+
+    def _difference(self, a: int, b: int, chosen: list[int]) -> Estimate:
+        found = self.bootstrap.difference(self.tally(a), self.tally(b), chosen)
+        if not (self._seeded(a) or self._seeded(b)):
+            return found
+        one, other = self._each(a, chosen), self._each(b, chosen)
+        seeds = one if len(one) >= len(other) else other
+        once = next(iter(one.values())), next(iter(other.values()))  # of rows, what draws nothing ran with one seed
+        each = [one.get(seed, once[0]) - other.get(seed, once[1]) for seed in seeds]
+        return found.at_least(Spread.of(each).error)
 
     def agreement(self, setting: int) -> float:
         """Share of questions answered as the unreduced model answers them."""
@@ -243,16 +264,17 @@ class Results:
             return Line(name, budget, None, {}, None, None, None, None, None, None, why)
         tally, seconds = self.tally(setting), sum(cell["seconds"] for cell in cells)
         kinds = dict(zip(self.kinds, self.bootstrap.kinds(tally), strict=True))
-        each = [self.bootstrap.mean_value(self.tally(setting, cell["seed"]), chosen) for cell in cells]
+        spread = Spread.of(list(self._each(setting, chosen).values()))
+        mean = self.bootstrap.mean(tally, chosen)
         compared = setting > 0 and self.cells(0)
         return Line(
             name,
             budget,
-            self.bootstrap.mean(tally, chosen),
+            mean.at_least(spread.error) if self._seeded(setting) else mean,
             kinds,
-            self.bootstrap.difference(tally, self.tally(0), chosen) if compared else None,
+            self._difference(setting, 0, chosen) if compared else None,
             self.agreement(setting) if self.cells(0) else None,
-            Spread.of(each),
+            spread,
             held["cost"],
             seconds,
             sum(len(cell["right"]) for cell in cells) / seconds if seconds else None,

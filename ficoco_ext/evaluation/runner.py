@@ -15,8 +15,8 @@ import torch
 from ..checkpoint import Checkpoint
 from ..gridvqa import GridVQA
 from ..version import __version__
-from . import costs
-from .asking import Asking, Judge, Prompts, answers, as_it_was_trained
+from . import costs, provenance
+from .asking import JUDGES, Asking, Judge, Prompts, answers, as_it_was_trained, warm_up
 from .data import Questions, questions_for
 from .results import Results, described, new_document
 from .settings import Setting
@@ -30,7 +30,7 @@ def evaluate(
     dataset: Iterable[Any] | Questions | Path | str,
     settings: Sequence[Setting],
     *,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | None = None,
     judge: str | Judge | None = None,
     max_new_tokens: int | None = None,
     batch: int = 32,
@@ -51,9 +51,9 @@ def evaluate(
         dataset: a :class:`ficoco_ext.gridvqa.GridVQA`, rows or a file; see :func:`ficoco_ext.evaluation.questions`.
         settings: what is compared; the unreduced model comes first by itself.
         seeds: each is another draw of grid scenes, and goes to methods with a hyperparameter ``seed`` that is not set.
-            Of rows or a file, other methods run once.
+            Of rows or a file, other methods run once. None: the seed of a :class:`ficoco_ext.gridvqa.GridVQA`, else 0.
         judge: ``"exact"``, ``"contained"`` or a function (answer, truth) -> bool; None: exact for models of grid
-            scenes, else contained.
+            scenes, else contained. With ``results`` a function must have a name, by which a run is known again.
         max_new_tokens: longest answer; None: 1 for models of grid scenes, whose answers are one word, else 48.
         batch: questions that are answered together.
         bad_rows: ``"fail"`` or ``"count"``, see :func:`ficoco_ext.evaluation.questions`.
@@ -85,10 +85,17 @@ def evaluate(
         raise ValueError(f"checkpoint must have a model without reduction, got {checkpoint.model.ficoco_handle}")
     checkpoint = as_it_was_trained(checkpoint)
     asking = Asking.of(checkpoint, judge, max_new_tokens, batch)
+    if seeds is None:
+        seeds = (dataset.seed,) if isinstance(dataset, GridVQA) else (0,)
     seeds = _checked(seeds)
     everything = [Setting(None), *settings]
     _different(everything)
     path = None if results is None else _writable(Path(results))
+    if path is not None and not _has_name(asking.judge):
+        raise ValueError(
+            f"judge must be a function with a name of its own if results are written, got {asking.judge!r}: a run that "
+            "goes on could not tell it from another; write it with def in a module"
+        )
     if not isinstance(dataset, (GridVQA, Questions, str, Path)):
         dataset = list(dataset)
     tables = _Tables(checkpoint, dataset, seeds, bad_rows)
@@ -166,16 +173,33 @@ def _identity(
         grid = tables.dataset
         kinds = list(grid.kinds)
         data["gridvqa"] = {"split": grid.split, "scenes": grid.scenes, "per_scene": grid.per_scene, "kinds": kinds}
-    name = getattr(asking.judge, "__name__", type(asking.judge).__name__)
     return {
         "version": __version__,
         "weights": weights_digest(checkpoint.model),
         "precision": f"{str(checkpoint.model.dtype).removeprefix('torch.')} on {checkpoint.model.device.type}",
+        "attention": getattr(checkpoint.model.config, "_attn_implementation", None),
         "seeds": list(seeds),
         "settings": [setting.describe() for setting in settings],
-        "asking": {"prompt": checkpoint.prompt("QUESTION"), "judge": name, "max_new_tokens": asking.max_new_tokens},
+        "asking": {
+            "prompt": checkpoint.prompt("QUESTION"),
+            "judge": _judge_name(asking.judge),
+            "max_new_tokens": asking.max_new_tokens,
+        },
         "data": data,
     }
+
+
+def _has_name(judge: Judge) -> bool:
+    """It can be told from others by :func:`_judge_name`: no lambda, partial or object that is called."""
+    return getattr(judge, "__qualname__", "<lambda>").rpartition(".")[2] != "<lambda>"
+
+
+def _judge_name(judge: Judge) -> str:
+    for name, one in JUDGES.items():
+        if judge is one:
+            return name
+    of = judge if hasattr(judge, "__qualname__") else type(judge)
+    return f"{of.__module__}.{of.__qualname__}"
 
 
 def weights_digest(model: Any) -> str:
@@ -205,6 +229,9 @@ def _platform(checkpoint: Checkpoint) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
         "torch": torch.__version__,
+        "processor": provenance.processor(),
+        "commit": provenance.commit(),
+        "command": provenance.command(),
     }
 
 
@@ -286,6 +313,8 @@ class _Run:
         """Run them, writing after each."""
         total = len(self.todo) * len(self.tables.prompts(self.todo[0][0]).asked.items) if self.todo else 0
         done = 0
+        if self.todo:
+            warm_up(self.tables.prompts(self.todo[0][0]), self.asking)
         for seed, number in self.todo:
             prompts = self.tables.prompts(seed)
             self._table(seed, prompts)

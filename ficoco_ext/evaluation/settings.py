@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..methods import METHODS, AnyMethod, get_method, hyperparameters
+from ..methods import METHODS, AnyMethod, Method, Split, Staged, get_method, hyperparameters
 from ..models import Handle, attach
+from ..schedule import geometric
 
 UNREDUCED = "unreduced"
+SCHEDULES = ("even", "geometric")
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,34 @@ class Setting:
         return attach(model, self.built(seed), layers=self.layers, **self.amount)
 
     def describe(self) -> dict[str, Any]:
-        """Plain values that tell it from others, for JSON."""
+        """Plain values that tell it from others, for JSON.
+
+        Hyperparameters are those given and the defaults of today, so that a run is not continued with others; without
+        the seed, if it is the run's. Of several methods each name has its own.
+        """
         method = self.method if isinstance(self.method, str) or self.method is None else _stable(self.method)
         layers = None if self.layers is None else list(self.layers)
         return {
             "name": self.name,
             "method": method,
-            "hyperparameters": dict(self.hyperparameters),
+            "hyperparameters": _plain(self._whole()),
             "amount": _plain(self.amount),
             "layers": layers,
+            "seeded": self.seeded,
         }
+
+    def _whole(self) -> dict[str, Any]:
+        """Hyperparameters with the defaults of methods given by name."""
+        if self.method is None or isinstance(self.method, AnyMethod):
+            return dict(self.hyperparameters)
+        if isinstance(self.method, str):
+            return self._whole_of(self.method)
+        return {one: self._whole_of(one) for one in self.method if isinstance(one, str)}
+
+    def _whole_of(self, name: str) -> dict[str, Any]:
+        known = hyperparameters(name) if name in METHODS else {}
+        without = ("seed",) if self.seeded else ()
+        return {key: value for key, value in {**known, **self.hyperparameters}.items() if key not in without}
 
 
 def _stable(method: Any) -> str:
@@ -112,6 +132,7 @@ def settings_of(
     tokens: Sequence[int] = (),
     hyperparameters: Mapping[str, Mapping[str, Any]] | None = None,
     layers: Mapping[str, tuple[int, ...]] | None = None,
+    schedule: str = "even",
 ) -> list[Setting]:
     """Every method with every amount, budget by budget.
 
@@ -121,9 +142,13 @@ def settings_of(
         keep_ratios: visual tokens kept at the end / all, in (0, 1].
         tokens: visual tokens kept at the end. With neither each method has its own amount.
         hyperparameters, layers: by label.
+        schedule: of keep ratios in several layers of the tower: ``"even"`` removes the same number in each,
+            ``"geometric"`` the same share, :func:`ficoco_ext.schedule.geometric`, and needs the ``layers`` of every
+            method that has no single layer of its own. Methods of the language model are left alone.
 
     Raises:
         ValueError: an unknown method or label, one given twice, or an amount out of range; nothing is clamped.
+            ``"geometric"`` with ``tokens`` or without layers.
 
     Example:
         >>> from ficoco_ext.evaluation import settings_of
@@ -149,16 +174,45 @@ def settings_of(
     for count in tokens:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"tokens must be integers >= 1, got {count!r}")
+    layers = layers or {}
+    _schedule_fits(schedule, named, layers, tokens)
     amounts: list[dict[str, Any]] = [{"keep_ratio": ratio} for ratio in dict.fromkeys(keep_ratios)]
     amounts += [{"tokens": count} for count in dict.fromkeys(tokens)]
     return [
         Setting(
             name,
-            amount,
+            _staged(amount, layers[label]) if schedule == "geometric" and _repeats(name, layers.get(label)) else amount,
             dict((hyperparameters or {}).get(label, {})),
-            (layers or {}).get(label),
+            layers.get(label),
             label if label != name else None,
         )
         for amount in amounts or [{}]
         for label, name in named.items()
     ]
+
+
+def _repeats(name: str, layers: tuple[int, ...] | None) -> bool:
+    """Whether a method reduces in several layers of the tower."""
+    method = get_method(name)
+    if not isinstance(method, (Method, Split, Staged)):
+        return False
+    return method.layers is None if layers is None else len(layers) > 1
+
+
+def _schedule_fits(
+    schedule: str, named: Mapping[str, str], layers: Mapping[str, tuple[int, ...]], tokens: Sequence[int]
+) -> None:
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    if schedule == "even":
+        return
+    if tokens:
+        raise ValueError(f"schedule 'geometric' goes with keep ratios, got tokens {', '.join(map(str, tokens))}")
+    if bare := [label for label, name in named.items() if label not in layers and _repeats(name, None)]:
+        raise ValueError(
+            f"schedule 'geometric' needs the layers of {', '.join(bare)}; give them, as --layers {bare[0]}=1-4"
+        )
+
+
+def _staged(amount: Mapping[str, Any], layers: tuple[int, ...]) -> dict[str, Any]:
+    return {name: geometric(value, len(layers)) for name, value in amount.items()}

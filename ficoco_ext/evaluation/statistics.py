@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
+_NORMAL = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 Floats = NDArray[np.float64]
 
@@ -31,6 +34,19 @@ class Estimate:
         tail = (1 - CONFIDENCE) / 2
         low, high = np.quantile(there, [tail, 1 - tail])
         return cls(float(value), float(low), float(high), float(there.std()))
+
+    def at_least(self, error: float) -> Estimate:
+        """With no smaller error than this, and an interval no narrower than a normal distribution's with it.
+
+        Example:
+            >>> from ficoco_ext.evaluation import Estimate
+            >>> Estimate(0.5, 0.4, 0.6, 0.05).at_least(0.01).error
+            0.05
+        """
+        if not error > self.error:  # also where nothing is known
+            return self
+        half = _NORMAL * error
+        return Estimate(self.value, min(self.low, self.value - half), max(self.high, self.value + half), error)
 
 
 @dataclass(frozen=True)
@@ -130,3 +146,8 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         """Of one value a seed."""
         return cls(tuple(values), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean of the seeds; 0 with one seed, which tells nothing of it."""
+        return 0.0 if self.deviation is None else self.deviation / math.sqrt(len(self.values))
