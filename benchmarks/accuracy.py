@@ -1,10 +1,10 @@
 """Accuracy against cost on the embedded model: the studies behind every figure of the README.
 
-    python benchmarks/accuracy.py methods --json benchmarks/results/accuracy_methods.json
-    python benchmarks/accuracy.py late --json ...
-    python benchmarks/accuracy.py choosing --split dev --json benchmarks/results/accuracy_choosing.json
-    python benchmarks/accuracy.py ficoco-v --json ...
-    python benchmarks/accuracy.py ficoco-l --json ...
+    python benchmarks/accuracy.py methods --seeds 3 --json benchmarks/results/accuracy_methods.json
+    python benchmarks/accuracy.py late --seeds 3 --json benchmarks/results/accuracy_late.json
+    python benchmarks/accuracy.py choosing --split dev --scenes 150 --json benchmarks/results/accuracy_choosing.json
+    python benchmarks/accuracy.py ficoco-v --json benchmarks/results/accuracy_ficoco_v.json
+    python benchmarks/accuracy.py ficoco-l --json benchmarks/results/accuracy_ficoco_l.json
 
 A study is a list of settings; asking, judging, resampling and going on after an interruption are those of ``ficoco
 eval``. Methods that reduce in several layers of the tower do so in the same ones here, by the same schedule, so that
@@ -194,7 +194,7 @@ def main(
     json: Annotated[Path, typer.Option(help="results; an interrupted study goes on from here")],
     model: Annotated[Path | None, typer.Option(help="another training of the embedded model")] = None,
     split: Annotated[str, typer.Option(help="dev to choose, test to judge")] = "test",
-    seeds: Annotated[int, typer.Option(help="draws of scenes", min=1)] = 2,
+    seeds: Annotated[int, typer.Option(help="draws of scenes", min=1)] = 1,
     scenes: Annotated[int, typer.Option(help="of each draw", min=1)] = 100,
     budgets: Annotated[str | None, typer.Option(help="keep ratios; default: the study's")] = None,
     threads: Annotated[int | None, typer.Option(help="of the CPU", min=1)] = None,

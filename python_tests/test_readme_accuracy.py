@@ -50,8 +50,7 @@ def test_the_table_is_what_was_measured(study):
         for cell, line in zip(row[1:5], found, strict=True):
             value, error = map(float, cell.split(" ± "))
             assert value == pytest.approx(100 * line.mean.value, abs=0.051), name
-            if name != "random":  # whose error is that of three masks
-                assert error == pytest.approx(100 * line.mean.error, abs=0.051), name
+            assert error == pytest.approx(100 * line.mean.error, abs=0.051), name
         apart = [100 * found[1].kinds[kind].value for kind in ("choice", "count")]
         assert [int(one) for one in row[5].split(", ")] == pytest.approx(apart, abs=0.51), name
         shares = [100 * found[place].cost["flops_ratio"] for place in (1, 3)]
