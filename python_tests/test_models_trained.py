@@ -79,3 +79,11 @@ def test_the_processor_may_write_the_short_prompt_itself(loaded, questions):
             assert right(loaded, questions[:12]) == whole
         finally:
             processor.num_additional_image_tokens = 1
+
+
+def test_it_holds_no_code_and_no_pickle_and_is_small():
+    files = [path for path in TRAINED.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors", ".jinja", ".md", ".png"}
+    assert sum(path.stat().st_size for path in files if path.parent == TRAINED) <= 8e6
+    config = json.loads((TRAINED / "config.json").read_text())
+    assert "auto_map" not in config and config["model_type"] == "llava"
