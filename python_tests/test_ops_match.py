@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 from conftest import tolerance
@@ -210,6 +215,60 @@ def test_wrapper_and_float64():
     wide = match(key.double(), 5, class_token=True, distill_token=True)
     assert wide.redundancy.dtype == wide.weights.dtype == torch.float64
     assert all(map(torch.equal, wide, reference.match(key.double(), 5, True, True)))
+
+
+LEVELS = """
+    import sys, torch
+    import ficoco_ext
+    from ficoco_ext.matching import match
+
+    generator = torch.Generator().manual_seed(0)
+    results = [ficoco_ext.build_info()["cpu_simd"]]
+    for width in (4, 16, 17, 64, 100, 257):
+        for tokens in (9, 41, 200, 577):
+            random = torch.randn(2, 2, tokens, width, generator=generator)
+            twins = random[:, :, torch.randint(0, tokens, (tokens,), generator=generator)].clone()
+            twins[0, :, tokens // 2] = 0
+            loud = random.clone()
+            loud[..., 0] += 30  # one channel has nearly all of the length
+            alike = random[:, :, :1] + random * 1e-3  # rounding to bytes tells nothing apart
+            blank = torch.ones_like(random) + torch.rand(2, 1, tokens, 1, generator=generator).round()
+            half = torch.cat([random[:, :, : tokens // 2], blank[:, :, tokens // 2 :]], 2)
+            for key in (random, twins, loud, alike, blank, half, random.round(), random * 1e30, random * 1e-30):
+                for class_token in (False, True):
+                    results.append(list(match(key, (tokens - 1) // 3, class_token=class_token)))
+    torch.save(results, sys.argv[1])
+"""
+
+
+def at_level(level, path):
+    """The instruction set that was used, and what match finds with it for keys of all sorts."""
+    environment = {**os.environ, "FICOCO_CPU_SIMD": level}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(LEVELS), str(path)], env=environment, check=True)
+    return torch.load(path)
+
+
+@needs_kernels
+def test_screening_by_bytes_changes_no_bit(tmp_path):
+    """Whoever has AVX-512 VNNI gets what AVX2 alone gives."""
+    used, *results = at_level("", tmp_path / "best.pt")
+    if used != "avx512vnni":
+        pytest.skip("needs a processor with AVX-512 VNNI")
+    less, *wanted = at_level("avx2", tmp_path / "avx2.pt")
+    assert less == "avx2"
+    for one, other in zip(results, wanted, strict=True):
+        assert all(map(torch.equal, one, other))
+
+
+@needs_kernels
+def test_the_baseline_finds_the_same_pairs(tmp_path):
+    """Rounding may differ, so only keys without ties that close are compared: the random ones, first of each size."""
+    used, *results = at_level("baseline", tmp_path / "baseline.pt")
+    assert used == "baseline"
+    _, *wanted = at_level("", tmp_path / "best.pt")
+    for one, other in zip(results[::18], wanted[::18], strict=True):
+        assert torch.allclose(one[0], other[0], atol=1e-5)
+        assert all(map(torch.equal, one[1:4], other[1:4]))
 
 
 @needs_kernels

@@ -1,8 +1,11 @@
 #include "cpu/simd.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <string_view>
 
 #define FICOCO_INLINE __attribute__((always_inline)) inline
 
@@ -25,18 +28,37 @@ namespace avx2 {
 #pragma GCC pop_options
 #endif
 
-#define FICOCO_TABLE(isa)                                                                                             \
-  Simd {                                                                                                              \
-    #isa, isa::load_half, isa::load_bfloat16, isa::store_half, isa::store_bfloat16, isa::add, isa::axpy, isa::divide, \
-        isa::sum, isa::dot, isa::sum_squares, isa::sum_rows, isa::dot_rows, isa::pack_panel, isa::panel_dot,          \
-        isa::exp_columns, isa::add_scaled_columns, isa::max_columns, isa::any_nan, isa::top_columns                   \
+#define FICOCO_TABLE(name, vnni, isa)                                                                               \
+  Simd {                                                                                                            \
+    name, vnni, isa::load_half, isa::load_bfloat16, isa::store_half, isa::store_bfloat16, isa::add, isa::axpy,      \
+        isa::divide, isa::sum, isa::dot, isa::sum_squares, isa::normalize_rows, isa::sum_rows, isa::dot_rows,       \
+        isa::pack_panel, isa::panel_dot, isa::exp_columns, isa::add_scaled_columns, isa::max_columns, isa::any_nan, \
+        isa::top_columns                                                                                            \
   }
+
+enum Level { kBaseline, kAvx2, kVnni };
+
+// The processor's, or less if the environment says so.
+static Level level() {
+#ifdef FICOCO_AVX2
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  const char* asked = std::getenv("FICOCO_CPU_SIMD");
+  const std::string_view most = asked ? asked : "";
+  if (most == "baseline" || !avx2) return kBaseline;
+  return most == "avx2" || !vnni ? kAvx2 : kVnni;
+#else
+  return kBaseline;
+#endif
+}
 
 static Simd choose() {
 #ifdef FICOCO_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return FICOCO_TABLE(avx2);
+  if (level() == kVnni) return FICOCO_TABLE("avx512vnni", true, avx2);
+  if (level() == kAvx2) return FICOCO_TABLE("avx2", false, avx2);
 #endif
-  return FICOCO_TABLE(baseline);
+  return FICOCO_TABLE("baseline", false, baseline);
 }
 
 const Simd simd = choose();

@@ -1,5 +1,6 @@
 // The inner loops of the CPU kernels, fp32, compiled for the baseline and for AVX2 + FMA; `simd` holds the set that
-// the processor can run, chosen when the library is loaded.
+// the processor can run, chosen when the library is loaded. FICOCO_CPU_SIMD=baseline or =avx2 in the environment asks
+// for less than that; other values change nothing.
 #pragma once
 #include <cstdint>
 
@@ -12,6 +13,9 @@ constexpr int64_t kPanel = 24;
 
 struct Simd {
   const char* name;
+
+  // The processor also multiplies bytes with AVX-512 VNNI, which `match` does outside this table.
+  bool vnni;
 
   // dst[i] = float(src[i]), and back with rounding to nearest even.
   void (*load_half)(const uint16_t* src, float* dst, int64_t n);
@@ -27,6 +31,9 @@ struct Simd {
   float (*sum)(const float* x, int64_t n);
   float (*dot)(const float* x, const float* y, int64_t n);
   double (*sum_squares)(const float* x, int64_t n);
+
+  // Rows of n to unit length; what is shorter than `least` is divided by that.
+  void (*normalize_rows)(float* rows, int64_t count, int64_t n, double least);
 
   // acc[c] += sum over rows j of rows[j][c]; out[j] += <rows[j], vec>.
   void (*sum_rows)(const float* rows, int64_t stride, int64_t count, int64_t n, float* acc);

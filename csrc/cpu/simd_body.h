@@ -218,6 +218,36 @@ double sum_squares(const float* x, int64_t n) {
   return s0 + s1;
 }
 
+FICOCO_INLINE float squares_in_float(const float* x, int64_t n) {
+  Vec s0 = {}, s1 = {};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    const Vec a = loadu(x + i), b = loadu(x + i + kLanes);
+    s0 += a * a;
+    s1 += b * b;
+  }
+  s0 += s1;
+  float total = ((s0[0] + s0[4]) + (s0[1] + s0[5])) + ((s0[2] + s0[6]) + (s0[3] + s0[7]));
+  for (; i < n; ++i) total += x[i] * x[i];
+  return total;
+}
+
+void normalize_rows(float* rows, int64_t count, int64_t n, double least) {
+  for (int64_t j = 0; j < count; ++j) {
+    float* x = rows + j * n;
+    const float fast = squares_in_float(x, n);
+    const bool fits = fast > 1e-30f && fast < 1e30f;  // else squares may have over- or underflown
+    const double length = std::max(std::sqrt(fits ? static_cast<double>(fast) : sum_squares(x, n)), least);
+    if (length < 0x1p126) {
+      const float inverse = static_cast<float>(1. / length);
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) x[i] *= inverse;
+    } else {  // the inverse would be subnormal
+      for (int64_t i = 0; i < n; ++i) x[i] /= static_cast<float>(length);
+    }
+  }
+}
+
 void sum_rows(const float* rows, int64_t stride, int64_t count, int64_t n, float* acc) {
   int64_t j = 0;
   for (; j + 4 <= count; j += 4) {

@@ -1,6 +1,4 @@
 // The metric of ToMe: the mean over heads of a token's keys, at unit length. Keys are read once: bound by memory.
-#include <cmath>
-
 #include "cpu/kernels.h"
 
 namespace ficoco {
@@ -39,10 +37,8 @@ std::vector<float> unit_keys(const Rows& key, int64_t tokens, int64_t width) {
     const int64_t begin = chunk * kChunk, count = std::min(kChunk, tokens - begin);
     float* out = metric.data() + begin * width;
     add_heads(key, begin, count, width, out);
-    for (int64_t i = 0; i < count; ++i) {  // the number of heads cancels, except against the bound on the mean's length
-      const double length = std::sqrt(simd.sum_squares(out + i * width, width));
-      simd.divide(out + i * width, static_cast<float>(std::max(length, heads * kTiny)), width);
-    }
+    // The number of heads cancels, except against the bound on the mean's length.
+    simd.normalize_rows(out, count, width, heads * kTiny);
   });
   return metric;
 }
