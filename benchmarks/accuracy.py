@@ -65,7 +65,8 @@ def methods(budgets: tuple[float, ...] = BUDGETS) -> list[Setting]:
             once("prumerge+", keep, "prumerge+"),
             once("ficoco-vl", keep, "ficoco-vl"),
             once("ficoco-l", keep, "ficoco-l"),
-            once("ficoco-l, paper", keep, "ficoco-l", variant="paper"),
+            once("ficoco-l, released", keep, "ficoco-l", variant="released"),
+            once("ficoco-l, correlation by logits", keep, "ficoco-l", correlation_attention="logits"),
             once("fastv", keep, "fastv"),
             Setting("pyramiddrop", {"keep_ratio": geometric(keep, 3)}, {}, None, "pyramiddrop"),
         ]
@@ -148,7 +149,7 @@ def ficoco_v(budgets: tuple[float, ...] = HARD) -> list[Setting]:
 
 
 def ficoco_l(budgets: tuple[float, ...] = HARD) -> list[Setting]:
-    """Every switch of FiCoCo-L that the paper tabulates, reducing early and by default."""
+    """Every switch of FiCoCo-L that the paper tabulates, where nothing has been read yet and in its own layers."""
     switches: list[dict[str, Any]] = [
         {},
         {"visual_redundancy": False},
@@ -170,19 +171,20 @@ def ficoco_l(budgets: tuple[float, ...] = HARD) -> list[Setting]:
         {"before_attention": True},
     ]
     found = []
-    for keep in budgets:
-        for variant in ("released", "paper"):
-            for given in switches:
-                layers = (1,) if "before_attention" in given else (0,)
-                label = f"{variant}: {_named(given)}"
-                options = {"variant": variant, **given}
-                found.append(Setting("ficoco-l", {"keep_ratio": keep}, options, layers, label))
-            for first in (1, 2, 3):
-                options, layers = {"variant": variant}, tuple(range(first, 6))
-                label = f"{variant}: layers {first} to 5"
-                found.append(Setting("ficoco-l", {"keep_ratio": keep}, options, layers, label))
-        for layer in (1, 2, 3):
-            found.append(Setting("fastv", {"keep_ratio": keep}, {"layer": layer}, None, f"fastv: layer {layer}"))
+
+    def add(keep: float, label: str, layers: tuple[int, ...], **given: Any) -> None:
+        found.append(Setting("ficoco-l", {"keep_ratio": keep}, given, layers, label))
+
+    for keep, (variant, other) in itertools.product(budgets, (("paper", "logits"), ("released", "probs"))):
+        for given in [*switches, {"correlation_attention": other}]:
+            # Layer 0 has nothing before its attention that it could read.
+            first = (1,) if "before_attention" in given else (0,)
+            add(keep, f"layer {first[0]}, {variant}: {_named(given)}", first, variant=variant, **given)
+            add(keep, f"layers 1 to 5, {variant}: {_named(given)}", (1, 2, 3, 4, 5), variant=variant, **given)
+        for first in (2, 3):
+            add(keep, f"layers {first} to 5, {variant}: default", tuple(range(first, 6)), variant=variant)
+    for keep, layer in itertools.product(budgets, (1, 2, 3)):
+        found.append(Setting("fastv", {"keep_ratio": keep}, {"layer": layer}, None, f"fastv: layer {layer}"))
     return found
 
 

@@ -26,7 +26,7 @@ LAYERS, HIDDEN, HEADS, MLP, TEXT = 8, 1024, 16, 2752, 60
 METHODS: dict[str, dict[str, Any]] = {
     "ficoco-l": {"method": "ficoco-l", "keep_ratio": 0.25, "layers": range(1, LAYERS)},
     "ficoco-l, late": {"method": "ficoco-l", "keep_ratio": 0.25, "layers": range(4, LAYERS)},
-    "ficoco-l, paper": {"method": "ficoco-l", "keep_ratio": 0.25, "layers": range(1, LAYERS), "variant": "paper"},
+    "ficoco-l, released": {"method": "ficoco-l", "keep_ratio": 0.25, "layers": range(1, LAYERS), "variant": "released"},
     "ficoco-l, pruning": {"method": "ficoco-l", "keep_ratio": 0.25, "layers": range(1, LAYERS), "targets": 0},
     "ficoco-l, one layer": {"method": "ficoco-l", "keep_ratio": 0.25, "layers": (1,)},
     "fastv": {"method": "fastv", "keep_ratio": 0.25},

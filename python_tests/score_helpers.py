@@ -144,11 +144,12 @@ class Wanted:
 VARIANTS = {"released": (False, "softmax"), "paper": (True, "ratio")}
 
 
-def ficoco_l(tokens, attn, r, visual, real=None, *, variant="released", grid=None, size=None, **options):
+def ficoco_l(tokens, attn, r, visual, real=None, *, variant="paper", grid=None, size=None, **options):
     """FiCoCo-L of every item, by hand; the options are those of the method."""
     probs, alpha = VARIANTS[variant]
     probs = options.pop("attention", "probs" if probs else "logits") == "probs"
-    alpha, eps = options.pop("alpha", alpha), options.pop("eps", 0.998)
+    by_probs = options.pop("correlation_attention", "probs" if probs else "logits") == "probs"
+    alpha, eps = options.pop("alpha", alpha if by_probs else "softmax"), options.pop("eps", 0.998)
     targets, penalty, window = options.pop("targets", "adaptive"), options.pop("penalty", 1.0), options.pop("window", 2)
     gamma, beta = options.pop("gamma", 0.6), options.pop("beta", 0.6)
     gamma = {(False, True): 0.0, (True, False): 1.0}.get(
@@ -158,7 +159,7 @@ def ficoco_l(tokens, attn, r, visual, real=None, *, variant="released", grid=Non
         (options.pop("visual_redundancy", True), options.pop("text_relevance", True)), beta
     )
     indirect_reduce = options.pop("indirect_reduce", "sum")
-    maps, out = heads_mean(attn, real, probs=probs), []
+    maps, links, out = heads_mean(attn, real, probs=probs), heads_mean(attn, real, probs=by_probs), []
     for item, a in enumerate(maps):
         columns = list(range(visual[0], sum(visual)))
         there = [real is None or bool(real[item, k]) for k in range(tokens.shape[1])]
@@ -167,7 +168,9 @@ def ficoco_l(tokens, attn, r, visual, real=None, *, variant="released", grid=Non
         if penalty != 1:
             scores = penalised(scores, grid, penalty, window)
         sources, left, gap = split(scores, columns, r)
-        rows = correlations(a, sources, left, text, probs=probs, gamma=gamma, indirect_reduce=indirect_reduce)
+        rows = correlations(
+            links[item], sources, left, text, probs=by_probs, gamma=gamma, indirect_reduce=indirect_reduce
+        )
         found = [{left[j]: w for j, w in heirs(row, eps, targets, alpha).items()} for row in rows]
         out.append(_merged(tokens[item], sources, found, gap, None if size is None else size[item], size is not None))
     return out

@@ -38,9 +38,10 @@ TOWER = [
 ]
 DECODER = [
     ("ficoco-l", {"keep_ratio": 0.5}),
-    ("ficoco-l", {"r": 5, "variant": "paper"}),
+    ("ficoco-l", {"r": 5, "variant": "released"}),
+    ("ficoco-l", {"r": 5, "correlation_attention": "logits"}),
     ("ficoco-l", {"r": 5, "layers": (0, 3), "indirect": False}),
-    ("ficoco-l", {"r": (6, 0, 2), "layers": (1, 2, 3), "variant": "paper", "targets": 2}),
+    ("ficoco-l", {"r": (6, 0, 2), "layers": (1, 2, 3), "variant": "released", "targets": 2}),
     ("ficoco-l", {"r": 5, "targets": 0}),
     ("ficoco-l", {"tokens": 9, "layers": (2,), "before_attention": True}),
     ("fastv", {}),
@@ -303,7 +304,7 @@ def test_a_reduced_tower_of_the_true_shape(full_size, method, given):
 
 @pytest.mark.parametrize(
     ("method", "given"),
-    [("ficoco-l", {"tokens": 64}), ("ficoco-l", {"r": 14, "variant": "paper"}), ("fastv", {}), ("pyramiddrop", {})],
+    [("ficoco-l", {"tokens": 64}), ("ficoco-l", {"r": 14, "variant": "released"}), ("fastv", {}), ("pyramiddrop", {})],
 )
 def test_a_reduced_language_model_of_the_true_shape(full_size, method, given, monkeypatch):
     """The whole model; its check that placeholders and features are equally many reads data, which there is none of."""

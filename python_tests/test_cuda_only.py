@@ -92,7 +92,7 @@ def of_map(tensors, method, r=11):
 
 
 OPERATORS = [f"{name}-{index}" for index, (name, _) in enumerate(samples())]
-METHODS = [*(name for name in ficoco_ext.METHODS if name != "ficoco-vl"), "ficoco-v paper", "ficoco-l paper"]
+METHODS = [*(name for name in ficoco_ext.METHODS if name != "ficoco-vl"), "ficoco-v paper", "ficoco-l released"]
 MERGE = ficoco_ext.get_method("ficoco-v", targets=2)
 PRUNE, TOME = ficoco_ext.get_method("topk"), ficoco_ext.get_method("tome")
 WEIGHED = Method("weighed", Match(weigh=0.5), None, TOME.compress)

@@ -152,6 +152,7 @@ HYPERPARAMETERS = {
     "alpha": ("mean", 1, ""),
     "targets": (-1, 1.5, "all", True, None),
     "attention": ("softmax", 1),
+    "correlation_attention": ("softmax", 1, ""),
     "direct": (0, "no", None),
     "indirect": (1, "no", None),
     "text_relevance": (0, "no", None),
@@ -185,7 +186,7 @@ def test_every_hyperparameter_has_a_case():
     ("options", "message"),
     [
         ({"variant": "released", "alpha": "ratio"}, "alpha='ratio'.*attention='probs'"),
-        ({"variant": "paper", "attention": "logits"}, "alpha='ratio'.*alpha='softmax'"),
+        ({"correlation_attention": "logits", "alpha": "ratio"}, "alpha='ratio'.*alpha='softmax'"),
         ({"direct": False, "indirect": False}, "direct and indirect are both False; nothing is left to correlate by"),
         ({"text_relevance": False, "visual_redundancy": False}, "both False; nothing is left to filter by"),
     ],

@@ -15,7 +15,7 @@ ONE = [*words(1, 2), *image(), *words(3, 4, 5)]
 LONGER = [*words(1, 2, 6, 7), *image(), *words(3, 4, 5)]
 METHODS = {
     "ficoco-l": {"method": "ficoco-l", "r": 5},
-    "probabilities": {"method": "ficoco-l", "r": 5, "variant": "paper"},
+    "logits": {"method": "ficoco-l", "r": 5, "variant": "released"},
     "pyramiddrop": {"method": "pyramiddrop"},
 }
 

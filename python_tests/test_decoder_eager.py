@@ -134,7 +134,7 @@ def test_ficoco_l_of_logits_by_projections_of_the_model(model, options):
     logits = logits_by_hand(model, inputs, FIRST)
     for before in (False, True):
         method = {"r": 8, "layers": (FIRST,), "before_attention": before}
-        found = reductions(model, inputs, "ficoco-l", **method, **options)
+        found = reductions(model, inputs, "ficoco-l", variant="released", **method, **options)
         for row, (reduction,) in enumerate(found):
             visual, text, _ = columns(inputs, row)
             assert_chosen(reduction, logits[row], visual, text, probs=False, **options)

@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 STEPS = 9
 METHODS = {
     "ficoco-l": {"method": "ficoco-l", "keep_ratio": 0.3},
-    "ficoco-l by probabilities": {"method": "ficoco-l", "variant": "paper", "r": 9},
+    "ficoco-l by logits": {"method": "ficoco-l", "variant": "released", "r": 9},
     "fastv": {"method": "fastv"},
     "pyramiddrop": {"method": "pyramiddrop"},
 }

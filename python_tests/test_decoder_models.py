@@ -23,8 +23,8 @@ LAST = [*words(1, 2, 3), *image()]  # 39
 TEXT = words(11, 12, 13, 14)
 BOOK = words(*range(40), *range(10))  # 50
 METHODS = {
-    "released": {"method": "ficoco-l", "keep_ratio": 0.3},
-    "paper": {"method": "ficoco-l", "variant": "paper", "keep_ratio": 0.3},
+    "paper": {"method": "ficoco-l", "keep_ratio": 0.3},
+    "released": {"method": "ficoco-l", "variant": "released", "keep_ratio": 0.3},
     "before attention": {"method": "ficoco-l", "before_attention": True, "r": 8},
     "layer 0": {"method": "ficoco-l", "r": 12, "layers": (0, 3)},
     "fastv": {"method": "fastv"},

@@ -31,40 +31,48 @@ def record(tokens, attn, r=R, *, visual=VISUAL, **options) -> Reduction:
 
 
 OPTIONS = {
-    "released": {},
-    "paper": {"variant": "paper"},
+    "default": {},
     "beta": {"beta": 0.2},
     "gamma": {"gamma": 0.1},
     "no text in the filter": {"text_relevance": False},
     "text alone in the filter": {"visual_redundancy": False},
     "no way by the text": {"indirect": False},
     "by the text alone": {"direct": False},
+    "by the text alone, everywhere": {"direct": False, "visual_redundancy": False, "targets": 4},
     "sums": {"visual_reduce": "sum", "text_reduce": "mean"},
     "sums of the text": {"text_reduce": "sum", "indirect_reduce": "sum"},
     "means by the text": {"indirect_reduce": "mean"},
+    "means by the text, two targets": {"indirect_reduce": "mean", "gamma": 0.3, "targets": 2},
     "three targets": {"targets": 3},
     "three targets, averaged": {"targets": 3, "alpha": "average"},
+    "two targets by softmax": {"alpha": "softmax", "targets": 2},
     "pruning": {"targets": 0},
     "low quantile": {"eps": 0.7},
     "penalty": {"penalty": 3.0, "grid": (5, 5)},
     "penalty in wide windows": {"penalty": 2.0, "window": 3, "grid": (5, 5)},
-    "paper, low quantile": {"variant": "paper", "eps": 0.6},
-    "paper, softmax": {"variant": "paper", "alpha": "softmax", "targets": 2},
-    "paper, by the text alone": {"variant": "paper", "direct": False, "visual_redundancy": False, "targets": 4},
-    "paper, mean by the text": {"variant": "paper", "indirect_reduce": "mean", "gamma": 0.3, "targets": 2},
-    "logits in a ratio's place": {"attention": "probs", "beta": 0.9},
+    "probabilities": {"attention": "probs", "beta": 0.9},
+    "logits": {"attention": "logits", "targets": 2},
+    "correlation by logits": {"correlation_attention": "logits", "targets": 2},
+    "correlation by probabilities": {"correlation_attention": "probs", "gamma": 0.2, "targets": 2},
 }
 
 
 @pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("variant", ["released", "paper"])
 @pytest.mark.parametrize("case", OPTIONS)
-def test_ficoco_l_by_hand(case, padding):
+def test_ficoco_l_by_hand(case, variant, padding):
     tokens, attn = sequence(seed=3)
     real = padded() if padding else None
     attn = loud(attn, real) if padding else attn
-    result = record(tokens, attn, method="ficoco-l", mask=real, **OPTIONS[case])
-    assert_equals(result, ficoco_l(tokens, attn, R, VISUAL, real, **OPTIONS[case]))
+    options = {"variant": variant, **OPTIONS[case]}
+    result = record(tokens, attn, method="ficoco-l", mask=real, **options)
+    assert_equals(result, ficoco_l(tokens, attn, R, VISUAL, real, **options))
     assert not result.class_token and result.grid is None
+
+
+def test_the_reading_of_the_paper_is_the_default():
+    assert get_method("ficoco-l") == get_method("ficoco-l", variant="paper")
+    assert get_method("ficoco-l") != get_method("ficoco-l", variant="released")
 
 
 @pytest.mark.parametrize("hk", [1, 2, 4])
@@ -196,8 +204,9 @@ def permuted(tokens, attn, first, count, seed=0):
 def test_order_of_the_visual_tokens_does_not_matter():
     tokens, attn = sequence(seed=14)
     shuffled, other, order = permuted(tokens, attn, START, LENGTH)
-    one = record(tokens, attn, method="ficoco-l", eps=0.8)
-    two = record(shuffled, other, method="ficoco-l", eps=0.8)
+    options = {"method": "ficoco-l", "variant": "released", "eps": 0.8}  # a causal mask would know the order
+    one = record(tokens, attn, **options)
+    two = record(shuffled, other, **options)
     assert not torch.equal(one.sources, two.sources)
     assert torch.equal(order[two.sources].sort(1).values, one.sources)
     assert torch.allclose(two.unmerge(), one.unmerge()[:, order], atol=1e-5)
@@ -208,7 +217,8 @@ def test_order_of_the_visual_tokens_does_not_matter():
 def test_order_of_the_text_does_not_matter_to_logits():
     tokens, attn = sequence(seed=15)
     shuffled, other, _ = permuted(tokens, attn, sum(VISUAL), N - sum(VISUAL))
-    one, two = (record(*x, method="ficoco-l", eps=0.8) for x in ((tokens, attn), (shuffled, other)))
+    options = {"method": "ficoco-l", "variant": "released", "eps": 0.8}
+    one, two = (record(*x, **options) for x in ((tokens, attn), (shuffled, other)))
     for name in ("sources", "kept", "targets", "source_map"):
         assert torch.equal(getattr(one, name), getattr(two, name))
     end = sum(VISUAL) - R
