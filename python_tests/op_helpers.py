@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from conftest import KERNELS, tolerance
@@ -12,6 +14,7 @@ SIZES = (1, 2, 31, 32, 33, 575, 576, 577, 2880)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = ("contiguous", "transposed", "offset", "sliced", "strided", "expanded")
 
+needs_opcheck = pytest.mark.skipif(find_spec("expecttest") is None, reason="torch.library.opcheck needs expecttest")
 needs_kernels = pytest.mark.skipif(not KERNELS, reason="tests the compiled kernels")
 
 

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 from conftest import BACKENDS, tolerance
-from op_helpers import DTYPES, LAYOUTS, needs_kernels, query_key
+from op_helpers import DTYPES, LAYOUTS, needs_kernels, needs_opcheck, query_key
 
 from ficoco_ext import QueryKey, decoder_ops, flops
 
@@ -173,6 +173,7 @@ def test_nothing_to_do(backend):
             assert targets.shape == (*args[2].shape, k)
 
 
+@needs_opcheck
 def test_opcheck_and_fake_kernel():
     operator = BACKENDS["cpu"].find("correlate.tokens")
     for (alpha, probs), column in product(KINDS, (False, True)):

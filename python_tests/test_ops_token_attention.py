@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 from conftest import BACKENDS
-from op_helpers import DTYPES, LAYOUTS, assert_close, double, laid, needs_kernels, query_key
+from op_helpers import DTYPES, LAYOUTS, assert_close, double, laid, needs_kernels, needs_opcheck, query_key
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -141,6 +141,7 @@ def test_the_last_token_row_is_that_of_eager_attention():
     assert torch.allclose(got[0, 0], attention[0, :, 19, 3:12].mean(0), atol=1e-6)
 
 
+@needs_opcheck
 def test_opcheck():
     operator = BACKENDS["cpu"].find("token_attention")
     for probs, column in FORMS:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import BACKENDS, KERNELS
-from op_helpers import needs_kernels, partition, query_key
+from op_helpers import needs_kernels, needs_opcheck, partition, query_key
 from test_ops_compress import links
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -76,12 +76,14 @@ def run(name, args):
     return (results,) if isinstance(results, torch.Tensor) else results
 
 
+@needs_opcheck
 @pytest.mark.parametrize("index", SAMPLES)
 def test_opcheck(index):
     name, args = sample(index)
     torch.library.opcheck(operator(name), args)
 
 
+@needs_opcheck
 @pytest.mark.parametrize("size_weighted", [False, True])
 def test_opcheck_of_the_gradient(size_weighted):
     name, args = sample(14)
