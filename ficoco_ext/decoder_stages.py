@@ -8,7 +8,6 @@ they are.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from . import decoder_ops, ops
 from .ops import QueryKey
 from .stages import Links, Selection, _number, _one_of, _reject, adaptive_targets
+from .values import value
 
 
 class Layout(NamedTuple):
@@ -73,7 +73,7 @@ def _shares(chosen: Tensor, reduce: str, dtype: torch.dtype) -> Tensor:
     return weights / weights.sum(-1, keepdim=True).clamp(min=1) if reduce == "mean" else weights
 
 
-@dataclass(frozen=True)
+@value
 class DecoderFilter:
     """Names the r most redundant visual tokens: beta * attention among them - (1 - beta) * attention with the text.
 
@@ -149,7 +149,7 @@ class DecoderFilter:
         )
 
 
-@dataclass(frozen=True)
+@value
 class LastTokenFilter:
     """Drops the r visual tokens that the last real token attends to least (FastV, PyramidDrop)."""
 
@@ -168,7 +168,7 @@ class LastTokenFilter:
         return Selection(*ops.filter(torch.zeros_like(received), received, r, lam=0.0, class_token=False))
 
 
-@dataclass(frozen=True)
+@value
 class DecoderCorrelate:
     """Finds who inherits each source: directly, and by way of the text (FiCoCo eq. 4).
 

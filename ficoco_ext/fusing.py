@@ -6,7 +6,6 @@ Nothing here reads a device; how many tokens stay never depends on data.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from . import checks, ops
 from .ops import Attention, QueryKey
 from .stages import Links, Selection, _number, _reject, into_the_most_redundant
+from .values import value
 
 _LEAST = 1e-30  # attention that underflowed to 0 still has a mean
 
@@ -79,7 +79,7 @@ def outlier_count(class_attention: Tensor) -> Tensor:
     return (values > high + 1.5 * (high - low)).sum(1)
 
 
-@dataclass(frozen=True)
+@value
 class SingleHeadFilter:
     """Keeps what the class token attends to most in :func:`single_head_attention`, and samples of the rest.
 
@@ -119,7 +119,7 @@ class SingleHeadFilter:
         return Selection(*chosen, class_attention=attention)
 
 
-@dataclass(frozen=True)
+@value
 class Neighbours:
     """All sources go into one token, and every other patch that stays borrows from those most like it.
 
@@ -151,7 +151,7 @@ class Neighbours:
         return links._replace(neighbours=nearest.contiguous())
 
 
-@dataclass(frozen=True)
+@value
 class Fuse:
     """Merges by class attention a: a survivor that inherits becomes sum a_i x_i over itself and what it inherits.
 

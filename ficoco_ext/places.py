@@ -5,7 +5,6 @@ They are what every method has to beat. Nothing here reads a device; the only nu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from . import ops
 from .ops import Attention, QueryKey
 from .stages import Links, Selection, _reject
+from .values import value
 
 
 def _like(attn: Attention) -> Tensor:
@@ -31,7 +31,7 @@ def _hash(number: Any) -> Any:
     return number ^ (number >> 16)
 
 
-@dataclass(frozen=True)
+@value
 class RandomFilter:
     """Names r patches by a hash of the seed and their original place.
 
@@ -82,7 +82,7 @@ def bands_of(height: int, width: int, cells: int) -> int:
     return best
 
 
-@dataclass(frozen=True)
+@value
 class Cells:
     """Filter and Correlate in one: cuts the grid into as many near-equal cells as patches are to stay.
 

@@ -9,7 +9,6 @@ place. Nothing here reads a device: how many tokens leave and how many targets e
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple, NoReturn, Protocol
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from . import checks, fused, matching, ops
 from .ops import Attention, QueryKey
+from .values import value
 
 
 class Links(NamedTuple):
@@ -100,7 +100,7 @@ def adaptive_targets(candidates: int, eps: float) -> int:
     return candidates - math.ceil(eps * (candidates - 1) - 1e-9)
 
 
-@dataclass(frozen=True)
+@value
 class Filter:
     """Names the r most redundant patches: lam * patch attention - (1 - lam) * class attention, and a local penalty.
 
@@ -170,7 +170,7 @@ class Filter:
         return Selection(*chosen, class_attention=class_attention if read else None)
 
 
-@dataclass(frozen=True)
+@value
 class Match:
     """Filter and Correlate in one: ToMe's bipartite matching of neighbours by cosine of the head-mean keys.
 
@@ -230,7 +230,7 @@ class Match:
         return Selection(redundancy, sources, kept, Links(targets, torch.ones_like(targets, dtype=redundancy.dtype)))
 
 
-@dataclass(frozen=True)
+@value
 class Correlate:
     """Finds who inherits each source: the kept patches it correlates with most.
 
@@ -304,7 +304,7 @@ def into_the_most_redundant(selection: Selection, class_token: bool) -> Links:
     return Links(targets, torch.ones_like(targets, dtype=redundancy.dtype))
 
 
-@dataclass(frozen=True)
+@value
 class Compress:
     """Merges sources into targets, all at once, into weighted means.
 
@@ -333,7 +333,8 @@ class Compress:
 def runs_at_once(stages: tuple[FilterStage, CorrelateStage | None, CompressStage]) -> bool:
     """Whether :func:`reduce_at_once` knows these stages."""
     correlate = stages[1]
-    plain = tuple(map(type, stages)) == (Filter, Correlate, Compress)
+    filter, correlate, compress = stages
+    plain = type(filter) is Filter and type(correlate) is Correlate and type(compress) is Compress
     return plain and isinstance(correlate, Correlate) and correlate.by != "convergent"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from ..fused import Reduced
 from ..ops import Attention
 from ..reduction import Reduction
 from ..stages import CompressStage, CorrelateStage, FilterStage, reduce_at_once, runs_at_once
+from ..values import value
 
 
 def square_grid(patches: int) -> tuple[int, int] | None:
@@ -21,7 +21,7 @@ def square_grid(patches: int) -> tuple[int, int] | None:
     return (side, side) if side * side == patches else None
 
 
-@dataclass(frozen=True)
+@value
 class Method:
     """A token-reduction method: Filter, Correlate, Compress.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +13,12 @@ from ..decoder_stages import DecoderCorrelate, DecoderFilter, LastTokenFilter, L
 from ..ops import Attention, QueryKey
 from ..reduction import Reduction
 from ..stages import Compress, Links, Selection
+from ..values import value
 from .base import Method
 from .staged import Split, Staged
 
 
-@dataclass(frozen=True)
+@value
 class DecoderMethod:
     """A method that removes visual tokens inside a language model, during prefill. Text is copied bit for bit.
 
@@ -101,7 +101,7 @@ def _disguised(attn: Tensor) -> QueryKey:
     return QueryKey(heads.unsqueeze(1), identity.expand(b, 1, n, n), 1.0)
 
 
-@dataclass(frozen=True)
+@value
 class VisionAndDecoder:
     """Two reductions of one model: one in its vision tower, one in its language model.
 

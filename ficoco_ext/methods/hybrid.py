@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from ..stages import Compress, Correlate, Filter, Match, _number
+from ..values import value
 from .base import Method
 from .staged import Split, Staged, VisionMethod
 
@@ -17,7 +17,7 @@ _PRUNE = {
 }
 
 
-@dataclass(frozen=True)
+@value
 class PruneThenMerge:
     """The rule: the last layers merge, the others prune, and the last of these may do both."""
 

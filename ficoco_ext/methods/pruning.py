@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..decoder_stages import LastTokenFilter
 from ..stages import Compress
+from ..values import value
 from .decoder import DecoderMethod
 
 
-@dataclass(frozen=True)
+@value
 class LayerBefore:
     """The one layer before ``layer``."""
 

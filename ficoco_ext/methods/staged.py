@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,10 +12,11 @@ from torch import Tensor
 from ..ops import Attention, QueryKey
 from ..reduction import Reduction
 from ..stages import _number
+from ..values import value
 from .base import Method
 
 
-@dataclass(frozen=True)
+@value
 class Split:
     """Two methods in one layer: the first removes a share of r, the second the rest of what that left.
 
@@ -153,7 +154,7 @@ def _as_one(begun: Reduction, done: Reduction) -> Reduction:
 VisionMethod = Method | Split
 
 
-@dataclass(frozen=True)
+@value
 class Staged:
     """A method that differs from layer to layer.
 
