@@ -271,9 +271,10 @@ def launches(call):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("batch", [1, 8])
-def test_a_reduction_takes_four_launches(batch, dtype):
-    """FiCoCo-V from query and key with logits, at the size of a CLIP-L layer."""
-    call = of_method(layer(batch, 577, 1024, dtype, 16, 64), "ficoco-v", r=42).on("cuda")
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_a_reduction_takes_four_launches(variant, batch, dtype):
+    """FiCoCo-V from query and key, by logits and by probabilities, at the size of a CLIP-L layer."""
+    call = of_method(layer(batch, 577, 1024, dtype, 16, 64), "ficoco-v", r=42, variant=variant).on("cuda")
     assert 1 <= launches(call) <= 4
 
 

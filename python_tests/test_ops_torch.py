@@ -39,6 +39,10 @@ def samples(b=2, n=20, dtype=torch.float32):
     rest = (True, True, 2.0, 2, 5, (n + 4) // 5)  # column, normalize, penalty, window, grid
     yield "reduce", (tokens, query, key, 0.3, ids, size, 6, 2, True, 0.6, False, *rest, "logits", "softmax", True)
     yield "reduce", (tokens, query, key, 0.3, ids, None, 6, 1, True, 0.0, True, *rest, "probs", "ratio", False)
+    rows = (False, *rest[1:])
+    yield "reduce", (tokens, query, key, 0.3, ids, size, 6, 2, True, 0.35, True, *rows, "probs", "ratio", True)
+    yield "reduce", (tokens, query, key, 0.3, ids, None, 6, 2, True, 0.35, True, *rest, "probs", "softmax", False)
+    yield "reduce", (tokens, query, key, 0.3, ids, None, 6, 2, True, 0.35, True, *rows, "logits", "softmax", False)
     yield "reduce", (tokens, query, key, 0.3, ids[:, :1].expand(b, n), None, 6, 3, False, 1.0, False, *rest, "key",
                      "average", False)  # fmt: skip
     yield "reduce.map", (tokens, attn, ids, size, 6, 2, True, 0.6, False, *rest, "logits", "softmax", False)
@@ -197,6 +201,19 @@ def test_reduce_on_a_gpu_is_its_stages(name, index, dtype, n):
     assert all(map(torch.equal, got, stages_in_turn(backend, operator_name, args)))
 
 
+@pytest.mark.parametrize("name", ["emulated", "cuda"])
+@pytest.mark.parametrize(
+    "index", [i for i, (name, args) in enumerate(samples()) if name == "reduce" and "probs" in args]
+)
+def test_reduce_of_more_than_a_tail_can_filter_is_its_stages(name, index):
+    backend = BACKENDS[name]
+    if backend.missing:
+        pytest.skip(backend.missing)
+    operator_name, args = sample(index, b=1, n=1031)
+    got = backend(operator_name, *args)
+    assert all(map(torch.equal, got, stages_in_turn(backend, operator_name, args)))
+
+
 @pytest.mark.parametrize("name", ["cpu", "emulated", "cuda", "composed"])
 def test_reduce_names_an_unknown_correlation(name):
     _, args = sample(next(i for i, (name, _) in enumerate(samples()) if name == "reduce"))
@@ -223,20 +240,22 @@ def test_launches_of_one_matching(tokens, launches):
     assert torch.ops.ficoco_emu.launch_count() - before == launches
 
 
-@pytest.mark.parametrize(("probs", "launches"), [(False, 4), (True, 7)])
-def test_launches_of_one_reduction(probs, launches):
-    """Logits: two reads of keys and queries, correlations, merge; filter and choice are tails."""
+@pytest.mark.parametrize("probs", [False, True])
+@pytest.mark.parametrize("column", [False, True])
+def test_launches_of_one_reduction(probs, column):
+    """Two for the attention of all, with the filter in the second's tail, then correlations and merge. Columns of
+    probabilities need the rows' sums first."""
     backend = BACKENDS["emulated"]
     if backend.missing:
         pytest.skip(backend.missing)
     n, kind = 50, "probs" if probs else "logits"
     query, key = query_key(2, 2, 2, n, 8)
-    settings = (True, 0.6, probs, False, True, 2.0, 2, 7, 7, kind, "softmax", False)
+    settings = (True, 0.6, probs, column, True, 2.0, 2, 7, 7, kind, "softmax", False)
     args = (torch.randn(2, n, 16), query, key, 0.3, None, None, 6, 2, *settings)
     backend("reduce", *args)
     before = torch.ops.ficoco_emu.launch_count()
     backend("reduce", *args)
-    assert torch.ops.ficoco_emu.launch_count() - before == launches
+    assert torch.ops.ficoco_emu.launch_count() - before == (5 if probs and column else 4)
 
 
 def test_float64_goes_to_the_specification():

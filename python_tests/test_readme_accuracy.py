@@ -19,7 +19,8 @@ BUDGETS = (0.5, 0.25, 0.15, 0.1)
 LABELS = {
     '`ficoco-v`, `correlation="key"`': "ficoco-v, key",
     '`ficoco-v`, `variant="paper"`': "ficoco-v, paper",
-    '`ficoco-l`, `variant="paper"`, layers 1 to 5': "ficoco-l, paper",
+    '`ficoco-l`, `correlation_attention="logits"`': "ficoco-l, correlation by logits",
+    '`ficoco-l`, `variant="released"`': "ficoco-l, released",
     "`ficoco-l`, layers 1 to 5": "ficoco-l",
     "`prumerge`, layer 6 only": "prumerge",
     "`prumerge+`, layer 6 only": "prumerge+",
@@ -43,7 +44,7 @@ def test_the_table_is_what_was_measured(study):
     unreduced, *methods = rows()
     assert unreduced[1] == f"{100 * lines['unreduced', 'all tokens'].mean.value:.1f} ± 0.4"
     named = [LABELS.get(row[0], row[0].strip("`")) for row in methods]
-    assert len(set(named)) == len(named) == 16
+    assert len(set(named)) == len(named) == 17
     assert {name for name, _ in lines} - {"unreduced", "evit, mean"} == set(named)
     for name, row in zip(named, methods, strict=True):
         found = [lines[name, f"keep_ratio {keep}"] for keep in BUDGETS]

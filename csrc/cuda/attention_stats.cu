@@ -66,15 +66,9 @@ int64_t row_chunks(const MapStatsParams& p) { return ceil_div(p.tokens - p.first
 size_t workspace_bytes(const StatsParams& p) {
   if (p.batch == 0) return 0;
   if (!p.first && !p.patches) return key_stats_workspace(p);
-  size_t bytes = 0;
-  if (p.probs) {
-    bytes = probability_workspace(p);
-  } else {
-    Pieces pieces(nullptr);
-    take_logits_workspace(p, pieces);
-    bytes = pieces.used();
-  }
-  return p.first ? bytes : max(bytes, key_stats_workspace(p));
+  Pieces pieces(nullptr);
+  p.probs ? take_probability_workspace(p, pieces) : take_logits_workspace(p, pieces);
+  return p.first ? pieces.used() : max(pieces.used(), key_stats_workspace(p));
 }
 
 cudaError_t launch_attention_stats(const StatsParams& p, void* workspace, cudaStream_t stream) {
@@ -83,8 +77,8 @@ cudaError_t launch_attention_stats(const StatsParams& p, void* workspace, cudaSt
     FICOCO_TRY(launch_key_stats(p, workspace, stream));
     if (!p.patches) return cudaSuccess;
   }
-  if (p.probs) return launch_probability_stats(p, workspace, stream);
   Pieces pieces(workspace);
+  if (p.probs) return launch_probability_stats(p, nullptr, nullptr, pieces, nullptr, stream);
   return launch_logits_stats(p, nullptr, nullptr, pieces, stream);
 }
 

@@ -23,9 +23,10 @@ constexpr int kWarps = kThreads / kWarp;
 struct ScoreParams {
   CorrelateParams p;
   float factor;                // on a sum over heads
-  const float *top, *inverse;  // (B, H, r) of the sources, for probabilities
-  float* scores;               // (B, r, candidates)
-  uint32_t* counters;          // (B) or nullptr
+  const float *top, *inverse;  // for probabilities: (B, H, r) of the sources, or (B, H, N) of all tokens
+  bool of_all;
+  float* scores;       // (B, r, candidates)
+  uint32_t* counters;  // (B) or nullptr
 };
 
 __device__ __forceinline__ int64_t candidates_of(const CorrelateParams& p) { return p.kept_count - p.first; }
@@ -46,9 +47,11 @@ __global__ void __launch_bounds__(kTileThreads, 2) score_kernel(ScoreParams s, V
   const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), p.r - i0));
   const int columns = static_cast<int>(min(static_cast<int64_t>(kTile), candidates - j0));
   __shared__ int64_t sources[kTile], kept[kTile];
+  __shared__ int statistic[kTile];  // where a source's are, in those of its head
   if (threadIdx.x < kTile) {
     const int i = threadIdx.x;
     sources[i] = i < rows ? p.sources[b * p.r + i0 + i] : 0;
+    statistic[i] = static_cast<int>(s.of_all ? sources[i] : i0 + i);
     kept[i] = i < columns ? p.kept[b * p.kept_count + p.first + j0 + i] : 0;
     assert(sources[i] >= 0 && sources[i] < p.tokens && "ficoco::correlate: a source is no token");
     assert(kept[i] >= 0 && kept[i] < p.tokens && "ficoco::correlate: a kept index is no token");
@@ -65,13 +68,14 @@ __global__ void __launch_bounds__(kTileThreads, 2) score_kernel(ScoreParams s, V
       sums.store(shared.scores);
       sums.clear();
       __syncthreads();
-      const int64_t row = (b * query.heads + h) * p.r + i0;
+      const int64_t row = (b * query.heads + h) * (s.of_all ? p.tokens : p.r);
+      const float *top = s.top + row, *inverse = s.inverse + row;
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
         const int at = 16 * part + i;
         if (at >= rows) continue;
         const float product = shared.scores[at * kScoreStride + column];
-        mean[i] += softmax_term(product, s.top[row + at], p.scale * kLog2e) * s.inverse[row + at];
+        mean[i] += softmax_term(product, top[statistic[at]], p.scale * kLog2e) * inverse[statistic[at]];
       }
     }
   }
@@ -157,25 +161,34 @@ void take_correlate_workspace(const CorrelateParams& p, Pieces& pieces) { take(p
 
 bool can_choose_in_tail(const CorrelateParams& p) { return p.r <= kTailSources && p.by != Correlation::kMap; }
 
-cudaError_t launch_correlate(const CorrelateParams& p, uint32_t* counters, Pieces& pieces, cudaStream_t stream) {
+cudaError_t launch_correlate(const CorrelateParams& p, const KnownSoftmax& known, uint32_t* counters, Pieces& pieces,
+                             cudaStream_t stream) {
   const Workspace w = take(p, pieces);
   if (p.batch * p.r * p.k == 0) return cudaSuccess;
-  ScoreParams s{p,        p.scale / static_cast<float>(p.query.heads), w.top, w.inverse,
-                w.scores, can_choose_in_tail(p) ? counters : nullptr};
+  const bool of_all = known.top != nullptr;
+  ScoreParams s{p,
+                p.scale / static_cast<float>(p.query.heads),
+                of_all ? known.top : w.top,
+                of_all ? known.inverse : w.inverse,
+                of_all,
+                w.scores,
+                can_choose_in_tail(p) ? counters : nullptr};
   switch (p.by) {
     case Correlation::kLogits: return launch_scores<false>(s, stream);
     case Correlation::kProbs:
-      FICOCO_TRY(launch_row_softmax({p.query,
-                                     p.key,
-                                     p.sources,
-                                     p.batch,
-                                     p.tokens,
-                                     p.width,
-                                     p.r,
-                                     p.first,
-                                     p.scale,
-                                     {w.top, w.inverse, nullptr, nullptr}},
-                                    stream));
+      if (!of_all) {
+        FICOCO_TRY(launch_row_softmax({p.query,
+                                       p.key,
+                                       p.sources,
+                                       p.batch,
+                                       p.tokens,
+                                       p.width,
+                                       p.r,
+                                       p.first,
+                                       p.scale,
+                                       {w.top, w.inverse, nullptr, nullptr}},
+                                      stream));
+      }
       s.factor = 1.f / static_cast<float>(p.query.heads);
       return launch_scores<true>(s, stream);
     case Correlation::kKey:
@@ -201,7 +214,7 @@ size_t workspace_bytes(const CorrelateParams& p) {
 
 cudaError_t launch_correlate(const CorrelateParams& p, void* workspace, cudaStream_t stream) {
   Pieces pieces(workspace);
-  return launch_correlate(p, nullptr, pieces, stream);
+  return launch_correlate(p, {}, nullptr, pieces, stream);
 }
 
 }  // namespace ficoco

@@ -1,5 +1,6 @@
-// Launches the logits route of attention_stats, with or without the filter as its tail.
+// Launches the routes of attention_stats, with or without the filter as their tail.
 #pragma once
+#include "cuda/row_softmax.cuh"
 #include "cuda/utils.cuh"
 
 namespace ficoco {
@@ -12,9 +13,13 @@ void take_logits_workspace(const StatsParams& p, Pieces& pieces);
 cudaError_t launch_logits_stats(const StatsParams& p, const FilterParams* filter, uint32_t* counters, Pieces& pieces,
                                 cudaStream_t stream);
 
-// Launches the other routes: probabilities, and keys alone where there is no class token.
-size_t probability_workspace(const StatsParams& p);
-cudaError_t launch_probability_stats(const StatsParams& p, void* workspace, cudaStream_t stream);
+// Launches the route of probabilities. With `filter`, which can_filter_in_tail, each image is filtered and `counters`
+// (B) are set to 0 for a later kernel. `known` gets the statistics of all tokens, if they are there; may be nullptr.
+void take_probability_workspace(const StatsParams& p, Pieces& pieces);
+cudaError_t launch_probability_stats(const StatsParams& p, const FilterParams* filter, uint32_t* counters,
+                                     Pieces& pieces, KnownSoftmax* known, cudaStream_t stream);
+
+// Launches the route of keys alone, where there is no class token.
 size_t key_stats_workspace(const StatsParams& p);
 cudaError_t launch_key_stats(const StatsParams& p, void* workspace, cudaStream_t stream);
 

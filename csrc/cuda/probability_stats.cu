@@ -4,8 +4,10 @@
 //   row:    the mean over the patches comes out of the statistics themselves
 //   column: q k^T once more, 64 keys a block, every probability added to its key's sum
 //
-// Then one thread a key adds the heads up and makes the class token's row from its products, which were kept. 2 B H N^2
-// d FLOPs (column: 4), bound by arithmetic; memory O(H N). Shared memory as row_softmax.cu.
+// Then one thread a key adds the heads up and makes the class token's row from its products, which were kept; within a
+// reduction one block an image does so and filters the image at once. 2 B H N^2 d FLOPs (column: 4), bound by
+// arithmetic; memory O(H N). Shared memory as row_softmax.cu.
+#include "cuda/filter.cuh"
 #include "cuda/logits_stats.cuh"
 #include "cuda/row_softmax.cuh"
 #include "cuda/tile.cuh"
@@ -68,12 +70,11 @@ struct FinishParams {
   float *class_attention, *patch_attention;
 };
 
-// One thread a patch: heads in order.
-__global__ void __launch_bounds__(256, 2) finish_kernel(FinishParams p) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, b = blockIdx.y;
+// Patch i of image b: heads in order.
+__device__ __forceinline__ void finish(const FinishParams& p, int64_t b, int64_t i) {
   const int64_t patches = p.tokens - p.first;
-  if (i >= patches) return;
   float class_sum = 0.f, patch_sum = 0.f;
+#pragma unroll 4
   for (int64_t h = 0; h < p.heads; ++h) {
     const int64_t head = b * p.heads + h, row = head * p.stat_rows, at = head * p.tokens + i + p.first;
     if (p.first) class_sum += softmax_term(p.products[at], p.top[row], p.scale * kLog2e) * p.inverse[row];
@@ -83,6 +84,25 @@ __global__ void __launch_bounds__(256, 2) finish_kernel(FinishParams p) {
   if (p.patch) {
     p.patch_attention[b * patches + i] = patch_sum / (static_cast<float>(p.heads) * static_cast<float>(patches));
   }
+}
+
+constexpr int kThreads = 256;
+
+__global__ void __launch_bounds__(kThreads, 2) finish_kernel(FinishParams p) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < p.tokens - p.first) finish(p, blockIdx.y, i);
+}
+
+// One block an image, which then filters it. Sets the image's counter to 0 for a later kernel.
+__global__ void __launch_bounds__(kThreads, 2)
+    finish_filter_kernel(FinishParams p, FilterParams filter, uint32_t* counters) {
+  __shared__ FilterShared shared;
+  extern __shared__ Cell cells[];
+  const int64_t b = blockIdx.x;
+  if (threadIdx.x == 0) counters[b] = 0;
+  for (int64_t i = threadIdx.x; i < p.tokens - p.first; i += kThreads) finish(p, b, i);
+  __syncthreads();
+  filter_block<kFusedPatches / kThreads>(filter, b, cells, shared);
 }
 
 struct Workspace {
@@ -116,14 +136,10 @@ cudaError_t launch_columns(const StatsParams& p, const Workspace& w, cudaStream_
 
 }  // namespace
 
-size_t probability_workspace(const StatsParams& p) {
-  Pieces pieces(nullptr);
-  take(p, pieces);
-  return pieces.used();
-}
+void take_probability_workspace(const StatsParams& p, Pieces& pieces) { take(p, pieces); }
 
-cudaError_t launch_probability_stats(const StatsParams& p, void* workspace, cudaStream_t stream) {
-  Pieces pieces(workspace);
+cudaError_t launch_probability_stats(const StatsParams& p, const FilterParams* filter, uint32_t* counters,
+                                     Pieces& pieces, KnownSoftmax* known, cudaStream_t stream) {
   const Workspace w = take(p, pieces);
   const RowSoftmaxParams rows{p.query,      p.key,
                               nullptr,      p.batch,
@@ -132,9 +148,15 @@ cudaError_t launch_probability_stats(const StatsParams& p, void* workspace, cuda
                               p.scale,      {w.top, w.inverse, p.patches && !p.column ? w.patch : nullptr, w.products}};
   FICOCO_TRY(launch_row_softmax(rows, stream));
   if (p.patches && p.column) FICOCO_TRY(launch_columns(p, w, stream));
-  const FinishParams finish{p.tokens,  p.query.heads, p.first, stat_rows(p),      p.scale,          w.top,
+  if (known && p.patches) *known = {w.top, w.inverse};
+  const FinishParams params{p.tokens,  p.query.heads, p.first, stat_rows(p),      p.scale,          w.top,
                             w.inverse, w.products,    w.patch, p.class_attention, p.patch_attention};
-  finish_kernel<<<dim3(ceil_div(p.tokens - p.first, 256), p.batch), 256, 0, stream>>>(finish);
+  if (filter) {
+    const size_t cells = filter_cells(*filter) * sizeof(Cell);
+    finish_filter_kernel<<<p.batch, kThreads, cells, stream>>>(params, *filter, counters);
+  } else {
+    finish_kernel<<<dim3(ceil_div(p.tokens - p.first, kThreads), p.batch), kThreads, 0, stream>>>(params);
+  }
   return launched();
 }
 

@@ -37,6 +37,11 @@ __device__ __forceinline__ float softmax_term(float s, float top, float scale_lo
   return exp2f((s - top) * scale_log2);
 }
 
+// What was found for all tokens' queries, (B, H, N); nullptr: nothing was.
+struct KnownSoftmax {
+  const float *top = nullptr, *inverse = nullptr;
+};
+
 cudaError_t launch_row_softmax(const RowSoftmaxParams& p, cudaStream_t stream);
 
 }  // namespace ficoco

@@ -36,6 +36,7 @@ BUDGET = {
     "compress_kernel": 80,
     "cosine_kernel": 64,
     "filter_kernel": 64,
+    "finish_filter_kernel": 80,
     "finish_kernel": 80,
     "head_mean_kernel": 40,
     "map_kernel": 64,
