@@ -50,6 +50,8 @@ def test_words_follow_the_hyperparameters():
     assert describe("evit").needs == ("class token",) and describe("pool").needs == ("whole grid",)
     assert describe("prumerge").needs == ("class token", "query and key") and describe("random").needs == ()
     assert "75% of the slots" in describe("prumerge+").filter and "seed 3" in describe("random", seed=3).filter
+    mixed = describe("ficoco-l", correlation_attention="logits")
+    assert mixed.filter.endswith("(probs)") and mixed.correlate.endswith("by way of the text (logits)")
     assert describe("prune-then-merge").correlate == "nobody; then its pair"
     assert "0.5 of the rank" in describe("prune-then-merge", weigh=0.5).filter
     assert describe("pool").layers == "22 of 23 layers that are read"

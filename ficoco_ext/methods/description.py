@@ -96,7 +96,7 @@ def _correlate(method: Method | DecoderMethod) -> str:
         return "nobody"
     if isinstance(stage, DecoderCorrelate):
         way = " and by way of the text" if stage.gamma < 1 else ""
-        return f"{_targets(stage)} by attention{way}"
+        return f"{_targets(stage)} by attention{way} ({stage.attention})"
     if stage.by == "convergent":
         return "one token for all"
     return f"{_targets(stage)} by {'cosine of keys' if stage.by == 'key' else f'attention ({stage.attention})'}"

@@ -58,7 +58,7 @@ def ficoco_l(
         attention: ``"logits"`` or ``"probs"`` (paper probs, released logits). Probabilities know the causal mask, so
             their terms with the text are what the text gives to visual tokens; see :class:`DecoderFilter`.
         correlation_attention: that of the correlation alone; None: as ``attention``. ``"logits"`` behind a filter by
-            probabilities is neither reading, and measured best of all in several layers.
+            probabilities is neither reading, and measured better than both in several layers.
         direct, indirect: False leaves out that part of the correlation (ablations).
         text_relevance, visual_redundancy: False leaves out that term of the redundancy (ablations).
         visual_reduce, text_reduce: ``"mean"`` (eq. 3) or ``"sum"``; the released code has sum and mean.
