@@ -90,7 +90,7 @@ kernels = CppExtension(
     depends=[str(path) for path in sorted(ROOT.glob("csrc/**/*.h"))],
     # No -march: the inner loops pick their instruction set at load. -fopenmp for at::parallel_for and omp simd; linked
     # without it, so that torch's own OpenMP runtime is the only one in the process.
-    extra_compile_args=["-O3", "-std=c++20", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"],
+    extra_compile_args=["-O3", "-std=c++20", "-fopenmp", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi"],
     extra_link_args=["-Wl,--as-needed"] if sys.platform == "linux" else [],
 )
 

@@ -139,8 +139,8 @@ def reduce(
     Args:
         tokens: (B, N, C) float32, float16 or bfloat16; float64 is computed by the specification. Any strides.
         attn: this layer's attention, (B, H, N, N) or (B, N, N), whose values are used as they are (say with
-            ``attention="logits"|"probs"`` what they are); or ``QueryKey(query, key, scale)``, from which no N x N map
-            is formed.
+            ``attention="logits"|"probs"`` which of both); or ``QueryKey(query, key, scale)``, from which no
+            N x N map is formed.
         r: tokens to remove from each item, 0 <= r <= patches - 1; for ToMe at most half of them.
         method: a name (``ficoco_ext.METHODS``, ``ficoco methods`` describes them), a :class:`ficoco_ext.Method` or
             :class:`ficoco_ext.Split`, a :class:`ficoco_ext.Staged` (what it does in a single layer), or a

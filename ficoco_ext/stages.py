@@ -333,8 +333,7 @@ class Compress:
 def runs_at_once(stages: tuple[FilterStage, CorrelateStage | None, CompressStage]) -> bool:
     """Whether :func:`reduce_at_once` knows these stages."""
     correlate = stages[1]
-    filter, correlate, compress = stages
-    plain = type(filter) is Filter and type(correlate) is Correlate and type(compress) is Compress
+    plain = type(stages[0]) is Filter and type(correlate) is Correlate and type(stages[2]) is Compress
     return plain and isinstance(correlate, Correlate) and correlate.by != "convergent"
 
 

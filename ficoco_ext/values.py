@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from typing_extensions import dataclass_transform
@@ -21,10 +21,9 @@ def value(cls: type[T]) -> type[T]:
     of_fields: Any = made.__hash__
 
     def hash_of(self: T) -> int:
-        try:
-            return int(of_fields(self))
-        except AttributeError:
-            raise TypeError(f"unhashable: a {cls.__name__} without its fields") from None
+        if missing := [one.name for one in fields(self) if not hasattr(self, one.name)]:  # type: ignore[arg-type]
+            raise TypeError(f"unhashable: a {cls.__name__} without its fields {', '.join(missing)}")
+        return int(of_fields(self))
 
     made.__hash__ = hash_of  # type: ignore[method-assign, assignment]
     return made

@@ -185,8 +185,8 @@ def test_every_hyperparameter_has_a_case():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variant": "released", "alpha": "ratio"}, "alpha='ratio'.*attention='probs'"),
-        ({"correlation_attention": "logits", "alpha": "ratio"}, "alpha='ratio'.*alpha='softmax'"),
+        ({"variant": "released", "alpha": "ratio"}, "alpha='ratio'.*correlation_attention='probs', or alpha='softmax'"),
+        ({"correlation_attention": "logits", "alpha": "ratio"}, "alpha='ratio'.*correlation_attention='probs'"),
         ({"direct": False, "indirect": False}, "direct and indirect are both False; nothing is left to correlate by"),
         ({"text_relevance": False, "visual_redundancy": False}, "both False; nothing is left to filter by"),
     ],

@@ -163,6 +163,16 @@ def test_a_map_equals_the_query_and_key_that_made_it(variant, form):
             assert same(one, other, 1e-5)
 
 
+def test_a_map_cannot_be_read_in_two_ways():
+    tokens, attn = sequence(seed=11)
+    given = (attn.query @ attn.key.repeat_interleave(2, 1).mT).softmax(-1)
+    for options in ({"correlation_attention": "logits"}, {"variant": "released", "correlation_attention": "probs"}):
+        with pytest.raises(ValueError, match=r"ficoco-l: attn must be a QueryKey.*pass ficoco_ext.QueryKey"):
+            record(tokens, given, method="ficoco-l", **options)
+        pruned = record(tokens, given, method="ficoco-l", targets=0, **options)  # nothing is correlated
+        assert pruned.targets.shape == (B, R, 0)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_mass_and_convexity(method):
     tokens, attn = sequence(seed=12)

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import tolerance
 from op_helpers import DTYPES, LAYOUTS, SIZES, assert_selects, laid, needs_kernels, query_key
 
+import ficoco_ext
 from ficoco_ext import flops, ops, reference
 from ficoco_ext.matching import match
 
@@ -222,6 +224,7 @@ LEVELS = """
     import ficoco_ext
     from ficoco_ext.matching import match
 
+    assert ficoco_ext.build_info()["cpu"] == "kernels"
     generator = torch.Generator().manual_seed(0)
     results = [ficoco_ext.build_info()["cpu_simd"]]
     for width in (4, 16, 17, 64, 100, 257):
@@ -243,17 +246,21 @@ LEVELS = """
 
 def at_level(level, path):
     """The instruction set that was used, and what match finds with it for keys of all sorts."""
-    environment = {**os.environ, "FICOCO_CPU_SIMD": level}
-    subprocess.run([sys.executable, "-c", textwrap.dedent(LEVELS), str(path)], env=environment, check=True)
+    package = str(Path(ficoco_ext.__file__).parent.parent)  # what is tested here, not what lies in the folder
+    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "FICOCO_CPU_SIMD": level, "PYTHONPATH": paths}
+    script = textwrap.dedent(LEVELS)
+    subprocess.run([sys.executable, "-c", script, str(path)], env=environment, cwd=path.parent, check=True)
     return torch.load(path)
 
 
 @needs_kernels
 def test_screening_by_bytes_changes_no_bit(tmp_path):
     """Whoever has AVX-512 VNNI gets what AVX2 alone gives."""
-    used, *results = at_level("", tmp_path / "best.pt")
-    if used != "avx512vnni":
+    if ficoco_ext.build_info()["cpu_simd"] != "avx512vnni":
         pytest.skip("needs a processor with AVX-512 VNNI")
+    used, *results = at_level("", tmp_path / "best.pt")
+    assert used == "avx512vnni"
     less, *wanted = at_level("avx2", tmp_path / "avx2.pt")
     assert less == "avx2"
     for one, other in zip(results, wanted, strict=True):

@@ -46,12 +46,13 @@ void panel_nearest(const float* metric, int64_t width, const Side& even, const S
 }
 
 #ifdef FICOCO_VNNI
+#pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own header: GCC bug 105593
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")
 
 constexpr int64_t kLanes = 16;           // odd tokens of one vector of sums
-constexpr int64_t kTask = 4 * kPanel;    // even tokens of one task: it has scratch memory to set up
+constexpr int64_t kTask = 2 * kPanel;    // even tokens of one task: it has scratch memory to set up
 constexpr int64_t kRows = 6;             // even tokens that share a read of the odd ones: 24 sums, 4 keys, 1 broadcast
 constexpr int64_t kColumns = 4;          // vectors of sums of each
 constexpr int64_t kChains = 8;           // pairs settled at once, one to a lane
@@ -293,6 +294,7 @@ bool screened_nearest(const float* metric, int64_t width, const Side& even, cons
 }
 
 #pragma GCC pop_options
+#pragma GCC diagnostic pop
 
 // A sum of 255 * 127 for each channel must fit 32 bits; with few channels there is nothing to gain.
 bool screens(int64_t width) { return simd.vnni && width >= 16 && width <= 4096; }

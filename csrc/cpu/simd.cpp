@@ -36,11 +36,11 @@ namespace avx2 {
         isa::top_columns                                                                                            \
   }
 
+#ifdef FICOCO_AVX2
 enum Level { kBaseline, kAvx2, kVnni };
 
 // The processor's, or less if the environment says so.
 static Level level() {
-#ifdef FICOCO_AVX2
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
@@ -48,10 +48,8 @@ static Level level() {
   const std::string_view most = asked ? asked : "";
   if (most == "baseline" || !avx2) return kBaseline;
   return most == "avx2" || !vnni ? kAvx2 : kVnni;
-#else
-  return kBaseline;
-#endif
 }
+#endif
 
 static Simd choose() {
 #ifdef FICOCO_AVX2

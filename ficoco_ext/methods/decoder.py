@@ -45,6 +45,14 @@ class DecoderMethod:
     before_attention: bool = False
     source: str = ""
 
+    @property
+    def mixed(self) -> bool:
+        """Filter and correlation read different kinds of attention."""
+        correlate = self.correlate
+        if not isinstance(correlate, DecoderCorrelate) or correlate.targets == 0:
+            return False
+        return getattr(self.filter, "attention", correlate.attention) != correlate.attention
+
     def __call__(
         self,
         tokens: Tensor,
@@ -64,6 +72,11 @@ class DecoderMethod:
             are left have in the shorter sequence.
         """
         given = isinstance(attn, Tensor)
+        if given and self.mixed:
+            raise ValueError(
+                f"{self.name}: attn must be a QueryKey: the filter reads one kind of attention, correlation another "
+                "and a map has one; pass ficoco_ext.QueryKey(query, key), or the same attention for both"
+            )
         with torch.no_grad():  # selection and weights are constants of the gradient
             seen = _disguised(attn) if isinstance(attn, Tensor) else attn
             selection = self.filter(seen, r, layout, given=given)

@@ -96,6 +96,11 @@ def ficoco_l(
     correlation_attention = attention if correlation_attention is None else correlation_attention
     if alpha is None:
         alpha = "softmax" if correlation_attention == "logits" else chosen["alpha"]
+    if alpha == "ratio" and correlation_attention == "logits" and targets != 0:
+        raise ValueError(
+            "ficoco-l: alpha='ratio' divides correlations by their sum and needs non-negative ones; use "
+            "correlation_attention='probs', or alpha='softmax'"
+        )
     if not direct:
         gamma = 0.0
     if not indirect:
@@ -133,8 +138,9 @@ def ficoco_vl(**hyperparameters: Any) -> VisionAndDecoder:
     """FiCoCo-V in the tower and FiCoCo-L in the language model.
 
     Args:
-        **hyperparameters: of :func:`ficoco_v` and of :func:`ficoco_l`; one that both have goes to both. For different
-            values build the two yourself: ``VisionAndDecoder(ficoco_v(...), ficoco_l(...))``.
+        **hyperparameters: of :func:`ficoco_v` and of :func:`ficoco_l`; one that both have goes to both, each with its
+            own default of ``variant``. For different values build the two yourself:
+            ``VisionAndDecoder(ficoco_v(...), ficoco_l(...))``.
 
     Raises:
         TypeError: a hyperparameter that neither has. ValueError: as those two.
