@@ -4,7 +4,7 @@
     python benchmarks/accuracy.py late --seeds 3 --json benchmarks/results/accuracy_late.json
     python benchmarks/accuracy.py choosing --split dev --scenes 150 --json benchmarks/results/accuracy_choosing.json
     python benchmarks/accuracy.py ficoco-v --json benchmarks/results/accuracy_ficoco_v.json
-    python benchmarks/accuracy.py ficoco-l --json benchmarks/results/accuracy_ficoco_l.json
+    python benchmarks/accuracy.py ficoco-l --seeds 2 --json benchmarks/results/accuracy_ficoco_l.json
 
 A study is a list of settings; asking, judging, resampling and going on after an interruption are those of ``ficoco
 eval``. Methods that reduce in several layers of the tower do so in the same ones here, by the same schedule, so that
