@@ -40,19 +40,20 @@ def single_head_attention(attn: Attention) -> Tensor:
         >>> single_head_attention(QueryKey(q, k))
         tensor([[0.2000, 0.2000, 0.2000, 0.2000]])
     """
-    query, key = _query_key("single-head attention", attn)
+    query_key = _query_key("single-head attention", attn)
+    query, key = query_key.query, query_key.key
     heads = query.shape[1]
     to_patches, _ = ops.attention_stats(attn, class_token=True, probs=False, column=False, patches=False)
     own = key[:, :, 0].repeat_interleave(heads // key.shape[1], dim=1).to(to_patches.dtype)
-    scale = QueryKey(*attn).logit_scale
+    scale = query_key.logit_scale
     to_itself = (query[:, :, 0].to(to_patches.dtype) * own).sum(-1).mean(1, keepdim=True) * scale
     return (torch.cat([to_itself, to_patches], dim=1) * math.sqrt(heads)).softmax(-1)[:, 1:]
 
 
-def _query_key(what: str, attn: Attention) -> tuple[Tensor, Tensor]:
+def _query_key(what: str, attn: Attention) -> QueryKey:
     if not isinstance(attn, QueryKey):
         raise ValueError(f"{what} reads query and key, and a map holds none; pass attn=QueryKey(query, key)")
-    return attn.query, attn.key
+    return attn
 
 
 def outlier_count(class_attention: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ class Neighbours:
 
     def __call__(self, attn: Attention, selection: Selection, *, class_token: bool) -> Links:
         """Links into the host, and neighbours (B, M patches, n). 2 B M P H d FLOPs, memory O(M P) and unit keys."""
-        _, key = _query_key("Neighbours: it", attn)
+        key = _query_key("Neighbours: it", attn).key
         links, first = into_the_most_redundant(selection, class_token), int(class_token)
         patches = key.shape[2] - first
         count = min(self.nearest, patches - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -23,6 +23,7 @@ from .staged import Split, Staged
 from .tome import tome
 
 AnyMethod = Method | Split | Staged | DecoderMethod | VisionAndDecoder
+_KINDS = get_args(AnyMethod)  # a trace of torch 2.8 knows no union
 
 METHODS: dict[str, Callable[..., AnyMethod]] = {
     "ficoco-v": ficoco_v,
@@ -63,7 +64,7 @@ def get_method(method: str | AnyMethod, **hyperparameters: Any) -> AnyMethod:
     Raises:
         ValueError: unknown name. TypeError: a hyperparameter that the method does not have.
     """
-    if isinstance(method, AnyMethod):
+    if isinstance(method, _KINDS):
         if hyperparameters:
             names = ", ".join(hyperparameters)
             raise TypeError(

@@ -127,7 +127,8 @@ def _stage_by_stage(
             "Method: correlate is None, and the filter does not say where its sources go; pass a Correlate"
         )
     merged = compress(tokens, selection, links, size=size, size_weighted=size_weighted)
-    return Reduced(*merged, *selection[:3], *links[:2])
+    chosen = selection.redundancy, selection.sources, selection.kept
+    return Reduced(*merged, *chosen, links.targets, links.weights)
 
 
 def identity(tokens: Tensor, size: Tensor | None, class_token: bool, grid: tuple[int, int] | None) -> Reduction:
