@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -57,6 +58,21 @@ def load_kernels() -> tuple[Any, str | None]:
         return None, f"the compiled kernels do not load ({error}); {_REBUILD}"
 
 
+def check_environment() -> None:
+    """Refuse what the kernels would take for nothing.
+
+    Raises:
+        ValueError: FICOCO_CPU_SIMD, the most that the CPU kernels may use, names no instruction set.
+    """
+    known, asked = ("avx512vnni", "avx2", "baseline"), os.environ.get("FICOCO_CPU_SIMD", "")
+    if asked and asked not in known:
+        raise ValueError(
+            f"environment variable FICOCO_CPU_SIMD must be one of {', '.join(known)}, got {asked!r}; unset it for "
+            "the most that this processor has"
+        )
+
+
+check_environment()
 KERNELS, REASON = load_kernels()
 
 

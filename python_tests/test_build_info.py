@@ -38,6 +38,17 @@ def test_says_how_the_kernels_were_built():
     assert info["built_for_torch"].split(".")[:2] == torch.__version__.split(".")[:2]
 
 
+def test_an_unknown_instruction_set_is_refused(monkeypatch):
+    for known in ("", "baseline", "avx2", "avx512vnni"):
+        monkeypatch.setenv("FICOCO_CPU_SIMD", known)
+        _backend.check_environment()
+    monkeypatch.setenv("FICOCO_CPU_SIMD", "avx512")
+    with pytest.raises(
+        ValueError, match="FICOCO_CPU_SIMD must be one of avx512vnni, avx2, baseline, got 'avx512'; unset"
+    ):
+        _backend.check_environment()
+
+
 def test_asked_again_it_says_the_same():
     first = ficoco_ext.build_info()
     first["reasons"]["cpu"] = "changed"

@@ -1,6 +1,6 @@
 // The inner loops of the CPU kernels, fp32, compiled for the baseline and for AVX2 + FMA; `simd` holds the set that
 // the processor can run, chosen when the library is loaded. FICOCO_CPU_SIMD=baseline or =avx2 in the environment asks
-// for less than that; other values change nothing.
+// for less than that; the package refuses other values.
 #pragma once
 #include <cstdint>
 
