@@ -155,7 +155,7 @@ Fault correlate_probabilities(const CorrelateParams& p) {
 }
 
 Fault correlate_keys(const CorrelateParams& p) {
-  const std::vector<float> metric = unit_keys(p.key, p.tokens, p.width);
+  const Buffer<float> metric = unit_keys(p.key, p.tokens, p.width);
   CorrelateParams cosine = p;
   cosine.query = cosine.key = {metric.data(), Dtype::kFloat, 1, p.tokens * p.width, 0, p.width};
   cosine.scale = 1.f;

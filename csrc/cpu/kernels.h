@@ -10,6 +10,7 @@
 #include <functional>
 #include <vector>
 
+#include "cpu/buffer.h"
 #include "cpu/simd.h"
 #include "params.h"
 
@@ -39,7 +40,7 @@ Fault to_sequence_image(const SequenceParams& p);
 void compress_image(const CompressParams& p);
 
 // Head-mean keys (tokens, width) at unit length, those below 1e-12 divided by that.
-std::vector<float> unit_keys(const Rows& key, int64_t tokens, int64_t width);
+Buffer<float> unit_keys(const Rows& key, int64_t tokens, int64_t width);
 
 // Rises as the score falls; equal scores rise with the index. The index is in the lower half.
 inline uint64_t falling_rank(float score, int64_t index) {
@@ -52,8 +53,6 @@ inline uint64_t falling_rank(float score, int64_t index) {
 // The k targets of one source among `values` and their weights; targets are places plus `first`.
 Fault choose_row(const float* values, int64_t count, int64_t k, int64_t first, Alpha alpha, int64_t* targets,
                  float* weights);
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Runs task(i) for i in [0, count), each on some thread.
 template <class Task>

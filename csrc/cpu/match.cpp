@@ -8,7 +8,7 @@
 namespace ficoco {
 namespace {
 
-bool finite(const std::vector<float>& metric, int64_t width, const Side& side) {
+bool finite(const Buffer<float>& metric, int64_t width, const Side& side) {
   bool nan = false;
   for (int64_t i = 0; i < side.count; ++i) nan |= simd.any_nan(metric.data() + side.token(i) * width, width);
   return !nan;
@@ -23,12 +23,12 @@ Fault match_image(const MatchParams& p) {
   std::vector<int32_t> nearest;
   std::vector<uint64_t> order;
   if (even.count > 0 && odd.count > 0) {
-    const std::vector<float> metric = unit_keys(p.key, p.tokens, p.width);
+    const Buffer<float> metric = unit_keys(p.key, p.tokens, p.width);
     if (simd.any_nan(metric.data(), p.tokens * p.width) &&  // perhaps of a protected token alone
         !(finite(metric, p.width, even) && finite(metric, p.width, odd))) {
       return Fault::kKeyNotFinite;
     }
-    find_nearest(metric, p.width, even, odd, best, nearest);
+    find_nearest(metric.data(), p.width, even, odd, best, nearest);
     order.reserve(even.count);
     for (int64_t i = 0; i < even.count; ++i) {
       p.redundancy[even.token(i) - p.first] = best[i];

@@ -31,7 +31,7 @@ namespace avx2 {
 #define FICOCO_TABLE(name, vnni, isa)                                                                               \
   Simd {                                                                                                            \
     name, vnni, isa::load_half, isa::load_bfloat16, isa::store_half, isa::store_bfloat16, isa::add, isa::axpy,      \
-        isa::divide, isa::sum, isa::dot, isa::sum_squares, isa::normalize_rows, isa::sum_rows, isa::dot_rows,       \
+        isa::divide, isa::sum, isa::dot, isa::sum_squares, isa::unit_rows, isa::sum_rows, isa::dot_rows,            \
         isa::pack_panel, isa::panel_dot, isa::exp_columns, isa::add_scaled_columns, isa::max_columns, isa::any_nan, \
         isa::top_columns                                                                                            \
   }
@@ -43,7 +43,8 @@ enum Level { kBaseline, kAvx2, kVnni };
 static Level level() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                    __builtin_cpu_supports("avx512vnni");
   const char* asked = std::getenv("FICOCO_CPU_SIMD");
   const std::string_view most = asked ? asked : "";
   if (most == "baseline" || !avx2) return kBaseline;

@@ -8,6 +8,8 @@
 
 namespace ficoco {
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // Widest panel of `panel_dot`, in rows: 3 vectors of 8, which with 4 rows of the other operand fill 16 registers.
 constexpr int64_t kPanel = 24;
 
@@ -32,8 +34,8 @@ struct Simd {
   float (*dot)(const float* x, const float* y, int64_t n);
   double (*sum_squares)(const float* x, int64_t n);
 
-  // Rows of n to unit length; what is shorter than `least` is divided by that.
-  void (*normalize_rows)(float* rows, int64_t count, int64_t n, double least);
+  // out[j] = rows[j] at unit length; what is shorter than `least` is divided by that. In place if out is rows.
+  void (*unit_rows)(const float* rows, int64_t stride, int64_t count, int64_t n, double least, float* out);
 
   // acc[c] += sum over rows j of rows[j][c]; out[j] += <rows[j], vec>.
   void (*sum_rows)(const float* rows, int64_t stride, int64_t count, int64_t n, float* acc);

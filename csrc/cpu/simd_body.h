@@ -232,18 +232,19 @@ FICOCO_INLINE float squares_in_float(const float* x, int64_t n) {
   return total;
 }
 
-void normalize_rows(float* rows, int64_t count, int64_t n, double least) {
+void unit_rows(const float* rows, int64_t stride, int64_t count, int64_t n, double least, float* out) {
   for (int64_t j = 0; j < count; ++j) {
-    float* x = rows + j * n;
+    const float* x = rows + j * stride;
+    float* y = out + j * n;
     const float fast = squares_in_float(x, n);
     const bool fits = fast > 1e-30f && fast < 1e30f;  // else squares may have over- or underflown
     const double length = std::max(std::sqrt(fits ? static_cast<double>(fast) : sum_squares(x, n)), least);
     if (length < 0x1p126) {
       const float inverse = static_cast<float>(1. / length);
 #pragma omp simd
-      for (int64_t i = 0; i < n; ++i) x[i] *= inverse;
+      for (int64_t i = 0; i < n; ++i) y[i] = x[i] * inverse;
     } else {  // the inverse would be subnormal
-      for (int64_t i = 0; i < n; ++i) x[i] /= static_cast<float>(length);
+      for (int64_t i = 0; i < n; ++i) y[i] = x[i] / static_cast<float>(length);
     }
   }
 }
