@@ -26,7 +26,11 @@ LIBRARIES = {  # the sources of each, and its bugs: those of one kernel exclude 
         ["NO_BARRIER", "SORT_BARRIER", "SHIFT_BARRIER", "GEMM_BARRIER", "LAST_BLOCK", "MASK"],
     ),
     "divergent": (["sums"], ["DIVERGENT"]),
-    "memory_sanitized": (["sums", "select"], ["STATIC_SHARED", "DYNAMIC_SHARED", "GLOBAL", "MISALIGNED"]),
+    "unwaited": (["warps"], ["GEMM_WAIT"]),
+    "memory_sanitized": (
+        ["sums", "select", "warps"],
+        ["STATIC_SHARED", "DYNAMIC_SHARED", "GLOBAL", "MISALIGNED", "GEMM_COPY"],
+    ),
 }
 
 
@@ -104,6 +108,12 @@ def test_missing_barriers_change_results(build, monkeypatch, case, right_in):
     assert right == right_in
 
 
+def test_a_copy_that_is_not_waited_for(build):
+    """It never arrives: what is read is NaN in every order."""
+    with pytest.raises(AssertionError):
+        cases.CASES["gemm"](ctypes.CDLL(str(build("unwaited"))))
+
+
 def test_a_lane_that_its_mask_lacks(build):
     done = _process(build("barrier"), "lanes")
     assert done.returncode == -6, done
@@ -126,6 +136,7 @@ def test_divergent_barrier(build):
         ("topk", "use-after-poison", "select.cu"),
         ("affine", "heap-buffer-overflow", "sums.cu"),
         ("block_sum", "misaligned address", "sums.cu"),
+        ("gemm", "heap-buffer-overflow", "warps.cu"),
     ],
 )
 def test_wrong_accesses(build, case, report, place):

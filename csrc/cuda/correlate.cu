@@ -6,7 +6,8 @@
 //
 // 2 B r M H d FLOPs (probabilities: 2 B r (M + N) H d); the sources' q is read once for every 64 kept patches, the kept
 // k once for every 64 sources, from the second-level cache where statistics were computed just before. Bound by latency
-// at B = 1, by memory else. Shared memory: 35 KB (half), 52 KB (float). Half precision on tensor cores, float by FMA.
+// at B = 1, by memory else: four steps are on their way at once. Shared memory: 76 KB (half), 71 KB (float). Half
+// precision on tensor cores, float by FMA.
 #include "cuda/choose.cuh"
 #include "cuda/correlate.cuh"
 #include "cuda/metric.cuh"
@@ -37,66 +38,98 @@ __device__ void choose_source(const CorrelateParams& p, const float* scores, int
                  p.targets + at * p.k, p.weights + at * p.k);
 }
 
+// The image's choices by one block whose shared memory is free: each warp brings the correlations of as many sources as
+// fit there, and then looks through them.
+__device__ void choose_all(const CorrelateParams& p, const float* scores, int64_t b, float* room, int64_t numbers) {
+  const int64_t candidates = candidates_of(p), warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int64_t share = numbers / kWarps, fit = share / candidates;
+  float* mine = room + warp * share;
+  if (fit == 0) {
+    for (int64_t i = warp; i < p.r; i += kWarps) choose_source(p, scores, b, i);
+    return;
+  }
+  for (int64_t first = warp; first < p.r; first += fit * kWarps) {  // sources first, first + kWarps, ..
+    const int64_t here = min(fit, ceil_div(p.r - first, kWarps));
+    for (int64_t s = 0; s < here; ++s) {
+      const float* from = scores + (b * p.r + first + s * kWarps) * candidates;
+      for (int64_t j = lane; j < candidates; j += kWarp)
+        __pipeline_memcpy_async(mine + s * candidates + j, from + j, 4);
+    }
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
+    __syncwarp();
+    for (int64_t s = 0; s < here; ++s) {
+      const int64_t at = b * p.r + first + s * kWarps;
+      choose_targets(mine + s * candidates, static_cast<int>(candidates), static_cast<int>(p.k), p.first, p.alpha,
+                     p.targets + at * p.k, p.weights + at * p.k);
+    }
+    __syncwarp();
+  }
+}
+
 template <class T, bool kVector, bool kProbs>
-__global__ void __launch_bounds__(kTileThreads, 2) score_kernel(ScoreParams s, View<T> query, View<T> key) {
+__global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
+    score_kernel(ScoreParams s, View<T> query, View<T> key) {
   extern __shared__ __align__(128) unsigned char storage[];
-  TileShared<T>& shared = *reinterpret_cast<TileShared<T>*>(storage);
+  constexpr int kAhead = kDeepStages<T>;
+  auto& shared = *reinterpret_cast<TileShared<T, kAhead>*>(storage);
+  using Sums = TileSums<T>;
   const CorrelateParams& p = s.p;
   const int64_t j0 = static_cast<int64_t>(blockIdx.x) * kTile, i0 = static_cast<int64_t>(blockIdx.y) * kTile;
   const int64_t b = blockIdx.z, candidates = candidates_of(p), group = query.heads / key.heads;
   const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), p.r - i0));
   const int columns = static_cast<int>(min(static_cast<int64_t>(kTile), candidates - j0));
-  __shared__ int64_t sources[kTile], kept[kTile];
-  __shared__ int statistic[kTile];  // where a source's are, in those of its head
+  __shared__ int sources[kTile], kept[kTile];
   if (threadIdx.x < kTile) {
     const int i = threadIdx.x;
-    sources[i] = i < rows ? p.sources[b * p.r + i0 + i] : 0;
-    statistic[i] = static_cast<int>(s.of_all ? sources[i] : i0 + i);
-    kept[i] = i < columns ? p.kept[b * p.kept_count + p.first + j0 + i] : 0;
+    sources[i] = i < rows ? static_cast<int>(p.sources[b * p.r + i0 + i]) : 0;
+    kept[i] = i < columns ? static_cast<int>(p.kept[b * p.kept_count + p.first + j0 + i]) : 0;
     assert(sources[i] >= 0 && sources[i] < p.tokens && "ficoco::correlate: a source is no token");
     assert(kept[i] >= 0 && kept[i] < p.tokens && "ficoco::correlate: a kept index is no token");
   }
   __syncthreads();
-  const int column = threadIdx.x % kTile, part = threadIdx.x / kTile;  // 16 rows of one column
-  float mean[kProbs ? 16 : 1] = {};
-  TileSums<T> sums;
-  for (int64_t h = 0; h < query.heads; ++h) {
-    add_rows<kVector>(
-        sums, shared, [&](int i) { return query.row(b, h, sources[i]); }, rows,
-        [&](int j) { return key.row(b, h / group, kept[j]); }, columns, p.width);
+  const int chunks = static_cast<int>(ceil_div(p.width, kTile));
+  float mean[kProbs ? Sums::kRows : 1][kProbs ? Sums::kColumns : 1] = {};
+  Sums sums;
+  const auto load = [&](int h, int chunk, TileStep<T>& to) {
+    const int64_t c = static_cast<int64_t>(chunk) * kTile;
+    to.a.template load<kVector>([&](int i) { return query.row(b, h, sources[i]); }, rows, c, p.width);
+    to.b.template load<kVector>([&](int j) { return key.row(b, h / group, kept[j]); }, columns, c, p.width);
     if constexpr (kProbs) {
-      sums.store(shared.scores);
-      sums.clear();
-      __syncthreads();
-      const int64_t row = (b * query.heads + h) * (s.of_all ? p.tokens : p.r);
-      const float *top = s.top + row, *inverse = s.inverse + row;
+      const int64_t head = (b * query.heads + h) * (s.of_all ? p.tokens : p.r);
+      to.load_softmax(s.top, s.inverse, [&](int i) { return head + (s.of_all ? sources[i] : i0 + i); }, rows);
+    }
+  };
+  walk(shared, query.heads, chunks, load, [&](int, int chunk, const TileStep<T>& from) {
+    sums.add(from.a, from.b);
+    if constexpr (kProbs) {
+      if (chunk != chunks - 1) return;
 #pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        const int at = 16 * part + i;
-        if (at >= rows) continue;
-        const float product = shared.scores[at * kScoreStride + column];
-        mean[i] += softmax_term(product, top[statistic[at]], p.scale * kLog2e) * inverse[statistic[at]];
+      for (int i = 0; i < Sums::kRows; ++i) {
+        const float top = from.top[Sums::row(i)], inverse = from.inverse[Sums::row(i)];
+#pragma unroll
+        for (int j = 0; j < Sums::kColumns; ++j) {
+          mean[i][j] += softmax_term(sums.at(i, j), top, p.scale * kLog2e) * inverse;
+        }
+      }
+      sums.clear();
+    }
+  });
+#pragma unroll
+  for (int i = 0; i < Sums::kRows; ++i) {
+    float* out = s.scores + (b * p.r + i0 + Sums::row(i)) * candidates + j0;
+#pragma unroll
+    for (int j = 0; j < Sums::kColumns; ++j) {
+      if (Sums::row(i) >= rows || Sums::column(j) >= columns) continue;
+      if constexpr (kProbs) {
+        out[Sums::column(j)] = mean[i][j] * s.factor;
+      } else {
+        out[Sums::column(j)] = sums.at(i, j) * s.factor;
       }
     }
   }
-  if constexpr (!kProbs) {
-    sums.store(shared.scores);
-    __syncthreads();
-  }
-#pragma unroll
-  for (int i = 0; i < 16; ++i) {
-    const int at = 16 * part + i;
-    if (at >= rows || column >= columns) continue;
-    float value;
-    if constexpr (kProbs) {
-      value = mean[i];
-    } else {
-      value = shared.scores[at * kScoreStride + column];
-    }
-    s.scores[(b * p.r + i0 + at) * candidates + j0 + column] = value * s.factor;
-  }
   if (!s.counters || !last_block(s.counters + b, gridDim.x * gridDim.y)) return;
-  for (int64_t i = threadIdx.x / kWarp; i < p.r; i += kWarps) choose_source(p, s.scores, b, i);
+  choose_all(p, s.scores, b, reinterpret_cast<float*>(storage), sizeof(shared) / sizeof(float));
 }
 
 __global__ void __launch_bounds__(kThreads, 2) choose_kernel(CorrelateParams p, const float* scores) {
@@ -142,9 +175,10 @@ cudaError_t launch_scores(const ScoreParams& s, cudaStream_t stream) {
       with_type(p.key.dtype, vectorised(p.query, p.width) && vectorised(p.key, p.width), [&](auto type, auto vector) {
         using T = decltype(type);
         const auto kernel = score_kernel<T, decltype(vector)::value, kProbs>;
-        FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(TileShared<T>)));
+        constexpr size_t kShared = sizeof(TileShared<T, kDeepStages<T>>);
+        FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
         const dim3 grid(ceil_div(p.kept_count - p.first, kTile), ceil_div(p.r, kTile), p.batch);
-        kernel<<<grid, kTileThreads, sizeof(TileShared<T>), stream>>>(s, view<T>(p.query), view<T>(p.key));
+        kernel<<<grid, kTileThreads, kShared, stream>>>(s, view<T>(p.query), view<T>(p.key));
         return launched();
       }));
   return s.counters ? cudaSuccess : launch_choose(p, s.scores, stream);

@@ -3,7 +3,8 @@
 //
 // Blocks of A: 64 rows and 64 columns a block of threads, all heads into one mean, as in correlate.cu. Then one kernel
 // adds the others' rows to eight sources at a time. 2 B H d (r m + r R + R m) FLOPs for logits, for probabilities the
-// softmax statistics of the rows too; 2 B r R m for the way; bound by arithmetic. Shared memory 35 KB (half), 52 KB.
+// softmax statistics of the rows too; 2 B r R m for the way; bound by arithmetic. Shared memory 76 KB (half), 71 KB
+// (float).
 #include "cuda/correlate.cuh"
 #include "cuda/row_softmax.cuh"
 #include "cuda/tile.cuh"
@@ -30,60 +31,65 @@ struct BlockParams {
 };
 
 template <class T, bool kVector, bool kProbs>
-__global__ void __launch_bounds__(kTileThreads, 2) attention_block_kernel(BlockParams p, View<T> query, View<T> key) {
+__global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
+    attention_block_kernel(BlockParams p, View<T> query, View<T> key) {
   extern __shared__ __align__(128) unsigned char storage[];
-  TileShared<T>& shared = *reinterpret_cast<TileShared<T>*>(storage);
-  __shared__ int64_t rows[kTile], columns[kTile];
+  auto& shared = *reinterpret_cast<TileShared<T, kDeepStages<T>>*>(storage);
+  using Sums = TileSums<T>;
+  __shared__ int rows[kTile], columns[kTile];
   const int64_t j0 = static_cast<int64_t>(blockIdx.x) * kTile, i0 = static_cast<int64_t>(blockIdx.y) * kTile;
   const int64_t b = blockIdx.z, heads = query.heads, group = heads / key.heads;
   const int row_count = static_cast<int>(min(static_cast<int64_t>(kTile), p.rows.count - i0));
   const int column_count = static_cast<int>(min(static_cast<int64_t>(kTile), p.columns.count - j0));
   if (threadIdx.x < kTile) {
     const int i = threadIdx.x;
-    rows[i] = i < row_count ? p.rows.tokens[b * p.rows.count + i0 + i] : p.offset;
-    columns[i] = i < column_count ? p.columns.tokens[b * p.columns.count + j0 + i] : 0;
+    rows[i] = static_cast<int>(i < row_count ? p.rows.tokens[b * p.rows.count + i0 + i] : p.offset);
+    columns[i] = i < column_count ? static_cast<int>(p.columns.tokens[b * p.columns.count + j0 + i]) : 0;
     assert(rows[i] >= p.offset && rows[i] < p.keys && "ficoco::correlate: a token's query is not there");
     assert(columns[i] >= 0 && columns[i] < p.keys && "ficoco::correlate: an index is no token");
   }
   __syncthreads();
-  const int column = threadIdx.x % kTile, part = threadIdx.x / kTile;  // 16 rows of one column
-  float mean[kProbs ? 16 : 1] = {};
-  TileSums<T> sums;
-  for (int64_t h = 0; h < heads; ++h) {
-    add_rows<kVector>(
-        sums, shared, [&](int i) { return query.row(b, h, rows[i] - p.offset); }, row_count,
-        [&](int j) { return key.row(b, h / group, columns[j]); }, column_count, p.width);
+  const int chunks = static_cast<int>(ceil_div(p.width, kTile));
+  float mean[kProbs ? Sums::kRows : 1][kProbs ? Sums::kColumns : 1] = {};
+  Sums sums;
+  const auto load = [&](int h, int chunk, TileStep<T>& to) {
+    const int64_t c = static_cast<int64_t>(chunk) * kTile;
+    to.a.template load<kVector>([&](int i) { return query.row(b, h, rows[i] - p.offset); }, row_count, c, p.width);
+    to.b.template load<kVector>([&](int j) { return key.row(b, h / group, columns[j]); }, column_count, c, p.width);
     if constexpr (kProbs) {
-      sums.store(shared.scores);
-      sums.clear();
-      __syncthreads();
       const int64_t stats = (b * heads + h) * p.rows.count + i0;
-#pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        const int at = 16 * part + i;
-        if (at >= row_count || !attends(p.causal, p.key_mask, p.keys, b, rows[at], columns[column])) continue;
-        mean[i] +=
-            softmax_term(shared.scores[at * kScoreStride + column], p.softmax.top[stats + at], p.scale * kLog2e) *
-            p.softmax.inverse[stats + at];
-      }
+      to.load_softmax(p.softmax.top, p.softmax.inverse, [&](int i) { return stats + i; }, row_count);
     }
-  }
-  if constexpr (!kProbs) {
-    sums.store(shared.scores);
-    __syncthreads();
-  }
+  };
+  walk(shared, query.heads, chunks, load, [&](int, int chunk, const TileStep<T>& from) {
+    sums.add(from.a, from.b);
+    if constexpr (kProbs) {
+      if (chunk != chunks - 1) return;
+#pragma unroll
+      for (int i = 0; i < Sums::kRows; ++i) {
+        const int at = Sums::row(i);
+#pragma unroll
+        for (int j = 0; j < Sums::kColumns; ++j) {
+          if (!attends(p.causal, p.key_mask, p.keys, b, rows[at], columns[Sums::column(j)])) continue;
+          mean[i][j] += softmax_term(sums.at(i, j), from.top[at], p.scale * kLog2e) * from.inverse[at];
+        }
+      }
+      sums.clear();
+    }
+  });
   const float factor = (kProbs ? 1.f : p.scale) / static_cast<float>(heads);
 #pragma unroll
-  for (int i = 0; i < 16; ++i) {
-    const int at = 16 * part + i;
-    if (at >= row_count || column >= column_count) continue;
-    float value;
-    if constexpr (kProbs) {
-      value = mean[i];
-    } else {
-      value = shared.scores[at * kScoreStride + column];
+  for (int i = 0; i < Sums::kRows; ++i) {
+    float* out = p.out + (b * p.rows.count + i0 + Sums::row(i)) * p.columns.count + j0;
+#pragma unroll
+    for (int j = 0; j < Sums::kColumns; ++j) {
+      if (Sums::row(i) >= row_count || Sums::column(j) >= column_count) continue;
+      if constexpr (kProbs) {
+        out[Sums::column(j)] = mean[i][j] * factor;
+      } else {
+        out[Sums::column(j)] = sums.at(i, j) * factor;
+      }
     }
-    p.out[(b * p.rows.count + i0 + at) * p.columns.count + j0 + column] = value * factor;
   }
 }
 
@@ -153,9 +159,10 @@ cudaError_t launch_block(const TokenLinksParams& p, const List& rows, const List
     using T = decltype(type);
     constexpr bool kVector = decltype(vector)::value;
     const auto kernel = p.probs ? attention_block_kernel<T, kVector, true> : attention_block_kernel<T, kVector, false>;
-    FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(TileShared<T>)));
+    constexpr size_t kShared = sizeof(TileShared<T, kDeepStages<T>>);
+    FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
     const dim3 grid(ceil_div(columns.count, kTile), ceil_div(rows.count, kTile), p.batch);
-    kernel<<<grid, kTileThreads, sizeof(TileShared<T>), stream>>>(params, view<T>(p.query), view<T>(p.key));
+    kernel<<<grid, kTileThreads, kShared, stream>>>(params, view<T>(p.query), view<T>(p.key));
     return launched();
   });
 }

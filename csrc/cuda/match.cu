@@ -4,7 +4,7 @@
 // and keeps of each row the best cosine and its column, so the matrix of similarities is never written. The last block
 // of an image adds the column tiles up, picks the r best rows by radix selection and writes places. Float by FMA:
 // rounded keys would choose other partners. 2 B (N / 2)^2 d FLOPs; k read once, the metric once for every 64 tokens:
-// bound by memory while Hk is larger than N / 512. Shared memory 55 KB.
+// bound by memory while Hk is larger than N / 512. Shared memory 74 KB.
 #include "cuda/filter.cuh"
 #include "cuda/metric.cuh"
 #include "cuda/tile.cuh"
@@ -93,32 +93,41 @@ __device__ void select_pairs(const MatchParams& p, const Nearest& n, int64_t b, 
 template <bool kVector>
 __global__ void __launch_bounds__(kTileThreads, 2) nearest_kernel(MatchParams p, Nearest n) {
   extern __shared__ __align__(128) unsigned char storage[];
-  TileShared<float>& shared = *reinterpret_cast<TileShared<float>*>(storage);
+  auto& shared = *reinterpret_cast<TileShared<float, kStages>*>(storage);
+  using Sums = TileSums<float>;
+  static_assert(Sums::kRowWarps == 1, "a row is compared within a warp");
   const Side even = even_side(p), odd = odd_side(p);
   const int64_t tile = blockIdx.x, i0 = static_cast<int64_t>(blockIdx.y) * kTile, j0 = tile * kTile, b = blockIdx.z;
   const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), even.count - i0));
   const int columns = static_cast<int>(min(static_cast<int64_t>(kTile), odd.count - j0));
   const float* metric = n.metric + b * p.tokens * p.width;
-  TileSums<float> sums;
-  add_rows<kVector>(
-      sums, shared, [&](int i) { return metric + even.token(i0 + i) * p.width; }, rows,
-      [&](int j) { return metric + odd.token(j0 + j) * p.width; }, columns, p.width);
-  sums.store(shared.scores);
-  __syncthreads();
-  const int row = threadIdx.x / 4, part = threadIdx.x % 4;  // four threads a row, 16 columns each
-  uint32_t key = 0;
-  int column = kTile;
-  for (int j = part; j < columns; j += 4) keep_better(key, column, ordered(shared.scores[row * kScoreStride + j]), j);
+  Sums sums;
+  const auto load = [&](int, int chunk, TileStep<float>& to) {
+    const int64_t c = static_cast<int64_t>(chunk) * kTile;
+    to.a.load<kVector>([&](int i) { return metric + even.token(i0 + i) * p.width; }, rows, c, p.width);
+    to.b.load<kVector>([&](int j) { return metric + odd.token(j0 + j) * p.width; }, columns, c, p.width);
+  };
+  walk(shared, 1, static_cast<int>(ceil_div(p.width, kTile)), load,
+       [&](int, int, const TileStep<float>& from) { sums.add(from.a, from.b); });
 #pragma unroll
-  for (int offset = 1; offset < 4; offset *= 2) {
-    const uint32_t other_key = __shfl_xor_sync(kAllLanes, key, offset);
-    const int other_column = __shfl_xor_sync(kAllLanes, column, offset);
-    keep_better(key, column, other_key, other_column);
-  }
-  if (part == 0 && row < rows) {
-    const int64_t at = (b * n.tiles + tile) * even.count + i0 + row;
-    n.best[at] = shared.scores[row * kScoreStride + column];
-    n.token[at] = static_cast<int>(odd.token(j0 + column));
+  for (int i = 0; i < Sums::kRows; ++i) {
+    uint32_t key = 0;
+    int column = kTile;
+#pragma unroll
+    for (int j = 0; j < Sums::kColumns; ++j) {
+      if (Sums::column(j) < columns) keep_better(key, column, ordered(sums.at(i, j)), Sums::column(j));
+    }
+#pragma unroll
+    for (int offset = 1; offset < Sums::kAcross; offset *= 2) {
+      const uint32_t other_key = __shfl_xor_sync(kAllLanes, key, offset);
+      const int other_column = __shfl_xor_sync(kAllLanes, column, offset);
+      keep_better(key, column, other_key, other_column);
+    }
+    if (threadIdx.x % Sums::kAcross == 0 && Sums::row(i) < rows) {
+      const int64_t at = (b * n.tiles + tile) * even.count + i0 + Sums::row(i);
+      n.best[at] = from_ordered(key);
+      n.token[at] = static_cast<int>(odd.token(j0 + column));
+    }
   }
   if (!n.counters || !last_block(n.counters + b, gridDim.x * gridDim.y)) return;
   __shared__ FilterShared selection;
@@ -179,8 +188,9 @@ cudaError_t launch_match(const MatchParams& p, void* workspace, cudaStream_t str
   if (!tail) w.nearest.counters = nullptr;
   const dim3 grid(w.nearest.tiles, ceil_div(even_side(p).count, kTile), p.batch);
   const auto kernel = p.width % kPer<float> == 0 ? nearest_kernel<true> : nearest_kernel<false>;
-  FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(TileShared<float>)));
-  kernel<<<grid, kTileThreads, sizeof(TileShared<float>), stream>>>(p, w.nearest);
+  constexpr size_t kShared = sizeof(TileShared<float, kStages>);
+  FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
+  kernel<<<grid, kTileThreads, kShared, stream>>>(p, w.nearest);
   FICOCO_TRY(launched());
   return tail ? cudaSuccess : launch_select(p, w.nearest, stream);
 }

@@ -22,43 +22,45 @@ struct ColumnParams {
   float* sums;                 // (B, H, N) over the patches' rows
 };
 
+// A block has 64 keys and walks over all queries: the products' rows are keys here, their columns queries.
 template <class T, bool kVector>
-__global__ void __launch_bounds__(kTileThreads, 2) column_kernel(ColumnParams p, View<T> query, View<T> key) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
+    column_kernel(ColumnParams p, View<T> query, View<T> key) {
   extern __shared__ __align__(128) unsigned char storage[];
-  TileShared<T>& shared = *reinterpret_cast<TileShared<T>*>(storage);
-  __shared__ float top[kTile], inverse[kTile], parts[kTileThreads];
+  auto& shared = *reinterpret_cast<TileShared<T, kStages>*>(storage);
+  using Sums = TileSums<T>;
   const int64_t j0 = static_cast<int64_t>(blockIdx.x) * kTile, h = blockIdx.y, b = blockIdx.z;
-  const int columns = static_cast<int>(min(static_cast<int64_t>(kTile), p.tokens - j0));
+  const int keys = static_cast<int>(min(static_cast<int64_t>(kTile), p.tokens - j0));
   const int64_t key_head = h / (query.heads / key.heads), base = (b * query.heads + h) * p.tokens;
-  const int column = threadIdx.x % kTile, part = threadIdx.x / kTile;
   const float scale_log2 = p.scale * kLog2e;
-  float sum = 0.f;
-  for (int64_t i0 = 0; i0 < p.tokens; i0 += kTile) {
-    const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), p.tokens - i0));
-    if (threadIdx.x < kTile) {
-      const bool counts = static_cast<int>(threadIdx.x) < rows && i0 + threadIdx.x >= p.first;
-      top[threadIdx.x] = counts ? p.top[base + i0 + threadIdx.x] : 0.f;
-      inverse[threadIdx.x] = counts ? p.inverse[base + i0 + threadIdx.x] : 0.f;
+  const int turns = static_cast<int>(ceil_div(p.tokens, kTile)), chunks = static_cast<int>(ceil_div(p.width, kTile));
+  const int key_turns = turns_to_load<kStages>(chunks);
+  float total[Sums::kRows] = {};
+  Sums sums;
+  const auto load = [&](int turn, int chunk, TileStep<T>& to) {
+    const int64_t i0 = static_cast<int64_t>(turn) * kTile, c = static_cast<int64_t>(chunk) * kTile;
+    const int queries = static_cast<int>(min(static_cast<int64_t>(kTile), p.tokens - i0));
+    if (turn < key_turns) {
+      to.a.template load<kVector>([&](int j) { return key.row(b, key_head, j0 + j); }, keys, c, p.width);
     }
-    TileSums<T> sums;
-    add_rows<kVector>(
-        sums, shared, [&](int i) { return query.row(b, h, i0 + i); }, rows,
-        [&](int j) { return key.row(b, key_head, j0 + j); }, columns, p.width);
-    sums.store(shared.scores);
-    __syncthreads();
-    for (int i = 16 * part; i < 16 * part + 16; ++i) {
-      if (inverse[i] != 0.f) {
-        sum += softmax_term(shared.scores[i * kScoreStride + column], top[i], scale_log2) * inverse[i];
-      }
+    to.b.template load<kVector>([&](int i) { return query.row(b, h, i0 + i); }, queries, c, p.width);
+    to.load_softmax(p.top, p.inverse, [&](int i) { return i0 + i < p.first ? -1 : base + i0 + i; }, queries);
+  };
+  walk(shared, turns, chunks, load, [&](int, int chunk, const TileStep<T>& from) {
+    sums.add(from.a, from.b);
+    if (chunk != chunks - 1) return;
+#pragma unroll
+    for (int j = 0; j < Sums::kColumns; ++j) {
+      const float top = from.top[Sums::column(j)], inverse = from.inverse[Sums::column(j)];
+      if (inverse == 0.f) continue;  // the class token, or nobody
+#pragma unroll
+      for (int i = 0; i < Sums::kRows; ++i) total[i] += softmax_term(sums.at(i, j), top, scale_log2) * inverse;
     }
-    __syncthreads();
-  }
-  parts[threadIdx.x] = sum;
-  __syncthreads();
-  if (part == 0 && column < columns) {
-    p.sums[base + j0 + column] =
-        ((parts[column] + parts[column + kTile]) + parts[column + 2 * kTile]) + parts[column + 3 * kTile];
-  }
+    sums.clear();
+  });
+  add_across<T>(total, [&](int row, float sum) {
+    if (row < keys) p.sums[base + j0 + row] = sum;
+  });
 }
 
 struct FinishParams {
@@ -127,9 +129,10 @@ cudaError_t launch_columns(const StatsParams& p, const Workspace& w, cudaStream_
     using T = decltype(type);
     const auto kernel = column_kernel<T, decltype(vector)::value>;
     const ColumnParams params{p.tokens, p.width, p.first, p.scale, w.top, w.inverse, w.patch};
-    FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(TileShared<T>)));
+    constexpr size_t kShared = sizeof(TileShared<T, kStages>);
+    FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
     const dim3 grid(ceil_div(p.tokens, kTile), p.query.heads, p.batch);
-    kernel<<<grid, kTileThreads, sizeof(TileShared<T>), stream>>>(params, view<T>(p.query), view<T>(p.key));
+    kernel<<<grid, kTileThreads, kShared, stream>>>(params, view<T>(p.query), view<T>(p.key));
     return launched();
   });
 }

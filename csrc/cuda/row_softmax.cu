@@ -1,73 +1,123 @@
-// Softmax statistics of query rows. A block owns 64 rows of one head and walks over all keys, 64 at a time: inner
-// products to shared memory, then four threads a row go on with the running maximum and sums.
+// Softmax statistics of query rows. A block owns 64 rows of one head and walks over all keys, 64 at a time. Every
+// thread goes on with a maximum and sums of its own for the rows and columns that it holds in registers; those of a row
+// are united at the end.
 //
-// Shared memory: 35 KB (half), 52 KB (float). 2 B H R N d FLOPs; q once and k once for every 64 rows: bound by
-// arithmetic.
+// Shared memory: 38 KB (half), 71 KB (float). 2 B H R N d FLOPs; k once for every 64 rows, q once, or as often as k if
+// d > 128: bound by arithmetic.
 #include "cuda/row_softmax.cuh"
 #include "cuda/tile.cuh"
 
 namespace ficoco {
 namespace {
 
+// The softmax of part of a row, of products that are turned around if the scale is negative: sum and first are of
+// exp(|scale| * (s - top)); `first` is the class token's term, kept apart.
+struct Part {
+  float top, sum, first;
+
+  __device__ __forceinline__ void raise(float highest, float scale_log2) {
+    const float scaling = top == -INFINITY ? 0.f : softmax_term(top, highest, scale_log2);
+    top = highest;
+    sum *= scaling;
+    first *= scaling;
+  }
+  __device__ __forceinline__ void unite(Part other, float scale_log2) {
+    const float highest = fmaxf(top, other.top);
+    raise(highest, scale_log2);
+    other.raise(highest, scale_log2);
+    sum += other.sum;
+    first += other.first;
+  }
+};
+
 template <class T, bool kVector, bool kMasked>
-__global__ void __launch_bounds__(kTileThreads, 2) row_softmax_kernel(RowSoftmaxParams p, View<T> query, View<T> key) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
+    row_softmax_kernel(RowSoftmaxParams p, View<T> query, View<T> key) {
   extern __shared__ __align__(128) unsigned char storage[];
-  TileShared<T>& shared = *reinterpret_cast<TileShared<T>*>(storage);
+  auto& shared = *reinterpret_cast<TileShared<T, kStages>*>(storage);
+  using Sums = TileSums<T>;
+  __shared__ Part parts[Sums::kRowWarps][kTile];
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kTile, h = blockIdx.y, b = blockIdx.z;
   const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), p.count - begin));
   const int64_t key_head = h / (query.heads / key.heads);
-  const auto query_row = [&](int i) {
-    return query.row(b, h, (p.rows ? p.rows[b * p.count + begin + i] : begin + i) - p.offset);
+  const auto token_of = [&](int i) { return p.rows ? p.rows[b * p.count + begin + i] : begin + i; };
+  int64_t token[kMasked ? Sums::kRows : 1];
+  if constexpr (kMasked) {
+#pragma unroll
+    for (int i = 0; i < Sums::kRows; ++i) token[i] = Sums::row(i) < rows ? token_of(Sums::row(i)) : 0;
+  }
+  const int turns = static_cast<int>(ceil_div(p.tokens, kTile)), chunks = static_cast<int>(ceil_div(p.width, kTile));
+  const int row_turns = turns_to_load<kStages>(chunks);
+  const auto columns_of = [&](int turn) { return min(kTile, static_cast<int>(p.tokens) - turn * kTile); };
+  const auto load = [&](int turn, int chunk, TileStep<T>& to) {
+    const int64_t j0 = static_cast<int64_t>(turn) * kTile, c = static_cast<int64_t>(chunk) * kTile;
+    if (turn < row_turns) {
+      to.a.template load<kVector>([&](int i) { return query.row(b, h, token_of(i) - p.offset); }, rows, c, p.width);
+    }
+    to.b.template load<kVector>([&](int j) { return key.row(b, key_head, j0 + j); }, columns_of(turn), c, p.width);
   };
-  const int row = threadIdx.x / 4, part = threadIdx.x % 4;
-  const int64_t token = kMasked && row < rows ? (p.rows ? p.rows[b * p.count + begin + row] : begin + row) : 0;
-  const auto seen = [&](int64_t j) { return !kMasked || attends(p.causal, p.key_mask, p.tokens, b, token, j); };
   // A negative scale turns the order around: the largest term belongs to the smallest product.
-  const float scale_log2 = p.scale * kLog2e, sign = p.scale < 0.f ? -1.f : 1.f;
-  float top = -INFINITY, sum = 0.f, first = 0.f;  // of sign * s; `first` is the class token's term, kept apart
-  for (int64_t j0 = 0; j0 < p.tokens; j0 += kTile) {
-    const int columns = static_cast<int>(min(static_cast<int64_t>(kTile), p.tokens - j0));
-    TileSums<T> sums;
-    add_rows<kVector>(
-        sums, shared, query_row, rows, [&](int j) { return key.row(b, key_head, j0 + j); }, columns, p.width);
-    sums.store(shared.scores);
-    __syncthreads();
-    const float* scores = shared.scores + row * kScoreStride;
-    if (p.out.products && begin == 0 && static_cast<int>(threadIdx.x) < columns) {
-      p.out.products[(b * query.heads + h) * p.tokens + j0 + threadIdx.x] = shared.scores[threadIdx.x];
-    }
-    float highest = top;
-    for (int j = part; j < columns; j += 4) {
-      if (seen(j0 + j)) highest = fmaxf(highest, sign * scores[j]);
-    }
-    highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, 1));
-    highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, 2));
-    const float scaling = top == -INFINITY ? 0.f : softmax_term(sign * top, sign * highest, scale_log2);
-    sum *= scaling;
-    first *= scaling;
-    top = highest;
-    for (int j = part; j < columns; j += 4) {
-      if (!seen(j0 + j)) continue;
-      const float term = softmax_term(scores[j], sign * top, scale_log2);
-      if (j0 + j < p.first) {
-        first += term;
-      } else {
-        sum += term;
+  const float sign = p.scale < 0.f ? -1.f : 1.f, scale_log2 = sign * p.scale * kLog2e;
+  Part part[Sums::kRows];
+#pragma unroll
+  for (int i = 0; i < Sums::kRows; ++i) part[i] = {-INFINITY, 0.f, 0.f};
+  Sums sums;
+  walk(shared, turns, chunks, load, [&](int turn, int chunk, const TileStep<T>& from) {
+    sums.add(from.a, from.b);
+    if (chunk != chunks - 1) return;
+    const int j0 = turn * kTile, columns = columns_of(turn);
+#pragma unroll
+    for (int i = 0; i < Sums::kRows; ++i) {
+      if (p.out.products && begin + Sums::row(i) == 0) {
+        float* products = p.out.products + (b * query.heads + h) * p.tokens + j0;
+#pragma unroll
+        for (int j = 0; j < Sums::kColumns; ++j) {
+          if (Sums::column(j) < columns) products[Sums::column(j)] = sums.at(i, j);
+        }
+      }
+      bool seen[Sums::kColumns];
+      float highest = part[i].top;
+#pragma unroll
+      for (int j = 0; j < Sums::kColumns; ++j) {
+        seen[j] = Sums::column(j) < columns;
+        if (kMasked && seen[j]) {
+          seen[j] = attends(p.causal, p.key_mask, p.tokens, b, token[kMasked ? i : 0], j0 + Sums::column(j));
+        }
+        highest = fmaxf(highest, seen[j] ? sign * sums.at(i, j) : -INFINITY);
+      }
+      part[i].raise(highest, scale_log2);
+#pragma unroll
+      for (int j = 0; j < Sums::kColumns; ++j) {
+        const float term = seen[j] ? softmax_term(sign * sums.at(i, j), highest, scale_log2) : 0.f;
+        if (j == 0 && j0 + Sums::column(0) < p.first) {  // the class token's column is the first of some thread
+          part[i].first += term;
+        } else {
+          part[i].sum += term;
+        }
       }
     }
-    __syncthreads();
+    sums.clear();
+  });
+#pragma unroll
+  for (int i = 0; i < Sums::kRows; ++i) {
+#pragma unroll
+    for (int offset = 1; offset < Sums::kAcross; offset *= 2) {
+      const Part other{__shfl_xor_sync(kAllLanes, part[i].top, offset), __shfl_xor_sync(kAllLanes, part[i].sum, offset),
+                       __shfl_xor_sync(kAllLanes, part[i].first, offset)};
+      part[i].unite(other, scale_log2);
+    }
+    if (threadIdx.x % Sums::kAcross == 0) parts[Sums::row_warp()][Sums::row(i)] = part[i];
   }
-  sum += __shfl_xor_sync(kAllLanes, sum, 1);
-  sum += __shfl_xor_sync(kAllLanes, sum, 2);
-  first += __shfl_xor_sync(kAllLanes, first, 1);
-  first += __shfl_xor_sync(kAllLanes, first, 2);
-  if (part == 0 && row < rows) {
-    const int64_t at = (b * query.heads + h) * p.count + begin + row;
-    const float total = sum + first;
-    p.out.top[at] = sign * top;
-    p.out.inverse[at] = kMasked && total == 0.f ? 0.f : 1.f / total;  // a query that may attend to nobody
-    if (p.out.patch_sum) p.out.patch_sum[at] = sum / total;
-  }
+  __syncthreads();
+  if (static_cast<int>(threadIdx.x) >= rows) return;
+  Part whole = parts[0][threadIdx.x];
+#pragma unroll
+  for (int w = 1; w < Sums::kRowWarps; ++w) whole.unite(parts[w][threadIdx.x], scale_log2);
+  const int64_t at = (b * query.heads + h) * p.count + begin + threadIdx.x;
+  const float total = whole.sum + whole.first;
+  p.out.top[at] = sign * whole.top;
+  p.out.inverse[at] = kMasked && total == 0.f ? 0.f : 1.f / total;  // a query that may attend to nobody
+  if (p.out.patch_sum) p.out.patch_sum[at] = whole.sum / total;
 }
 
 }  // namespace
@@ -80,9 +130,10 @@ cudaError_t launch_row_softmax(const RowSoftmaxParams& p, cudaStream_t stream) {
     constexpr bool kVector = decltype(vector)::value;
     const auto kernel =
         p.causal || p.key_mask ? row_softmax_kernel<T, kVector, true> : row_softmax_kernel<T, kVector, false>;
-    FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(TileShared<T>)));
     const dim3 grid(ceil_div(p.count, kTile), p.query.heads, p.batch);
-    kernel<<<grid, kTileThreads, sizeof(TileShared<T>), stream>>>(p, view<T>(p.query), view<T>(p.key));
+    constexpr size_t kShared = sizeof(TileShared<T, kStages>);
+    FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
+    kernel<<<grid, kTileThreads, kShared, stream>>>(p, view<T>(p.query), view<T>(p.key));
     return launched();
   });
 }

@@ -1,5 +1,6 @@
 // Maximum and inverse sum of the softmax of chosen query rows, one pass over the keys, no N x N map.
 #pragma once
+#include "cuda/ptx.cuh"
 #include "cuda/utils.cuh"
 
 namespace ficoco {
@@ -34,7 +35,7 @@ constexpr float kLog2e = 1.4426950408889634f;
 
 // exp(scale * (s - top)) with `scale_log2` = scale * log2(e).
 __device__ __forceinline__ float softmax_term(float s, float top, float scale_log2) {
-  return exp2f((s - top) * scale_log2);
+  return exp2_fast((s - top) * scale_log2);
 }
 
 // What was found for all tokens' queries, (B, H, N); nullptr: nothing was.

@@ -1,86 +1,168 @@
 // 64 x 64 inner products of rows, 64 channels at a time: tensor cores for half precision, FMA for float, which tensor
-// cores would round. Accumulation is fp32 either way.
+// cores would round. Accumulation is fp32 either way, and the sums stay in registers.
+//
+// A kernel walks over steps. The rows of the next ones are copied to shared memory while those of one are multiplied.
 #pragma once
-#include <mma.h>
+#include <cuda_pipeline.h>
 
+#include <climits>
+
+#include "cuda/ptx.cuh"
 #include "cuda/utils.cuh"
 
 namespace ficoco {
 
 constexpr int kTile = 64;  // rows of either side, and channels of one step
 constexpr int kTileThreads = 256;
-constexpr int kScoreStride = kTile + 4;
+template <class T>
+constexpr int kTileBlocks = sizeof(T) == 4 ? 2 : 3;  // that registers and shared memory leave room for
 
-// Rows of one step in shared memory. 16 bytes of padding a row keep the banks apart and rows aligned for wmma.
+// Rows of one step in shared memory. 16 bytes of padding a row keep the banks apart.
 template <class T>
 struct alignas(128) TileRows {
   static constexpr int kStride = kTile + kPer<T>;
   T x[kTile * kStride];
 
-  // Rows row(0..count) from channel c on, of `width`; what does not exist is 0. `row` may be called for any i < count.
+  // Starts to copy rows row(0..count) from channel c on, of `width`; what does not exist becomes 0.
   template <bool kVector, class Row>
   __device__ __forceinline__ void load(const Row& row, int count, int64_t c, int64_t width) {
-    constexpr int kPacks = kTile / kPer<T>;
+    constexpr int kPacks = kTile / kPer<T>, kRows = kTileThreads / kPacks;
+    const int at = threadIdx.x % kPacks * kPer<T>;
 #pragma unroll
-    for (int i = threadIdx.x; i < kTile * kPacks; i += kTileThreads) {
-      const int r = i / kPacks, at = i % kPacks * kPer<T>;
-      Pack<T> value;
-      if (r < count && c + at < width) {
-        value = load_pack<T, kVector>(row(r) + c + at, width - c - at);
+    for (int r0 = 0; r0 < kTile; r0 += kRows) {
+      const int r = r0 + threadIdx.x / kPacks;
+      const bool exists = r < count && c + at < width;
+      T* to = x + r * kStride + at;
+      if (!exists) {
+        *reinterpret_cast<uint4*>(to) = uint4{};
+      } else if constexpr (kVector) {
+        __pipeline_memcpy_async(to, row(r) + c + at, 16);
       } else {
-#pragma unroll
-        for (int e = 0; e < kPer<T>; ++e) value.x[e] = from_float<T>(0.f);
+        *reinterpret_cast<Pack<T>*>(to) = load_pack<T, false>(row(r) + c + at, width - c - at);
       }
-      *reinterpret_cast<Pack<T>*>(x + r * kStride + at) = value;
     }
   }
 };
 
-// Sums of one 64 x 64 tile, spread over the 256 threads. Warp w has rows 16 (w % 4) and columns 32 (w / 4).
+// What a step needs. `top` and `inverse` are softmax statistics of its rows or columns, where a kernel wants them.
+template <class T>
+struct TileStep {
+  TileRows<T> a, b;
+  float top[kTile], inverse[kTile];
+
+  // Starts to copy the statistics at index(i) for i < count; they become 0 for others and where index(i) < 0.
+  template <class Index>
+  __device__ __forceinline__ void load_softmax(const float* tops, const float* inverses, const Index& index,
+                                               int count) {
+    const int i = threadIdx.x;
+    if (i >= kTile) return;
+    const int64_t at = i < count ? static_cast<int64_t>(index(i)) : -1;
+    if (at >= 0) {
+      __pipeline_memcpy_async(top + i, tops + at, 4);
+      __pipeline_memcpy_async(inverse + i, inverses + at, 4);
+    } else {
+      top[i] = inverse[i] = 0.f;
+    }
+  }
+};
+
+// Steps on their way at once. Short ones, with little to do but to wait for, want more of them.
+constexpr int kStages = 2;
+template <class T>
+constexpr int kDeepStages = sizeof(T) == 4 ? 2 : 4;
+
+template <class T, int kCount>
+struct TileShared {
+  TileStep<T> steps[kCount];
+};
+
+// A side that is the same at every turn of `chunks` steps need not be loaded again if its chunks stay where they are:
+// the turns at which it must be.
+template <int kCount>
+__device__ __forceinline__ int turns_to_load(int chunks) {
+  return kCount % chunks == 0 ? kCount / chunks : INT_MAX;
+}
+
+// Takes `turns` turns of `chunks` steps. load(turn, chunk, to) starts the copies of a step, use(turn, chunk, from) has
+// them. Threads may be in two neighbouring uses at once.
+template <class T, int kCount, class Load, class Use>
+__device__ __forceinline__ void walk(TileShared<T, kCount>& shared, int turns, int chunks, const Load& load,
+                                     const Use& use) {
+  int next_turn = 0, next_chunk = 0;
+  const auto load_next = [&](int stage) {
+    if (next_turn < turns) load(next_turn, next_chunk, shared.steps[stage]);
+    __pipeline_commit();
+    if (++next_chunk == chunks) {
+      next_chunk = 0;
+      ++next_turn;
+    }
+  };
+#pragma unroll
+  for (int stage = 0; stage < kCount - 1; ++stage) load_next(stage);
+  int stage = 0;
+  for (int turn = 0; turn < turns; ++turn) {
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      __pipeline_wait_prior(kCount - 2);
+      __syncthreads();  // everyone's copies are there, and nobody reads what the next ones overwrite
+      load_next((stage + kCount - 1) % kCount);
+      use(turn, chunk, shared.steps[stage]);
+      stage = (stage + 1) % kCount;
+    }
+  }
+}
+
+// Sums of one 64 x 64 tile, spread over the 256 threads: each has kRows x kColumns of them. kAcross lanes of kRowWarps
+// warps share a row. Here warp w has rows 16 (w % 4) and columns 32 (w / 4) and their followers.
 template <class T>
 class TileSums {
  public:
+  static constexpr int kRows = 2, kColumns = 8, kAcross = 4, kRowWarps = 2;
+
   __device__ TileSums() { clear(); }
+  __device__ static int row_warp() { return threadIdx.x / kWarp / 4; }
+  __device__ static int row(int i) { return threadIdx.x / kWarp % 4 * 16 + threadIdx.x % kWarp / 4 + 8 * i; }
+  __device__ static int column(int j) { return row_warp() * 32 + j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2; }
+  __device__ float at(int i, int j) const { return sums_[j / 2][2 * i + j % 2]; }
+
   __device__ __forceinline__ void clear() {
 #pragma unroll
-    for (auto& f : sums_) nvcuda::wmma::fill_fragment(f, 0.f);
+    for (int e = 0; e < 16; ++e) sums_[e / 4][e % 4] = 0.f;
   }
   // sums[i][j] += <a row i, b row j>.
   __device__ __forceinline__ void add(const TileRows<T>& a, const TileRows<T>& b) {
-    namespace wmma = nvcuda::wmma;
-    const int warp = threadIdx.x / kWarp, i0 = warp % 4 * 16, j0 = warp / 4 * 32;
     constexpr int kStride = TileRows<T>::kStride;
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    const T* of_a = a.x + (warp % 4 * 16 + lane % 16) * kStride + lane / 16 * 8;
+    const T* of_b = b.x + (warp / 4 * 32 + lane % 8 + lane / 16 * 8) * kStride + lane / 8 % 2 * 8;
 #pragma unroll
     for (int k = 0; k < kTile; k += 16) {
-      wmma::fragment<wmma::matrix_a, 16, 16, 16, T, wmma::row_major> fa;
-      wmma::load_matrix_sync(fa, a.x + i0 * kStride + k, kStride);
+      uint32_t fa[4], fb[4];
+      load_matrices(fa, of_a + k);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        wmma::fragment<wmma::matrix_b, 16, 16, 16, T, wmma::col_major> fb;
-        wmma::load_matrix_sync(fb, b.x + (j0 + 16 * half) * kStride + k, kStride);
-        wmma::mma_sync(sums_[half], fa, fb, sums_[half]);
+      for (int half = 0; half < 2; ++half) {  // 16 columns
+        load_matrices(fb, of_b + 16 * half * kStride + k);
+        multiply_add<T>(sums_[2 * half], fa, fb[0], fb[1]);
+        multiply_add<T>(sums_[2 * half + 1], fa, fb[2], fb[3]);
       }
-    }
-  }
-  // scores[i * kScoreStride + j] = sums[i][j].
-  __device__ __forceinline__ void store(float* scores) const {
-    const int warp = threadIdx.x / kWarp, i0 = warp % 4 * 16, j0 = warp / 4 * 32;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      nvcuda::wmma::store_matrix_sync(scores + i0 * kScoreStride + j0 + 16 * half, sums_[half], kScoreStride,
-                                      nvcuda::wmma::mem_row_major);
     }
   }
 
  private:
-  nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> sums_[2];
+  float sums_[4][4];  // of eight columns each, as multiply_add has them
 };
 
 // Thread t has rows t / 16 + 16 i and columns t % 16 + 16 j for i, j < 4.
 template <>
 class TileSums<float> {
  public:
+  static constexpr int kRows = 4, kColumns = 4, kAcross = 16, kRowWarps = 1;
+
   __device__ TileSums() { clear(); }
+  __device__ static int row_warp() { return 0; }
+  __device__ static int row(int i) { return threadIdx.x / 16 + 16 * i; }
+  __device__ static int column(int j) { return threadIdx.x % 16 + 16 * j; }
+  __device__ float at(int i, int j) const { return sums_[4 * i + j]; }
+
   __device__ __forceinline__ void clear() {
 #pragma unroll
     for (int e = 0; e < 16; ++e) sums_[e] = 0.f;
@@ -109,35 +191,32 @@ class TileSums<float> {
       }
     }
   }
-  __device__ __forceinline__ void store(float* scores) const {
-#pragma unroll
-    for (int e = 0; e < 16; ++e) {
-      scores[(threadIdx.x / 16 + e / 4 * 16) * kScoreStride + threadIdx.x % 16 + e % 4 * 16] = sums_[e];
-    }
-  }
 
  private:
   float sums_[16];
 };
 
-// The tile's shared memory: both sides of a step and the scores.
-template <class T>
-struct TileShared {
-  TileRows<T> a, b;
-  alignas(128) float scores[kTile * kScoreStride];
-};
-
-// sums += inner products of rows a(i) and b(j) over `width` channels. Ends with the block in step.
-template <bool kVector, class T, class A, class B>
-__device__ __forceinline__ void add_rows(TileSums<T>& sums, TileShared<T>& shared, const A& a, int a_count, const B& b,
-                                         int b_count, int64_t width) {
-  for (int64_t c = 0; c < width; c += kTile) {
-    shared.a.template load<kVector>(a, a_count, c, width);
-    shared.b.template load<kVector>(b, b_count, c, width);
-    __syncthreads();
-    sums.add(shared.a, shared.b);
-    __syncthreads();
+// The sum of each row's values over the threads that share it, in a fixed order: values[i] is this thread's of row(i),
+// write(row, sum) is called once a row. All threads call it, and it ends with the block in step.
+template <class T, class Write>
+__device__ __forceinline__ void add_across(const float (&values)[TileSums<T>::kRows], const Write& write) {
+  using Sums = TileSums<T>;
+  __shared__ float parts[Sums::kRowWarps][kTile];
+#pragma unroll
+  for (int i = 0; i < Sums::kRows; ++i) {
+    float sum = values[i];
+#pragma unroll
+    for (int offset = 1; offset < Sums::kAcross; offset *= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
+    if (threadIdx.x % Sums::kAcross == 0) parts[Sums::row_warp()][Sums::row(i)] = sum;
   }
+  __syncthreads();
+  if (threadIdx.x < kTile) {
+    float sum = 0.f;
+#pragma unroll
+    for (int w = 0; w < Sums::kRowWarps; ++w) sum += parts[w][threadIdx.x];
+    write(static_cast<int>(threadIdx.x), sum);
+  }
+  __syncthreads();
 }
 
 }  // namespace ficoco

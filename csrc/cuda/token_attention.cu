@@ -99,63 +99,87 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// parts[b][h][set][token]: probabilities of one head between 64 tokens and all others, weighted.
+// parts[b][h][set][token]: probabilities of one head between 64 tokens and all others, weighted. The products' rows are
+// the tokens, be they queries or keys, their columns the others.
 template <class T, bool kVector>
-__global__ void __launch_bounds__(kTileThreads, 2)
-    token_pairs_kernel(TokenParams p, View<T> query, View<T> key, RowSoftmax rows, int64_t set0, float* parts) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
+    token_pairs_kernel(TokenParams p, View<T> query, View<T> key, RowSoftmax softmax, int64_t set0, float* parts) {
   extern __shared__ __align__(128) unsigned char storage[];
-  TileShared<T>& shared = *reinterpret_cast<TileShared<T>*>(storage);
-  __shared__ float partial[kTileThreads];
-  __shared__ int64_t tokens[kTile], others[kTile];
+  auto& shared = *reinterpret_cast<TileShared<T, kStages>*>(storage);
+  using Sums = TileSums<T>;
+  struct Others {
+    int64_t token[kTile];
+    float weight[kSets][kTile];
+  };
+  __shared__ int64_t tokens[kTile];
+  __shared__ Others others[2];  // of this turn and the next
+  static_assert(kSets * kTile == kTileThreads && kStages == 2, "a thread brings one weight, a turn ahead");
   const int64_t i0 = static_cast<int64_t>(blockIdx.x) * kTile, h = blockIdx.y, b = blockIdx.z;
   const int64_t key_head = h / (query.heads / key.heads);
-  const int own_count = static_cast<int>(min(static_cast<int64_t>(kTile), p.count - i0));
+  const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), p.count - i0));
   const int sets = static_cast<int>(min(static_cast<int64_t>(kSets), p.sets - set0));
   const int64_t query_count = p.column ? p.other_count : p.count, stats = (b * query.heads + h) * query_count;
   if (threadIdx.x < kTile) {
-    tokens[threadIdx.x] = static_cast<int>(threadIdx.x) < own_count ? p.tokens[b * p.count + i0 + threadIdx.x] : 0;
+    tokens[threadIdx.x] = static_cast<int>(threadIdx.x) < rows ? p.tokens[b * p.count + i0 + threadIdx.x] : 0;
   }
-  const int own = threadIdx.x % kTile, part = threadIdx.x / kTile;  // a token, and 16 of the others
+  __syncthreads();
+  const auto query_row = [&](int64_t token) { return query.row(b, h, token - p.offset); };
+  const auto key_row = [&](int64_t token) { return key.row(b, key_head, token); };
   const float scale_log2 = p.scale * kLog2e;
-  float sums[kSets] = {};
-  for (int64_t r0 = 0; r0 < p.other_count; r0 += kTile) {
-    const int other_count = static_cast<int>(min(static_cast<int64_t>(kTile), p.other_count - r0));
-    if (threadIdx.x < kTile) {
-      others[threadIdx.x] =
-          static_cast<int>(threadIdx.x) < other_count ? p.others[b * p.other_count + r0 + threadIdx.x] : 0;
+  const int turns = static_cast<int>(ceil_div(p.other_count, kTile)),
+            chunks = static_cast<int>(ceil_div(p.width, kTile));
+  const int token_turns = turns_to_load<kStages>(chunks);
+  float totals[kSets][Sums::kRows] = {};
+  Sums sums;
+  const auto columns_of = [&](int turn) { return min(kTile, static_cast<int>(p.other_count) - turn * kTile); };
+  const auto load = [&](int turn, int chunk, TileStep<T>& to) {
+    const int64_t r0 = static_cast<int64_t>(turn) * kTile, c = static_cast<int64_t>(chunk) * kTile;
+    const int columns = columns_of(turn);
+    const int64_t* list = p.others + b * p.other_count + r0;
+    const auto token_row = [&](int i) { return p.column ? key_row(tokens[i]) : query_row(tokens[i]); };
+    const auto other_row = [&](int j) { return p.column ? query_row(list[j]) : key_row(list[j]); };
+    if (turn < token_turns) to.a.template load<kVector>(token_row, rows, c, p.width);
+    to.b.template load<kVector>(other_row, columns, c, p.width);
+    if (chunk != chunks - 1) return;
+    Others& next = others[turn % 2];
+    const int j = threadIdx.x % kTile, w = threadIdx.x / kTile;
+    if (j < columns) {
+      if (w == 0) __pipeline_memcpy_async(&next.token[j], list + j, 8);
+      const int64_t set = b * p.sets + set0 + min(w, sets - 1);
+      __pipeline_memcpy_async(&next.weight[w][j], p.weights + set * p.other_count + r0 + j, 4);
     }
-    __syncthreads();
-    const int64_t *queries = p.column ? others : tokens, *keys = p.column ? tokens : others;
-    TileSums<T> products;
-    add_rows<kVector>(
-        products, shared, [&](int i) { return query.row(b, h, queries[i] - p.offset); },
-        p.column ? other_count : own_count, [&](int j) { return key.row(b, key_head, keys[j]); },
-        p.column ? own_count : other_count, p.width);
-    products.store(shared.scores);
-    __syncthreads();
-    for (int r = 16 * part; r < min(16 * part + 16, other_count) && own < own_count; ++r) {
-      const int i = p.column ? r : own, j = p.column ? own : r;
-      const int64_t row = stats + (p.column ? r0 + r : i0 + own);
-      if (!attends(p.causal, p.key_mask, p.keys, b, queries[i], keys[j])) continue;
-      const float probability =
-          softmax_term(shared.scores[i * kScoreStride + j], rows.top[row], scale_log2) * rows.inverse[row];
+    to.load_softmax(
+        softmax.top, softmax.inverse, [&](int i) { return stats + (p.column ? r0 : i0) + i; },
+        p.column ? columns : rows);
+  };
+  walk(shared, turns, chunks, load, [&](int turn, int chunk, const TileStep<T>& from) {
+    sums.add(from.a, from.b);
+    if (chunk != chunks - 1) return;
+    const Others& here = others[turn % 2];
+    const int columns = columns_of(turn);
 #pragma unroll
-      for (int w = 0; w < kSets; ++w) {
-        if (w < sets) sums[w] += p.weights[(b * p.sets + set0 + w) * p.other_count + r0 + r] * probability;
+    for (int i = 0; i < Sums::kRows; ++i) {
+      const int64_t own = tokens[Sums::row(i)];
+#pragma unroll
+      for (int j = 0; j < Sums::kColumns; ++j) {
+        const int at = Sums::column(j), statistic = p.column ? at : Sums::row(i);
+        if (at >= columns || Sums::row(i) >= rows) continue;
+        const int64_t other = here.token[at];
+        if (!attends(p.causal, p.key_mask, p.keys, b, p.column ? other : own, p.column ? own : other)) continue;
+        const float probability =
+            softmax_term(sums.at(i, j), from.top[statistic], scale_log2) * from.inverse[statistic];
+#pragma unroll
+        for (int w = 0; w < kSets; ++w) totals[w][i] += here.weight[w][at] * probability;
       }
     }
-    __syncthreads();
-  }
+    sums.clear();
+  });
 #pragma unroll
   for (int w = 0; w < kSets; ++w) {
     if (w >= sets) break;
-    partial[threadIdx.x] = sums[w];
-    __syncthreads();
-    if (part == 0 && own < own_count) {
-      const float total = ((partial[own] + partial[own + kTile]) + partial[own + 2 * kTile]) + partial[own + 3 * kTile];
-      parts[((b * query.heads + h) * p.sets + set0 + w) * p.count + i0 + own] = total;
-    }
-    __syncthreads();
+    add_across<T>(totals[w], [&](int row, float sum) {
+      if (row < rows) parts[((b * query.heads + h) * p.sets + set0 + w) * p.count + i0 + row] = sum;
+    });
   }
 }
 
@@ -227,11 +251,11 @@ cudaError_t launch_probabilities(const TokenParams& p, const Workspace& w, cudaS
   FICOCO_TRY(with_type(p.query.dtype, whole, [&](auto type, auto vector) {
     using T = decltype(type);
     const auto kernel = token_pairs_kernel<T, decltype(vector)::value>;
-    FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(TileShared<T>)));
+    constexpr size_t kShared = sizeof(TileShared<T, kStages>);
+    FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
     const dim3 grid(ceil_div(p.count, kTile), p.query.heads, p.batch);
     for (int64_t set = 0; set < p.sets; set += kSets) {
-      kernel<<<grid, kTileThreads, sizeof(TileShared<T>), stream>>>(p, view<T>(p.query), view<T>(p.key), w.rows, set,
-                                                                    w.partial);
+      kernel<<<grid, kTileThreads, kShared, stream>>>(p, view<T>(p.query), view<T>(p.key), w.rows, set, w.partial);
       FICOCO_TRY(launched());
     }
     return cudaSuccess;

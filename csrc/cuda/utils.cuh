@@ -137,6 +137,11 @@ __device__ __forceinline__ uint32_t ordered(float value) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+// What `ordered` was given, -0 as 0.
+__device__ __forceinline__ float from_ordered(uint32_t key) {
+  return __uint_as_float(key & 0x80000000u ? key ^ 0x80000000u : ~key);
+}
+
 // The better of two (score key, place) pairs: the higher score, then the lower place.
 __device__ __forceinline__ void keep_better(uint32_t& key, int& place, uint32_t other_key, int other_place) {
   if (other_key > key || (other_key == key && other_place < place)) {

@@ -21,6 +21,13 @@ using Exchange = void (*)(Thread* lanes, uint32_t members);
 
 enum class State : uint8_t { kReady, kAtBarrier, kAtWarp, kDone };
 
+// A copy to shared memory that was started and not yet waited for.
+struct AsyncCopy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
 struct Thread {
   Context context;
   uint3 index{};
@@ -31,6 +38,8 @@ struct Thread {
   uint32_t source = 0;
   uint64_t value = 0, result = 0;
   Exchange exchange = nullptr;
+  std::vector<AsyncCopy> copies;
+  std::vector<size_t> commits;  // how many copies there were at each
 
   uint32_t lane() const { return number % 32; }
 };
@@ -235,7 +244,11 @@ inline void run_block(Order& order) {
     const size_t lanes = std::min<size_t>(32, block.size - w * 32);
     block.warps[w] = {lanes == 32 ? ~0u : (1u << lanes) - 1, 0};
   }
-  for (size_t i = 0; i < block.size; ++i) block.threads[i].state = State::kReady;
+  for (size_t i = 0; i < block.size; ++i) {
+    block.threads[i].state = State::kReady;
+    block.threads[i].copies.clear();
+    block.threads[i].commits.clear();
+  }
   std::vector<uint32_t> warps = order.of(block.warps.size()), lanes = order.of(32);
   while (block.live != 0) {
     bool progress = false;

@@ -43,7 +43,8 @@
 #include "launch.h"
 #include "runtime.h"
 #include "warp.h"
-#include "wmma.h"
+#include "async_copy.h"
+#include "ptx.h"
 
 #define threadIdx (cuemu::current->index)
 #define blockIdx (cuemu::block_index)

@@ -64,15 +64,21 @@ class Wanted(NamedTuple):
 
 
 # Mangled: f float, 6__half, 13__nv_bfloat16; Lb1E true (16-byte accesses).
+TILED = ("score", "row_softmax", "column", "token_pairs", "attention_block")
 SASS = [
     *(Wanted("pass_kernel", f"I{t}Lb1E", r"LDG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),
     *(Wanted("compress_kernel", f"I{t}Lb1E", r"LDG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),
     *(Wanted("compress_kernel", f"I{t}Lb1E", r"STG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),
-    *(Wanted(f"{k}_kernel", f"I{t}Lb1E", r"LDG\.E\.128") for k in ("score", "row_softmax") for t in ("f", "6__half")),
     *(
-        Wanted(f"{k}_kernel", f"I{t}Lb", r"HMMA\.16816\.F32")
-        for k in ("score", "row_softmax", "column", "token_pairs", "attention_block")
+        Wanted(f"{k}_kernel", f"I{t}Lb1E", r"LDGSTS\.E\.BYPASS\.128")
+        for k in TILED
+        for t in ("f", "6__half", "13__nv_bfloat16")
+    ),
+    *(
+        Wanted(f"{k}_kernel", f"I{t}Lb", instruction)
+        for k in TILED
         for t in ("6__half", "13__nv_bfloat16")
+        for instruction in (r"HMMA\.16816\.F32", r"LDSM\.16\.M88\.4")
     ),
     *(Wanted(f"{k}_kernel", version, r"LDS\.128") for k, version in (("score", "IfLb1E"), ("nearest", ""))),
 ]

@@ -2,7 +2,8 @@
 #include "common.cuh"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <mma.h>
+#include <cuda_pipeline.h>
+#include "cuda/ptx.cuh"
 
 __global__ void lanes_kernel(const unsigned* __restrict__ x, unsigned* out) {
   const unsigned lane = threadIdx.x, v = x[lane];
@@ -43,33 +44,38 @@ EXPORT int lanes(const unsigned* x, unsigned* out) {
   return cudaGetLastError();
 }
 
-using namespace nvcuda;
-
 // C = A B^T, 32 x 32 of C by a block of four warps. K is a multiple of 16.
 template <class T>
 __global__ void __launch_bounds__(128)
     gemm_kernel(const T* __restrict__ a, const T* __restrict__ b, float* __restrict__ c, int n, int k) {
-  __shared__ __align__(32) T tile_a[32 * 16];
-  __shared__ __align__(32) T tile_b[32 * 16];
-  const int warp = threadIdx.x / 32, row = blockIdx.y * 32, column = blockIdx.x * 32;
-  wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum;
-  wmma::fill_fragment(sum, 0.f);
+  __shared__ __align__(16) T tile_a[32 * 16];
+  __shared__ __align__(16) T tile_b[32 * 16];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.y * 32, column = blockIdx.x * 32;
+  float sums[2][4] = {};  // eight columns each
   for (int start = 0; start < k; start += 16) {
     const bool second = threadIdx.x >= 64;
     const int r = threadIdx.x % 64 / 2, at = threadIdx.x % 2 * 8;
     const T* from = second ? b + (column + r) * k + start + at : a + (row + r) * k + start + at;
-    *reinterpret_cast<uint4*>((second ? tile_b : tile_a) + r * 16 + at) = *reinterpret_cast<const uint4*>(from);
+#ifdef BUG_GEMM_COPY
+    if (start + 16 >= k) from += 64 * k;
+#endif
+    __pipeline_memcpy_async((second ? tile_b : tile_a) + r * 16 + at, from, 16);
+    __pipeline_commit();
+#ifndef BUG_GEMM_WAIT
+    __pipeline_wait_prior(0);
+#endif
     __syncthreads();
-    wmma::fragment<wmma::matrix_a, 16, 16, 16, T, wmma::row_major> fa;
-    wmma::fragment<wmma::matrix_b, 16, 16, 16, T, wmma::col_major> fb;
-    wmma::load_matrix_sync(fa, tile_a + warp / 2 * 256, 16);
-    wmma::load_matrix_sync(fb, tile_b + warp % 2 * 256, 16);
-    wmma::mma_sync(sum, fa, fb, sum);
+    uint32_t fa[4], fb[4];
+    ficoco::load_matrices(fa, tile_a + (warp / 2 * 16 + lane % 16) * 16 + lane / 16 * 8);
+    ficoco::load_matrices(fb, tile_b + (warp % 2 * 16 + lane % 8 + lane / 16 * 8) * 16 + lane / 8 % 2 * 8);
+    ficoco::multiply_add<T>(sums[0], fa, fb[0], fb[1]);
+    ficoco::multiply_add<T>(sums[1], fa, fb[2], fb[3]);
 #ifndef BUG_GEMM_BARRIER
     __syncthreads();
 #endif
   }
-  wmma::store_matrix_sync(c + (row + warp / 2 * 16) * n + column + warp % 2 * 16, sum, n, wmma::mem_row_major);
+  float* out = c + (row + warp / 2 * 16 + lane / 4) * n + column + warp % 2 * 16 + lane % 4 * 2;
+  for (int e = 0; e < 8; ++e) out[e / 2 % 2 * 8 * n + e / 4 * 8 + e % 2] = sums[e / 4][e % 4];
 }
 
 EXPORT int gemm(const void* a, const void* b, float* c, int m, int n, int k, bool bfloat16) {

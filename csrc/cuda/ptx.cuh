@@ -1,0 +1,58 @@
+// What CUDA C++ has only as PTX: tensor cores with a known place for every number, the loads that feed them, 2^x. The
+// host emulation has its own (host_emulation/ptx.h), so these lines run on a GPU alone.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace ficoco {
+
+#ifdef CUEMU
+
+using cuemu::exp2_fast;
+using cuemu::load_matrices;
+using cuemu::multiply_add;
+
+#else
+
+// Four 8 x 8 matrices of 16-bit numbers from shared memory; `row` of lane 8 m + i is row i of matrix m, 16 aligned
+// bytes. out[m] of lane l: entries 2 (l % 4) and the next of row l / 4 of matrix m. All lanes call it.
+__device__ __forceinline__ void load_matrices(uint32_t (&out)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+
+// d += a b, 16 x 8 from 16 x 16 and 16 x 8. With g = lane / 4 and t = 2 (lane % 4), each lane holds
+//   a: (g, t), (g + 8, t), (g, t + 8), (g + 8, t + 8) and the column after each
+//   b: (t, g), (t + 8, g) and the row after each
+//   d: (g, t), (g, t + 1), (g + 8, t), (g + 8, t + 1)
+// All lanes call it. T is what a and b are of.
+template <class T>
+__device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+
+#define FICOCO_MULTIPLY_ADD(T, name)                                                                                 \
+  template <>                                                                                                        \
+  __device__ __forceinline__ void multiply_add<T>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." name "." name                                                       \
+        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "                                                                  \
+        "{%8, %9}, {%0, %1, %2, %3};"                                                                                \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                             \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                             \
+  }
+FICOCO_MULTIPLY_ADD(__half, "f16")
+FICOCO_MULTIPLY_ADD(__nv_bfloat16, "bf16")
+#undef FICOCO_MULTIPLY_ADD
+
+// 2^x within 2 units in the last place; what would be subnormal is 0. exp2f takes three instructions more for those.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+#endif
+
+}  // namespace ficoco
