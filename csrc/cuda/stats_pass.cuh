@@ -9,6 +9,7 @@ namespace ficoco {
 
 constexpr int kPassTokens = 128;
 constexpr int kPassThreads = 256;
+constexpr int kPassBatch = 4;  // reads of a lane on their way at once
 
 // Partial results of one pass over rows with `channels` = heads * width.
 struct PassShape {
@@ -81,26 +82,30 @@ __device__ void stats_pass(const PassParams& p, const View<T>& rows, const View<
   if (kMean && mine) mean_vector<T>(p, b, h, rows.heads, c, with_mean);
   const int64_t begin = chunk * kPassTokens, end = min(begin + kPassTokens, p.tokens);
   const int64_t patches = p.tokens - p.first;
-#pragma unroll 4
-  for (int64_t n = max(begin, p.first) + warp; n < end; n += kWarps) {
-    Pack<T> x = {};
-    if (mine) x = load_pack<T, kVector>(rows.row(b, h, n) + c, p.width - c);
-    float class_dot = 0.f, mean_dot = 0.f;
+  for (int64_t n0 = max(begin, p.first) + warp; n0 < end; n0 += kPassBatch * kWarps) {
+    Pack<T> x[kPassBatch];
 #pragma unroll
-    for (int e = 0; e < kPer<T>; ++e) {
-      const float value = to_float(x.x[e]);
-      if (kSum) sum[e] += value;
-      if (kClass) class_dot = fmaf(value, with_class[e], class_dot);
-      if (kMean) mean_dot = fmaf(value, with_mean[e], mean_dot);
+    for (int i = 0; i < kPassBatch; ++i) {
+      const int64_t n = n0 + i * kWarps;
+      x[i] = {};
+      if (mine && n < end) x[i] = load_pack<T, kVector>(rows.row(b, h, n) + c, p.width - c);
     }
-    const int64_t at = (b * gridDim.y + slice) * patches + n - p.first;
-    if (kClass) {
-      class_dot = warp_sum(class_dot);
-      if (lane == 0) p.class_dots[at] = class_dot;
-    }
-    if (kMean) {
-      mean_dot = warp_sum(mean_dot);
-      if (lane == 0) p.mean_dots[at] = mean_dot;
+#pragma unroll
+    for (int i = 0; i < kPassBatch; ++i) {
+      float class_dot = 0.f, mean_dot = 0.f;
+#pragma unroll
+      for (int e = 0; e < kPer<T>; ++e) {
+        const float value = to_float(x[i].x[e]);
+        if (kSum) sum[e] += value;
+        if (kClass) class_dot = fmaf(value, with_class[e], class_dot);
+        if (kMean) mean_dot = fmaf(value, with_mean[e], mean_dot);
+      }
+      if (kClass) class_dot = warp_sum(class_dot);
+      if (kMean) mean_dot = warp_sum(mean_dot);
+      const int64_t n = n0 + i * kWarps, at = (b * gridDim.y + slice) * patches + n - p.first;
+      if (lane != 0 || n >= end) continue;
+      if (kClass) p.class_dots[at] = class_dot;
+      if (kMean) p.mean_dots[at] = mean_dot;
     }
   }
   if constexpr (kSum) {
