@@ -1,6 +1,6 @@
 // Mean over heads of the keys, and class attention where there is no class token: minus the cosine between a key's mean
-// over heads and the mean of those over all tokens (FiCoCo eq. 9-13). One warp a token; k is read once: bound by
-// memory.
+// over heads and the mean of those over all tokens (FiCoCo eq. 9-13). One warp a token, several heads at once; k is
+// read once: bound by memory.
 #include "cuda/logits_stats.cuh"
 #include "cuda/metric.cuh"
 
@@ -12,34 +12,69 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kChunk = 64;  // tokens that a block adds up
 constexpr float kTiny = 1e-12f;
 
+constexpr int kHeads = 4;  // reads of a lane on their way at once
+
+// The next kPer numbers of a row of the metric.
 template <class T, bool kVector>
-__global__ void __launch_bounds__(kThreads, 2) metric_kernel(MetricParams p, View<T> key) {
-  const int lane = threadIdx.x % kWarp;
+__device__ __forceinline__ void store_metric(float* out, const float (&x)[kPer<T>], int64_t left) {
+#pragma unroll
+  for (int e = 0; e < kPer<T>; e += 4) {
+    const Pack<float> four{x[e], x[e + 1], x[e + 2], x[e + 3]};
+    store_pack<float, kVector>(out + e, four, left - e);
+  }
+}
+
+// `lanes`, a power of two, share the channels of a head; a warp has as many heads at once as that leaves room for.
+template <class T, bool kVector>
+__global__ void __launch_bounds__(kThreads, 2) metric_kernel(MetricParams p, View<T> key, int lanes) {
+  const int lane = threadIdx.x % kWarp, first_head = lane / lanes, heads = kWarp / lanes;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp, b = blockIdx.y;
   if (p.counters && blockIdx.x == 0 && threadIdx.x == 0) p.counters[b] = 0;
   if (n >= p.tokens) return;
   float* out = p.metric + (b * p.tokens + n) * p.width;
-  float squares = 0.f;
-  for (int64_t c = lane * kPer<T>; c < p.width; c += kWarp * kPer<T>) {
-    float mean[kPer<T>] = {};
-    for (int h = 0; h < key.heads; ++h) {
-      const Pack<T> x = load_pack<T, kVector>(key.row(b, h, n) + c, p.width - c);
+  const int64_t own = lane % lanes * kPer<T>, step = lanes * kPer<T>;
+  const bool writes = first_head == 0, at_once = p.width <= step;  // at once: the row stays in registers
+  const float share = 1.f / static_cast<float>(key.heads);
+  float squares = 0.f, mean[kPer<T>];
+  for (int64_t c0 = 0; c0 < p.width; c0 += step) {
+    const int64_t c = c0 + own, left = p.width - c;
 #pragma unroll
-      for (int e = 0; e < kPer<T>; ++e) mean[e] += to_float(x.x[e]);
+    for (int e = 0; e < kPer<T>; ++e) mean[e] = 0.f;
+    for (int h0 = first_head; h0 < key.heads; h0 += kHeads * heads) {
+      Pack<T> x[kHeads];
+#pragma unroll
+      for (int i = 0; i < kHeads; ++i) {
+        const int h = h0 + i * heads;
+        x[i] = {};
+        if (left > 0 && h < key.heads) x[i] = load_pack<T, kVector>(key.row(b, h, n) + c, left);
+      }
+#pragma unroll
+      for (int i = 0; i < kHeads; ++i) {
+#pragma unroll
+        for (int e = 0; e < kPer<T>; ++e) mean[e] += to_float(x[i].x[e]);
+      }
     }
 #pragma unroll
     for (int e = 0; e < kPer<T>; ++e) {
-      mean[e] /= static_cast<float>(key.heads);
-      squares += mean[e] * mean[e];
-      if (c + e < p.width) out[c + e] = mean[e];
+      for (int offset = lanes; offset < kWarp; offset *= 2) mean[e] += __shfl_xor_sync(kAllLanes, mean[e], offset);
+      mean[e] *= share;
+      if (writes) squares += mean[e] * mean[e];
     }
+    if (writes && left > 0 && !(p.unit && at_once)) store_metric<T, kVector>(out + c, mean, left);
   }
   if (!p.unit) return;
-  const float length = fmaxf(sqrtf(warp_sum(squares)), kTiny);
-  for (int64_t c = lane * kPer<T>; c < p.width; c += kWarp * kPer<T>) {  // each lane divides what it wrote
+  const float inverse = 1.f / fmaxf(sqrtf(warp_sum(squares)), kTiny);
+  if (!writes) return;
+  if (at_once) {
+#pragma unroll
+    for (int e = 0; e < kPer<T>; ++e) mean[e] *= inverse;
+    if (own < p.width) store_metric<T, kVector>(out + own, mean, p.width - own);
+    return;
+  }
+  for (int64_t c = own; c < p.width; c += step) {  // each lane scales what it wrote
 #pragma unroll
     for (int e = 0; e < kPer<T>; ++e) {
-      if (c + e < p.width) out[c + e] /= length;
+      if (c + e < p.width) out[c + e] *= inverse;
     }
   }
 }
@@ -93,7 +128,9 @@ cudaError_t launch_metric(const MetricParams& p, cudaStream_t stream) {
   return with_type(p.key.dtype, vectorised(p.key, p.width), [&](auto type, auto vector) {
     using T = decltype(type);
     const dim3 grid(ceil_div(p.tokens, kWarps), p.batch);
-    metric_kernel<T, decltype(vector)::value><<<grid, kThreads, 0, stream>>>(p, view<T>(p.key));
+    int lanes = 1;
+    while (lanes < kWarp && lanes * kPer<T> < p.width) lanes *= 2;
+    metric_kernel<T, decltype(vector)::value><<<grid, kThreads, 0, stream>>>(p, view<T>(p.key), lanes);
     return launched();
   });
 }
