@@ -59,6 +59,26 @@ def test_odd_widths(backend, h, d):
     check(backend, query, key, d**-0.5, False)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("d", [64, 128, 130, 192, 256])
+def test_widths_and_counts_of_several_steps(backend, d, dtype):
+    """Tokens and channels beyond the tiles of a kernel, where one side of a product stays and where it does not."""
+    query, key = query_key(1, 2, 1, 140, d, dtype)
+    check(backend, query, key, d**-0.5, True, [(True, False, True), (True, True, True)])
+
+
+def test_products_of_minus_infinity(backend):
+    """Whole stretches of keys that a query gives nothing, as no token of a masked map would."""
+    query, key = query_key(1, 1, 1, 150, 8)
+    query[..., 0], key[..., 0] = 1e30, 0.0
+    key[:, :, 1:100, 0] = -1e30
+    args = (query, key, 1.0, True, True, False, True)
+    got, wanted = backend("attention_stats", *args), reference.attention_stats(*args)
+    for one, other in zip(got, wanted, strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "transposed"])
 @pytest.mark.parametrize("class_token", [False, True])
 def test_width_of_clip(backend, layout, class_token):

@@ -95,6 +95,14 @@ def test_width_of_clip(backend, form):
     assert assert_links(name, args, backend(name, *args)) > 0.9
 
 
+@pytest.mark.parametrize("form", ["logits", "probs", "key"])
+@pytest.mark.parametrize(("heads", "d"), [(7, 64), (3, 128), (2, 192), (1, 256), (1, 40)])
+def test_half_precision_in_many_steps_and_few(backend, form, heads, d):
+    """Fewer steps than are on their way at once, as many, and more."""
+    name, args = arguments(form, 1, 150, 70, 2, "softmax", True, h=heads, hk=heads, d=d, dtype=torch.bfloat16)
+    assert_links(name, args, backend(name, *args))
+
+
 @pytest.mark.parametrize("k", [1, 3, 16, 17, 30])
 @pytest.mark.parametrize("form", FORMS)
 def test_equal_correlations_go_by_lowest_index(backend, form, k):

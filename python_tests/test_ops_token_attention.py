@@ -64,6 +64,16 @@ def test_widths(backend, d):
         check(backend, inputs(d=d, tq=26, t=26), d**-0.5, probs, column, True)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("d", [64, 128, 130, 192, 256])
+def test_widths_and_counts_of_several_steps(backend, d, dtype, masked):
+    """Tokens, others and channels beyond the tiles of a kernel, where one side of a product stays and where not."""
+    args = inputs(b=1, h=2, hk=1, tq=140, t=140, d=d, n=70, others=200, dtype=dtype, masked=masked)
+    for column in (False, True):
+        check(backend, args, d**-0.5, True, column, masked)
+
+
 @pytest.mark.parametrize(("probs", "column"), FORMS)
 def test_behind_a_cached_prefix(backend, probs, column):
     """Queries of the last 6 of 40 tokens, keys of all: what is looked up may lie in the prefix."""

@@ -52,11 +52,10 @@ __device__ void choose_all(const CorrelateParams& p, const float* scores, int64_
     const int64_t here = min(fit, ceil_div(p.r - first, kWarps));
     for (int64_t s = 0; s < here; ++s) {
       const float* from = scores + (b * p.r + first + s * kWarps) * candidates;
-      for (int64_t j = lane; j < candidates; j += kWarp)
-        __pipeline_memcpy_async(mine + s * candidates + j, from + j, 4);
+      for (int64_t j = lane; j < candidates; j += kWarp) copy_async<4>(mine + s * candidates + j, from + j, true);
     }
-    __pipeline_commit();
-    __pipeline_wait_prior(0);
+    commit_copies();
+    wait_for_copies<0>();
     __syncwarp();
     for (int64_t s = 0; s < here; ++s) {
       const int64_t at = b * p.r + first + s * kWarps;
@@ -76,7 +75,8 @@ __global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
   using Sums = TileSums<T>;
   const CorrelateParams& p = s.p;
   const int64_t j0 = static_cast<int64_t>(blockIdx.x) * kTile, i0 = static_cast<int64_t>(blockIdx.y) * kTile;
-  const int64_t b = blockIdx.z, candidates = candidates_of(p), group = query.heads / key.heads;
+  const int64_t b = blockIdx.z, candidates = candidates_of(p);
+  const int group = query.heads / key.heads;
   const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), p.r - i0));
   const int columns = static_cast<int>(min(static_cast<int64_t>(kTile), candidates - j0));
   __shared__ int sources[kTile], kept[kTile];
@@ -88,13 +88,14 @@ __global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
     assert(kept[i] >= 0 && kept[i] < p.tokens && "ficoco::correlate: a kept index is no token");
   }
   __syncthreads();
-  const int chunks = static_cast<int>(ceil_div(p.width, kTile));
+  const int chunks = chunks_of(p.width);
   float mean[kProbs ? Sums::kRows : 1][kProbs ? Sums::kColumns : 1] = {};
   Sums sums;
   const auto load = [&](int h, int chunk, TileStep<T>& to) {
     const int64_t c = static_cast<int64_t>(chunk) * kTile;
+    const int key_head = h / group;
     to.a.template load<kVector>([&](int i) { return query.row(b, h, sources[i]); }, rows, c, p.width);
-    to.b.template load<kVector>([&](int j) { return key.row(b, h / group, kept[j]); }, columns, c, p.width);
+    to.b.template load<kVector>([&](int j) { return key.row(b, key_head, kept[j]); }, columns, c, p.width);
     if constexpr (kProbs) {
       const int64_t head = (b * query.heads + h) * (s.of_all ? p.tokens : p.r);
       to.load_softmax(s.top, s.inverse, [&](int i) { return head + (s.of_all ? sources[i] : i0 + i); }, rows);

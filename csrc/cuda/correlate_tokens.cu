@@ -38,7 +38,8 @@ __global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
   using Sums = TileSums<T>;
   __shared__ int rows[kTile], columns[kTile];
   const int64_t j0 = static_cast<int64_t>(blockIdx.x) * kTile, i0 = static_cast<int64_t>(blockIdx.y) * kTile;
-  const int64_t b = blockIdx.z, heads = query.heads, group = heads / key.heads;
+  const int64_t b = blockIdx.z, heads = query.heads;
+  const int group = query.heads / key.heads;
   const int row_count = static_cast<int>(min(static_cast<int64_t>(kTile), p.rows.count - i0));
   const int column_count = static_cast<int>(min(static_cast<int64_t>(kTile), p.columns.count - j0));
   if (threadIdx.x < kTile) {
@@ -49,13 +50,14 @@ __global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
     assert(columns[i] >= 0 && columns[i] < p.keys && "ficoco::correlate: an index is no token");
   }
   __syncthreads();
-  const int chunks = static_cast<int>(ceil_div(p.width, kTile));
+  const int chunks = chunks_of(p.width);
   float mean[kProbs ? Sums::kRows : 1][kProbs ? Sums::kColumns : 1] = {};
   Sums sums;
   const auto load = [&](int h, int chunk, TileStep<T>& to) {
     const int64_t c = static_cast<int64_t>(chunk) * kTile;
+    const int key_head = h / group;
     to.a.template load<kVector>([&](int i) { return query.row(b, h, rows[i] - p.offset); }, row_count, c, p.width);
-    to.b.template load<kVector>([&](int j) { return key.row(b, h / group, columns[j]); }, column_count, c, p.width);
+    to.b.template load<kVector>([&](int j) { return key.row(b, key_head, columns[j]); }, column_count, c, p.width);
     if constexpr (kProbs) {
       const int64_t stats = (b * heads + h) * p.rows.count + i0;
       to.load_softmax(p.softmax.top, p.softmax.inverse, [&](int i) { return stats + i; }, row_count);

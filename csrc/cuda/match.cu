@@ -107,8 +107,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) nearest_kernel(MatchParams p,
     to.a.load<kVector>([&](int i) { return metric + even.token(i0 + i) * p.width; }, rows, c, p.width);
     to.b.load<kVector>([&](int j) { return metric + odd.token(j0 + j) * p.width; }, columns, c, p.width);
   };
-  walk(shared, 1, static_cast<int>(ceil_div(p.width, kTile)), load,
-       [&](int, int, const TileStep<float>& from) { sums.add(from.a, from.b); });
+  walk(shared, 1, chunks_of(p.width), load, [&](int, int, const TileStep<float>& from) { sums.add(from.a, from.b); });
 #pragma unroll
   for (int i = 0; i < Sums::kRows; ++i) {
     uint32_t key = 0;

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
   const int keys = static_cast<int>(min(static_cast<int64_t>(kTile), p.tokens - j0));
   const int64_t key_head = h / (query.heads / key.heads), base = (b * query.heads + h) * p.tokens;
   const float scale_log2 = p.scale * kLog2e;
-  const int turns = static_cast<int>(ceil_div(p.tokens, kTile)), chunks = static_cast<int>(ceil_div(p.width, kTile));
+  const int turns = static_cast<int>(ceil_div(p.tokens, kTile)), chunks = chunks_of(p.width);
   const int key_turns = turns_to_load<kStages>(chunks);
   float total[Sums::kRows] = {};
   Sums sums;
@@ -52,9 +52,11 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
 #pragma unroll
     for (int j = 0; j < Sums::kColumns; ++j) {
       const float top = from.top[Sums::column(j)], inverse = from.inverse[Sums::column(j)];
-      if (inverse == 0.f) continue;  // the class token, or nobody
 #pragma unroll
-      for (int i = 0; i < Sums::kRows; ++i) total[i] += softmax_term(sums.at(i, j), top, scale_log2) * inverse;
+      for (int i = 0; i < Sums::kRows; ++i) {
+        const float share = softmax_term(sums.at(i, j), top, scale_log2) * inverse;
+        total[i] += inverse == 0.f ? 0.f : share;  // the class token, or nobody
+      }
     }
     sums.clear();
   });

@@ -1,5 +1,6 @@
-// What CUDA C++ has only as PTX: tensor cores with a known place for every number, the loads that feed them, 2^x. The
-// host emulation has its own (host_emulation/ptx.h), so these lines run on a GPU alone.
+// What CUDA C++ has only as PTX: tensor cores with a known place for every number, the loads that feed them, copies to
+// shared memory that go on by themselves, 2^x. The host emulation has its own (host_emulation/ptx.h and async_copy.h),
+// so these lines run on a GPU alone.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -10,9 +11,12 @@ namespace ficoco {
 
 #ifdef CUEMU
 
+using cuemu::commit_copies;
+using cuemu::copy_async;
 using cuemu::exp2_fast;
 using cuemu::load_matrices;
 using cuemu::multiply_add;
+using cuemu::wait_for_copies;
 
 #else
 
@@ -45,6 +49,29 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
 FICOCO_MULTIPLY_ADD(__half, "f16")
 FICOCO_MULTIPLY_ADD(__nv_bfloat16, "bf16")
 #undef FICOCO_MULTIPLY_ADD
+
+// Starts to copy kBytes (4, 8 or 16, to which both addresses are aligned) from global to shared memory, or zeros if
+// there is nothing `from` which to read.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool exists) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  const int bytes = exists ? kBytes : 0;
+  if constexpr (kBytes == 16) {  // past the first-level cache
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(from), "n"(kBytes), "r"(bytes)
+                 : "memory");
+  }
+}
+
+// Closes a group of this thread's copies.
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until of this thread's groups at most the last kGroups are under way. Others see the copies after a barrier.
+template <int kGroups>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
 
 // 2^x within 2 units in the last place; what would be subnormal is 0. exp2f takes three instructions more for those.
 __device__ __forceinline__ float exp2_fast(float x) {

@@ -5,6 +5,9 @@
 // Shared memory: 38 KB (half), 71 KB (float). 2 B H R N d FLOPs; k once for every 64 rows, q once, or as often as k if
 // d > 128: bound by arithmetic.
 #include "cuda/row_softmax.cuh"
+
+#include <cfloat>
+
 #include "cuda/tile.cuh"
 
 namespace ficoco {
@@ -40,24 +43,26 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kTile, h = blockIdx.y, b = blockIdx.z;
   const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), p.count - begin));
   const int64_t key_head = h / (query.heads / key.heads);
-  const auto token_of = [&](int i) { return p.rows ? p.rows[b * p.count + begin + i] : begin + i; };
-  int64_t token[kMasked ? Sums::kRows : 1];
-  if constexpr (kMasked) {
-#pragma unroll
-    for (int i = 0; i < Sums::kRows; ++i) token[i] = Sums::row(i) < rows ? token_of(Sums::row(i)) : 0;
+  __shared__ int tokens[kTile];
+  if (threadIdx.x < kTile) {
+    const int i = threadIdx.x;
+    tokens[i] = static_cast<int>(i >= rows ? p.offset : p.rows ? p.rows[b * p.count + begin + i] : begin + i);
+    assert(tokens[i] >= p.offset && tokens[i] < p.tokens && "ficoco: the softmax of a token whose query is not there");
   }
-  const int turns = static_cast<int>(ceil_div(p.tokens, kTile)), chunks = static_cast<int>(ceil_div(p.width, kTile));
+  __syncthreads();
+  const int turns = static_cast<int>(ceil_div(p.tokens, kTile)), chunks = chunks_of(p.width);
   const int row_turns = turns_to_load<kStages>(chunks);
   const auto columns_of = [&](int turn) { return min(kTile, static_cast<int>(p.tokens) - turn * kTile); };
   const auto load = [&](int turn, int chunk, TileStep<T>& to) {
     const int64_t j0 = static_cast<int64_t>(turn) * kTile, c = static_cast<int64_t>(chunk) * kTile;
     if (turn < row_turns) {
-      to.a.template load<kVector>([&](int i) { return query.row(b, h, token_of(i) - p.offset); }, rows, c, p.width);
+      to.a.template load<kVector>([&](int i) { return query.row(b, h, tokens[i] - p.offset); }, rows, c, p.width);
     }
     to.b.template load<kVector>([&](int j) { return key.row(b, key_head, j0 + j); }, columns_of(turn), c, p.width);
   };
   // A negative scale turns the order around: the largest term belongs to the smallest product.
-  const float sign = p.scale < 0.f ? -1.f : 1.f, scale_log2 = sign * p.scale * kLog2e;
+  const float sign = p.scale < 0.f ? -1.f : 1.f;
+  const float scale_log2 = fmaxf(sign * p.scale * kLog2e, FLT_MIN);  // not 0: minus infinity must stay that
   Part part[Sums::kRows];
 #pragma unroll
   for (int i = 0; i < Sums::kRows; ++i) part[i] = {-INFINITY, 0.f, 0.f};
@@ -75,20 +80,26 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
           if (Sums::column(j) < columns) products[Sums::column(j)] = sums.at(i, j);
         }
       }
-      bool seen[Sums::kColumns];
+      float value[Sums::kColumns];
+#pragma unroll
+      for (int j = 0; j < Sums::kColumns; ++j) value[j] = sums.at(i, j);
+      if (kMasked || columns < kTile || sign < 0.f) {
+#pragma unroll
+        for (int j = 0; j < Sums::kColumns; ++j) {
+          const bool seen =
+              Sums::column(j) < columns &&
+              (!kMasked || attends(p.causal, p.key_mask, p.tokens, b, tokens[Sums::row(i)], j0 + Sums::column(j)));
+          value[j] = seen ? sign * value[j] : -INFINITY;
+        }
+      }
       float highest = part[i].top;
 #pragma unroll
-      for (int j = 0; j < Sums::kColumns; ++j) {
-        seen[j] = Sums::column(j) < columns;
-        if (kMasked && seen[j]) {
-          seen[j] = attends(p.causal, p.key_mask, p.tokens, b, token[kMasked ? i : 0], j0 + Sums::column(j));
-        }
-        highest = fmaxf(highest, seen[j] ? sign * sums.at(i, j) : -INFINITY);
-      }
+      for (int j = 0; j < Sums::kColumns; ++j) highest = fmaxf(highest, value[j]);
       part[i].raise(highest, scale_log2);
+      const float base = highest == -INFINITY ? 0.f : highest;  // so far nobody, and -infinity - -infinity is NaN
 #pragma unroll
       for (int j = 0; j < Sums::kColumns; ++j) {
-        const float term = seen[j] ? softmax_term(sign * sums.at(i, j), highest, scale_log2) : 0.f;
+        const float term = softmax_term(value[j], base, scale_log2);
         if (j == 0 && j0 + Sums::column(0) < p.first) {  // the class token's column is the first of some thread
           part[i].first += term;
         } else {

@@ -3,8 +3,6 @@
 //
 // A kernel walks over steps. The rows of the next ones are copied to shared memory while those of one are multiplied.
 #pragma once
-#include <cuda_pipeline.h>
-
 #include <climits>
 
 #include "cuda/ptx.cuh"
@@ -23,7 +21,7 @@ struct alignas(128) TileRows {
   static constexpr int kStride = kTile + kPer<T>;
   T x[kTile * kStride];
 
-  // Starts to copy rows row(0..count) from channel c on, of `width`; what does not exist becomes 0.
+  // Starts to copy rows row(0..count) from channel c on, of `width`; what does not exist becomes 0. count >= 1.
   template <bool kVector, class Row>
   __device__ __forceinline__ void load(const Row& row, int count, int64_t c, int64_t width) {
     constexpr int kPacks = kTile / kPer<T>, kRows = kTileThreads / kPacks;
@@ -33,12 +31,12 @@ struct alignas(128) TileRows {
       const int r = r0 + threadIdx.x / kPacks;
       const bool exists = r < count && c + at < width;
       T* to = x + r * kStride + at;
-      if (!exists) {
-        *reinterpret_cast<uint4*>(to) = uint4{};
-      } else if constexpr (kVector) {
-        __pipeline_memcpy_async(to, row(r) + c + at, 16);
+      if constexpr (kVector) {
+        copy_async<16>(to, row(exists ? r : 0) + (exists ? c + at : 0), exists);
       } else {
-        *reinterpret_cast<Pack<T>*>(to) = load_pack<T, false>(row(r) + c + at, width - c - at);
+        Pack<T> value = {};
+        if (exists) value = load_pack<T, false>(row(r) + c + at, width - c - at);
+        *reinterpret_cast<Pack<T>*>(to) = value;
       }
     }
   }
@@ -57,12 +55,8 @@ struct TileStep {
     const int i = threadIdx.x;
     if (i >= kTile) return;
     const int64_t at = i < count ? static_cast<int64_t>(index(i)) : -1;
-    if (at >= 0) {
-      __pipeline_memcpy_async(top + i, tops + at, 4);
-      __pipeline_memcpy_async(inverse + i, inverses + at, 4);
-    } else {
-      top[i] = inverse[i] = 0.f;
-    }
+    copy_async<4>(top + i, tops + max(at, int64_t{0}), at >= 0);
+    copy_async<4>(inverse + i, inverses + max(at, int64_t{0}), at >= 0);
   }
 };
 
@@ -75,6 +69,11 @@ template <class T, int kCount>
 struct TileShared {
   TileStep<T> steps[kCount];
 };
+
+// Steps of a row of `width` channels. No channels are one step of zeros.
+__device__ __forceinline__ int chunks_of(int64_t width) {
+  return static_cast<int>(max(ceil_div(width, kTile), int64_t{1}));
+}
 
 // A side that is the same at every turn of `chunks` steps need not be loaded again if its chunks stay where they are:
 // the turns at which it must be.
@@ -91,7 +90,7 @@ __device__ __forceinline__ void walk(TileShared<T, kCount>& shared, int turns, i
   int next_turn = 0, next_chunk = 0;
   const auto load_next = [&](int stage) {
     if (next_turn < turns) load(next_turn, next_chunk, shared.steps[stage]);
-    __pipeline_commit();
+    commit_copies();
     if (++next_chunk == chunks) {
       next_chunk = 0;
       ++next_turn;
@@ -102,7 +101,7 @@ __device__ __forceinline__ void walk(TileShared<T, kCount>& shared, int turns, i
   int stage = 0;
   for (int turn = 0; turn < turns; ++turn) {
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      __pipeline_wait_prior(kCount - 2);
+      wait_for_copies<kCount - 2>();
       __syncthreads();  // everyone's copies are there, and nobody reads what the next ones overwrite
       load_next((stage + kCount - 1) % kCount);
       use(turn, chunk, shared.steps[stage]);

@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // parts[b][h][set][token]: probabilities of one head between 64 tokens and all others, weighted. The products' rows are
 // the tokens, be they queries or keys, their columns the others.
-template <class T, bool kVector>
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
+template <class T, bool kVector, bool kMasked>
+__global__ void __launch_bounds__(kTileThreads, 2)
     token_pairs_kernel(TokenParams p, View<T> query, View<T> key, RowSoftmax softmax, int64_t set0, float* parts) {
   extern __shared__ __align__(128) unsigned char storage[];
   auto& shared = *reinterpret_cast<TileShared<T, kStages>*>(storage);
@@ -112,42 +112,46 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
     float weight[kSets][kTile];
   };
   __shared__ int64_t tokens[kTile];
-  __shared__ Others others[2];  // of this turn and the next
+  __shared__ Others others[3];  // of the last turn, this one and the next
   static_assert(kSets * kTile == kTileThreads && kStages == 2, "a thread brings one weight, a turn ahead");
   const int64_t i0 = static_cast<int64_t>(blockIdx.x) * kTile, h = blockIdx.y, b = blockIdx.z;
   const int64_t key_head = h / (query.heads / key.heads);
   const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), p.count - i0));
   const int sets = static_cast<int>(min(static_cast<int64_t>(kSets), p.sets - set0));
   const int64_t query_count = p.column ? p.other_count : p.count, stats = (b * query.heads + h) * query_count;
+  const int64_t first_query = p.column ? 0 : p.offset, first_other = p.column ? p.offset : 0;
+  const int64_t* list = p.others + b * p.other_count;
+  const int turns = static_cast<int>(ceil_div(p.other_count, kTile)), chunks = chunks_of(p.width);
+  const int token_turns = turns_to_load<kStages>(chunks);
+  const auto columns_of = [&](int turn) { return min(kTile, static_cast<int>(p.other_count) - turn * kTile); };
   if (threadIdx.x < kTile) {
-    tokens[threadIdx.x] = static_cast<int>(threadIdx.x) < rows ? p.tokens[b * p.count + i0 + threadIdx.x] : 0;
+    const int i = threadIdx.x;
+    tokens[i] = i < rows ? p.tokens[b * p.count + i0 + i] : first_query;
+    others[0].token[i] = i < columns_of(0) ? list[i] : first_other;
+    check_token(tokens[i], first_query, p.keys);
   }
   __syncthreads();
   const auto query_row = [&](int64_t token) { return query.row(b, h, token - p.offset); };
   const auto key_row = [&](int64_t token) { return key.row(b, key_head, token); };
   const float scale_log2 = p.scale * kLog2e;
-  const int turns = static_cast<int>(ceil_div(p.other_count, kTile)),
-            chunks = static_cast<int>(ceil_div(p.width, kTile));
-  const int token_turns = turns_to_load<kStages>(chunks);
   float totals[kSets][Sums::kRows] = {};
   Sums sums;
-  const auto columns_of = [&](int turn) { return min(kTile, static_cast<int>(p.other_count) - turn * kTile); };
   const auto load = [&](int turn, int chunk, TileStep<T>& to) {
     const int64_t r0 = static_cast<int64_t>(turn) * kTile, c = static_cast<int64_t>(chunk) * kTile;
-    const int columns = columns_of(turn);
-    const int64_t* list = p.others + b * p.other_count + r0;
+    const int columns = columns_of(turn), j = threadIdx.x % kTile, w = threadIdx.x / kTile;
+    Others &own = others[turn % 3], &next = others[(turn + 1) % 3];
     const auto token_row = [&](int i) { return p.column ? key_row(tokens[i]) : query_row(tokens[i]); };
-    const auto other_row = [&](int j) { return p.column ? query_row(list[j]) : key_row(list[j]); };
+    const auto other_row = [&](int k) { return p.column ? query_row(own.token[k]) : key_row(own.token[k]); };
     if (turn < token_turns) to.a.template load<kVector>(token_row, rows, c, p.width);
     to.b.template load<kVector>(other_row, columns, c, p.width);
     if (chunk != chunks - 1) return;
-    Others& next = others[turn % 2];
-    const int j = threadIdx.x % kTile, w = threadIdx.x / kTile;
-    if (j < columns) {
-      if (w == 0) __pipeline_memcpy_async(&next.token[j], list + j, 8);
-      const int64_t set = b * p.sets + set0 + min(w, sets - 1);
-      __pipeline_memcpy_async(&next.weight[w][j], p.weights + set * p.other_count + r0 + j, 4);
+    if (w == 0 && j < columns) check_token(own.token[j], first_other, p.keys);
+    if (w == 0 && turn + 1 < turns && j < columns_of(turn + 1)) {  // there when the next turn's rows are asked for
+      copy_async<8>(&next.token[j], list + r0 + kTile + j, true);
     }
+    const bool exists = j < columns && w < sets;
+    copy_async<4>(&own.weight[w][j], p.weights + (exists ? (b * p.sets + set0 + w) * p.other_count + r0 + j : 0),
+                  exists);
     to.load_softmax(
         softmax.top, softmax.inverse, [&](int i) { return stats + (p.column ? r0 : i0) + i; },
         p.column ? columns : rows);
@@ -155,21 +159,27 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
   walk(shared, turns, chunks, load, [&](int turn, int chunk, const TileStep<T>& from) {
     sums.add(from.a, from.b);
     if (chunk != chunks - 1) return;
-    const Others& here = others[turn % 2];
+    const Others& here = others[turn % 3];
     const int columns = columns_of(turn);
 #pragma unroll
-    for (int i = 0; i < Sums::kRows; ++i) {
-      const int64_t own = tokens[Sums::row(i)];
+    for (int j = 0; j < Sums::kColumns; ++j) {
+      const int column = Sums::column(j);
+      const int64_t other = kMasked && column < columns ? here.token[column] : 0;
+      float weight[kSets];
 #pragma unroll
-      for (int j = 0; j < Sums::kColumns; ++j) {
-        const int at = Sums::column(j), statistic = p.column ? at : Sums::row(i);
-        if (at >= columns || Sums::row(i) >= rows) continue;
-        const int64_t other = here.token[at];
-        if (!attends(p.causal, p.key_mask, p.keys, b, p.column ? other : own, p.column ? own : other)) continue;
-        const float probability =
-            softmax_term(sums.at(i, j), from.top[statistic], scale_log2) * from.inverse[statistic];
+      for (int w = 0; w < kSets; ++w) weight[w] = here.weight[w][column];
 #pragma unroll
-        for (int w = 0; w < kSets; ++w) totals[w][i] += here.weight[w][at] * probability;
+      for (int i = 0; i < Sums::kRows; ++i) {
+        const int row = Sums::row(i), statistic = p.column ? column : row;
+        bool counts = row < rows && column < columns;
+        if (kMasked && counts) {
+          const int64_t own = tokens[row];
+          counts = attends(p.causal, p.key_mask, p.keys, b, p.column ? other : own, p.column ? own : other);
+        }
+        const float term = softmax_term(sums.at(i, j), from.top[statistic], scale_log2) * from.inverse[statistic];
+        const float probability = counts ? term : 0.f;  // whatever the term of nobody is
+#pragma unroll
+        for (int w = 0; w < kSets; ++w) totals[w][i] += weight[w] * probability;
       }
     }
     sums.clear();
@@ -250,7 +260,9 @@ cudaError_t launch_probabilities(const TokenParams& p, const Workspace& w, cudaS
   const bool whole = vectorised(p.query, p.width) && vectorised(p.key, p.width);
   FICOCO_TRY(with_type(p.query.dtype, whole, [&](auto type, auto vector) {
     using T = decltype(type);
-    const auto kernel = token_pairs_kernel<T, decltype(vector)::value>;
+    constexpr bool kVector = decltype(vector)::value;
+    const auto kernel =
+        p.causal || p.key_mask ? token_pairs_kernel<T, kVector, true> : token_pairs_kernel<T, kVector, false>;
     constexpr size_t kShared = sizeof(TileShared<T, kStages>);
     FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
     const dim3 grid(ceil_div(p.count, kTile), p.query.heads, p.batch);

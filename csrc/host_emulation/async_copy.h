@@ -1,31 +1,49 @@
-// cp.async, by the toolkit's names for it: a copy happens when its thread waits for it and never before, so that a
-// missing wait shows as NaN.
+// cp.async by the names that cuda/ptx.cuh gives it. A GPU copies at some time between the start of a copy and the wait
+// for it; here that is at the wait (a missing wait shows as NaN), with CUEMU_ORDER=rev at the start (so does a copy to
+// what others still read), and with rand either.
 #pragma once
 #include <cstring>
 #include "block.h"
-#define _CUDA_PIPELINE_H_  // a later #include <cuda_pipeline.h> brings nothing
 
-inline void __pipeline_memcpy_async(void* to, const void* from, size_t bytes, CUEMU_PLACE) {
-  if (bytes != 4 && bytes != 8 && bytes != 16) cuemu::die("an asynchronous copy has 4, 8 or 16 bytes", &place);
-  if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || reinterpret_cast<uintptr_t>(from) % bytes != 0) {
-    cuemu::die("an asynchronous copy must be aligned to its size", &place);
+namespace cuemu {
+
+inline void do_copy(const AsyncCopy& copy) {
+  if (copy.from == nullptr) {
+    std::memset(copy.to, 0, copy.bytes);
+  } else {
+    std::memcpy(copy.to, copy.from, copy.bytes);
   }
-  char sixteen[16];
-  std::memcpy(sixteen, from, bytes);  // a bad address is reported here, by its line
-  std::memcpy(sixteen, to, bytes);
-  cuemu::current->copies.push_back({to, from, bytes});
 }
 
-inline void __pipeline_commit() { cuemu::current->commits.push_back(cuemu::current->copies.size()); }
+template <int kBytes>
+void copy_async(void* to, const void* from, bool exists, CUEMU_PLACE) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "an asynchronous copy has 4, 8 or 16 bytes");
+  if (reinterpret_cast<uintptr_t>(to) % kBytes != 0 || reinterpret_cast<uintptr_t>(from) % kBytes != 0) {
+    die("an asynchronous copy must be aligned to its size", &place);
+  }
+  char bytes[kBytes];
+  std::memcpy(bytes, to, kBytes);  // a bad address is reported here, by its line
+  if (exists) std::memcpy(bytes, from, kBytes);
+  const AsyncCopy copy{to, exists ? from : nullptr, kBytes};
+  if (copy_at_start()) {
+    do_copy(copy);
+  } else {
+    current->copies.push_back(copy);
+  }
+}
 
-// All but the last `prior` commits.
-inline void __pipeline_wait_prior(size_t prior) {
-  auto& copies = cuemu::current->copies;
-  auto& commits = cuemu::current->commits;
-  if (commits.size() <= prior) return;
-  const size_t done = commits[commits.size() - 1 - prior];
-  for (size_t i = 0; i < done; ++i) std::memcpy(copies[i].to, copies[i].from, copies[i].bytes);
+inline void commit_copies() { current->commits.push_back(current->copies.size()); }
+
+template <int kGroups>
+void wait_for_copies() {
+  auto& copies = current->copies;
+  auto& commits = current->commits;
+  if (commits.size() <= kGroups) return;
+  const size_t done = commits[commits.size() - 1 - kGroups];
+  for (size_t i = 0; i < done; ++i) do_copy(copies[i]);
   copies.erase(copies.begin(), copies.begin() + static_cast<ptrdiff_t>(done));
-  commits.erase(commits.begin(), commits.end() - static_cast<ptrdiff_t>(prior));
+  commits.erase(commits.begin(), commits.end() - kGroups);
   for (size_t& count : commits) count -= done;
 }
+
+}  // namespace cuemu

@@ -24,7 +24,7 @@ enum class State : uint8_t { kReady, kAtBarrier, kAtWarp, kDone };
 // A copy to shared memory that was started and not yet waited for.
 struct AsyncCopy {
   void* to;
-  const void* from;
+  const void* from;  // nullptr: zeros
   size_t bytes;
 };
 
@@ -211,11 +211,17 @@ class Order {
   }
 
   bool random() const { return random_; }
+  bool early() { return random_ ? generator_() % 2 != 0 : reverse_; }
 
  private:
   bool reverse_ = false, random_ = false;
   std::mt19937 generator_;
 };
+
+inline Order* order = nullptr;  // of the launch that runs
+
+// Whether an asynchronous copy is done when it is started.
+inline bool copy_at_start() { return order->early(); }
 
 // Lets the lanes of a warp run in turn until each has returned or waits for another warp.
 inline bool run_warp(uint32_t number, const std::vector<uint32_t>& lanes) {
@@ -233,7 +239,7 @@ inline bool run_warp(uint32_t number, const std::vector<uint32_t>& lanes) {
   return any;
 }
 
-inline void run_block(Order& order) {
+inline void run_block() {
   block.live = block.size;
   block.at_barrier = 0;
   block.predicates = 0;
@@ -249,17 +255,17 @@ inline void run_block(Order& order) {
     block.threads[i].copies.clear();
     block.threads[i].commits.clear();
   }
-  std::vector<uint32_t> warps = order.of(block.warps.size()), lanes = order.of(32);
+  std::vector<uint32_t> warps = order->of(block.warps.size()), lanes = order->of(32);
   while (block.live != 0) {
     bool progress = false;
     for (const uint32_t warp : warps) {
-      if (order.random()) lanes = order.of(32);
+      if (order->random()) lanes = order->of(32);
       progress |= run_warp(warp, lanes);
     }
     if (block.live != 0 && block.at_barrier == block.live) {
       release_barrier();
       progress = true;
-      if (order.random()) warps = order.of(block.warps.size());
+      if (order->random()) warps = order->of(block.warps.size());
     }
     if (!progress) deadlock();
   }

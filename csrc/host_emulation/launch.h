@@ -89,10 +89,11 @@ inline void run_grid(const char* name, const Config& config, size_t shared_limit
   block.dynamic_bytes = config.shared;
   block.shared_limit = shared_limit > kSharedByDefault ? shared_opt_in() : kSharedByDefault;
   block.buffer = static_cast<char*>(std::malloc(config.shared + kSharedSlack));
-  Order order;
-  for (const uint32_t i : order.of(size_t{g.x} * g.y * g.z)) {
+  Order its_order;
+  order = &its_order;
+  for (const uint32_t i : order->of(size_t{g.x} * g.y * g.z)) {
     block_index = {i % g.x, i / g.x % g.y, i / g.x / g.y};
-    run_block(order);
+    run_block();
   }
 #ifdef CUEMU_ASAN
   __asan_unpoison_memory_region(block.buffer, config.shared + kSharedSlack);

@@ -2,7 +2,6 @@
 #include "common.cuh"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_pipeline.h>
 #include "cuda/ptx.cuh"
 
 __global__ void lanes_kernel(const unsigned* __restrict__ x, unsigned* out) {
@@ -59,10 +58,10 @@ __global__ void __launch_bounds__(128)
 #ifdef BUG_GEMM_COPY
     if (start + 16 >= k) from += 64 * k;
 #endif
-    __pipeline_memcpy_async((second ? tile_b : tile_a) + r * 16 + at, from, 16);
-    __pipeline_commit();
+    ficoco::copy_async<16>((second ? tile_b : tile_a) + r * 16 + at, from, true);
+    ficoco::commit_copies();
 #ifndef BUG_GEMM_WAIT
-    __pipeline_wait_prior(0);
+    ficoco::wait_for_copies<0>();
 #endif
     __syncthreads();
     uint32_t fa[4], fb[4];
