@@ -15,6 +15,7 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kChunk = 128;  // rows that a block adds up
 constexpr int kSets = 4;     // sets of weights that a kernel takes at once
+constexpr int kBatch = 4;    // reads of a lane on their way at once
 
 __device__ __forceinline__ void check_token(int64_t token, int64_t first, int64_t keys) {
   assert(token >= first && token < keys && "ficoco::token_attention: an index is no token, or its query is not there");
@@ -33,17 +34,34 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t pack = blockIdx.y * kWarp + lane, h = pack / per_head, c = pack % per_head * kPer<T>;
   const bool mine = h < rows.heads;
   const int sets = static_cast<int>(min(static_cast<int64_t>(kSets), p.sets - set0));
+  __shared__ int64_t others[kChunk];
+  __shared__ float weights[kSets][kChunk];
+  const int64_t begin = chunk * kChunk;
+  const int count = static_cast<int>(min(static_cast<int64_t>(kChunk), p.other_count - begin));
+  for (int r = threadIdx.x; r < count; r += kThreads) {
+    others[r] = p.others[b * p.other_count + begin + r];
+    check_token(others[r], shift, p.keys);
+    for (int w = 0; w < sets; ++w) weights[w][r] = p.weights[(b * p.sets + set0 + w) * p.other_count + begin + r];
+  }
+  __syncthreads();
   float sums[kSets][kPer<T>] = {};
-  for (int64_t r = chunk * kChunk + warp; r < min((chunk + 1) * kChunk, p.other_count); r += kWarps) {
-    const int64_t other = p.others[b * p.other_count + r];
-    check_token(other, shift, p.keys);
-    Pack<T> x = {};
-    if (mine) x = load_pack<T, kVector>(rows.row(b, h, other - shift) + c, p.width - c);
+  for (int r0 = warp; r0 < count; r0 += kBatch * kWarps) {
+    Pack<T> x[kBatch];
 #pragma unroll
-    for (int w = 0; w < kSets; ++w) {
-      const float weight = w < sets ? p.weights[(b * p.sets + set0 + w) * p.other_count + r] : 0.f;
+    for (int i = 0; i < kBatch; ++i) {
+      const int r = r0 + i * kWarps;
+      x[i] = {};
+      if (mine && r < count) x[i] = load_pack<T, kVector>(rows.row(b, h, others[r] - shift) + c, p.width - c);
+    }
 #pragma unroll
-      for (int e = 0; e < kPer<T>; ++e) sums[w][e] = fmaf(weight, to_float(x.x[e]), sums[w][e]);
+    for (int i = 0; i < kBatch; ++i) {
+      const int r = r0 + i * kWarps;
+#pragma unroll
+      for (int w = 0; w < kSets; ++w) {
+        const float weight = w < sets && r < count ? weights[w][r] : 0.f;
+#pragma unroll
+        for (int e = 0; e < kPer<T>; ++e) sums[w][e] = fmaf(weight, to_float(x[i].x[e]), sums[w][e]);
+      }
     }
   }
 #pragma unroll
@@ -82,16 +100,32 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp, b = blockIdx.y;
   if (i >= p.count) return;
   const int64_t token = p.tokens[b * p.count + i], heads = p.query.heads;
+  const int per_head = static_cast<int>(ceil_div(p.width, kPer<T>)), packs = per_head * static_cast<int>(heads);
   check_token(token, shift, p.keys);
   for (int64_t w = 0; w < p.sets; ++w) {
     float dot = 0.f;
-    for (int64_t h = 0; h < heads; ++h) {
-      const T* x = rows.row(b, h * rows.heads / heads, token - shift);
-      const float* y = sums + ((b * p.sets + w) * sum_heads + h * sum_heads / heads) * p.width;
-      for (int64_t c = lane * kPer<T>; c < p.width; c += kWarp * kPer<T>) {
-        const Pack<T> pack = load_pack<T, kVector>(x + c, p.width - c);
+    for (int at0 = lane; at0 < packs; at0 += kBatch * kWarp) {
+      Pack<T> x[kBatch];
+      float y[kBatch][kPer<T>];
 #pragma unroll
-        for (int e = 0; e < kPer<T>; ++e) dot = fmaf(to_float(pack.x[e]), c + e < p.width ? y[c + e] : 0.f, dot);
+      for (int i = 0; i < kBatch; ++i) {
+        const int at = at0 + i * kWarp, h = at / per_head;
+        const int64_t c = at % per_head * kPer<T>, left = at < packs ? p.width - c : 0;
+        x[i] = {};
+        if (left > 0) x[i] = load_pack<T, kVector>(rows.row(b, h * rows.heads / heads, token - shift) + c, left);
+        const float* from = sums + ((b * p.sets + w) * sum_heads + h * sum_heads / heads) * p.width + c;
+#pragma unroll
+        for (int e = 0; e < kPer<T>; e += 4) {
+          Pack<float> four = {};
+          if (left > e) four = load_pack<float, kVector>(from + e, left - e);
+#pragma unroll
+          for (int f = 0; f < 4; ++f) y[i][e + f] = four.x[f];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+#pragma unroll
+        for (int e = 0; e < kPer<T>; ++e) dot = fmaf(to_float(x[i].x[e]), y[i][e], dot);
       }
     }
     dot = warp_sum(dot);

@@ -40,7 +40,7 @@ BUDGET = {
     "finish_kernel": 80,
     "head_mean_kernel": 40,
     "map_kernel": 64,
-    "metric_kernel": 112,
+    "metric_kernel": 80,
     "nearest_kernel": 112,
     "pass_kernel": 112,
     "row_kernel": 48,
@@ -49,7 +49,7 @@ BUDGET = {
     "select_kernel": 128,
     "sum_kernel": 40,
     "to_sequence_kernel": 40,
-    "token_dots_kernel": 64,
+    "token_dots_kernel": 112,
     "token_pairs_kernel": 128,
     "weighted_sum_kernel": 112,
 }
