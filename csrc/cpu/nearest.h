@@ -14,7 +14,7 @@ struct Side {
 };
 
 // best[i] is the largest cosine of even token i with an odd one, nearest[i] the first odd token that has it. Both may
-// be longer than there are even tokens. The metric, (tokens, width) unit keys, must be finite.
+// be longer than there are even tokens. The metric, (tokens, width) unit keys, must be finite, and neither side empty.
 void find_nearest(const float* metric, int64_t width, const Side& even, const Side& odd, std::vector<float>& best,
                   std::vector<int32_t>& nearest);
 

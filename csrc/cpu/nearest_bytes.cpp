@@ -1,9 +1,10 @@
 // A processor with AVX-512 VNNI multiplies bytes at four times the rate of floats. Here keys are rounded to bytes
-// first, and only the odd tokens that rounding cannot tell from the best are compared in float, by the sums that the
-// panels form, in their order: the result is the same bit for bit. By Cauchy and Schwarz, with keys at most of length 1
-// and rounding errors e, two unit keys' dot product is off by at most |e_even| + (1 + |e_even|) |e_odd|; whoever is
-// more than twice that below the best cannot be the best. Where too many are left (a blank picture), panels
-// do it all.
+// first, and only the odd tokens that rounding cannot tell from the best are compared in float: in any order of sums,
+// and those that this cannot tell apart by the sums that the panels form, in their order. The result is the same bit
+// for bit, if the compiler contracts the panels' a * b + c (setup.py asks for it). By Cauchy and Schwarz, with keys at
+// most of length 1 and rounding errors e, two unit keys' dot product is off by at most |e_even| + (1 + |e_even|)
+// |e_odd|; whoever is more than twice that below the best cannot be the best. Where too many are left (a blank
+// picture), panels do it all.
 //
 // How many are left cannot be foreseen, so next to nothing branches on it: what one token leaves is appended to a list
 // for the whole task, and each step goes through the list before the next begins.
@@ -37,7 +38,8 @@ constexpr int64_t kColumns = 4;          // vectors of sums of each
 constexpr int64_t kChains = 8;           // pairs settled at once, one to a lane
 constexpr int64_t kWorthScreening = 32;  // odd tokens for each even one from which on a panel is as fast
 constexpr int64_t kWorthSettling = 6;    // and of those that float sums in any order cannot tell apart
-constexpr float kUnit = 1.0001f;         // length of a unit key, with the rounding of its division
+constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;  // whatever the thread is told
+constexpr float kUnit = 1.0001f;  // length of a unit key, with the rounding of its division
 
 static_assert(ByteScreen::kTask % kRows == 0 && ByteScreen::kTask % 4 == 0, "a task is padded to groups of both");
 
@@ -85,7 +87,7 @@ inline __m128 round_to_bytes(const float* const* x, int64_t width, const float* 
 #pragma GCC unroll 4
     for (int t = 0; t < 4; ++t) {
       const __m512 value = _mm512_maskz_loadu_ps(here, x[t] + c);
-      const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(value, inverse[t]));
+      const __m512i whole = _mm512_cvt_roundps_epi32(_mm512_mul_ps(value, inverse[t]), kNearest);
       const __m512 rest = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(whole), unit[t], value);
       error[t] = _mm512_fmadd_ps(rest, rest, error[t]);
       bytes[t] = _mm512_cvtepi32_epi8(_mm512_add_epi32(whole, _mm512_set1_epi32(offset)));
@@ -337,8 +339,12 @@ void ByteScreen::settle(const Pairs& pairs, float* best, int32_t* nearest) const
       }
       transpose(x, xt);
       transpose(y, yt);
+      if (width_ - c >= kChains) {
 #pragma GCC unroll 8
-      for (int64_t u = 0; u < kChains; ++u) sum = _mm256_fmadd_ps(xt[u], yt[u], sum);
+        for (int64_t u = 0; u < kChains; ++u) sum = _mm256_fmadd_ps(xt[u], yt[u], sum);
+      } else {  // no step more than a panel makes: 0 * 0 would turn -0 into 0
+        for (int64_t u = 0; u < width_ - c; ++u) sum = _mm256_fmadd_ps(xt[u], yt[u], sum);
+      }
     }
     float dot[kChains];
     _mm256_storeu_ps(dot, sum);
@@ -370,7 +376,7 @@ bool ByteScreen::nearest(int64_t begin, int64_t count, float* best, int32_t* nea
 #pragma GCC pop_options
 #pragma GCC diagnostic pop
 
-// A sum of 255 * 127 for each channel must fit 32 bits; with few channels there is nothing to gain.
+// With few channels there is nothing to gain; of more than 4096 the bounds on rounding were not looked at.
 bool ByteScreen::suits(int64_t width) { return simd.vnni && width >= 16 && width <= 4096; }
 
 }  // namespace ficoco

@@ -16,11 +16,11 @@ class ByteScreen {
   // The processor can, and it is worth while.
   static bool suits(int64_t width);
 
-  // Rounds the odd tokens' keys to bytes. `metric`, (tokens, width), must outlive the screen.
+  // Rounds the odd tokens' keys to bytes; there is at least one. `metric`, (tokens, width), must outlive the screen.
   ByteScreen(const float* metric, int64_t width, const Side& even, const Side& odd);
 
-  // best and nearest, as of `find_nearest`, of even tokens [begin, begin + count), at most kTask. False: too many odd
-  // tokens are alike, and nothing was done.
+  // best and nearest, as of `find_nearest`, of even tokens [begin, begin + count), at most kTask; best holds minus
+  // infinity before. False: too many odd tokens are alike, and nothing was done.
   bool nearest(int64_t begin, int64_t count, float* best, int32_t* nearest) const;
 
  private:

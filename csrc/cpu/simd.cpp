@@ -42,7 +42,8 @@ enum Level { kBaseline, kAvx2, kVnni };
 // The processor's, or less if the environment says so.
 static Level level() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  const bool vnni = avx2 && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("popcnt") &&
+                    __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                     __builtin_cpu_supports("avx512vnni");
   const char* asked = std::getenv("FICOCO_CPU_SIMD");

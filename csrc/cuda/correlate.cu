@@ -82,10 +82,12 @@ __global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
   __shared__ int sources[kTile], kept[kTile];
   if (threadIdx.x < kTile) {
     const int i = threadIdx.x;
-    sources[i] = i < rows ? static_cast<int>(p.sources[b * p.r + i0 + i]) : 0;
-    kept[i] = i < columns ? static_cast<int>(p.kept[b * p.kept_count + p.first + j0 + i]) : 0;
-    assert(sources[i] >= 0 && sources[i] < p.tokens && "ficoco::correlate: a source is no token");
-    assert(kept[i] >= 0 && kept[i] < p.tokens && "ficoco::correlate: a kept index is no token");
+    const int64_t source = i < rows ? p.sources[b * p.r + i0 + i] : 0;
+    const int64_t candidate = i < columns ? p.kept[b * p.kept_count + p.first + j0 + i] : 0;
+    assert(source >= 0 && source < p.tokens && "ficoco::correlate: a source is no token");
+    assert(candidate >= 0 && candidate < p.tokens && "ficoco::correlate: a kept index is no token");
+    sources[i] = static_cast<int>(source);
+    kept[i] = static_cast<int>(candidate);
   }
   __syncthreads();
   const int chunks = chunks_of(p.width);

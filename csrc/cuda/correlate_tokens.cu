@@ -44,10 +44,12 @@ __global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
   const int column_count = static_cast<int>(min(static_cast<int64_t>(kTile), p.columns.count - j0));
   if (threadIdx.x < kTile) {
     const int i = threadIdx.x;
-    rows[i] = static_cast<int>(i < row_count ? p.rows.tokens[b * p.rows.count + i0 + i] : p.offset);
-    columns[i] = i < column_count ? static_cast<int>(p.columns.tokens[b * p.columns.count + j0 + i]) : 0;
-    assert(rows[i] >= p.offset && rows[i] < p.keys && "ficoco::correlate: a token's query is not there");
-    assert(columns[i] >= 0 && columns[i] < p.keys && "ficoco::correlate: an index is no token");
+    const int64_t row = i < row_count ? p.rows.tokens[b * p.rows.count + i0 + i] : p.offset;
+    const int64_t column = i < column_count ? p.columns.tokens[b * p.columns.count + j0 + i] : 0;
+    assert(row >= p.offset && row < p.keys && "ficoco::correlate: a token's query is not there");
+    assert(column >= 0 && column < p.keys && "ficoco::correlate: an index is no token");
+    rows[i] = static_cast<int>(row);
+    columns[i] = static_cast<int>(column);
   }
   __syncthreads();
   const int chunks = chunks_of(p.width);

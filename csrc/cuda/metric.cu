@@ -54,9 +54,12 @@ __global__ void __launch_bounds__(kThreads, 2) metric_kernel(MetricParams p, Vie
         for (int e = 0; e < kPer<T>; ++e) mean[e] += to_float(x[i].x[e]);
       }
     }
+    for (int offset = lanes; offset < kWarp; offset *= 2) {
+#pragma unroll
+      for (int e = 0; e < kPer<T>; ++e) mean[e] += __shfl_xor_sync(kAllLanes, mean[e], offset);
+    }
 #pragma unroll
     for (int e = 0; e < kPer<T>; ++e) {
-      for (int offset = lanes; offset < kWarp; offset *= 2) mean[e] += __shfl_xor_sync(kAllLanes, mean[e], offset);
       mean[e] *= share;
       if (writes) squares += mean[e] * mean[e];
     }

@@ -46,8 +46,9 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
   __shared__ int tokens[kTile];
   if (threadIdx.x < kTile) {
     const int i = threadIdx.x;
-    tokens[i] = static_cast<int>(i >= rows ? p.offset : p.rows ? p.rows[b * p.count + begin + i] : begin + i);
-    assert(tokens[i] >= p.offset && tokens[i] < p.tokens && "ficoco: the softmax of a token whose query is not there");
+    const int64_t token = i >= rows ? p.offset : p.rows ? p.rows[b * p.count + begin + i] : begin + i;
+    assert(token >= p.offset && token < p.tokens && "ficoco: the softmax of a token whose query is not there");
+    tokens[i] = static_cast<int>(token);
   }
   __syncthreads();
   const int turns = static_cast<int>(ceil_div(p.tokens, kTile)), chunks = chunks_of(p.width);
@@ -62,7 +63,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
   };
   // A negative scale turns the order around: the largest term belongs to the smallest product.
   const float sign = p.scale < 0.f ? -1.f : 1.f;
-  const float scale_log2 = fmaxf(sign * p.scale * kLog2e, FLT_MIN);  // not 0: minus infinity must stay that
+  const float scale_log2 = p.scale == 0.f ? FLT_MIN : sign * p.scale * kLog2e;  // minus infinity must stay that
   Part part[Sums::kRows];
 #pragma unroll
   for (int i = 0; i < Sums::kRows; ++i) part[i] = {-INFINITY, 0.f, 0.f};

@@ -25,17 +25,23 @@ struct alignas(128) TileRows {
   template <bool kVector, class Row>
   __device__ __forceinline__ void load(const Row& row, int count, int64_t c, int64_t width) {
     constexpr int kPacks = kTile / kPer<T>, kRows = kTileThreads / kPacks;
-    const int at = threadIdx.x % kPacks * kPer<T>;
+    const int first = threadIdx.x / kPacks, at = threadIdx.x % kPacks * kPer<T>;
+    const auto exists = [&](int r) { return r < count && c + at < width; };
+    const T* from[kTile / kRows];  // all addresses before the first copy, which nothing is moved across
 #pragma unroll
-    for (int r0 = 0; r0 < kTile; r0 += kRows) {
-      const int r = r0 + threadIdx.x / kPacks;
-      const bool exists = r < count && c + at < width;
+    for (int i = 0; i < kTile / kRows; ++i) {
+      const int r = first + i * kRows;
+      from[i] = row(exists(r) ? r : 0) + (exists(r) ? c + at : 0);
+    }
+#pragma unroll
+    for (int i = 0; i < kTile / kRows; ++i) {
+      const int r = first + i * kRows;
       T* to = x + r * kStride + at;
       if constexpr (kVector) {
-        copy_async<16>(to, row(exists ? r : 0) + (exists ? c + at : 0), exists);
+        copy_async<16>(to, from[i], exists(r));
       } else {
         Pack<T> value = {};
-        if (exists) value = load_pack<T, false>(row(r) + c + at, width - c - at);
+        if (exists(r)) value = load_pack<T, false>(from[i], width - c - at);
         *reinterpret_cast<Pack<T>*>(to) = value;
       }
     }

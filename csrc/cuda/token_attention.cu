@@ -101,6 +101,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (i >= p.count) return;
   const int64_t token = p.tokens[b * p.count + i], heads = p.query.heads;
   const int per_head = static_cast<int>(ceil_div(p.width, kPer<T>)), packs = per_head * static_cast<int>(heads);
+  const int group = static_cast<int>(heads / rows.heads), sum_group = static_cast<int>(heads / sum_heads);
   check_token(token, shift, p.keys);
   for (int64_t w = 0; w < p.sets; ++w) {
     float dot = 0.f;
@@ -112,8 +113,8 @@ __global__ void __launch_bounds__(kThreads, 2)
         const int at = at0 + i * kWarp, h = at / per_head;
         const int64_t c = at % per_head * kPer<T>, left = at < packs ? p.width - c : 0;
         x[i] = {};
-        if (left > 0) x[i] = load_pack<T, kVector>(rows.row(b, h * rows.heads / heads, token - shift) + c, left);
-        const float* from = sums + ((b * p.sets + w) * sum_heads + h * sum_heads / heads) * p.width + c;
+        if (left > 0) x[i] = load_pack<T, kVector>(rows.row(b, h / group, token - shift) + c, left);
+        const float* from = sums + ((b * p.sets + w) * sum_heads + h / sum_group) * p.width + c;
 #pragma unroll
         for (int e = 0; e < kPer<T>; e += 4) {
           Pack<float> four = {};
@@ -135,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // parts[b][h][set][token]: probabilities of one head between 64 tokens and all others, weighted. The products' rows are
 // the tokens, be they queries or keys, their columns the others.
-template <class T, bool kVector, bool kMasked>
+template <class T, bool kVector, bool kColumn>
 __global__ void __launch_bounds__(kTileThreads, 2)
     token_pairs_kernel(TokenParams p, View<T> query, View<T> key, RowSoftmax softmax, int64_t set0, float* parts) {
   extern __shared__ __align__(128) unsigned char storage[];
@@ -152,8 +153,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const int64_t key_head = h / (query.heads / key.heads);
   const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), p.count - i0));
   const int sets = static_cast<int>(min(static_cast<int64_t>(kSets), p.sets - set0));
-  const int64_t query_count = p.column ? p.other_count : p.count, stats = (b * query.heads + h) * query_count;
-  const int64_t first_query = p.column ? 0 : p.offset, first_other = p.column ? p.offset : 0;
+  const int64_t query_count = kColumn ? p.other_count : p.count, stats = (b * query.heads + h) * query_count;
+  const int64_t first_query = kColumn ? 0 : p.offset, first_other = kColumn ? p.offset : 0;
   const int64_t* list = p.others + b * p.other_count;
   const int turns = static_cast<int>(ceil_div(p.other_count, kTile)), chunks = chunks_of(p.width);
   const int token_turns = turns_to_load<kStages>(chunks);
@@ -174,8 +175,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     const int64_t r0 = static_cast<int64_t>(turn) * kTile, c = static_cast<int64_t>(chunk) * kTile;
     const int columns = columns_of(turn), j = threadIdx.x % kTile, w = threadIdx.x / kTile;
     Others &own = others[turn % 3], &next = others[(turn + 1) % 3];
-    const auto token_row = [&](int i) { return p.column ? key_row(tokens[i]) : query_row(tokens[i]); };
-    const auto other_row = [&](int k) { return p.column ? query_row(own.token[k]) : key_row(own.token[k]); };
+    const auto token_row = [&](int i) { return kColumn ? key_row(tokens[i]) : query_row(tokens[i]); };
+    const auto other_row = [&](int k) { return kColumn ? query_row(own.token[k]) : key_row(own.token[k]); };
     if (turn < token_turns) to.a.template load<kVector>(token_row, rows, c, p.width);
     to.b.template load<kVector>(other_row, columns, c, p.width);
     if (chunk != chunks - 1) return;
@@ -187,9 +188,14 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     copy_async<4>(&own.weight[w][j], p.weights + (exists ? (b * p.sets + set0 + w) * p.other_count + r0 + j : 0),
                   exists);
     to.load_softmax(
-        softmax.top, softmax.inverse, [&](int i) { return stats + (p.column ? r0 : i0) + i; },
-        p.column ? columns : rows);
+        softmax.top, softmax.inverse, [&](int i) { return stats + (kColumn ? r0 : i0) + i; }, kColumn ? columns : rows);
   };
+  const auto is_key = [&](int64_t token) { return !p.key_mask || p.key_mask[b * p.keys + token]; };
+  bool counts[Sums::kRows];  // rows that are there, and as keys not masked
+#pragma unroll
+  for (int i = 0; i < Sums::kRows; ++i) {
+    counts[i] = Sums::row(i) < rows && (!kColumn || is_key(tokens[Sums::row(i)]));
+  }
   walk(shared, turns, chunks, load, [&](int turn, int chunk, const TileStep<T>& from) {
     sums.add(from.a, from.b);
     if (chunk != chunks - 1) return;
@@ -198,20 +204,18 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 #pragma unroll
     for (int j = 0; j < Sums::kColumns; ++j) {
       const int column = Sums::column(j);
-      const int64_t other = kMasked && column < columns ? here.token[column] : 0;
+      if (column >= columns) continue;
+      const int64_t other = here.token[column];
+      if (!kColumn && !is_key(other)) continue;
       float weight[kSets];
 #pragma unroll
       for (int w = 0; w < kSets; ++w) weight[w] = here.weight[w][column];
 #pragma unroll
       for (int i = 0; i < Sums::kRows; ++i) {
-        const int row = Sums::row(i), statistic = p.column ? column : row;
-        bool counts = row < rows && column < columns;
-        if (kMasked && counts) {
-          const int64_t own = tokens[row];
-          counts = attends(p.causal, p.key_mask, p.keys, b, p.column ? other : own, p.column ? own : other);
-        }
+        const int row = Sums::row(i), statistic = kColumn ? column : row;
+        const bool seen = counts[i] && (!p.causal || (kColumn ? tokens[row] <= other : other <= tokens[row]));
         const float term = softmax_term(sums.at(i, j), from.top[statistic], scale_log2) * from.inverse[statistic];
-        const float probability = counts ? term : 0.f;  // whatever the term of nobody is
+        const float probability = seen ? term : 0.f;  // whatever the term of nobody is
 #pragma unroll
         for (int w = 0; w < kSets; ++w) totals[w][i] += weight[w] * probability;
       }
@@ -295,8 +299,7 @@ cudaError_t launch_probabilities(const TokenParams& p, const Workspace& w, cudaS
   FICOCO_TRY(with_type(p.query.dtype, whole, [&](auto type, auto vector) {
     using T = decltype(type);
     constexpr bool kVector = decltype(vector)::value;
-    const auto kernel =
-        p.causal || p.key_mask ? token_pairs_kernel<T, kVector, true> : token_pairs_kernel<T, kVector, false>;
+    const auto kernel = p.column ? token_pairs_kernel<T, kVector, true> : token_pairs_kernel<T, kVector, false>;
     constexpr size_t kShared = sizeof(TileShared<T, kStages>);
     FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
     const dim3 grid(ceil_div(p.count, kTile), p.query.heads, p.batch);

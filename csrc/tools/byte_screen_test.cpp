@@ -43,9 +43,9 @@ double dot(const float* x, const float* y, int64_t width) {
   return sum;
 }
 
-void test(int64_t tokens, int64_t width, float spread, bool screens) {
+void test(int64_t tokens, int64_t width, float spread, bool screens, int64_t first_even = 2, int64_t first_odd = 1) {
   const std::vector<float> metric = keys(tokens, width, spread);
-  const Side even(2, tokens), odd(1, tokens);
+  const Side even(first_even, tokens), odd(first_odd, tokens);
   std::vector<float> best(even.count, kUntouched);
   std::vector<int32_t> nearest(even.count, -1);
   const ByteScreen screen(metric.data(), width, even, odd);
@@ -80,6 +80,8 @@ int run() {
   for (const int64_t tokens : {4, 5, 35, 64, 100, 197, 577}) {
     for (const int64_t width : {16, 17, 31, 64, 72, 80, 128}) test(tokens, width, 1.f, true);
   }
+  test(100, 72, 1.f, true, 0);
+  test(100, 72, 1.f, true, 2, 3);
   test(2881, 64, 1.f, true);
   test(577, 64, 0.f, false);  // a blank picture
   test(577, 64, 1e-4f, false);
