@@ -61,7 +61,7 @@ def test_odd_widths(backend, h, d):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("d", [64, 128, 130, 192, 256])
-def test_widths_and_counts_of_several_steps(backend, d, dtype):
+def test_several_steps_either_way(backend, d, dtype):
     """Tokens and channels beyond the tiles of a kernel, where one side of a product stays and where it does not."""
     query, key = query_key(1, 2, 1, 140, d, dtype)
     check(backend, query, key, d**-0.5, True, [(True, False, True), (True, True, True)])

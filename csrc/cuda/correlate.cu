@@ -32,10 +32,10 @@ struct ScoreParams {
 
 __device__ __forceinline__ int64_t candidates_of(const CorrelateParams& p) { return p.kept_count - p.first; }
 
-__device__ void choose_source(const CorrelateParams& p, const float* scores, int64_t b, int64_t source) {
-  const int64_t candidates = candidates_of(p), at = b * p.r + source;
-  choose_targets(scores + at * candidates, static_cast<int>(candidates), static_cast<int>(p.k), p.first, p.alpha,
-                 p.targets + at * p.k, p.weights + at * p.k);
+// Source `at` of the batch, whose correlations are `row`.
+__device__ void choose_source(const CorrelateParams& p, const float* row, int64_t at) {
+  choose_targets(row, static_cast<int>(candidates_of(p)), static_cast<int>(p.k), p.first, p.alpha, p.targets + at * p.k,
+                 p.weights + at * p.k);
 }
 
 // The image's choices by one block whose shared memory is free: each warp brings the correlations of as many sources as
@@ -45,7 +45,7 @@ __device__ void choose_all(const CorrelateParams& p, const float* scores, int64_
   const int64_t share = numbers / kWarps, fit = share / candidates;
   float* mine = room + warp * share;
   if (fit == 0) {
-    for (int64_t i = warp; i < p.r; i += kWarps) choose_source(p, scores, b, i);
+    for (int64_t at = b * p.r + warp; at < (b + 1) * p.r; at += kWarps) choose_source(p, scores + at * candidates, at);
     return;
   }
   for (int64_t first = warp; first < p.r; first += fit * kWarps) {  // sources first, first + kWarps, ..
@@ -57,11 +57,7 @@ __device__ void choose_all(const CorrelateParams& p, const float* scores, int64_
     commit_copies();
     wait_for_copies<0>();
     __syncwarp();
-    for (int64_t s = 0; s < here; ++s) {
-      const int64_t at = b * p.r + first + s * kWarps;
-      choose_targets(mine + s * candidates, static_cast<int>(candidates), static_cast<int>(p.k), p.first, p.alpha,
-                     p.targets + at * p.k, p.weights + at * p.k);
-    }
+    for (int64_t s = 0; s < here; ++s) choose_source(p, mine + s * candidates, b * p.r + first + s * kWarps);
     __syncwarp();
   }
 }
@@ -137,7 +133,8 @@ __global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
 
 __global__ void __launch_bounds__(kThreads, 2) choose_kernel(CorrelateParams p, const float* scores) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  if (i < p.r) choose_source(p, scores, blockIdx.y, i);
+  const int64_t at = blockIdx.y * p.r + i;
+  if (i < p.r) choose_source(p, scores + at * candidates_of(p), at);
 }
 
 // One block a source: its row of the map, averaged over heads, then its targets.
@@ -153,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, 2) map_kernel(CorrelateParams p, Vie
     scores[(b * p.r + i) * candidates + j] = sum / static_cast<float>(attn.heads);
   }
   __syncthreads();
-  if (threadIdx.x < kWarp) choose_source(p, scores, b, i);
+  if (threadIdx.x < kWarp) choose_source(p, scores + (b * p.r + i) * candidates, b * p.r + i);
 }
 
 struct Workspace {
