@@ -114,19 +114,13 @@ __global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
       sums.clear();
     }
   });
-#pragma unroll
-  for (int i = 0; i < Sums::kRows; ++i) {
-    float* out = s.scores + (b * p.r + i0 + Sums::row(i)) * candidates + j0;
-#pragma unroll
-    for (int j = 0; j < Sums::kColumns; ++j) {
-      if (Sums::row(i) >= rows || Sums::column(j) >= columns) continue;
-      if constexpr (kProbs) {
-        out[Sums::column(j)] = mean[i][j] * s.factor;
-      } else {
-        out[Sums::column(j)] = sums.at(i, j) * s.factor;
-      }
+  store_tile<T>(s.scores + (b * p.r + i0) * candidates + j0, candidates, rows, columns, [&](int i, int j) {
+    if constexpr (kProbs) {
+      return mean[i][j] * s.factor;
+    } else {
+      return sums.at(i, j) * s.factor;
     }
-  }
+  });
   if (!s.counters || !last_block(s.counters + b, gridDim.x * gridDim.y)) return;
   choose_all(p, s.scores, b, reinterpret_cast<float*>(storage), sizeof(shared) / sizeof(float));
 }

@@ -82,19 +82,14 @@ __global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
     }
   });
   const float factor = (kProbs ? 1.f : p.scale) / static_cast<float>(heads);
-#pragma unroll
-  for (int i = 0; i < Sums::kRows; ++i) {
-    float* out = p.out + (b * p.rows.count + i0 + Sums::row(i)) * p.columns.count + j0;
-#pragma unroll
-    for (int j = 0; j < Sums::kColumns; ++j) {
-      if (Sums::row(i) >= row_count || Sums::column(j) >= column_count) continue;
-      if constexpr (kProbs) {
-        out[Sums::column(j)] = mean[i][j] * factor;
-      } else {
-        out[Sums::column(j)] = sums.at(i, j) * factor;
-      }
+  const int64_t first = (b * p.rows.count + i0) * p.columns.count + j0;
+  store_tile<T>(p.out + first, p.columns.count, row_count, column_count, [&](int i, int j) {
+    if constexpr (kProbs) {
+      return mean[i][j] * factor;
+    } else {
+      return sums.at(i, j) * factor;
     }
-  }
+  });
 }
 
 // direct[i][j] = gamma direct[i][j] + (1 - gamma) sum over t of weight[t] way[i][t] from[t][j], t in order. `way` lies

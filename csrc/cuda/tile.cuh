@@ -201,6 +201,19 @@ class TileSums<float> {
   float sums_[16];
 };
 
+// Writes value(i, j) of each thread's row(i) and column(j) where the tile has such; out[0] is the tile's corner.
+template <class T, class Value>
+__device__ __forceinline__ void store_tile(float* out, int64_t stride, int rows, int columns, const Value& value) {
+  using Sums = TileSums<T>;
+#pragma unroll
+  for (int i = 0; i < Sums::kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < Sums::kColumns; ++j) {
+      if (Sums::row(i) < rows && Sums::column(j) < columns) out[Sums::row(i) * stride + Sums::column(j)] = value(i, j);
+    }
+  }
+}
+
 // The sum of each row's values over the threads that share it, in a fixed order: values[i] is this thread's of row(i),
 // write(row, sum) is called once a row. All threads call it, and it ends with the block in step.
 template <class T, class Write>
