@@ -6,8 +6,7 @@
 
 namespace ficoco {
 
-// Room for `count` numbers, which it does not set. It starts on a cache line: vectors that straddle two lines cost
-// match a tenth of its time.
+// Room for `count` numbers, which it does not set. It starts on a cache line, so that no vector need straddle two.
 template <class T>
 class Buffer {
  public:

@@ -154,16 +154,16 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), p.count - i0));
   const int sets = static_cast<int>(min(static_cast<int64_t>(kSets), p.sets - set0));
   const int64_t query_count = kColumn ? p.other_count : p.count, stats = (b * query.heads + h) * query_count;
-  const int64_t first_query = kColumn ? 0 : p.offset, first_other = kColumn ? p.offset : 0;
+  const int64_t first_token = kColumn ? 0 : p.offset, first_other = kColumn ? p.offset : 0;
   const int64_t* list = p.others + b * p.other_count;
   const int turns = static_cast<int>(ceil_div(p.other_count, kTile)), chunks = chunks_of(p.width);
   const int token_turns = turns_to_load<kStages>(chunks);
   const auto columns_of = [&](int turn) { return min(kTile, static_cast<int>(p.other_count) - turn * kTile); };
   if (threadIdx.x < kTile) {
     const int i = threadIdx.x;
-    tokens[i] = i < rows ? p.tokens[b * p.count + i0 + i] : first_query;
+    tokens[i] = i < rows ? p.tokens[b * p.count + i0 + i] : first_token;
     others[0].token[i] = i < columns_of(0) ? list[i] : first_other;
-    check_token(tokens[i], first_query, p.keys);
+    check_token(tokens[i], first_token, p.keys);
   }
   __syncthreads();
   const auto query_row = [&](int64_t token) { return query.row(b, h, token - p.offset); };
