@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import platform
@@ -100,6 +101,15 @@ def _commit() -> str:
         return os.environ.get("FICOCO_COMMIT", "unknown")  # a copy of the tree without its history
 
 
+def _source() -> str:
+    """A digest of the sources of package and kernels: says which commit a copy without its history is."""
+    digest = hashlib.sha256()
+    files = [path for folder in ("csrc", "ficoco_ext") for path in (ROOT / folder).rglob("*")]
+    for path in sorted(path for path in files if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh")):
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -113,6 +123,7 @@ def environment() -> dict[str, Any]:
     return {
         "command": shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
         "commit": _commit(),
+        "source": _source(),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),

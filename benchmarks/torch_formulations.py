@@ -133,20 +133,20 @@ def reduce_concatenated_dense(
     return merge_dense(tokens, sources, kept, *links(rows), first)
 
 
-def _select_map(attn: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
-    _, sources, kept = select(attn[:, 1:, 1:].mean(-1), attn[:, 0, 1:], r)
+def _select_map(attn: Tensor, r: int, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor, Tensor]:
+    _, sources, kept = select(attn[:, 1:, 1:].mean(-1), attn[:, 0, 1:], r, grid)
     return sources, kept, _rows(attn, sources + 1)[:, :, 1:].gather(2, kept[:, None].expand(-1, r, -1))
 
 
-def reduce_map(tokens: Tensor, attn: Tensor, r: int) -> Tensor:
+def reduce_map(tokens: Tensor, attn: Tensor, r: int, grid: tuple[int, int] | None = None) -> Tensor:
     """From an explicit (B, N, N) map; merge by scatter."""
-    sources, kept, rows = _select_map(attn, r)
+    sources, kept, rows = _select_map(attn, r, grid)
     return merge_scatter(tokens, sources, kept, *links(rows), 1)
 
 
-def reduce_map_dense(tokens: Tensor, attn: Tensor, r: int) -> Tensor:
+def reduce_map_dense(tokens: Tensor, attn: Tensor, r: int, grid: tuple[int, int] | None = None) -> Tensor:
     """From an explicit (B, N, N) map; merge by GEMM."""
-    sources, kept, rows = _select_map(attn, r)
+    sources, kept, rows = _select_map(attn, r, grid)
     return merge_dense(tokens, sources, kept, *links(rows), 1)
 
 

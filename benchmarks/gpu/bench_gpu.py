@@ -1,10 +1,12 @@
-"""Every operator and the whole reduction on a GPU, against the released formulation and the best torch of it.
+"""Reductions and operators on a GPU, against the released formulation and the best torch of the same mathematics.
 
-    python benchmarks/gpu/bench_gpu.py --json gpu_results/results.json
+    python benchmarks/gpu/bench_gpu.py --rows whole --json gpu_results/results.json
 
-Ours as a call and as a replayed CUDA graph; the released formulations, image by image; batched torch as calls, as
-graphs and compiled; the bytes floor at the measured copy bandwidth. Results are compared with the specification in
-float64 before any is timed. Rows are written as they come, the most telling first; --budget ends in good time.
+``--rows``: ``whole`` reductions at B = 1, 8, 64; single ``operators``, those of decoders among them, and the memory of
+the statistics; ``compiled``: whole reductions beside torch.compile of the same. Ours as a call and as a replayed CUDA
+graph, cold and warm; the released formulations, image by image; batched torch as calls and as graphs. Floors are bytes
+over the measured copy bandwidth, FLOPs over the measured rate of matrix products, exponentials over what the
+special-function units can do. Results are compared with the specification in float64 before any is timed.
 """
 
 from __future__ import annotations
@@ -12,111 +14,85 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import cases
+import decoder_cases
 import torch
 import torch.nn.functional as F
 from cases import Inputs, Shape, Work
-from measure import Deadline, Results, Stopwatch, need_kernels, said, timing_dict
-from torch import Tensor
+from contained import Program, Task, options, said
+from measure import Stopwatch, agreement, hardware, need_kernels, timing_dict
+from rows import Recorder, fold
 
-import ficoco_ext
 from ficoco_ext import QueryKey, ops
 
 BF16, FP32 = torch.bfloat16, torch.float32
-OURS, GRAPH = "ours", "ours, graph"
-
-
-def agreement(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> dict[str, float]:
-    """Share of images that agree, and the largest error relative to the largest value on those that do.
-
-    An image agrees if 99 % of its elements do: where two scores are closer than float32 can tell apart, another token
-    may be chosen, rightly. Rounding to the result's dtype is allowed for.
-    """
-    images = torch.ones(wanted[0].shape[0], dtype=torch.bool, device=wanted[0].device)
-    errors = []
-    for one, other in zip(got, wanted, strict=True):
-        if one.shape != other.shape:
-            raise ValueError(f"shape {tuple(one.shape)}, wanted {tuple(other.shape)}")
-        off = (one.double() - other.double()).flatten(1).abs().nan_to_num(nan=torch.inf)
-        if one.is_floating_point():
-            scale = other.double().abs().max().clamp_min(1e-30)
-            allowed = (1e-4 if one.dtype == FP32 else 4 * torch.finfo(one.dtype).eps) * scale
-            images &= (off <= allowed).double().mean(1) >= 0.99
-            errors.append((off.amax(1) if off.shape[1] else off.sum(1)) / scale)
-        else:
-            images &= (off == 0).double().mean(1) >= 0.99
-    worst = [float(error[images].max()) for error in errors] if images.any() else []
-    return {"images": float(images.double().mean()), "relative_error": max(worst, default=float("inf"))}
+OURS, GRAPH, WARM = "ours", "ours, graph", "ours, warm graph"
+KINDS = ("whole", "operators", "compiled")
 
 
 class Bench:
     """Turns a :class:`Work` into a row."""
 
-    def __init__(self, watch: Stopwatch, results: Results, ceilings: dict[str, float], seconds: float) -> None:
-        self.watch, self.results, self.ceilings, self.seconds = watch, results, ceilings, seconds
+    def __init__(self, watch: Stopwatch, recorder: Recorder, ceilings: dict[str, float], seconds: float) -> None:
+        self.watch, self.recorder, self.ceilings, self.seconds = watch, recorder, ceilings, seconds
 
-    def row(self, shape: Shape, work: Work, compiled: Callable[[], bool] | None, overhead: bool = False) -> None:
-        """Check, time and record one piece of work; what cannot be timed says why.
-
-        ``compiled`` says whether there is time for one more compilation; None: not wanted.
-        """
-        rate = self.ceilings["copy_bytes_per_second"]
-        products = self.ceilings[f"{'float32' if shape.dtype == FP32 else 'bfloat16'}_flop_per_second"]
+    def row(self, task: str, shape: Shape, work: Work, modes: tuple[str, ...] = ()) -> None:
+        """Check, time and record one piece of work; ``modes`` of torch.compile are timed beside it."""
+        name = "float32" if shape.dtype == FP32 else "bfloat16"
+        floors = {
+            "bytes": work.bytes / self.ceilings["copy_bytes_per_second"],
+            "arithmetic": work.flop / self.ceilings[f"{name}_flop_per_second"],
+            "exponentials": work.exponentials / self.ceilings["exponentials_per_second"],
+        }
         row: dict[str, Any] = {
+            "task": task,
             "op": work.name,
             **shape.described(),
             "bytes": work.bytes,
             "flop": work.flop,
-            "bytes_floor_ms": round(work.bytes / rate * 1e3, 5),
-            "arithmetic_floor_ms": round(work.flop / products * 1e3, 5),
+            "exponentials": work.exponentials,
+            "floors_ms": {kind: round(seconds * 1e3, 5) for kind, seconds in floors.items()},
+            "floor": max(floors, key=lambda kind: floors[kind]),
         }
         try:
-            self._fill(row, shape, work, compiled, overhead)
-        except Exception as error:  # one kernel's failure must not cost the other rows
+            self._fill(row, shape, work, modes)
+        except Exception as error:
             row["failed"] = said(error)
-        self.results.add("rows", row)
+            self.recorder.add("rows", row)
+            raise
+        self.recorder.add("rows", row)
         _print(row)
 
-    def _fill(
-        self, row: dict[str, Any], shape: Shape, work: Work, compiled: Callable[[], bool] | None, more: bool
-    ) -> None:
+    def _fill(self, row: dict[str, Any], shape: Shape, work: Work, modes: tuple[str, ...]) -> None:
         wanted = work.wanted()
         row["ours_against_float64"] = agreement(work.ours(), wanted)
-        if row["ours_against_float64"]["images"] < 0.9:
-            row["failed"] = "ours disagrees with the specification in float64; not timed"
-            return
+        row["agrees"] = row["ours_against_float64"]["images"] >= 0.9
         ways: dict[str, Callable[[], Any]] = {OURS: work.ours}
         if work.released is not None:
             ways["released"] = work.released
         ways |= {f"torch: {name}": run for name, run in work.torch.items()}
         ways = {name: run for name, run in ways.items() if self._usable(row, name, run, work, wanted, shape.dtype)}
+        del wanted
         eager = [name for name in ways if name.startswith("torch: ")]
         for name in [OURS, *eager]:
             self._try(row, ways, f"{name}, graph", partial(self.watch.graph, ways[name]))
-        first = {n: t.median_ms for n, t in self.watch.turns({n: ways[n] for n in eager}, 0.1).items()}
-        fastest = sorted(first, key=lambda name: first[name])
-        wishes = [("default", name) for name in fastest[:2]] + [
-            ("reduce-overhead", name) for name in fastest[:1] if more
-        ]
-        for mode, name in wishes:
-            if compiled is not None and compiled():
-                self._compile(row, ways, name, mode, ways[name])
-            elif compiled is not None:
-                row.setdefault("left_out", {})[f"compiled {mode}: {name.removeprefix('torch: ')}"] = "no time was left"
-        del wanted
+        self._try(row, ways, WARM, partial(self.watch.graph, ways[OURS], warm=True))
+        first = {n: t.median_ms for n, t in self.watch.turns({n: ways[n] for n in eager}, 0.05).items()}
+        for mode, name in zip(modes, sorted(first, key=lambda name: first[name])[:1] * len(modes), strict=True):
+            self._compile(row, ways, name, mode, ways[name])
         found = self.watch.turns(ways, self.seconds)
         timings = {name: timing.median_ms for name, timing in found.items()}
         row["timings"] = timing_dict(found)
-        row["ours_over_bytes_floor"] = round(timings.get(GRAPH, timings[OURS]) / row["bytes_floor_ms"], 2)
+        floor = max(row["floors_ms"].values())
+        row["ours_over_floor"] = round(timings.get(GRAPH, timings[OURS]) / floor, 2) if floor else None
         for what, mine in (("call", timings[OURS]), ("graph", timings.get(GRAPH))):
             if mine is None:
                 continue
-            calls = {name: ms for name, ms in timings.items() if name.endswith("graph") == (what == "graph")}
+            calls = {n: ms for n, ms in timings.items() if n.endswith("graph") == (what == "graph")}
             kinds = {"released": "released", "torch": "torch: ", "compiled": "compiled"}
             best = {k: min((ms for n, ms in calls.items() if n.startswith(p)), default=None) for k, p in kinds.items()}
             row[f"speedup_{what}"] = {kind: round(ms / mine, 2) for kind, ms in best.items() if ms is not None}
@@ -146,7 +122,7 @@ class Bench:
 
     def _compile(self, row: dict[str, Any], ways: dict[str, Any], name: str, mode: str, run: Callable[[], Any]) -> None:
         def make() -> Callable[[], Any]:
-            backend = "eager" if self.watch.smoke else "inductor"
+            backend = "eager" if self.watch.rehearse else "inductor"
             fast = torch.compile(run, fullgraph=True, dynamic=False, backend=backend, mode=mode)
             for _ in range(3):
                 fast()
@@ -157,14 +133,12 @@ class Bench:
 
 
 def _print(row: dict[str, Any]) -> None:
-    head = f"{row['op']:26} {row['shape']} B={row['batch']} {row['dtype']}:"
-    if "failed" in row:
-        print(head, row["failed"], file=sys.stderr)
-        return
     times = {name: timing["median_ms"] for name, timing in row["timings"].items()}
-    shown = [f"{name} {times[name]:.4f} ms" for name in (OURS, GRAPH) if name in times]
+    shown = [f"{name} {times[name]:.4f} ms" for name in (OURS, GRAPH, WARM) if name in times]
+    floor = f"{row['floor']} floor {max(row['floors_ms'].values()):.4f}"
     speedups = f"call {row.get('speedup_call')}, graph {row.get('speedup_graph')}"
-    print(head, ", ".join(shown), f"(bytes floor {row['bytes_floor_ms']:.4f}), {speedups}", file=sys.stderr)
+    right = "" if row["agrees"] else " DISAGREES"
+    print(f"    {', '.join(shown)} ({floor}), {speedups}{right}", file=sys.stderr, flush=True)
 
 
 def memory_of_statistics(watch: Stopwatch, shape: Shape, seconds: float) -> dict[str, Any]:
@@ -199,63 +173,86 @@ def _clean() -> None:
         torch.cuda.empty_cache()
 
 
-def _phases(smoke: bool) -> Iterator[tuple[str, Shape, bool]]:
-    """(what, shape, compile it): the most telling first."""
-    vision, decoder = cases.vision, cases.decoder
-    if smoke:
-        shapes = [cases.tiny(True, FP32), cases.tiny(False, BF16)]
-        compiled, remembered = shapes[:1], shapes
+Made = tuple[str, Shape, Callable[[Inputs], Iterable[Work]], tuple[str, ...]]
+
+
+def _alone(make: Callable[[Inputs], Work]) -> Callable[[Inputs], Iterable[Work]]:
+    return lambda inputs: [make(inputs)]
+
+
+def _plan(rows: str, rehearse: bool) -> Iterator[Made]:
+    """(what, shape, its works, modes of torch.compile): the most telling first."""
+    vision, decoder, sequence = cases.vision, cases.decoder, decoder_cases.sequence
+    whole = (("logits", cases.whole), ("probs", cases.whole_probs), ("tome", cases.tome))
+    tiny, small = (cases.tiny(True, FP32), cases.tiny(False, BF16)), decoder_cases.tiny()
+    if rows == "whole":
+        for batch in (1, 64, 8):
+            for name, make in whole:
+                shape = tiny[0] if rehearse else vision(batch, BF16)
+                if not rehearse or batch == 1:
+                    yield name, shape, _alone(make), ()
+        shape, visual = small if rehearse else (sequence(1, BF16), decoder_cases.VISUAL)
+        yield "decoder", shape, partial(decoder_cases.reductions, visual=visual), ()
+        for shape in () if rehearse else (vision(8, FP32), decoder(1, BF16), decoder(4, BF16)):
+            yield "logits", shape, _alone(cases.whole), ()
+    elif rows == "operators":
+        shape, visual = small if rehearse else (sequence(1, BF16), decoder_cases.VISUAL)
+        yield "decoder", shape, partial(decoder_cases.operators, visual=visual), ()
+        for shape in tiny if rehearse else (vision(8, BF16), vision(1, BF16), vision(64, BF16), vision(8, FP32)):
+            yield "vision", shape, cases.operators, ()
     else:
-        shapes = [vision(8, BF16), vision(1, BF16), decoder(1, BF16), vision(64, BF16)]
-        shapes += [vision(1, FP32), vision(8, FP32), decoder(4, BF16), decoder(1, FP32)]
-        compiled, remembered = [vision(8, BF16), decoder(1, BF16)], [decoder(1, BF16), decoder(4, BF16)]
-    yield from (("whole", shape, True) for shape in shapes)
-    yield from (("memory", shape, False) for shape in remembered)
-    yield from (("operators", shape, False) for shape in shapes)
-    if "tome" in ficoco_ext.METHODS:
-        yield from (("tome", shape, shape in compiled) for shape in shapes)
-    yield from (("operators, compiled", shape, True) for shape in compiled)
+        for shape, modes in (
+            ((tiny[0], ("default",)),)
+            if rehearse
+            else (
+                (vision(8, BF16), ("default", "reduce-overhead")),
+                (vision(1, BF16), ("default", "reduce-overhead")),
+                (vision(64, BF16), ("default",)),
+            )
+        ):
+            yield "logits", shape, _alone(cases.whole), modes
+            if not rehearse:
+                yield "tome", shape, _alone(cases.tome), modes[:1]
+
+
+def tasks(args: argparse.Namespace, recorder: Recorder) -> Iterator[Task]:
+    """One task for each piece of work."""
+    need_kernels(args.rehearse)
+    torch.set_grad_enabled(False)
+    watch = Stopwatch(args.rehearse)
+    known = fold(recorder.lines).get("ceilings")
+    ceilings = known or watch.ceilings()  # measured once, also where a fault makes another process go on
+    if known is None:
+        precision = torch.get_float32_matmul_precision()
+        recorder.facts(environment=hardware(), ceilings=ceilings, float32_products=precision)
+    seconds = 0.01 if args.rehearse else args.seconds
+    bench = Bench(watch, recorder, ceilings, seconds)
+    for what, shape, make, modes in _plan(args.rows, args.rehearse):
+        _clean()
+        inputs = Inputs.make(shape, watch.device)
+        for work in make(inputs):
+            key = f"{what}: {work.name}, {shape.name}, B {shape.batch}, {str(shape.dtype).removeprefix('torch.')}"
+            yield key, partial(bench.row, key, shape, work, modes)
+        del inputs
+    if args.rows == "operators":
+        remembered = [cases.tiny(True, FP32)] if args.rehearse else [cases.decoder(1, BF16), cases.decoder(4, BF16)]
+        for shape in remembered:
+            _clean()
+            yield (
+                f"memory: {shape.name}, B {shape.batch}",
+                lambda shape=shape: recorder.add("memory", memory_of_statistics(watch, shape, seconds)),
+            )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="results file; only the section 'ops' of it is written")
-    parser.add_argument("--seconds", type=float, default=0.4, help="timing of each row, after compilation")
-    parser.add_argument("--budget", type=float, default=900.0, help="seconds after which no more rows are begun")
-    parser.add_argument("--smoke", action="store_true", help="tiny shapes on the CPU: tests this program")
+    options(parser, budget=900.0)
+    parser.add_argument("--rows", choices=KINDS, default="whole")
+    parser.add_argument("--seconds", type=float, default=0.3, help="timing of each row, after compilation")
     args = parser.parse_args()
-    need_kernels(args.smoke)
-    torch.set_grad_enabled(False)
-    watch, deadline = Stopwatch(args.smoke), Deadline(args.budget)
-    seconds = 0.01 if args.smoke else args.seconds
-    ceilings = watch.ceilings()
-    results = Results(args.json, "ops", args.smoke, ceilings=ceilings)
-    results.content["float32_products"] = torch.get_float32_matmul_precision()
-    bench = Bench(watch, results, ceilings, seconds)
-    for what, shape, compiled in _phases(args.smoke):
-        if not deadline.left():
-            results.add("not_reached", {"what": what, **shape.described()})
-            continue
-        _clean()
-        if what == "memory":
-            try:
-                results.add("memory", memory_of_statistics(watch, shape, seconds))
-            except Exception as error:
-                results.add("memory", {**shape.described(), "failed": said(error)})
-            continue
-        inputs = Inputs.make(shape, watch.device)
-        # Compilation may take most of the time: whole reductions leave half of it to what comes after.
-        may = partial(deadline.left, 0.5 if what == "whole" else 1.0) if compiled else None
-        if what in ("whole", "tome"):
-            work = cases.whole(inputs) if what == "whole" else cases.tome(inputs)
-            bench.row(shape, work, may, overhead=what == "whole" and shape.batch == 1)
-            continue
-        for work in cases.operators(inputs):
-            if deadline.left():
-                bench.row(shape, work, may)
-            else:
-                results.add("not_reached", {"what": work.name, **shape.described()})
-    results.finish()
+    patience = 6.0 if args.rehearse else 150.0 if args.rows == "compiled" else 40.0
+    bad = lambda row: "failed" in row or row.get("agrees") is False  # noqa: E731
+    raise SystemExit(Program(args.rows, tasks, patience, bad=bad).main(args))
 
 
 if __name__ == "__main__":

@@ -114,14 +114,15 @@ class Work:
     wanted: Callable[[], Results]
     torch: dict[str, Callable[[], Results]] = field(default_factory=dict)
     released: Callable[[], Results] | None = None
-    comparable: bool = True  # with the specification; ToMe's tokens leave in another order
+    comparable: bool = True  # torch with the specification; ToMe's tokens leave in another order
+    exponentials: int = 0
 
 
 def _alone(run: Callable[..., Tensor], *arguments: Any) -> Results:
     return (run(*arguments),)
 
 
-def _wide(*tensors: Tensor) -> Any:
+def wide(*tensors: Tensor) -> Any:
     return [t.double() for t in tensors]
 
 
@@ -149,9 +150,29 @@ def whole(inputs: Inputs) -> Work:
         bytes=s.batch * (s.dtype.itemsize * inner * (3 * s.tokens + s.kept)),
         flop=2 * s.batch * inner * (2 * s.tokens + s.r * (s.kept - s.first)),
         ours=lambda: (ficoco_ext.reduce(x, attn, s.r, **options),),
-        wanted=lambda: (ficoco_ext.reduce(x.double(), QueryKey(*_wide(q, k)), s.r, **options),),
+        wanted=lambda: (ficoco_ext.reduce(x.double(), QueryKey(*wide(q, k)), s.r, **options),),
         torch={name: partial(_alone, way, x, q, k, s.r, s.first, s.grid) for name, way in ways.items()},
         released=lambda: (released.reduce(x, q, k, s.r, s.first, s.grid),),
+    )
+
+
+def whole_probs(inputs: Inputs) -> Work:
+    """One FiCoCo-V reduction from query and key, the paper's reading: softmax attention."""
+    s, x, q, k = inputs.shape, inputs.tokens, inputs.query, inputs.key
+    options: dict[str, Any] = {"class_token": s.class_token, "grid": s.grid, "variant": "paper"}
+    inner = s.heads * s.width
+    return Work(
+        "reduce ficoco-v paper",
+        bytes=s.batch * (s.dtype.itemsize * inner * (3 * s.tokens + s.kept)),
+        flop=2 * s.batch * inner * s.tokens * (s.tokens + s.r),
+        exponentials=s.batch * s.heads * s.tokens * (s.tokens + s.r),
+        ours=lambda: (ficoco_ext.reduce(x, QueryKey(q, k), s.r, **options),),
+        wanted=lambda: (ficoco_ext.reduce(x.double(), QueryKey(*wide(q, k)), s.r, **options),),
+        torch={
+            "map of all heads": lambda: (batched.reduce_map(x, probabilities(q, k).mean(1), s.r, s.grid),),
+            "map of all heads, dense": lambda: (batched.reduce_map_dense(x, probabilities(q, k).mean(1), s.r, s.grid),),
+        },
+        comparable=False,  # the same operations with the constants of the other reading
     )
 
 
@@ -165,18 +186,18 @@ def tome(inputs: Inputs) -> Work:
         bytes=s.batch * s.dtype.itemsize * s.heads * s.width * (2 * s.tokens + s.kept),
         flop=2 * s.batch * pairs * s.width,
         ours=lambda: (ficoco_ext.reduce(x, QueryKey(q, k), s.r, **options),),
-        wanted=lambda: (ficoco_ext.reduce(x.double(), QueryKey(*_wide(q, k)), s.r, **options),),
+        wanted=lambda: (ficoco_ext.reduce(x.double(), QueryKey(*wide(q, k)), s.r, **options),),
         torch={"bipartite matching": lambda: (released.tome(x, k, s.r, s.class_token),)},
         comparable=False,
     )
 
 
-def _probabilities(q: Tensor, k: Tensor) -> Tensor:
+def probabilities(q: Tensor, k: Tensor) -> Tensor:
     return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
 
 
 def _stats_probs(q: Tensor, k: Tensor, first: int, column: bool) -> Results:
-    attn = _probabilities(q, k)
+    attn = probabilities(q, k)
     patch = attn[:, :, first:, first:].mean((1, 2 if column else 3))
     return (attn[:, :, 0, first:].mean(1) if first else batched.key_typicality(k), patch)
 
@@ -197,8 +218,9 @@ def statistics(inputs: Inputs) -> Iterator[Work]:
             f"attention_stats {name}",
             bytes=read + written,
             flop=2 * s.batch * s.tokens * inner * (s.tokens if probs else 2),
+            exponentials=s.batch * s.heads * s.tokens**2 if probs else 0,
             ours=partial(ops.attention_stats, attn, **how),
-            wanted=partial(lambda how: ops.attention_stats(QueryKey(*_wide(q, k)), **how), how),
+            wanted=partial(lambda how: ops.attention_stats(QueryKey(*wide(q, k)), **how), how),
         )
         if probs:
             work.torch = {"all heads": partial(_stats_probs, q, k, f, bool(column))}
@@ -270,7 +292,7 @@ def links_and_merge(inputs: Inputs) -> Iterator[Work]:
 
     def probs() -> Results:
         index = sources[:, None, :, None].expand(-1, s.heads, -1, s.width)
-        rows = _probabilities(q.gather(2, index), k).mean(1)
+        rows = probabilities(q.gather(2, index), k).mean(1)
         return places(*batched.links(columns(rows[:, :, f:]), "ratio"))
 
     def keys() -> Results:
@@ -292,15 +314,16 @@ def links_and_merge(inputs: Inputs) -> Iterator[Work]:
         bytes=rows_and_keys + indices,
         flop=2 * s.batch * s.r * (s.kept - f) * inner,
         ours=ours(ops.correlate, attn, "softmax"),
-        wanted=ours(ops.correlate, QueryKey(*_wide(q, k)), "softmax"),
+        wanted=ours(ops.correlate, QueryKey(*wide(q, k)), "softmax"),
         torch={"concatenated": lambda: places(*batched.links(batched.rows_concatenated(q, k, leave, stay, f)))},
     )
     yield Work(
         "correlate probs",
         bytes=s.batch * inner * item * (s.r + s.tokens) + indices,
         flop=2 * s.batch * s.r * s.tokens * inner,
+        exponentials=s.batch * s.heads * s.r * s.tokens,
         ours=ours(ops.correlate, attn, "ratio", probs=True),
-        wanted=ours(ops.correlate, QueryKey(*_wide(q, k)), "ratio", probs=True),
+        wanted=ours(ops.correlate, QueryKey(*wide(q, k)), "ratio", probs=True),
         torch={"rows of all heads": probs},
     )
     yield Work(

@@ -4,7 +4,7 @@
 
 Every method of ``ficoco_ext.METHODS`` is attached at the same keep ratio and timed in turns with the model as it is. A
 prefill goes from pixels and prompt to the first answer token's logits, reduction included. Weights are random: right
-for time and memory, meaningless as a model. Rows are written as they come; --budget ends in good time.
+for time and memory, meaningless as a model.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import argparse
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Deadline, Results, Stopwatch, need_kernels, said
+from contained import Program, Task, options, said
+from measure import Stopwatch, hardware, need_kernels
+from rows import Recorder
 
 import ficoco_ext
 from ficoco_ext import flops, geometry
@@ -29,9 +30,9 @@ GEOMETRY = "llava-1.5-7b"
 PLAIN = "without"
 
 
-def build(smoke: bool, device: torch.device) -> Any:
-    """The model, with SDPA; a smoke run takes the small one that the package holds."""
-    if smoke:
+def build(rehearse: bool, device: torch.device) -> Any:
+    """The model, with SDPA; a rehearsal takes the small one that the package holds."""
+    if rehearse:
         from ficoco_ext import checkpoint
 
         return checkpoint.load(None, torch.float32, device).model
@@ -41,36 +42,38 @@ def build(smoke: bool, device: torch.device) -> Any:
     return model
 
 
-def prompts(model: Any, batch: int, text_tokens: int) -> dict[str, Any]:
-    """``batch`` noise pictures, each in the middle of ``text_tokens`` random words, as a processor gives them."""
+def prompts(model: Any, batch: int, images: int, text_tokens: int) -> dict[str, Any]:
+    """``batch`` rows of ``images`` noise pictures amid ``text_tokens`` random words, as a processor gives them."""
     generator = torch.Generator().manual_seed(0)
     config = model.config
     side = config.vision_config.image_size
     patches = (side // config.vision_config.patch_size) ** 2
     words = torch.randint(4, config.text_config.vocab_size - 4, (batch, text_tokens), generator=generator)
     words[words == config.image_token_id] += 1
-    picture = words.new_full((batch, patches), config.image_token_id)
+    picture = words.new_full((batch, images * patches), config.image_token_id)
     ids = torch.cat([words[:, : text_tokens // 2], picture, words[:, text_tokens // 2 :]], dim=1).to(model.device)
-    pixels = torch.randn(batch, 3, side, side, generator=generator).to(model.device, model.dtype)
+    pixels = torch.randn(batch * images, 3, side, side, generator=generator).to(model.device, model.dtype)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
 
 
 class EndToEnd:
     """Times one model with every method."""
 
-    def __init__(self, watch: Stopwatch, results: Results, model: Any, keep_ratio: float, seconds: float) -> None:
-        self.watch, self.results, self.model, self.seconds = watch, results, model, seconds
+    def __init__(self, watch: Stopwatch, recorder: Recorder, model: Any, keep_ratio: float, seconds: float) -> None:
+        self.watch, self.recorder, self.model, self.seconds = watch, recorder, model, seconds
+        self.schedules: dict[str, Any] = {}
+        self.skipped: dict[str, str] = {}
         self.methods: dict[str, Callable[[], Any]] = {PLAIN: nullcontext}
         self.in_tower = [PLAIN]
         for name in ficoco_ext.METHODS:
             try:
                 with self._attached(name, keep_ratio) as handle:
-                    results.content.setdefault("schedules", {})[name] = _schedule(handle)
+                    self.schedules[name] = _schedule(handle)
                     if handle.schedule is not None:
                         self.in_tower.append(name)
                 self.methods[name] = partial(self._attached, name, keep_ratio)
             except Exception as error:  # a method may be for another part of the model
-                results.content.setdefault("skipped", {})[name] = said(error)
+                self.skipped[name] = said(error)
 
     def _attached(self, name: str, keep_ratio: float) -> Any:
         return ficoco_ext.attach(self.model, name, keep_ratio=keep_ratio)
@@ -80,7 +83,7 @@ class EndToEnd:
         chosen = {name: self.methods[name] for name in methods or self.methods}
         times: dict[str, list[float]] = {name: [] for name in chosen}
         failed: dict[str, str] = {}
-        stop, least = time.perf_counter() + self.seconds * len(times), 2 if self.watch.smoke else 7
+        stop, least = time.perf_counter() + self.seconds * len(times), 2 if self.watch.rehearse else 7
         for turn in range(-2, 100):  # two turns warm up
             if turn >= least and time.perf_counter() > stop:
                 break
@@ -110,13 +113,27 @@ class EndToEnd:
             median = _median(seconds)
             row = {"batch": batch, "method": name, "images_per_second": round(batch / median, 1)}
             row |= {"speedup": round(plain / median, 3), **_spread(seconds)}
-            self.results.add("tower", row)
+            self.recorder.add("tower", row)
         for name, why in found["failed"].items():
-            self.results.add("tower", {"batch": batch, "method": name, "failed": why})
+            self.recorder.add("tower", {"batch": batch, "method": name, "failed": why})
 
-    def prefill(self, batch: int, text_tokens: int) -> None:
+    def flash(self, batch: int, images: int, text_tokens: int) -> None:
+        """A prefill with the flash-attn package, where that is installed."""
+        try:
+            self.model.set_attn_implementation("flash_attention_2")
+        except ImportError as error:
+            self.recorder.facts(flash_attention=said(error))
+            return
+        try:
+            self.prefill(batch, images, text_tokens)
+        finally:
+            self.model.set_attn_implementation("sdpa")
+
+    def prefill(self, batch: int, images: int, text_tokens: int) -> None:
         """Time to the first token, cache, memory, FLOPs."""
-        inputs = prompts(self.model, batch, text_tokens)
+        inputs = prompts(self.model, batch, images, text_tokens)
+        what = {"batch": batch, "images": images, "text_tokens": text_tokens}
+        what["attention"] = self.model.config.text_config._attn_implementation
 
         def forward() -> Any:
             return self.model(**inputs, use_cache=True, logits_to_keep=1)
@@ -127,25 +144,25 @@ class EndToEnd:
                 with attached():
                     facts[name] = self._facts(forward)
             except Exception as error:
-                self.results.add("prefill", {"batch": batch, "method": name, "failed": said(error)})
+                self.recorder.add("prefill", {**what, "method": name, "failed": said(error)})
         found = self._turns(forward)
         plain, plain_flops = _median(found["seconds"][PLAIN]), facts[PLAIN]["flops"]["total"]
         for name, seconds in found["seconds"].items():
             if name not in facts:
                 continue
-            row = {"batch": batch, "text_tokens": text_tokens, "method": name, **facts[name]}
+            row = {**what, "method": name, **facts[name]}
             row["ttft_ms"] = round(_median(seconds) * 1e3, 3)
             row["time_ratio"] = round(_median(seconds) / plain, 4)
             row["flops_ratio"] = round(facts[name]["flops"]["total"] / plain_flops, 4)
-            self.results.add("prefill", row | _spread(seconds))
+            self.recorder.add("prefill", row | _spread(seconds))
         for name, why in found["failed"].items():
             if name in facts:
-                self.results.add("prefill", {"batch": batch, "method": name, "failed": why})
+                self.recorder.add("prefill", {**what, "method": name, "failed": why})
 
     def _facts(self, forward: Callable[[], Any]) -> dict[str, Any]:
         """What one counted forward says, and its peak memory beyond the weights."""
         counted, output = flops.count(self.model, forward)
-        layers = output.past_key_values.layers
+        layers = (output["cache"] if "cache" in output else output["past_key_values"]).layers
         size = sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values))
         rows = int(layers[0].keys.shape[-2])
         held = [int(layer.keys.shape[-2]) for layer in layers]
@@ -185,44 +202,41 @@ def _spread(seconds: list[float]) -> dict[str, Any]:
     }
 
 
+def tasks(args: argparse.Namespace, recorder: Recorder) -> Iterator[Task]:
+    """One task for each input; all methods take turns within it."""
+    need_kernels(args.rehearse)
+    torch.set_grad_enabled(False)
+    watch = Stopwatch(args.rehearse)
+    model = build(args.rehearse, watch.device)
+    run = EndToEnd(watch, recorder, model, args.keep_ratio, 0.05 if args.rehearse else args.seconds)
+    recorder.facts(
+        environment=hardware(),
+        model="tiny_llava" if args.rehearse else GEOMETRY,
+        weights="trained, tiny" if args.rehearse else "random",
+        dtype=str(model.dtype).removeprefix("torch."),
+        keep_ratio=args.keep_ratio,
+        how_flops=flops.HOW,
+        schedules=run.schedules,
+        skipped=run.skipped,
+    )
+    text = args.text_tokens
+    prompts_ = ((2, 1, text),) if args.rehearse else ((1, 1, text), (1, 5, 512), (8, 1, text))
+    for batch, images, words in prompts_:
+        yield f"prefill, B {batch}, {images} images, {words} words", partial(run.prefill, batch, images, words)
+    for batch in (2,) if args.rehearse else (1, 8, 64):
+        yield f"tower, B {batch}", partial(run.tower, batch)
+    if not args.rehearse:
+        yield "prefill, flash attention", partial(run.flash, 1, 5, 512)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="results file; only the section 'end_to_end' of it is written")
+    options(parser, budget=900.0)
     parser.add_argument("--keep-ratio", type=float, default=0.25, help="visual tokens that reach the language model")
     parser.add_argument("--text-tokens", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=2.0, help="timing of each method in each row")
-    parser.add_argument("--budget", type=float, default=900.0, help="seconds after which no more rows are begun")
-    parser.add_argument("--smoke", action="store_true", help="the small embedded model on the CPU: tests this program")
+    parser.add_argument("--seconds", type=float, default=0.7, help="timing of each method in each row")
     args = parser.parse_args()
-    need_kernels(args.smoke)
-    watch, deadline = Stopwatch(args.smoke), Deadline(args.budget)
-    model = build(args.smoke, watch.device)
-    facts = {
-        "model": "tiny_llava" if args.smoke else GEOMETRY,
-        "weights": "trained, tiny" if args.smoke else "random",
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": model.config.text_config._attn_implementation,
-        "vision_attention": model.config.vision_config._attn_implementation,
-        "keep_ratio": args.keep_ratio,
-        "how_flops": flops.HOW,
-    }
-    results = Results(args.json, "end_to_end", args.smoke, **facts)
-    with torch.inference_mode():
-        run = EndToEnd(watch, results, model, args.keep_ratio, 0.05 if args.smoke else args.seconds)
-        tasks: list[tuple[str, Callable[[int], None], int]] = []
-        for batch in (2,) if args.smoke else (1, 8):
-            tasks.append(("prefill", lambda b: run.prefill(b, args.text_tokens), batch))
-        for batch in (2,) if args.smoke else (1, 8, 32):
-            tasks.append(("tower", run.tower, batch))
-        for what, task, batch in tasks:
-            if not deadline.left():
-                results.add("not_reached", {"what": what, "batch": batch})
-                continue
-            try:
-                task(batch)
-            except Exception as error:  # one row's failure must not cost the others
-                results.add(what, {"batch": batch, "failed": said(error)})
-    results.finish()
+    raise SystemExit(Program("end_to_end", tasks, 12.0 if args.rehearse else 120.0).main(args))
 
 
 if __name__ == "__main__":

@@ -1,126 +1,68 @@
-"""What ``run.sh`` does, step by step, each within its own time and written down before the next one begins."""
+"""Runs the steps of a part, each within its own time and written down before the next one begins."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import importlib.util
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass, field
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timezone
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-WHOLE = 555.0  # seconds, of ten minutes
-GRACE = 8.0  # to write what is left to write after an interrupt
+from parts import HERE, PARTS, ROOT, SECONDS, Command, Step, build_tools, plan
+from rows import put, write_json
+
+GRACE = 8.0  # seconds to write what is left to write after an interrupt
 LEAST = 10.0  # below that a step is not begun
-
-Command = list[str]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One program with its time: at least ``least`` seconds are kept for it by those before it."""
-
-    name: str
-    command: Command
-    log: str
-    least: float
-    most: float
-    needs: tuple[str, ...] = ()
-    skip: str | None = None
-    environment: dict[str, str] = field(default_factory=dict)
-    budget: bool = False  # takes --budget and ends by itself
+OURS = ("summary.json", "results.json", "junit.xml", "junit_compile.xml", "build.log", "tests.log", "sanitize.log",
+        "bench.log", "contact.log")  # fmt: skip
 
 
-def pip(site: Path) -> Command:
-    """Compiles the extension into ``site``; with the build tools at hand, without fetching them."""
-    try:
-        tools = int(importlib.metadata.version("setuptools").split(".")[0]) >= 77
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        tools = False
-    isolation = ["--no-build-isolation"] if tools else []
-    return [sys.executable, "-m", "pip", "install", "-v", *isolation, "--no-deps", "--target", str(site), str(ROOT)]
-
-
-def build_knobs() -> dict[str, str]:
-    """Without kernels the build must fail, and they are needed for this machine's GPU alone."""
+def refusal(wheel: Path | None) -> str | None:
+    """Why nothing can be run here, in one line with the remedy."""
     import torch
 
     major, minor = torch.cuda.get_device_capability()
-    return {"FICOCO_CUDA": "1", "FICOCO_EXT_CPU": "1", "FICOCO_CUDA_ARCHS": f"{major}{minor}"}
-
-
-def pytest() -> Command:
-    """The tests that a GPU is for, and their like on the CPU; in parallel where that is installed.
-
-    The others need none and take minutes: they are for README's test command.
-    """
-    files = [str(path) for start in ("test_cuda", "test_ops") for path in (ROOT / "python_tests").glob(f"{start}*.py")]
-    workers = ["-n", str(max(2, min(8, (os.cpu_count() or 1) // 2)))] if importlib.util.find_spec("xdist") else []
-    where = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
-    chosen = ["-k", "not emulated and not launches_of_one", "--junitxml=junit.xml", *sorted(files)]
-    return [sys.executable, "-m", "pytest", "-q", *workers, *where, *chosen]
-
-
-def sanitizer() -> str | None:
-    """Where compute-sanitizer is: on the PATH or in the toolkit of nvcc."""
-    nvcc = shutil.which("nvcc")
-    beside = [str(Path(nvcc).resolve().parent)] if nvcc else []
-    roots = [os.environ[name] + "/bin" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    return shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), *beside, *roots]))
-
-
-def plan(site: Path, smoke: bool) -> list[Step]:
-    """The steps in order."""
-    tool, results = sanitizer(), ["--json", "results.json"]
-    program = [sys.executable, str(HERE / "sanitize.py")]
-    uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    built = () if smoke else ("build",)
-    ops, whole = ([sys.executable, str(HERE / name), *results] for name in ("bench_gpu.py", "end_to_end.py"))
-    if smoke:
-        return [
-            Step("operators once", [*program, "--smoke"], "sanitize.log", 30, 60),
-            Step("operators", [*ops, "--smoke"], "bench.log", 60, 120, budget=True),
-            Step("end to end", [*whole, "--smoke"], "bench.log", 60, 120, budget=True),
-        ]
-    steps = [
-        Step("build", pip(site), "build.log", 60, 200, environment=build_knobs()),
-        Step("tests", pytest(), "tests.log", 60, 180, built, environment={"HF_HUB_OFFLINE": "1"}),
-    ]
-    for kind in ("memcheck", "racecheck"):
-        command = [tool or "compute-sanitizer", "--tool", kind, "--error-exitcode", "9", *program]
-        skip = None if tool else "compute-sanitizer is not installed"
-        steps.append(Step(kind, command, "sanitize.log", 30, 60, built, skip, uncached))
-    steps.append(Step("operators", ops, "bench.log", 110, 200, built, budget=True))
-    steps.append(Step("end to end", whole, "bench.log", 90, 150, built, budget=True))
-    return steps
+    if major < 8:
+        name = torch.cuda.get_device_name()
+        return f"{name} has compute capability {major}.{minor}; the kernels need 8.0 (A100) or newer: use another GPU"
+    if wheel is None:
+        return build_tools()
+    release = ".".join(torch.__version__.split("+")[0].split(".")[:2])
+    try:
+        names = zipfile.ZipFile(wheel).namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        return f"{wheel} is not a wheel ({error}): build one with pip wheel --no-deps --no-build-isolation ."
+    built = [Path(n).name.split(".")[0].removeprefix("_C_torch") for n in names if "_C_torch" in n]
+    if release.replace(".", "_") not in built:
+        held = ", ".join(built).replace("_", ".") or "no kernels at all"
+        return f"{wheel.name} was built for torch {held} and torch {release} is installed: leave --wheel out"
+    return None
 
 
 class Record:
     """summary.json: rewritten whenever something changes."""
 
-    def __init__(self, out: Path, smoke: bool) -> None:
+    def __init__(self, out: Path, part: str, rehearse: bool) -> None:
         self.path = out / "summary.json"
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self.content: dict[str, Any] = {"smoke": smoke, "started": now, "ok": None, "seconds": None, "steps": []}
+        self.content: dict[str, Any] = {"part": part, "rehearsal": rehearse, "started": now, "ok": None}
+        self.content |= {"seconds": None, "steps": []}
 
     def write(self) -> None:
         """Whole or not at all."""
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text(json.dumps(self.content, indent=2) + "\n")
-        os.replace(fresh, self.path)
+        write_json(self.path, self.content)
 
 
 def shown(command: Command) -> str:
@@ -129,12 +71,13 @@ def shown(command: Command) -> str:
     short = [names.get(word, word.removeprefix(f"{ROOT}{os.sep}")) for word in command]
     if "--target" in short:
         short[short.index("--target") + 1] = "SITE"
+        short[-1] = Path(short[-1]).name
     return shlex.join(short)
 
 
 def execute(step: Step, limit: float, log: Path, environment: dict[str, str], folder: Path) -> dict[str, Any]:
     """Run one step; after ``limit`` seconds interrupt it, then end it."""
-    command = [*step.command, "--budget", str(round(limit - 20))] if step.budget else step.command
+    command = [*step.command, "--budget", str(max(round(limit - GRACE), 1))] if step.budget else step.command
     found: dict[str, Any] = {"command": shown(command), "limit_seconds": round(limit), "log": log.name}
     start = time.monotonic()
     with log.open("a") as stream:
@@ -183,72 +126,101 @@ def check_build(environment: dict[str, str], folder: Path) -> tuple[dict[str, An
     return facts, None if live else f"built without live CUDA kernels: {build['reasons'].get('cuda')}"
 
 
-def note(path: Path, **facts: Any) -> None:
-    """Put facts into the results file beside its sections."""
-    document = json.loads(path.read_text()) if path.exists() else {}
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps({**document, **facts}, indent=2) + "\n")
-    os.replace(fresh, path)
+class Runner:
+    """One run of a part."""
+
+    def __init__(self, out: Path, part: str, steps: list[Step], whole: float, environment: dict[str, str]) -> None:
+        self.out, self.steps, self.whole, self.environment = out, steps, whole, environment
+        self.rehearse = "build" not in {step.name for step in steps}
+        self.record = Record(out, part, self.rehearse)
+        self.begun, self.bad = time.monotonic(), set[str]()
+
+    def run(self) -> int:
+        """All steps; 0 if all that ran is well."""
+        for _, group in groupby(enumerate(self.steps), key=lambda item: item[1].beside or item[0]):
+            together = list(group)
+            with ThreadPoolExecutor(len(together)) as pool:
+                list(pool.map(lambda item, end=together[-1][0]: self._one(item[1], end), together))
+        return self._finish()
+
+    def _one(self, step: Step, last: int) -> None:
+        entry: dict[str, Any] = {"name": step.name, "status": "running"}
+        self.record.content["steps"].append(entry)
+        self.record.write()
+        later: dict[str, float] = {}  # by group: steps beside each other need the time of the longest
+        for index, other in enumerate(self.steps[last + 1 :]):
+            if other.skip is None:
+                key = other.beside or str(index)
+                later[key] = max(later.get(key, 0.0), other.least)
+        limit = min(step.most, self.whole - GRACE - (time.monotonic() - self.begun) - sum(later.values()))
+        missing = [name for name in step.needs if name in self.bad]
+        if step.skip or missing or limit < LEAST:
+            why = step.skip or (f"{missing[0]} failed" if missing else "no time was left")
+            entry |= {"status": "skipped" if step.skip else "not run", "reason": why, "seconds": 0.0}
+        else:
+            print(f"=== {step.name} (at most {limit:.0f} s)", flush=True)
+            entry |= execute(step, limit, self.out / step.log, {**self.environment, **step.environment}, self.out)
+        self._after(step, entry)
+        print(f"    {step.name}: {entry['status']} {entry['seconds']} s {entry.get('reason', '')}", flush=True)
+        self.record.content["seconds"] = round(time.monotonic() - self.begun, 1)
+        self.record.write()
+
+    def _after(self, step: Step, entry: dict[str, Any]) -> None:
+        if step.name == "build" and entry["status"] == "ok":
+            facts, problem = check_build(self.environment, self.out)
+            if problem:
+                entry |= {"status": "failed", "reason": problem}
+            put(self.out / "results.json", environment=facts)
+        for name, report in (("tests", "junit.xml"), ("compile tests", "junit_compile.xml")):
+            if step.name == name:
+                entry["tests"] = counts(self.out / report)
+        if entry["status"] not in ("ok", "skipped"):
+            self.bad.add(step.name)
+
+    def _finish(self) -> int:
+        entries = self.record.content["steps"]
+        if (self.out / "results.json").exists():
+            ran = {e["name"]: e["command"] for e in entries if "command" in e}
+            put(self.out / "results.json", rehearsal=self.rehearse, commands=ran)
+        self.record.content |= {"ok": not self.bad, "seconds": round(time.monotonic() - self.begun, 1)}
+        self.record.write()
+        print(json.dumps({e["name"]: e["status"] for e in entries}), flush=True)
+        return int(bool(self.bad))
 
 
-def run(out: Path, smoke: bool, whole: float) -> int:
-    """All steps; 0 if all that ran is well."""
+def run(out: Path, part: str, wheel: Path | None, rehearse: bool, whole: float | None = None) -> int:
+    """All steps of a part into ``out``; the exit code."""
+    if not rehearse and (why := refusal(wheel)):
+        print(f"{why}. Nothing was done.", file=sys.stderr)
+        return 2
     out.mkdir(parents=True, exist_ok=True)
-    for old in ("summary.json", "results.json", "junit.xml", "build.log", "tests.log", "sanitize.log", "bench.log"):
+    for old in OURS:
         (out / old).unlink(missing_ok=True)
-    begun, record, bad = time.monotonic(), Record(out, smoke), set[str]()
     with tempfile.TemporaryDirectory() as work:
         site = Path(work, "site")
-        steps = plan(site, smoke)
-        base = {**os.environ, "PYTHONUNBUFFERED": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        if smoke:
+        steps = plan(part, site, wheel, rehearse)
+        base = {**os.environ, "PYTHONUNBUFFERED": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "HF_HUB_OFFLINE": "1"}
+        if rehearse:
             base["OMP_NUM_THREADS"] = "1"
+            steps = [replace(s, command=[*s.command, "--rehearse"]) if str(HERE) in s.command[1] else s for s in steps]
         else:
             base["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
             base["PATH"] = os.pathsep.join([str(site / "bin"), os.environ.get("PATH", "")])
-        for place, step in enumerate(steps):
-            entry: dict[str, Any] = {"name": step.name, "status": "running"}
-            record.content["steps"].append(entry)
-            record.write()
-            reserved = sum(later.least for later in steps[place + 1 :] if later.skip is None)
-            limit = min(step.most, whole - GRACE - (time.monotonic() - begun) - reserved)
-            missing = [name for name in step.needs if name in bad]
-            if step.skip or missing or limit < LEAST:
-                why = step.skip or (f"{missing[0]} failed" if missing else "no time was left")
-                entry |= {"status": "skipped" if step.skip else "not run", "reason": why, "seconds": 0.0}
-            else:
-                print(f"=== {step.name} (at most {limit:.0f} s)", flush=True)
-                entry |= execute(step, limit, out / step.log, {**base, **step.environment}, out)
-            if step.name == "build" and entry["status"] == "ok":
-                facts, problem = check_build(base, out)
-                if problem:
-                    entry |= {"status": "failed", "reason": problem}
-                note(out / "results.json", environment=facts)
-            if step.name == "tests":
-                record.content["tests"] = counts(out / "junit.xml")
-            if entry["status"] not in ("ok", "skipped"):
-                bad.add(step.name)
-            print(f"    {entry['status']} {entry['seconds']} s {entry.get('reason', '')}", flush=True)
-            record.content["seconds"] = round(time.monotonic() - begun, 1)
-            record.write()
-    if (out / "results.json").exists():
-        ran = {e["name"]: e["command"] for e in record.content["steps"] if "command" in e}
-        note(out / "results.json", smoke=smoke, commands=ran)
-    record.content |= {"ok": not bad, "seconds": round(time.monotonic() - begun, 1)}
-    record.write()
-    print(json.dumps({e["name"]: e["status"] for e in record.content["steps"]}), flush=True)
-    return int(bool(bad))
+        return Runner(out, part, steps, SECONDS[part] if whole is None else whole, base).run()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--whole", type=float, default=WHOLE, help="seconds for everything")
-    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--part", choices=PARTS, default="all")
+    parser.add_argument("--wheel", type=Path, help="install this instead of compiling")
+    parser.add_argument("--whole", type=float, help="seconds for everything")
+    parser.add_argument("--rehearse", action="store_true")
     args = parser.parse_args()
     if args.out.resolve() == ROOT:
         parser.error("--out must not be the root of the tree, where python would import the sources")
-    raise SystemExit(run(args.out.resolve(), args.smoke, args.whole))
+    wheel = args.wheel.resolve() if args.wheel else None
+    raise SystemExit(run(args.out.resolve(), args.part, wheel, args.rehearse, args.whole))
 
 
 if __name__ == "__main__":
