@@ -14,6 +14,20 @@ namespace ficoco {
 // Filter keeps all scores of an image in the registers of one block.
 constexpr int64_t kMaxPatches = 16384;
 
+// Blocks along the second and third side of a grid. Images are along one of them: a launcher takes at most kMaxImages,
+// more are several calls. The tests on the host come to that with few.
+constexpr int64_t kMaxBlocks = 65535;
+#ifdef FICOCO_EMULATED
+constexpr int64_t kMaxImages = 5;
+#else
+constexpr int64_t kMaxImages = kMaxBlocks;
+#endif
+// What fits into the grids of all kernels: heads, channels of all heads together, tokens.
+constexpr int64_t kMaxHeads = kMaxBlocks, kMaxChannels = kMaxBlocks * 128, kMaxTokens = kMaxBlocks * 8;
+
+// workspace_bytes() of sizes whose product cannot be counted.
+constexpr size_t kUncountable = PTRDIFF_MAX;
+
 struct ReduceParams {  // outputs of one stage are inputs of the next: the pointers must agree
   bool map;            // the attention is `map_stats.attn`, else `stats`
   StatsParams stats;
@@ -31,6 +45,8 @@ size_t workspace_bytes(const MatchParams& p);
 size_t workspace_bytes(const TokenParams& p);
 size_t workspace_bytes(const TokenLinksParams& p);
 size_t workspace_bytes(const ReduceParams& p);
+inline size_t workspace_bytes(const CompressParams&) { return 0; }
+inline size_t workspace_bytes(const SequenceParams&) { return 0; }
 
 cudaError_t launch_attention_stats(const StatsParams& p, void* workspace, cudaStream_t stream);
 cudaError_t launch_attention_stats(const MapStatsParams& p, void* workspace, cudaStream_t stream);

@@ -3,8 +3,8 @@
 
 #include "calls.h"
 #include "checks.h"
-#include "cpu/images.h"
 #include "cpu/kernels.h"
+#include "images.h"
 
 namespace ficoco {
 namespace {

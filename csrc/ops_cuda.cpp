@@ -7,6 +7,7 @@
 
 #include "calls.h"
 #include "checks.h"
+#include "images.h"
 #include "launch.h"
 
 #if __has_include(<nvtx3/nvToolsExt.h>) && !defined(FICOCO_EMULATED)
@@ -95,18 +96,76 @@ void check_launch(const char* op, cudaError_t error) {
                       : "");
 }
 
-// Gives `launch` its workspace and the stream.
+int64_t batch_of(const ReduceParams& p) { return p.filter.batch; }
+template <class Params>
+int64_t batch_of(const Params& p) {
+  return p.batch;
+}
+
+ReduceParams image(ReduceParams p, int64_t b, int64_t count) {
+  p.map ? void(p.map_stats = image(p.map_stats, b, count)) : void(p.stats = image(p.stats, b, count));
+  p.filter = image(p.filter, b, count);
+  p.correlate = image(p.correlate, b, count);
+  p.compress = image(p.compress, b, count);
+  return p;
+}
+
+// Gives `launch` as many images as one grid has room for, a workspace and the stream, until there are no more.
 template <class Params, class Launch>
 void run(const char* op, const Tensor& like, const Params& params, const Launch& launch) {
   const Range range(op);
   const Place place(like);
-  const auto bytes = static_cast<int64_t>(workspace_bytes(params));
-  const Tensor workspace = at::empty({bytes}, like.options().dtype(at::kByte));
-  check_launch(op, launch(params, bytes ? workspace.mutable_data_ptr() : nullptr, place.stream()));
+  const int64_t batch = batch_of(params);
+  for (int64_t b = 0; b < batch; b += kMaxImages) {
+    const Params some = image(params, b, std::min(kMaxImages, batch - b));
+    const size_t bytes = workspace_bytes(some);
+    FICOCO_VALUE(bytes < kUncountable, op, "the tensors", "of sizes whose product can be counted in bytes", "larger",
+                 "split the batch");
+    Tensor workspace;
+    if (bytes) workspace = at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
+    check_launch(op, launch(some, bytes ? workspace.mutable_data_ptr() : nullptr, place.stream()));
+  }
 }
+
+// Grids have room for them.
+void check_grid(const char* op, const char* argument, int64_t heads, int64_t tokens, int64_t width) {
+  constexpr const char* remedy = "use the CPU, where there is no such limit";
+  FICOCO_VALUE(heads <= kMaxHeads, op, argument, check::text("of at most ", kMaxHeads, " heads on a GPU"), heads,
+               remedy);
+  FICOCO_VALUE(tokens <= kMaxTokens, op, argument, check::text("of at most ", kMaxTokens, " tokens on a GPU"), tokens,
+               remedy);
+  FICOCO_VALUE(width <= kMaxChannels / std::max<int64_t>(heads, 1), op, argument,
+               check::text("of at most ", kMaxChannels, " channels on a GPU, all heads together"),
+               check::text(heads, " heads of ", width), remedy);
+}
+
+void check_grid(const StatsCall& call) {
+  check_grid("attention_stats", "query", call.params.query.heads, call.params.tokens, call.params.width);
+}
+
+void check_grid(const MapStatsCall& call) {
+  check_grid("attention_stats", "attn", call.params.attn.heads, call.params.tokens, 0);
+}
+
+void check_grid(const CorrelateCall& call) {
+  const CorrelateParams& p = call.params;
+  const bool map = p.by == Correlation::kMap;
+  check_grid("correlate",
+             map                         ? "attn"
+             : p.by == Correlation::kKey ? "key"
+                                         : "query",
+             (map                         ? p.attn
+              : p.by == Correlation::kKey ? p.key
+                                          : p.query)
+                 .heads,
+             p.tokens, map ? 0 : p.width);
+}
+
+void check_grid(const CompressCall& call) { check_grid("compress", "tokens", 1, call.params.count, 0); }
 
 template <class Call>
 std::tuple<Tensor, Tensor> run_stats(const Tensor& like, const Call& call) {
+  check_grid(call);
   run("attention_stats", like, call.params,
       [](const auto& p, void* workspace, cudaStream_t stream) { return launch_attention_stats(p, workspace, stream); });
   return {call.class_attention, call.patch_attention};
@@ -140,6 +199,7 @@ std::tuple<Tensor, Tensor, Tensor> filter(const Tensor& patch_attention, const T
 }
 
 std::tuple<Tensor, Tensor> run_correlate(const Tensor& like, const CorrelateCall& call) {
+  check_grid(call);
   run("correlate", like, call.params, [](const CorrelateParams& p, void* workspace, cudaStream_t stream) {
     return launch_correlate(p, workspace, stream);
   });
@@ -165,9 +225,9 @@ std::tuple<Tensor, Tensor, Tensor> compress(const Tensor& tokens, const Tensor& 
                                             const Tensor& targets, const Tensor& weights,
                                             const std::optional<Tensor>& size, bool size_weighted) {
   const CompressCall call = compress_call(tokens, sources, kept, targets, weights, size, size_weighted);
-  const Range range("compress");
-  const Place place(tokens);
-  check_launch("compress", launch_compress(call.params, place.stream()));
+  check_grid(call);
+  run("compress", tokens, call.params,
+      [](const CompressParams& p, void*, cudaStream_t stream) { return launch_compress(p, stream); });
   return {call.out, call.size, call.source_map};
 }
 
@@ -177,6 +237,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> match(const Tensor& key, int6
   FICOCO_VALUE(call.params.tokens - call.params.first <= kMaxPatches, "match", "key",
                check::text("of at most ", kMaxPatches, " patches on a GPU"), call.params.tokens,
                "reduce on the CPU, or split the image");
+  check_grid("match", "key", call.params.key.heads, call.params.tokens, call.params.width);
   run("match", key, call.params,
       [](const MatchParams& p, void* workspace, cudaStream_t stream) { return launch_match(p, workspace, stream); });
   return {call.redundancy, call.sources, call.kept, call.targets, call.weights};
@@ -186,6 +247,7 @@ Tensor token_attention(const Tensor& query, const Tensor& key, const Tensor& tok
                        const Tensor& weights, const std::optional<Tensor>& key_mask, double scale, bool probs,
                        bool column, bool causal) {
   const TokenCall call = token_call(query, key, tokens, others, weights, key_mask, scale, probs, column, causal);
+  check_grid("token_attention", "query", call.params.query.heads, call.params.keys, call.params.width);
   run("token_attention", query, call.params, [](const TokenParams& p, void* workspace, cudaStream_t stream) {
     return launch_token_attention(p, workspace, stream);
   });
@@ -199,6 +261,8 @@ std::tuple<Tensor, Tensor> correlate_tokens(const Tensor& query, const Tensor& k
                                             bool causal) {
   const TokenLinksCall call = token_links_call(query, key, sources, candidates, others, weights, key_mask, k, scale,
                                                gamma, alpha, probs, column, causal);
+  check_grid("correlate", "query", call.params.query.heads, call.params.keys, call.params.width);
+  check_grid("correlate", "sources", 1, call.params.r, 0);
   run("correlate", query, call.params, [](const TokenLinksParams& p, void* workspace, cudaStream_t stream) {
     return launch_correlate_tokens(p, workspace, stream);
   });
@@ -208,9 +272,8 @@ std::tuple<Tensor, Tensor> correlate_tokens(const Tensor& query, const Tensor& k
 std::tuple<Tensor, Tensor, Tensor, Tensor> to_sequence(const Tensor& visual, const Tensor& sources, const Tensor& kept,
                                                        const Tensor& targets, int64_t tokens) {
   const SequenceCall call = sequence_call(visual, sources, kept, targets, tokens);
-  const Range range("to_sequence");
-  const Place place(visual);
-  check_launch("to_sequence", launch_to_sequence(call.params, place.stream()));
+  run("to_sequence", visual, call.params,
+      [](const SequenceParams& p, void*, cudaStream_t stream) { return launch_to_sequence(p, stream); });
   return {call.sources, call.kept, call.targets, call.visual};
 }
 
@@ -222,7 +285,9 @@ Reduced run_reduce(const Tensor& tokens, const Stats& stats, const std::optional
                    const MakeCorrelate& make_correlate) {
   const FilterCall filter = filter_call(stats.patch_attention, stats.class_attention, ids, settings);
   check_size(filter);
+  check_grid(stats);
   const CorrelateCall correlate = make_correlate(filter.sources, filter.kept);
+  check_grid(correlate);
   const CompressCall compress =
       compress_call(tokens, filter.sources, filter.kept, correlate.targets, correlate.weights, size, size_weighted);
   ReduceParams params{};

@@ -83,7 +83,9 @@ cudaError_t launch_attention_stats(const StatsParams& p, void* workspace, cudaSt
 }
 
 size_t workspace_bytes(const MapStatsParams& p) {
-  return p.patches && p.column ? p.batch * row_chunks(p) * (p.tokens - p.first) * sizeof(float) : 0;
+  Pieces pieces(nullptr);
+  if (p.patches && p.column) pieces.take<float>(p.batch, row_chunks(p), p.tokens - p.first);
+  return pieces.used();
 }
 
 cudaError_t launch_attention_stats(const MapStatsParams& p, void* workspace, cudaStream_t stream) {

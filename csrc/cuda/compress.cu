@@ -26,7 +26,9 @@ __device__ void write_source_map(const CompressParams& p, int64_t b) {
     assert(source >= 0 && source < p.count && "ficoco::compress: a source is no token");
     int64_t largest = 0;
     for (int64_t t = 1; t < p.k; ++t) largest = p.weights[edge + t] > p.weights[edge + largest] ? t : largest;
-    map[source] = p.k ? p.targets[edge + largest] : -1;
+    const int64_t target = p.k ? p.targets[edge + largest] : -1;
+    assert(target < p.kept_count && "ficoco::compress: a target is no survivor");
+    map[source] = target;
   }
 }
 
@@ -52,7 +54,9 @@ __device__ __forceinline__ Mass mass_of(const CompressParams& p, int64_t b, int6
   Mass mass{p.size_weighted ? size(kept) : 1.f, 0.f, size(kept), false};
   mass.divisor = mass.own;
   incoming(p, b, j, [&](int64_t edge) {
-    const float weight = p.weights[b * p.r * p.k + edge], moved = weight * size(p.sources[b * p.r + edge / p.k]);
+    const int64_t source = p.sources[b * p.r + edge / p.k];
+    assert(source >= 0 && source < p.count && "ficoco::compress: a source is no token");
+    const float weight = p.weights[b * p.r * p.k + edge], moved = weight * size(source);
     mass.divisor += p.size_weighted ? moved : weight;
     mass.size += moved;
     mass.receives = true;
@@ -94,7 +98,6 @@ __global__ void __launch_bounds__(kThreads, 2) compress_kernel(CompressParams p,
     for (int e = 0; e < kPer<T>; ++e) sum[e] = mass.own * to_float(x.x[e]);
     incoming(p, b, j, [&](int64_t edge) {
       const int64_t source = p.sources[b * p.r + edge / p.k];
-      assert(source >= 0 && source < p.count && "ficoco::compress: a source is no token");
       float share = p.weights[b * p.r * p.k + edge];
       if (p.size_weighted && p.size) share *= p.size[b * p.count + source];
       if (mine) x = load_pack<T, kVector>(tokens.row(b, 0, source) + c, left);

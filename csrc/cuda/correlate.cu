@@ -153,11 +153,11 @@ struct Workspace {
 
 Workspace take(const CorrelateParams& p, Pieces& pieces) {
   Workspace w{};
-  w.scores = pieces.take<float>(p.batch * p.r * (p.kept_count - p.first));
-  if (p.by == Correlation::kKey) w.metric = pieces.take<float>(p.batch * p.tokens * p.width);
+  w.scores = pieces.take<float>(p.batch, p.r, p.kept_count - p.first);
+  if (p.by == Correlation::kKey) w.metric = pieces.take<float>(p.batch, p.tokens, p.width);
   if (p.by == Correlation::kProbs) {
-    w.top = pieces.take<float>(p.batch * p.query.heads * p.r);
-    w.inverse = pieces.take<float>(p.batch * p.query.heads * p.r);
+    w.top = pieces.take<float>(p.batch, p.query.heads, p.r);
+    w.inverse = pieces.take<float>(p.batch, p.query.heads, p.r);
   }
   return w;
 }
@@ -170,7 +170,7 @@ cudaError_t launch_scores(const ScoreParams& s, cudaStream_t stream) {
         using T = decltype(type);
         const auto kernel = score_kernel<T, decltype(vector)::value, kProbs>;
         constexpr size_t kShared = sizeof(TileShared<T, kDeepStages<T>>);
-        FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
+        FICOCO_TRY(allow_shared(kernel, kShared));
         const dim3 grid(ceil_div(p.kept_count - p.first, kTile), ceil_div(p.r, kTile), p.batch);
         kernel<<<grid, kTileThreads, kShared, stream>>>(s, view<T>(p.query), view<T>(p.key));
         return launched();

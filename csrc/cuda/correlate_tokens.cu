@@ -127,13 +127,13 @@ Workspace take(const TokenLinksParams& p, Pieces& pieces) {
   Workspace w{};
   const auto softmax = [&](int64_t count) {
     RowSoftmax rows{};
-    rows.top = pieces.take<float>(p.batch * p.query.heads * count);
-    rows.inverse = pieces.take<float>(p.batch * p.query.heads * count);
+    rows.top = pieces.take<float>(p.batch, p.query.heads, count);
+    rows.inverse = pieces.take<float>(p.batch, p.query.heads, count);
     return rows;
   };
-  w.direct = pieces.take<float>(p.batch * p.r * p.candidate_count);
-  w.way = pieces.take<float>(p.batch * p.r * p.other_count);
-  w.from = pieces.take<float>(p.batch * p.other_count * p.candidate_count);
+  w.direct = pieces.take<float>(p.batch, p.r, p.candidate_count);
+  w.way = pieces.take<float>(p.batch, p.r, p.other_count);
+  w.from = pieces.take<float>(p.batch, p.other_count, p.candidate_count);
   if (p.probs) {
     w.sources = softmax(p.r);
     w.others = softmax(p.other_count);
@@ -159,7 +159,7 @@ cudaError_t launch_block(const TokenLinksParams& p, const List& rows, const List
     constexpr bool kVector = decltype(vector)::value;
     const auto kernel = p.probs ? attention_block_kernel<T, kVector, true> : attention_block_kernel<T, kVector, false>;
     constexpr size_t kShared = sizeof(TileShared<T, kDeepStages<T>>);
-    FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
+    FICOCO_TRY(allow_shared(kernel, kShared));
     const dim3 grid(ceil_div(columns.count, kTile), ceil_div(rows.count, kTile), p.batch);
     kernel<<<grid, kTileThreads, kShared, stream>>>(params, view<T>(p.query), view<T>(p.key));
     return launched();

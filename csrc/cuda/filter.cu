@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kThreads, 1) filter_kernel(FilterParams p, Cel
 }
 
 Cell* pieces(const FilterParams& p, Pieces& all) {
-  return filter_cells(p) > kSharedCells ? all.take<Cell>(p.batch * filter_cells(p)) : nullptr;
+  return filter_cells(p) > kSharedCells ? all.take<Cell>(p.batch, filter_cells(p)) : nullptr;
 }
 
 }  // namespace

@@ -12,6 +12,16 @@ cudaError_t launched() {
   return cudaGetLastError();
 }
 
+cudaError_t failed(cudaError_t error) {
+  cudaGetLastError();
+  return error;
+}
+
+cudaError_t set_to_zero(void* data, size_t bytes, cudaStream_t stream) {
+  const cudaError_t error = cudaMemsetAsync(data, 0, bytes, stream);
+  return error == cudaSuccess ? error : failed(error);
+}
+
 int64_t launch_count() { return count.load(std::memory_order_relaxed); }
 
 }  // namespace ficoco

@@ -77,9 +77,9 @@ Workspace take(const StatsParams& p, Pieces& pieces) {
   const PassShape key = pass_shape(p.key, p.tokens, p.width), query = pass_shape(p.query, p.tokens, p.width);
   const int64_t patches = p.tokens - p.first, heads = first_rows(p).heads;
   Workspace w{};
-  if (p.patches) w.sums = pieces.take<float>(p.batch * key.chunks * heads * p.width);
-  if (p.first) w.class_dots = pieces.take<float>(p.batch * key.slices * patches);
-  if (p.patches) w.mean_dots = pieces.take<float>(p.batch * (p.column ? key : query).slices * patches);
+  if (p.patches) w.sums = pieces.take<float>(p.batch, key.chunks, heads, p.width);
+  if (p.first) w.class_dots = pieces.take<float>(p.batch, key.slices, patches);
+  if (p.patches) w.mean_dots = pieces.take<float>(p.batch, (p.column ? key : query).slices, patches);
   w.counters = pieces.take<uint32_t>(p.batch);
   return w;
 }
@@ -115,8 +115,8 @@ cudaError_t launch_logits_stats(const StatsParams& p, const FilterParams* filter
   pass.width = p.width;
   pass.first = p.first;
   if (!p.patches) {
-    if (counters) FICOCO_TRY(cudaMemsetAsync(counters, 0, p.batch * sizeof(uint32_t), stream));
-    FICOCO_TRY(cudaMemsetAsync(w.counters, 0, p.batch * sizeof(uint32_t), stream));
+    if (counters) FICOCO_TRY(set_to_zero(counters, p.batch * sizeof(uint32_t), stream));
+    FICOCO_TRY(set_to_zero(w.counters, p.batch * sizeof(uint32_t), stream));
     pass.class_dots = w.class_dots;
     return launch_pass<false, true, false>(pass, p.key, p.query, p.batch, tail, stream);
   }

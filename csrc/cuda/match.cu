@@ -146,14 +146,14 @@ struct Workspace {
 
 Workspace take(const MatchParams& p, Pieces& pieces) {
   const Side even = even_side(p), odd = odd_side(p);
-  const int64_t tiles = even.count ? ceil_div(odd.count, kTile) : 0, partial = p.batch * tiles * even.count;
+  const int64_t tiles = even.count ? ceil_div(odd.count, kTile) : 0;
   Workspace w{};
-  w.metric = pieces.take<float>(p.batch * p.tokens * p.width);
+  w.metric = pieces.take<float>(p.batch, p.tokens, p.width);
   w.nearest.metric = w.metric;
-  w.nearest.best = pieces.take<float>(partial);
-  w.nearest.token = pieces.take<int>(partial);
+  w.nearest.best = pieces.take<float>(p.batch, tiles, even.count);
+  w.nearest.token = pieces.take<int>(p.batch, tiles, even.count);
   w.nearest.tiles = tiles;
-  w.nearest.places = pieces.take<int>(p.batch * p.tokens);
+  w.nearest.places = pieces.take<int>(p.batch, p.tokens);
   w.nearest.counters = pieces.take<uint32_t>(p.batch);
   return w;
 }
@@ -188,7 +188,7 @@ cudaError_t launch_match(const MatchParams& p, void* workspace, cudaStream_t str
   const dim3 grid(w.nearest.tiles, ceil_div(even_side(p).count, kTile), p.batch);
   const auto kernel = p.width % kPer<float> == 0 ? nearest_kernel<true> : nearest_kernel<false>;
   constexpr size_t kShared = sizeof(TileShared<float, kStages>);
-  FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
+  FICOCO_TRY(allow_shared(kernel, kShared));
   kernel<<<grid, kTileThreads, kShared, stream>>>(p, w.nearest);
   FICOCO_TRY(launched());
   return tail ? cudaSuccess : launch_select(p, w.nearest, stream);

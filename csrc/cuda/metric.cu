@@ -120,8 +120,8 @@ struct Workspace {
 
 Workspace take(const StatsParams& p, Pieces& pieces) {
   Workspace w{};
-  w.metric = pieces.take<float>(p.batch * p.tokens * p.width);
-  w.sums = pieces.take<float>(p.batch * ceil_div(p.tokens, kChunk) * p.width);
+  w.metric = pieces.take<float>(p.batch, p.tokens, p.width);
+  w.sums = pieces.take<float>(p.batch, ceil_div(p.tokens, kChunk), p.width);
   return w;
 }
 

@@ -116,12 +116,12 @@ struct Workspace {
 int64_t stat_rows(const StatsParams& p) { return p.patches ? p.tokens : 1; }
 
 Workspace take(const StatsParams& p, Pieces& pieces) {
-  const int64_t rows = p.batch * p.query.heads * stat_rows(p);
+  const auto rows = [&] { return pieces.take<float>(p.batch, p.query.heads, stat_rows(p)); };
   Workspace w{};
-  w.top = pieces.take<float>(rows);
-  w.inverse = pieces.take<float>(rows);
-  if (p.patches) w.patch = pieces.take<float>(rows);
-  if (p.first) w.products = pieces.take<float>(p.batch * p.query.heads * p.tokens);
+  w.top = rows();
+  w.inverse = rows();
+  if (p.patches) w.patch = rows();
+  if (p.first) w.products = pieces.take<float>(p.batch, p.query.heads, p.tokens);
   return w;
 }
 
@@ -132,7 +132,7 @@ cudaError_t launch_columns(const StatsParams& p, const Workspace& w, cudaStream_
     const auto kernel = column_kernel<T, decltype(vector)::value>;
     const ColumnParams params{p.tokens, p.width, p.first, p.scale, w.top, w.inverse, w.patch};
     constexpr size_t kShared = sizeof(TileShared<T, kStages>);
-    FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
+    FICOCO_TRY(allow_shared(kernel, kShared));
     const dim3 grid(ceil_div(p.tokens, kTile), p.query.heads, p.batch);
     kernel<<<grid, kTileThreads, kShared, stream>>>(params, view<T>(p.query), view<T>(p.key));
     return launched();

@@ -144,7 +144,7 @@ cudaError_t launch_row_softmax(const RowSoftmaxParams& p, cudaStream_t stream) {
         p.causal || p.key_mask ? row_softmax_kernel<T, kVector, true> : row_softmax_kernel<T, kVector, false>;
     const dim3 grid(ceil_div(p.count, kTile), p.query.heads, p.batch);
     constexpr size_t kShared = sizeof(TileShared<T, kStages>);
-    FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
+    FICOCO_TRY(allow_shared(kernel, kShared));
     kernel<<<grid, kTileThreads, kShared, stream>>>(p, view<T>(p.query), view<T>(p.key));
     return launched();
   });

@@ -3,6 +3,8 @@
 // A block has 128 tokens and 32 packs of 16 bytes of the concatenated heads; a warp takes tokens in turn, a lane one
 // pack. Sums over tokens and over packs leave as partial results, which a reader adds up in a fixed order.
 #pragma once
+#include <algorithm>
+
 #include "cuda/utils.cuh"
 
 namespace ficoco {
@@ -18,8 +20,9 @@ struct PassShape {
 
 inline PassShape pass_shape(const Rows& rows, int64_t tokens, int64_t width) {
   const int64_t per = 16 / size_of(rows.dtype), packs_per_head = ceil_div(width, per);
-  const int64_t packs = packs_per_head * rows.heads;
-  return {packs_per_head, packs, ceil_div(packs, kWarp), ceil_div(tokens, kPassTokens)};
+  const int64_t packs = packs_per_head * rows.heads, at_least = 1;  // no channels: their sums are still to be written
+  return {std::max(packs_per_head, at_least), packs, std::max(ceil_div(packs, kWarp), at_least),
+          ceil_div(tokens, kPassTokens)};
 }
 
 // Sum over the patches of rows of `heads` heads, in chunks: [b][chunk][head * width + c].

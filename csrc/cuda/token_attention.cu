@@ -176,11 +176,13 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     const int columns = columns_of(turn), j = threadIdx.x % kTile, w = threadIdx.x / kTile;
     Others &own = others[turn % 3], &next = others[(turn + 1) % 3];
     const auto token_row = [&](int i) { return kColumn ? key_row(tokens[i]) : query_row(tokens[i]); };
-    const auto other_row = [&](int k) { return kColumn ? query_row(own.token[k]) : key_row(own.token[k]); };
+    const auto other_row = [&](int k) {  // by whom the row is read, or it could be read before others find it wrong
+      check_token(own.token[k], first_other, p.keys);
+      return kColumn ? query_row(own.token[k]) : key_row(own.token[k]);
+    };
     if (turn < token_turns) to.a.template load<kVector>(token_row, rows, c, p.width);
     to.b.template load<kVector>(other_row, columns, c, p.width);
     if (chunk != chunks - 1) return;
-    if (w == 0 && j < columns) check_token(own.token[j], first_other, p.keys);
     if (w == 0 && turn + 1 < turns && j < columns_of(turn + 1)) {  // there when the next turn's rows are asked for
       copy_async<8>(&next.token[j], list + r0 + kTile + j, true);
     }
@@ -252,13 +254,13 @@ int64_t query_count(const TokenParams& p) { return p.column ? p.other_count : p.
 Workspace take(const TokenParams& p, Pieces& pieces) {
   Workspace w{};
   if (p.probs) {
-    w.rows.top = pieces.take<float>(p.batch * p.query.heads * query_count(p));
-    w.rows.inverse = pieces.take<float>(p.batch * p.query.heads * query_count(p));
-    w.partial = pieces.take<float>(p.batch * p.query.heads * p.sets * p.count);
+    w.rows.top = pieces.take<float>(p.batch, p.query.heads, query_count(p));
+    w.rows.inverse = pieces.take<float>(p.batch, p.query.heads, query_count(p));
+    w.partial = pieces.take<float>(p.batch, p.query.heads, p.sets, p.count);
   } else {
-    const int64_t state = p.sets * summed_rows(p).heads * p.width;
-    w.partial = pieces.take<float>(p.batch * ceil_div(p.other_count, kChunk) * state);
-    w.sums = pieces.take<float>(p.batch * state);
+    const int64_t heads = summed_rows(p).heads;
+    w.partial = pieces.take<float>(p.batch, ceil_div(p.other_count, kChunk), p.sets, heads, p.width);
+    w.sums = pieces.take<float>(p.batch, p.sets, heads, p.width);
   }
   return w;
 }
@@ -301,7 +303,7 @@ cudaError_t launch_probabilities(const TokenParams& p, const Workspace& w, cudaS
     constexpr bool kVector = decltype(vector)::value;
     const auto kernel = p.column ? token_pairs_kernel<T, kVector, true> : token_pairs_kernel<T, kVector, false>;
     constexpr size_t kShared = sizeof(TileShared<T, kStages>);
-    FICOCO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
+    FICOCO_TRY(allow_shared(kernel, kShared));
     const dim3 grid(ceil_div(p.count, kTile), p.query.heads, p.batch);
     for (int64_t set = 0; set < p.sets; set += kSets) {
       kernel<<<grid, kTileThreads, kShared, stream>>>(p, view<T>(p.query), view<T>(p.key), w.rows, set, w.partial);
@@ -326,7 +328,9 @@ size_t workspace_bytes(const TokenParams& p) {
 cudaError_t launch_token_attention(const TokenParams& p, void* workspace, cudaStream_t stream) {
   const int64_t results = p.batch * p.sets * p.count;
   if (results == 0) return cudaSuccess;
-  if (p.other_count == 0) return cudaMemsetAsync(p.out, 0, results * sizeof(float), stream);
+  if (p.other_count == 0 || (p.width == 0 && !p.probs)) {  // a sum of nothing
+    return set_to_zero(p.out, results * sizeof(float), stream);
+  }
   Pieces pieces(workspace);
   const Workspace w = take(p, pieces);
   return p.probs ? launch_probabilities(p, w, stream) : launch_logits(p, w, stream);

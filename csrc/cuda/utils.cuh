@@ -181,15 +181,33 @@ cudaError_t with_type(Dtype dtype, bool vector, const F& f) {
 
 // To be called after each launch: counts it and fetches its error.
 cudaError_t launched();
+// An error that a call of the runtime returned, taken back from the runtime's own record of the last one: the next
+// launch that goes well would report it otherwise.
+cudaError_t failed(cudaError_t error);
+// Lets a kernel have more dynamic shared memory than it may use unasked.
+template <class... Parameters>
+cudaError_t allow_shared(void (*kernel)(Parameters...), size_t bytes) {
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  return error == cudaSuccess ? error : failed(error);
+}
+cudaError_t set_to_zero(void* data, size_t bytes, cudaStream_t stream);
 
 // Hands out 256-byte aligned pieces of a workspace, or only adds them up if there is none yet.
 class Pieces {
  public:
   explicit Pieces(void* base) : base_(static_cast<char*>(base)) {}
-  template <class T>
-  T* take(int64_t count) {
+  // Room for as many T as the product of `counts`. What cannot be counted is kUncountable bytes.
+  template <class T, class... Counts>
+  T* take(Counts... counts) {
     const size_t at = used_;
-    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 256);
+    size_t bytes = sizeof(T);
+    for (const int64_t count : {static_cast<int64_t>(counts)...}) {
+      const size_t factor = static_cast<size_t>(count);
+      bytes = factor && bytes > kUncountable / factor ? kUncountable : bytes * factor;
+    }
+    bytes = bytes > kUncountable - 255 ? kUncountable : (bytes + 255) / 256 * 256;
+    used_ = bytes > kUncountable - used_ ? kUncountable : used_ + bytes;
     return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
   }
   size_t used() const { return used_; }

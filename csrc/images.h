@@ -1,4 +1,4 @@
-// The params of one image of a batch.
+// The params of some images of a batch: `count` of them from image b on.
 #pragma once
 #include "params.h"
 
@@ -10,41 +10,41 @@ inline Rows image(Rows rows, int64_t b) {
 }
 
 template <class T>
-T* image(T* data, int64_t b, int64_t count) {
-  return data ? data + b * count : nullptr;
+T* image(T* data, int64_t b, int64_t size) {
+  return data ? data + b * size : nullptr;
 }
 
-inline StatsParams image(StatsParams p, int64_t b) {
+inline StatsParams image(StatsParams p, int64_t b, int64_t count = 1) {
   const int64_t patches = p.tokens - p.first;
   p.query = image(p.query, b);
   p.key = image(p.key, b);
   p.class_attention = image(p.class_attention, b, patches);
   p.patch_attention = image(p.patch_attention, b, patches);
-  p.batch = 1;
+  p.batch = count;
   return p;
 }
 
-inline MapStatsParams image(MapStatsParams p, int64_t b) {
+inline MapStatsParams image(MapStatsParams p, int64_t b, int64_t count = 1) {
   const int64_t patches = p.tokens - p.first;
   p.attn = image(p.attn, b);
   p.class_attention = image(p.class_attention, b, patches);
   p.patch_attention = image(p.patch_attention, b, patches);
-  p.batch = 1;
+  p.batch = count;
   return p;
 }
 
-inline FilterParams image(FilterParams p, int64_t b) {
+inline FilterParams image(FilterParams p, int64_t b, int64_t count = 1) {
   p.patch_attention = image(p.patch_attention, b, p.patches);
   p.class_attention = image(p.class_attention, b, p.patches);
   p.ids = image(p.ids, b, p.patches);
   p.redundancy = image(p.redundancy, b, p.patches);
   p.sources = image(p.sources, b, p.r);
   p.kept = image(p.kept, b, p.patches + p.first - p.r);
-  p.batch = 1;
+  p.batch = count;
   return p;
 }
 
-inline CorrelateParams image(CorrelateParams p, int64_t b) {
+inline CorrelateParams image(CorrelateParams p, int64_t b, int64_t count = 1) {
   p.query = image(p.query, b);
   p.key = image(p.key, b);
   p.attn = image(p.attn, b);
@@ -52,22 +52,22 @@ inline CorrelateParams image(CorrelateParams p, int64_t b) {
   p.kept = image(p.kept, b, p.kept_count);
   p.targets = image(p.targets, b, p.r * p.k);
   p.weights = image(p.weights, b, p.r * p.k);
-  p.batch = 1;
+  p.batch = count;
   return p;
 }
 
-inline MatchParams image(MatchParams p, int64_t b) {
+inline MatchParams image(MatchParams p, int64_t b, int64_t count = 1) {
   p.key = image(p.key, b);
   p.redundancy = image(p.redundancy, b, p.tokens - p.first);
   p.sources = image(p.sources, b, p.r);
   p.kept = image(p.kept, b, p.tokens - p.r);
   p.targets = image(p.targets, b, p.r);
   p.weights = image(p.weights, b, p.r);
-  p.batch = 1;
+  p.batch = count;
   return p;
 }
 
-inline TokenParams image(TokenParams p, int64_t b) {
+inline TokenParams image(TokenParams p, int64_t b, int64_t count = 1) {
   p.query = image(p.query, b);
   p.key = image(p.key, b);
   p.tokens = image(p.tokens, b, p.count);
@@ -75,11 +75,11 @@ inline TokenParams image(TokenParams p, int64_t b) {
   p.weights = image(p.weights, b, p.sets * p.other_count);
   p.key_mask = image(p.key_mask, b, p.keys);
   p.out = image(p.out, b, p.sets * p.count);
-  p.batch = 1;
+  p.batch = count;
   return p;
 }
 
-inline TokenLinksParams image(TokenLinksParams p, int64_t b) {
+inline TokenLinksParams image(TokenLinksParams p, int64_t b, int64_t count = 1) {
   p.query = image(p.query, b);
   p.key = image(p.key, b);
   p.sources = image(p.sources, b, p.r);
@@ -89,11 +89,11 @@ inline TokenLinksParams image(TokenLinksParams p, int64_t b) {
   p.key_mask = image(p.key_mask, b, p.keys);
   p.targets = image(p.targets, b, p.r * p.k);
   p.weights = image(p.weights, b, p.r * p.k);
-  p.batch = 1;
+  p.batch = count;
   return p;
 }
 
-inline SequenceParams image(SequenceParams p, int64_t b) {
+inline SequenceParams image(SequenceParams p, int64_t b, int64_t count = 1) {
   p.visual = image(p.visual, b, p.count);
   p.sources = image(p.sources, b, p.r);
   p.kept = image(p.kept, b, p.count - p.r);
@@ -102,11 +102,11 @@ inline SequenceParams image(SequenceParams p, int64_t b) {
   p.kept_columns = image(p.kept_columns, b, p.tokens - p.r);
   p.target_places = image(p.target_places, b, p.r * p.k);
   p.visual_places = image(p.visual_places, b, p.count - p.r);
-  p.batch = 1;
+  p.batch = count;
   return p;
 }
 
-inline CompressParams image(CompressParams p, int64_t b) {
+inline CompressParams image(CompressParams p, int64_t b, int64_t count = 1) {
   p.tokens = image(p.tokens, b);
   p.sources = image(p.sources, b, p.r);
   p.kept = image(p.kept, b, p.kept_count);
@@ -116,7 +116,7 @@ inline CompressParams image(CompressParams p, int64_t b) {
   p.out = static_cast<char*>(p.out) + b * p.kept_count * p.channels * size_of(p.tokens.dtype);
   p.out_size = image(p.out_size, b, p.kept_count);
   p.source_map = image(p.source_map, b, p.count);
-  p.batch = 1;
+  p.batch = count;
   return p;
 }
 
