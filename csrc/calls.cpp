@@ -102,6 +102,8 @@ FilterCall filter_call(const Tensor& patch_attention_, const Tensor& class_atten
   if (s.penalty != 1) {
     FICOCO_VALUE(s.grid_height > 0 && s.grid_width > 0, op, "grid", "of positive sides",
                  check::text("(", s.grid_height, ", ", s.grid_width, ")"), "pass (height, width)");
+    FICOCO_VALUE(s.grid_height <= kMaxCells / s.grid_width, op, "grid", check::text("of at most ", kMaxCells, " cells"),
+                 check::text("(", s.grid_height, ", ", s.grid_width, ")"), "pass (height, width) in patches");
     if (ids) {
       check::indices(op, "ids", *ids, {b, p}, check::text("(", b, ", ", p, ")"));
       check::same_device(op, "ids", *ids, patch_attention_);

@@ -130,6 +130,8 @@ SequenceCall sequence_call(const Tensor& visual, const Tensor& sources, const Te
   check::same_device(op, "targets", targets, visual);
   FICOCO_VALUE(tokens >= n, op, "tokens", check::text("at least ", n, ", the number of visual tokens"), tokens,
                "pass the length of the sequence");
+  FICOCO_VALUE(tokens <= kMaxSequence, op, "tokens", check::text("at most ", kMaxSequence), tokens,
+               "pass the length of the sequence");
   SequenceCall call;
   call.given_targets = targets.contiguous();
   call.sources = longs(visual, {b, r});

@@ -12,6 +12,11 @@ enum class Dtype { kFloat, kHalf, kBFloat16 };
 enum class Alpha { kSoftmax, kRatio, kAverage };
 enum class Correlation { kLogits, kProbs, kKey, kMap };
 
+// Cells of a grid of patches: CUDA kernels give a place 32 bits.
+constexpr int64_t kMaxCells = INT32_MAX;
+// Tokens of a sequence.
+constexpr int64_t kMaxSequence = INT32_MAX;
+
 inline int64_t size_of(Dtype dtype) { return dtype == Dtype::kFloat ? 4 : 2; }
 
 // A read-only (B, H, N, X) tensor, or (B, N, X) with heads = 1.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 Text = str | Callable[[], str]
+MAX_CELLS = MAX_SEQUENCE = 2**31 - 1  # as in csrc/params.h
 ALPHAS = ("softmax", "ratio", "average")
 
 
@@ -128,6 +129,15 @@ def matching(tokens: int, r: int, class_token: bool, distill_token: bool) -> Non
         fail("match", "r", f"in [0, {largest}] for {tokens} tokens", r, remedy)
 
 
+def grid(height: int, width: int) -> None:
+    """The filter's grid of patches has a size that kernels can count."""
+    if height < 1 or width < 1:
+        fail("filter", "grid", "of positive sides", f"({height}, {width})", "pass (height, width)")
+    if height > MAX_CELLS // width:
+        remedy = "pass (height, width) in patches"
+        fail("filter", "grid", f"of at most {MAX_CELLS} cells", f"({height}, {width})", remedy)
+
+
 def target_count(op: str, k: int, candidates: int, alpha: str) -> None:
     """``k`` targets can be chosen out of ``candidates`` and ``alpha`` is known."""
     if not 0 <= k <= candidates:
@@ -174,6 +184,8 @@ def to_sequence(visual: Tensor, sources: Tensor, kept: Tensor, targets: Tensor, 
     same_device(op, "visual", visual, sources=sources, kept=kept, targets=targets)
     if tokens < n:
         fail(op, "tokens", f"at least {n}, the number of visual tokens", tokens, "pass the length of the sequence")
+    if tokens > MAX_SEQUENCE:
+        fail(op, "tokens", f"at most {MAX_SEQUENCE}", tokens, "pass the length of the sequence")
 
 
 def correlate_tokens(

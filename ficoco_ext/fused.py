@@ -97,7 +97,10 @@ ops.LIBRARY.impl("reduce", _from_query_key, "CompositeExplicitAutograd")
 ops.LIBRARY.impl("reduce.map", _compose, "CompositeExplicitAutograd")
 
 
-def _fake(tokens: Tensor, like: Tensor, r: int, k: int, class_token: bool) -> tuple[Tensor, ...]:
+def _fake(tokens: Tensor, like: Tensor, r: int, k: int, class_token: bool, *settings: Any) -> tuple[Tensor, ...]:
+    _lam, _probs, _column, _normalize, penalty, _window, height, width, *_ = settings
+    if penalty != 1:
+        checks.grid(height, width)
     b, n, c = tokens.shape
     place, score = torch.int64, ops.result_dtype(like)
     return (
@@ -114,12 +117,12 @@ def _fake(tokens: Tensor, like: Tensor, r: int, k: int, class_token: bool) -> tu
 
 @torch.library.register_fake("ficoco::reduce")
 def _(tokens, query, key, scale, ids, size, r, k, class_token, *settings):
-    return _fake(tokens, query, r, k, class_token)
+    return _fake(tokens, query, r, k, class_token, *settings)
 
 
 @torch.library.register_fake("ficoco::reduce.map")
 def _(tokens, attn, ids, size, r, k, class_token, *settings):
-    return _fake(tokens, attn, r, k, class_token)
+    return _fake(tokens, attn, r, k, class_token, *settings)
 
 
 def reduce(

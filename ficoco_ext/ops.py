@@ -85,6 +85,8 @@ def _(attn, class_token, column, patches):
 
 @torch.library.register_fake("ficoco::filter")
 def _(patch_attention, class_attention, ids, r, lam, normalize, penalty, window, grid_height, grid_width, class_token):
+    if penalty != 1:
+        reference.checks.grid(grid_height, grid_width)
     b, p = patch_attention.shape
     redundancy = patch_attention.new_empty(b, p, dtype=result_dtype(patch_attention))
     index = {"dtype": torch.int64}

@@ -73,7 +73,7 @@ def attention_stats(
     group = h // key.shape[1]
     q, k = _accumulate(query), _accumulate(key).repeat_interleave(group, dim=1)
     if probs:
-        mean = torch.zeros_like(q[:, 0, :, 0])
+        mean = q.new_zeros(q.shape[0], q.shape[2])
         class_row = torch.zeros_like(mean)
         for head in range(h):  # one head at a time: (B, N, N), never (B, H, N, N)
             attn = (q[:, head] @ k[:, head].mT * scale).softmax(-1)
@@ -174,11 +174,9 @@ def filter(
     if lam != 1:
         redundancy = redundancy - (1 - lam) * term(class_attention)
     if penalty != 1:
-        grid_cells = grid_height * grid_width
-        if grid_height < 1 or grid_width < 1:
-            checks.fail(op, "grid", "of positive sides", f"({grid_height}, {grid_width})", "pass (height, width)")
+        checks.grid(grid_height, grid_width)
         if ids is None:
-            if grid_cells != p:
+            if grid_height * grid_width != p:
                 checks.fail(op, "grid", f"of {p} cells", f"({grid_height}, {grid_width})", "pass the grid or penalty=1")
             ids = torch.arange(p, device=redundancy.device).expand(b, p)
         checks.indices(op, "ids", ids, lambda: f"({b}, {p})", tuple(ids.shape) == (b, p))
