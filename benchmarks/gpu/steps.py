@@ -200,6 +200,7 @@ def run(out: Path, part: str, wheel: Path | None, rehearse: bool, whole: float |
         site = Path(work, "site")
         steps = plan(part, site, wheel, rehearse)
         base = {**os.environ, "PYTHONUNBUFFERED": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "HF_HUB_OFFLINE": "1"}
+        base["HYPOTHESIS_STORAGE_DIRECTORY"] = str(Path(work, "hypothesis"))  # not among the results
         if rehearse:
             base["OMP_NUM_THREADS"] = "1"
             steps = [replace(s, command=[*s.command, "--rehearse"]) if str(HERE) in s.command[1] else s for s in steps]
