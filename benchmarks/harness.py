@@ -94,11 +94,14 @@ def _resident(field: str) -> int:
 
 
 def _commit() -> str:
+    """FICOCO_COMMIT if it is set: a copy of the tree has no history, or another one."""
+    if named := os.environ.get("FICOCO_COMMIT"):
+        return named
     try:
         run = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
         return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("FICOCO_COMMIT", "unknown")  # a copy of the tree without its history
+        return "unknown"
 
 
 def _source() -> str:

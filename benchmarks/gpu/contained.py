@@ -27,6 +27,7 @@ from rows import Line, Recorder, fold, put, read
 UNUSABLE = 3  # exit code of a child whose device answers every call with an error
 RESTARTS = 12  # of one group
 POLL = 0.1  # seconds
+LATE = 5.0  # seconds that a task which runs when the time is up still has
 START = 120.0  # seconds of silence outside of any task: imports, the first contact with a device
 
 Task = tuple[str, Callable[[], Any]]
@@ -173,7 +174,7 @@ class Program:
                 patience = START if _running(read(path)) is None else self.patience
                 show()
             silent = now - heard > patience
-            if silent or now > stop + self.patience:
+            if silent or now > stop + min(self.patience, LATE):
                 _end(child)
                 return "hang" if silent else "out of time"
             time.sleep(POLL)

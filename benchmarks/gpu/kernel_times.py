@@ -120,7 +120,8 @@ def counters(recorder: Recorder, name: str) -> None:
     if ncu is None:
         recorder.facts(ncu="not installed")
         return
-    command = [ncu, "--profile-from-start", "off", "--clock-control", "none", "--csv", "--page", "raw"]
+    command = [ncu, "--profile-from-start", "off", "--clock-control", "none", "-k", "regex:ficoco"]
+    command += ["--csv", "--page", "raw", "--kernel-name-base", "demangled"]
     command += ["--metrics", ",".join(COUNTERS), sys.executable, __file__, "--once", name]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     table = [line for line in done.stdout.splitlines() if line.startswith('"')]

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Build, check and time everything on the GPU of this machine:
 #
-#     benchmarks/gpu/run.sh [--part first|rest|all] [--wheel FILE] [OUTDIR]     default: all, $OUT or ./gpu_results
+#     benchmarks/gpu/run.sh [--part first|rest|all] [--only STEP,STEP] [--wheel FILE] [OUTDIR]
+#
+# The default is all, into $OUT or ./gpu_results.
 #
 # first: within 4 minutes, build, every operator once against float64, times of whole reductions, of each kernel, tests
 # that need a GPU beside compute-sanitizer. rest: within 8 minutes, single operators, models, torch.compile. all: both,
-# within 10. --wheel installs a wheel of this project instead of compiling it.
+# within 10. --only: of the part's steps these alone. --wheel installs a wheel of this project instead of compiling it.
 #
 # It uses the python on the PATH (or $PYTHON), whose torch must see a GPU, installs the extension into a folder of its
 # own, and changes nothing else. OUTDIR gets summary.json (what ran and what failed), results.json (the figures) and
@@ -20,7 +22,7 @@ options=()
 rehearse=
 out=${OUT:-gpu_results}
 usage() {
-  echo "usage: $0 [--part first|rest|all] [--wheel FILE] [--rehearse] [OUTDIR]" >&2
+  echo "usage: $0 [--part first|rest|all] [--only STEP,STEP] [--wheel FILE] [--rehearse] [OUTDIR]" >&2
   exit 2
 }
 while [ $# -gt 0 ]; do
@@ -28,6 +30,11 @@ while [ $# -gt 0 ]; do
     --rehearse) rehearse=1 options+=(--rehearse) ;;
     --part)
       case ${2:-} in first | rest | all) options+=(--part "$2") ;; *) usage ;; esac
+      shift
+      ;;
+    --only)
+      [ -n "${2:-}" ] || usage
+      options+=(--only "$2")
       shift
       ;;
     --wheel)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 import zipfile
@@ -59,10 +60,12 @@ class Record:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.content: dict[str, Any] = {"part": part, "rehearsal": rehearse, "started": now, "ok": None}
         self.content |= {"seconds": None, "steps": []}
+        self._lock = threading.Lock()
 
     def write(self) -> None:
-        """Whole or not at all."""
-        write_json(self.path, self.content)
+        """Whole or not at all, also where steps run beside each other."""
+        with self._lock:
+            write_json(self.path, self.content)
 
 
 def shown(command: Command) -> str:
@@ -188,7 +191,19 @@ class Runner:
         return int(bool(self.bad))
 
 
-def run(out: Path, part: str, wheel: Path | None, rehearse: bool, whole: float | None = None) -> int:
+def chosen(steps: list[Step], only: str | None) -> list[Step]:
+    """The steps named in ``only``, and the build that they need."""
+    if only is None:
+        return steps
+    names, known = set(only.split(",")), {step.name for step in steps}
+    if unknown := names - known:
+        raise SystemExit(f"--only: {', '.join(sorted(unknown))} is not among {', '.join(s.name for s in steps)}")
+    return [step for step in steps if step.name in names | {"build"}]
+
+
+def run(
+    out: Path, part: str, wheel: Path | None, rehearse: bool, whole: float | None = None, only: str | None = None
+) -> int:
     """All steps of a part into ``out``; the exit code."""
     if not rehearse and (why := refusal(wheel)):
         print(f"{why}. Nothing was done.", file=sys.stderr)
@@ -198,7 +213,7 @@ def run(out: Path, part: str, wheel: Path | None, rehearse: bool, whole: float |
         (out / old).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as work:
         site = Path(work, "site")
-        steps = plan(part, site, wheel, rehearse)
+        steps = chosen(plan(part, site, wheel, rehearse), only)
         base = {**os.environ, "PYTHONUNBUFFERED": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "HF_HUB_OFFLINE": "1"}
         base["HYPOTHESIS_STORAGE_DIRECTORY"] = str(Path(work, "hypothesis"))  # not among the results
         if rehearse:
@@ -215,13 +230,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--part", choices=PARTS, default="all")
     parser.add_argument("--wheel", type=Path, help="install this instead of compiling")
+    parser.add_argument("--only", metavar="STEP,STEP", help="of the part's steps only these")
     parser.add_argument("--whole", type=float, help="seconds for everything")
     parser.add_argument("--rehearse", action="store_true")
     args = parser.parse_args()
     if args.out.resolve() == ROOT:
         parser.error("--out must not be the root of the tree, where python would import the sources")
     wheel = args.wheel.resolve() if args.wheel else None
-    raise SystemExit(run(args.out.resolve(), args.part, wheel, args.rehearse, args.whole))
+    raise SystemExit(run(args.out.resolve(), args.part, wheel, args.rehearse, args.whole, args.only))
 
 
 if __name__ == "__main__":
