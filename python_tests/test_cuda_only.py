@@ -4,8 +4,8 @@ from dataclasses import fields
 
 import pytest
 import torch
-from conftest import BACKENDS, NO_GPU, tolerance
-from op_helpers import double, query_key
+from conftest import BACKENDS, NO_GPU
+from op_helpers import assert_close, double, query_key
 from test_ops_torch import operator, samples
 
 import ficoco_ext
@@ -145,22 +145,24 @@ def test_the_kernels_are_live():
     assert ficoco_ext.build_info()["cuda"] == "kernels"
 
 
+def check(got, wanted, device):
+    """``got``, on ``device``, is ``wanted``: integers exactly, floats (infinities among them) within the tolerance."""
+    assert len(got) == len(wanted)
+    for one, other in zip(got, wanted, strict=True):
+        assert one.device.type == device
+        assert one.is_contiguous()
+        assert one.shape == other.shape
+        if one.is_floating_point():
+            assert_close(one.cpu(), other.double(), 4096, scale=1.0)
+        else:
+            assert torch.equal(one.cpu(), other)
+
+
 @every_call
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equals_the_specification(name, dtype):
     """In float64 on the CPU, from the same rounded inputs. These inputs have no near ties."""
-    got = make(name, dtype=dtype).on("cuda")()
-    wanted = make(name, dtype=dtype, oracle=True)()
-    assert len(got) == len(wanted)
-    for one, other in zip(got, wanted, strict=True):
-        assert one.device.type == "cuda"
-        assert one.is_contiguous()
-        assert one.shape == other.shape
-        if not one.is_floating_point():
-            assert torch.equal(one.cpu(), other)
-        elif one.numel():
-            error = (one.cpu().double() - other).abs().max().item()
-            assert error <= tolerance(4096, one.dtype) * max(other.abs().max().item(), 1.0)
+    check(make(name, dtype=dtype).on("cuda")(), make(name, dtype=dtype, oracle=True)(), "cuda")
 
 
 @every_call
@@ -317,8 +319,7 @@ def test_full_size_equals_the_specification():
         wanted = of_method(double(tensors), "ficoco-v", **options)()
         for one, other in zip(got, wanted, strict=True):
             if one.is_floating_point():
-                error = (one.cpu().double() - other).abs().max().item()
-                assert error <= tolerance(4096, one.dtype) * max(other.abs().max().item(), 1.0)
+                assert_close(one.cpu(), other.double(), 4096, scale=1.0)
             else:
                 assert (one.cpu() == other).double().mean() > 0.99  # near ties at this size
 

@@ -25,6 +25,7 @@ from parts import HERE, PARTS, ROOT, SECONDS, Command, Step, build_tools, plan
 from rows import put, write_json
 
 GRACE = 8.0  # seconds to write what is left to write after an interrupt
+PATIENCE = 3.0  # of a rehearsal, on a machine that may be slow and busy
 LEAST = 10.0  # below that a step is not begun
 OURS = ("summary.json", "results.json", "junit.xml", "junit_compile.xml", "build.log", "tests.log", "sanitize.log",
         "bench.log", "contact.log")  # fmt: skip
@@ -218,7 +219,8 @@ def run(
         base["HYPOTHESIS_STORAGE_DIRECTORY"] = str(Path(work, "hypothesis"))  # not among the results
         if rehearse:
             base["OMP_NUM_THREADS"] = "1"
-            steps = [replace(s, command=[*s.command, "--rehearse"]) if str(HERE) in s.command[1] else s for s in steps]
+            steps = [replace(s, command=[*s.command, "--rehearse"], most=PATIENCE * s.most) for s in steps]
+            whole = PATIENCE * SECONDS[part] if whole is None else whole
         else:
             base["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
             base["PATH"] = os.pathsep.join([str(site / "bin"), os.environ.get("PATH", "")])
