@@ -42,12 +42,16 @@ def fastv(hidden: Tensor, query: Tensor, key: Tensor, visual: Tensor, r: int) ->
 def correlate(
     query: Tensor, key: Tensor, sources: Tensor, candidates: Tensor, others: Tensor, k: int, gamma: float, probs: bool
 ) -> tuple[Tensor, Tensor]:
-    """Targets and weights (B, r, k): directly and by way of the others, with weight 1 / R each (FiCoCo eq. 4)."""
+    """Targets and weights (B, r, k): directly and by way of the others, with weight 1 / R each (FiCoCo eq. 4).
+
+    Under the causal mask only later others know of sources, so with ``probs`` the way is by those that attend to both.
+    """
     of_sources, of_others = rows(query, key, sources, probs), rows(query, key, others, probs)
 
     def columns(matrix: Tensor, of: Tensor) -> Tensor:
         return matrix.gather(2, of[:, None].expand(-1, matrix.shape[1], -1))
 
-    indirect = torch.bmm(columns(of_sources, others), columns(of_others, candidates)) / others.shape[1]
+    there = columns(of_others, sources).mT if probs else columns(of_sources, others)
+    indirect = torch.bmm(there, columns(of_others, candidates)) / others.shape[1]
     values, targets = (gamma * columns(of_sources, candidates) + (1 - gamma) * indirect).topk(k, dim=-1)
     return targets, values / values.sum(-1, keepdim=True) if probs else values.softmax(-1)

@@ -83,7 +83,8 @@ def operators(inputs: Inputs, visual: tuple[int, int] = VISUAL) -> Iterator[Work
         )
     chosen = (sources, left, text, each)
     for probs in (False, True):
-        how = {"gamma": GAMMA, "alpha": "ratio" if probs else "softmax", "probs": probs, "causal": True}
+        how = {"gamma": GAMMA, "alpha": "ratio" if probs else "softmax", "probs": probs}
+        how |= {"causal": True, "column": probs}
         yield Work(
             f"correlate.tokens {'probs' if probs else 'logits'}",
             bytes=s.batch * item * inner * (s.tokens + s.r + text.shape[1]),
