@@ -21,6 +21,7 @@ from harness import interleave, require_kernels, save, timing_dict
 
 import ficoco_ext
 from ficoco_ext import flops, geometry
+from ficoco_ext.models.transformers_api import output_cache
 
 LAYERS, HIDDEN, HEADS, MLP, TEXT = 8, 1024, 16, 2752, 60
 METHODS: dict[str, dict[str, Any]] = {
@@ -84,7 +85,7 @@ def bench(rows: int, seconds: float) -> list[dict[str, Any]]:
 
 def cache_bytes(output: Any) -> int:
     """Keys and values of all layers."""
-    layers = output.past_key_values.layers
+    layers = output_cache(output).layers
     return sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values))
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from . import flops
 from .flops import Flops
+from .models.transformers_api import output_cache, rotary_embedding
 
 IMAGE_TOKEN = 32000
 _GIB = 2**30
@@ -96,7 +97,7 @@ def measure(model: Any, inputs: dict[str, Any], attached: Callable[[], Any], rep
 
     def state() -> tuple[int, int, tuple[int, ...], Flops]:
         counted, output = flops.count(model, lambda: _forward(model, inputs))
-        layers = output.past_key_values.layers
+        layers = output_cache(output).layers
         each = tuple(sum(t.numel() * t.element_size() for t in (layer.keys, layer.values)) for layer in layers)
         return int(layers[0].keys.shape[-2]), sum(each), each, counted
 
@@ -194,13 +195,11 @@ def materialize(model: Any, device: torch.device) -> None:
     Raises:
         MemoryError: it would not fit; the message says what it needs and how to ask for less. Nothing was allocated.
     """
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
     _require_memory(model, device)
     model.to_empty(device=device)
     _fill(model)
     # Buffers are not in any checkpoint either: they are computed where the model is built.
-    model.model.language_model.rotary_emb = LlamaRotaryEmbedding(model.config.text_config).to(device)
+    model.model.language_model.rotary_emb = rotary_embedding()(model.config.text_config).to(device)
     places = model.model.vision_tower.embeddings.position_ids
     places.copy_(torch.arange(places.numel(), device=device).view_as(places))
 

@@ -174,4 +174,6 @@ def answers(model, inputs=None):
     inputs = one_image() if inputs is None else inputs
     with torch.no_grad():
         out = model(**inputs, output_hidden_states=True)  # lets transformers install its capture hooks
-        return out.logits, out.image_hidden_states, model.generate(**inputs, **GREEDY)
+        features = out.image_hidden_states  # one tensor, or since transformers 5.24 one of every image
+        features = features if isinstance(features, torch.Tensor) else torch.cat(list(features))
+        return out.logits, features, model.generate(**inputs, **GREEDY)

@@ -25,6 +25,7 @@ from rows import Recorder
 
 import ficoco_ext
 from ficoco_ext import flops, geometry
+from ficoco_ext.models.transformers_api import output_cache
 
 GEOMETRY = "llava-1.5-7b"
 PLAIN = "without"
@@ -162,7 +163,7 @@ class EndToEnd:
     def _facts(self, forward: Callable[[], Any]) -> dict[str, Any]:
         """What one counted forward says, and its peak memory beyond the weights."""
         counted, output = flops.count(self.model, forward)
-        layers = (output["cache"] if "cache" in output else output["past_key_values"]).layers
+        layers = output_cache(output).layers
         size = sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values))
         rows = int(layers[0].keys.shape[-2])
         held = [int(layer.keys.shape[-2]) for layer in layers]

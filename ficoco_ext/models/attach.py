@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +10,7 @@ from .. import checks
 from ..methods import AnyMethod, DecoderMethod, Method, Split, Staged, VisionAndDecoder, get_method
 from ..methods.staged import VisionMethod
 from ..schedule import Plan, Schedule
+from . import transformers_api as api
 from .decoder import Decoder
 from .families import Family, family_of, unsupported
 from .handle import Handle
@@ -71,7 +72,9 @@ def attach(
         A :class:`Handle`, which is also a context manager that detaches at exit.
 
     Raises:
-        ImportError: transformers is missing or not in 5.17 ... 5.x. NotImplementedError: a model that is not supported.
+        ImportError: transformers is missing or not in 5.17 ... 5.x. NotImplementedError: a model that is not supported,
+        or a transformers that has it in a form that is not known. A release that is newer than the tested ones draws a
+        warning.
         ValueError, TypeError: a value that does not fit, or a model that is attached already. The model is untouched.
 
     Cost: the method's own, once for each reducing layer (see :func:`ficoco_ext.reduce`). In the tower two small device
@@ -90,6 +93,7 @@ def attach(
     if hasattr(model, "ficoco_handle"):
         checks.fail("attach", "model", "one without reduction", f"{model.ficoco_handle}", "call its detach() first")
     family = family_of(model)
+    _require_known(family)
     for_vision, for_decoder = _sides(method, hyperparameters)
     amount = Amount.of(r=r, keep_ratio=keep_ratio, tokens=tokens, layers=layers)
     if for_vision and for_decoder:
@@ -182,6 +186,22 @@ def _require_transformers() -> None:
     except ImportError as error:
         message = f'ficoco::attach: needs {wanted}, which is not installed; pip install "ficoco_ext[hf]"'
         raise ImportError(message) from error
-    found = re.match(r"(\d+)\.(\d+)", version)
-    if found is None or not _OLDEST <= tuple(map(int, found.groups())) < _BELOW:
+    found = api.version()
+    if found is None or not _OLDEST <= found < _BELOW:
         raise ImportError(f'ficoco::attach: needs {wanted}, got {version}; pip install "ficoco_ext[hf]"')
+
+
+def _require_known(family: Family) -> None:
+    """Raise unless the installed transformers has the family as we know it; warn where nobody tested that release."""
+    from transformers import __version__ as version
+
+    reason = api.structure_problem(family.name)
+    if reason is not None:
+        wanted = f"one that has {family.name} as in {api.TESTED_OLDEST} ... {api.TESTED_NEWEST}"
+        unsupported("transformers", wanted, f"{version}, where {reason}", api.REMEDY)
+    if api.newer_than_tested():
+        tested = f"{api.TESTED_OLDEST} to {api.TESTED_NEWEST}"
+        message = (
+            f"ficoco::attach: transformers {version} is newer than those that were tested, {tested}; it looks alike"
+        )
+        warnings.warn(f"{message}, but if answers are odd, {api.REMEDY}", stacklevel=3)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .. import checks, decoder_ops, ops
 from ..ops import QueryKey
 from . import tap
+from . import transformers_api as api
 from .patches import Patches
 
 
@@ -73,9 +74,7 @@ def word_attention(
 
 def has_class_token(tower: nn.Module) -> bool:
     """Whether the first token of this tower is a class token."""
-    from transformers.models.clip.modeling_clip import CLIPVisionModel
-
-    return type(tower) is CLIPVisionModel
+    return type(tower) is api.tower_classes()[0]
 
 
 def sharpest(maps: Mapping[int, Tensor]) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import checks
 from ..schedule import Plan
+from . import transformers_api as api
 from .columns import Columns
 
 _STATE = "_ficoco_columns"
@@ -78,11 +79,11 @@ class CacheColumns:
         """Raise unless the cache is as the prefill left it, with new tokens behind."""
         if self.plan != plan or self.of_layer != of_layer:
             remedy = "go on with the reduction that made it, or pass the whole conversation anew"
-            checks.fail("forward", "past_key_values", "a cache of this reduction", "one of another", remedy)
+            checks.fail("forward", api.CACHE, "a cache of this reduction", "one of another", remedy)
         if self.rows != rows:
             remedy = "change rows by the cache's own methods"
             checks.fail("forward", "input_ids", f"{self.rows} rows, as the cache has", f"{rows}", remedy)
-        if getattr(cache, "is_compileable", False):
+        if api.is_static(cache):
             return  # its lengths are on the device
         new = int(cache.get_seq_length()) - self.length
         for layer, stage in enumerate(self.of_layer):
@@ -91,7 +92,7 @@ class CacheColumns:
                 remedy = "crop no more than the generated tokens, the same number in every layer"
                 got = f"{int(cache.get_seq_length(layer))} in layer {layer}"
                 wanted = f"{left} columns, as the prefill left them, and the new ones"
-                checks.fail("forward", "past_key_values", wanted, got, remedy)
+                checks.fail("forward", api.CACHE, wanted, got, remedy)
 
 
 def on(cache: Any) -> CacheColumns | None:

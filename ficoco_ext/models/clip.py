@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -14,9 +13,8 @@ from ..methods.staged import VisionMethod
 from ..reduction import Reduction
 from ..schedule import Schedule, Step
 from . import tap
+from . import transformers_api as api
 from .patches import Patches
-
-_SIGNATURE = ("self", "hidden_states", "attention_mask", "kwargs")
 
 
 class Chain:
@@ -104,31 +102,23 @@ def _to(reduction: Reduction, like: Tensor) -> Reduction:
     return replace(reduction, **moved)
 
 
-def check_tower(tower: nn.Module) -> None:
+def check_tower(tower: Any) -> None:
     """Raise NotImplementedError unless every layer is the one whose body we know: a similar one would go wrong."""
-    from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPVisionModel
-
-    if type(tower) is not CLIPVisionModel:
+    model_class, layer_class, attention_class = api.tower_classes()
+    if type(tower) is not model_class:
         remedy = "FiCoCo-V scores patches by the class token of a CLIP tower; SigLIP has none"
         checks.fail("attach", "vision tower", "a CLIPVisionModel", type(tower).__name__, remedy, NotImplementedError)
     for index, layer in enumerate(tower.encoder.layers):
-        known = type(layer) is CLIPEncoderLayer and type(layer.self_attn) is CLIPAttention
+        known = type(layer) is layer_class and type(layer.self_attn) is attention_class
         if not known:
             got = f"{type(layer).__name__} with {type(getattr(layer, 'self_attn', None)).__name__}"
             remedy = "unwrap the layer before attaching"
             wanted = "a CLIPEncoderLayer with CLIPAttention"
             checks.fail("attach", f"vision layer {index}", wanted, got, remedy, NotImplementedError)
         body = vars(layer).get("_old_forward", vars(layer).get("forward"))  # accelerate keeps the body in _old_forward
-        if body is not None and getattr(body, "__func__", None) is not CLIPEncoderLayer.forward:
+        if body is not None and getattr(body, "__func__", None) is not layer_class.forward:
             remedy = "undo that replacement before attaching"
             checks.fail("attach", f"vision layer {index}", "one with its own forward", "a replaced forward", remedy)
-    given = tuple(inspect.signature(CLIPEncoderLayer.forward).parameters)
-    if given != _SIGNATURE:
-        argument, remedy = (
-            "CLIPEncoderLayer.forward",
-            "transformers changed the layer; install an older release and report it",
-        )
-        checks.fail("attach", argument, f"({', '.join(_SIGNATURE)})", str(given), remedy, NotImplementedError)
 
 
 def install(

@@ -17,6 +17,7 @@ from ..methods import DecoderMethod
 from ..ops import QueryKey
 from ..schedule import Plan
 from . import cached, columns, tap
+from . import transformers_api as api
 from .cached import CacheColumns
 from .columns import Columns
 from .families import Family
@@ -52,7 +53,7 @@ class DecoderLayer:
         told = self.owner.told(call, self.index, hidden_states, kwargs)
         if call.prefill is None or self.step is None:
             return body(self.layer, hidden_states, **told)
-        call.cache = kwargs.get("past_key_values")  # the language model may have made it
+        call.cache = api.cache_of(kwargs, self.owner.cache_name)  # the language model may have made it
         method = self.owner.methods[self.step]
         if method.before_attention:
             seen = self._query_key(hidden_states, told)
@@ -79,7 +80,7 @@ class DecoderLayer:
     def _query_key(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> QueryKey:
         """Query and key that the tokens would have here, without attending and without touching the cache."""
         assert self.tap is not None
-        without_cache = kwargs | {"past_key_values": None}
+        without_cache = api.without_cache(kwargs, self.owner.cache_name)
         self.tap.attends = False
         try:
             self.layer.self_attn(hidden_states=self.layer.input_layernorm(hidden_states), **without_cache)
@@ -117,6 +118,7 @@ class Decoder:
         self.model, self.plan, self.methods = model, plan, tuple(methods)
         self.tokens = tuple(getattr(model.config, name) for name in family.placeholders)
         self.static_counts, self.per_image, self.picture = static_counts, per_image, picture
+        self.cache_name = api.cache_name(type(model).forward)
         self._generate = model.generate
         self.call: _Call | None = None
         self.checks_promise = True  # of static counts, where reading costs nothing
@@ -175,7 +177,7 @@ class Decoder:
         """Find out what kind of call this is."""
         self.call = None
         options = named(type(module).forward, module, args, kwargs) if args else kwargs
-        cache, ids = options.get("past_key_values"), options.get("input_ids")
+        cache, ids = api.cache_of(options, self.cache_name), options.get("input_ids")
         if images_of(options):
             self._check(module, options)
             cached.forget(cache)
@@ -187,13 +189,13 @@ class Decoder:
 
     def go_on(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """New tokens behind a cache, also where the language model itself is called with it."""
-        cache = kwargs.get("past_key_values")
+        cache = api.cache_of(kwargs, self.cache_name)
         state = cached.on(cache)
         if self.call is not None or cache is None or state is None:
             return
         ids = kwargs.get("input_ids")
         given = kwargs["inputs_embeds"] if ids is None else ids
-        on_device = bool(getattr(cache, "is_compileable", False))
+        on_device = api.is_static(cache)
         if (given.shape[1] > 1 or not on_device) and int(cache.get_seq_length()) == 0:
             cached.forget(cache)  # emptied behind our back; this is another prompt, of text alone
             return
@@ -236,24 +238,22 @@ class Decoder:
     def _tell(
         self, call: _Call, held: Columns, length: int, layer: int, hidden_states: Tensor, kwargs: dict[str, Any]
     ) -> dict[str, Any]:
-        cache, prefill = kwargs.get("past_key_values"), call.prefill is not None
+        cache, prefill = api.cache_of(kwargs, self.cache_name), call.prefill is not None
 
         def build(real: Tensor) -> Any:
-            from transformers.masking_utils import create_causal_mask
-
             new = 0
             if cache is not None and not prefill:
                 new = int(cache.get_seq_length(layer)) - real.shape[1] + hidden_states.shape[1]
             there = torch.cat([real, real.new_ones(real.shape[0], new)], 1)
             config = self.model.model.language_model.config
-            return create_causal_mask(config, hidden_states, there, cache, layer_idx=layer, allow_is_causal_skip=False)
+            return api.causal_mask(config, hidden_states, there, cache, layer)
 
         base = kwargs["attention_mask"]
         if base is not None and not isinstance(base, Tensor):
             wanted, remedy = "sdpa, eager or flash attention", 'call model.set_attn_implementation("sdpa")'
             got = type(base).__name__
             checks.fail("forward", "attention implementation", wanted, got, remedy, NotImplementedError)
-        static = bool(getattr(cache, "is_compileable", False))
+        static = api.is_static(cache)
         told = {"attention_mask": columns.mask(base, held, length, prefill=prefill, static=static, build=build)}
         if prefill:
             told["position_embeddings"] = columns.embeddings(kwargs["position_embeddings"], held.places)
@@ -262,7 +262,7 @@ class Decoder:
 
     def _check(self, module: nn.Module, options: dict[str, Any]) -> None:
         """What a call with pictures may not ask for."""
-        cache, mask = options.get("past_key_values"), options.get("attention_mask")
+        cache, mask = api.cache_of(options, self.cache_name), options.get("attention_mask")
         if options.get("input_ids") is None:
             remedy = "pass input_ids, whose placeholders say which tokens are visual"
             checks.fail("forward", "inputs_embeds", "None in a call with images", "embeddings", remedy)
@@ -272,7 +272,7 @@ class Decoder:
         if getattr(module, "_is_replica", False):
             message = "model must be one module, got a replica of nn.DataParallel; use one process a GPU"
             raise NotImplementedError(f"ficoco::forward: {message}")
-        on_device = bool(getattr(cache, "is_compileable", False)) and not self._free(options["input_ids"])
+        on_device = api.is_static(cache) and not self._free(options["input_ids"])
         if cache is not None and not (on_device and self.static_counts) and int(cache.get_seq_length()) > 0:
             message = "new images on a cache that is not empty are not supported; pass the whole conversation anew"
             raise NotImplementedError(f"ficoco::forward: {message}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from . import placeholders
+from . import transformers_api as api
 from .clip import check_tower
 from .families import unsupported
 from .generation import images_of, named, option, refuse_unsupported
@@ -56,10 +57,7 @@ def geometry(model: Any) -> Geometry:
 
 def geometry_or_none(model: Any) -> Geometry | None:
     """The geometry if every picture has the same number of visual tokens, in the order of its patches."""
-    from transformers import LlavaForConditionalGeneration
-    from transformers.models.clip.modeling_clip import CLIPVisionModel
-
-    known = type(model) is LlavaForConditionalGeneration and type(model.model.vision_tower) is CLIPVisionModel
+    known = type(model) is api.family_class("LLaVA-1.5") and type(model.model.vision_tower) is api.tower_classes()[0]
     return geometry(model) if known and isinstance(model.config.vision_feature_layer, int) else None
 
 
@@ -71,6 +69,7 @@ class Prompts:
         self.model = model
         self.selection = {name: getattr(model.config, name) for name in _OVERRIDES}
         self.rule = Placeholders(model.config.image_token_id, before, before - removed, _filler(model))
+        self.cache_name = api.cache_name(type(model).forward)
         self._generate = model.generate
 
     def install(self, patches: Patches) -> None:
@@ -83,7 +82,7 @@ class Prompts:
         options = named(type(self.model).generate, self.model, args, kwargs)
         images = images_of(options)
         name = "input_ids" if options.get("input_ids") is not None else "inputs"
-        ids, cache = options.get(name), options.get("past_key_values")
+        ids, cache = options.get(name), api.cache_of(options, self.cache_name)
         past = 0 if cache is None else int(cache.get_seq_length())
         if ids is None or not (images or past):
             if images:
@@ -111,7 +110,7 @@ class Prompts:
     def before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Shrink the prompt of a direct call that brings images. Decode steps bring none and are left alone."""
         if len(args) < 2 and kwargs.get("pixel_values") is None and not kwargs.get("mm_encoder_outputs"):
-            _check_cached(args[0] if args else kwargs.get("input_ids"), kwargs)
+            _check_cached(args[0] if args else kwargs.get("input_ids"), api.cache_of(kwargs, self.cache_name), kwargs)
             return None
         if getattr(module, "_is_replica", False):
             message = "model must be one module, got a replica of nn.DataParallel; use one process a GPU"
@@ -121,7 +120,7 @@ class Prompts:
         if not images:
             return None
         self._check("forward", options)
-        cache = options.get("past_key_values")
+        cache = api.cache_of(options, self.cache_name)
         mask, positions, labels = (options.get(name) for name in ("attention_mask", "position_ids", "labels"))
         prompt = Prompt(options["input_ids"], mask, positions, labels)
         past = 0 if cache is None else int(cache.get_seq_length())
@@ -163,9 +162,9 @@ class Prompts:
         return None if pad is None or pad in ends else (ids != pad).to(ids.dtype)
 
 
-def _check_cached(ids: Tensor | None, options: dict[str, Any]) -> None:
+def _check_cached(ids: Tensor | None, cache: Any, options: dict[str, Any]) -> None:
     """A mask must speak of the tokens that are in the cache: one over the caller's prompt would hide the wrong ones."""
-    cache, mask = options.get("past_key_values"), options.get("attention_mask")
+    mask = options.get("attention_mask")
     past = 0 if cache is None else cache.get_seq_length()
     if ids is None or not isinstance(past, int) or not past or not isinstance(mask, Tensor) or mask.dim() != 2:
         return  # a static cache keeps its length on the device, and generate builds its masks itself

@@ -122,7 +122,7 @@ def _split(keep: Tensor, past: int, op: str) -> int:
         checks.fail(
             op,
             "input_ids",
-            f"a conversation that begins with the {past} tokens in past_key_values and goes on",
+            f"a conversation that begins with the {past} tokens in the cache and goes on",
             f"ids that shrink to {reach[-1]} tokens",
             "append to what generate returned (and to its attention_mask), or pass the new ids alone with an "
             f"attention_mask over {past} cached + the new tokens",

@@ -5,8 +5,6 @@ A tap can also weigh keys: a bias on their logits, handed to that kernel as its 
 
 from __future__ import annotations
 
-import copy
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..ops import QueryKey
+from . import transformers_api as api
 from .patches import Patches
 
 _NAME = "ficoco_tap"  # in transformers' table of attention implementations
@@ -55,14 +54,11 @@ class Tap:
 
 def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
     """The module's own attention, then its query and key into the tap."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
     tap: Tap = module._ficoco_tap  # type: ignore[assignment]
     if not tap.attends:
         tap.put(query, key, kwargs.get("scaling"))
         return query.transpose(1, 2), None
-    eager = sys.modules[type(module).__module__].eager_attention_forward  # not in the table of implementations
-    kernel: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(tap.config._attn_implementation, eager)
+    kernel = api.attention_kernel(module, api.attention_name(tap.config))
     bias = None if tap.bias is None else tap.bias(key)
     if bias is not None:
         check_bias("forward", tap.config)
@@ -79,7 +75,7 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mas
 
 def check_bias(op: str, config: Any) -> None:
     """Raise NotImplementedError if the model's attention kernel has no room for a bias on the keys."""
-    name = config._attn_implementation
+    name = api.attention_name(config)
     if name not in _TAKE_A_BIAS:
         remedy = 'call model.set_attn_implementation("sdpa"), or pass proportional_attention=False'
         wanted = "sdpa or eager for proportional attention"
@@ -88,12 +84,8 @@ def check_bias(op: str, config: Any) -> None:
 
 def install(module: nn.Module, patches: Patches, bias: KeyBias | None = None, reads: bool = True) -> Tap:
     """Tap one attention module, by a private shallow copy of its config. The model's own config is not written."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(_NAME, _attention)
+    api.register_attention(_NAME, _attention)
     tap = Tap(module.config, bias, reads)
-    config = copy.copy(tap.config)
-    config._attn_implementation_internal = _NAME
-    patches.set(module, "config", config)
+    patches.set(module, "config", api.with_attention(tap.config, _NAME))
     patches.set(module, "_ficoco_tap", tap)
     return tap
