@@ -119,7 +119,7 @@ CHANGES = [
 def test_a_structure_that_is_not_known(module, changed, parameters, families, monkeypatch):
     moved(monkeypatch, module, changed, parameters.split(", "))
     problems = api.structure_problems()
-    assert set(problems) == families and all(f"{changed}.forward takes" in reason for reason in problems.values())
+    assert set(problems) == families and all(f"{changed}.forward must be" in reason for reason in problems.values())
 
 
 def test_a_class_that_is_gone(monkeypatch):
@@ -132,7 +132,7 @@ def test_a_class_that_is_gone(monkeypatch):
 def test_attach_refuses_a_structure_that_is_not_known(method, monkeypatch):
     model = tiny()
     moved(monkeypatch, "llama.modeling_llama", "LlamaDecoderLayer", ["self", "memory"])
-    message = r"transformers must be one that has LLaVA-1.5 as in 5\.17\.0 \.\.\. .*LlamaDecoderLayer.forward takes no"
+    message = r"LlamaDecoderLayer.forward must be one that takes .*; transformers changed LLaVA-1.5; .* 5\.17\.0 to "
     with pytest.raises(NotImplementedError, match=message) as error:
         ficoco_ext.attach(model, method, keep_ratio=0.5)
     assert str(error.value).endswith(f'pip install "transformers<={api.TESTED_NEWEST}"')

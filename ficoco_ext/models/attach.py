@@ -48,7 +48,9 @@ def attach(
 
     Args:
         model: a model of :data:`ficoco_ext.models.families.FAMILIES`; single instance, changed in place until
-            ``handle.detach()``. Not thread-safe. A deep copy is attached too, through its own ``copy.ficoco_handle``.
+            ``handle.detach()``. Several threads may call it at once, each call with its own state and cache; the
+            handle tells of the call that ended last. Attach and detach while none runs. A deep copy is attached too,
+            through its own ``copy.ficoco_handle``.
         method: a name (``ficoco_ext.METHODS``), a :class:`Method`, :class:`Split`, :class:`Staged`,
             :class:`DecoderMethod` or :class:`VisionAndDecoder`, or a sequence with one for each layer.
         r, keep_ratio, tokens: exactly one, as in :meth:`Schedule.build`: tokens removed in each layer; visual tokens
@@ -195,12 +197,12 @@ def _require_known(family: Family) -> None:
     """Raise unless the installed transformers has the family as we know it; warn where nobody tested that release."""
     from transformers import __version__ as version
 
+    tested = f"{api.TESTED_OLDEST} to {api.TESTED_NEWEST}"
     reason = api.structure_problem(family.name)
     if reason is not None:
-        wanted = f"one that has {family.name} as in {api.TESTED_OLDEST} ... {api.TESTED_NEWEST}"
-        unsupported("transformers", wanted, f"{version}, where {reason}", api.REMEDY)
+        changed = f"transformers changed {family.name}; {version} is installed, {tested} were tested; {api.REMEDY}"
+        raise NotImplementedError(f"ficoco::attach: {reason}; {changed}")
     if api.newer_than_tested():
-        tested = f"{api.TESTED_OLDEST} to {api.TESTED_NEWEST}"
         message = (
             f"ficoco::attach: transformers {version} is newer than those that were tested, {tested}; it looks alike"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,14 +32,26 @@ class CacheColumns:
 
     def __init__(self, plan: Plan, length: int, stages: list[Columns], of_layer: tuple[int, ...]) -> None:
         self.plan, self.length, self.stages, self.of_layer = plan, length, stages, of_layer
-        self.cache: Any = None
+        self._cache: Callable[[], Any] | None = None
+
+    @property
+    def cache(self) -> Any:
+        """The cache that this is written on. It holds this and is not held by it: a cycle would outlive its users."""
+        return None if self._cache is None else self._cache()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_cache": self.cache}  # copied or pickled together
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        cache = state.pop("_cache")
+        vars(self).update(state, _cache=None if cache is None else weakref.ref(cache))
 
     def put_on(self, cache: Any) -> None:
         """Write this on ``cache``."""
         setattr(cache, _STATE, self)
         if torch.compiler.is_compiling():
             return  # a graph cannot give an object methods; rows of such a cache stay where they are
-        self.cache = cache
+        self._cache = weakref.ref(cache)
         for name in _METHODS:
             setattr(cache, name, getattr(self, name))
 

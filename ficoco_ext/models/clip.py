@@ -6,38 +6,52 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import checks
 from ..methods.staged import VisionMethod
+from ..ops import QueryKey
 from ..reduction import Reduction
 from ..schedule import Schedule, Step
 from . import tap
 from . import transformers_api as api
 from .patches import Patches
+from .threads import PerThread
+
+
+class _Pass(PerThread):
+    """The reductions of the pass that this thread is in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: tuple[Reduction, ...] = ()
 
 
 class Chain:
     """The reductions of one pass through the tower. The first reducing layer starts a new one, so nothing leaks."""
 
     def __init__(self, length: int) -> None:
-        self._records: list[Reduction | None] = [None] * length
+        self._length = length
+        self._pass = _Pass()
+        self._finished: tuple[Reduction, ...] = ()
 
     def previous(self, place: int) -> Reduction | None:
         """The reduction before the ``place``-th, None for the first, which forgets the pass before."""
         if place == 0:
-            self._records = [None] * len(self._records)
+            self._pass.records = self._finished = ()
             return None
-        return self._records[place - 1]
+        return self._pass.records[place - 1]
 
     def put(self, place: int, reduction: Reduction) -> None:
         """Record the ``place``-th reduction."""
-        self._records[place] = reduction
+        records = (*self._pass.records[:place], reduction)
+        self._pass.records = records
+        if len(records) == self._length:
+            self._finished = records
 
     def finished(self) -> tuple[Reduction, ...]:
-        """All reductions of the last pass, empty if there was none or it was cut off by an exception."""
-        done = tuple(record for record in self._records if record is not None)
-        return done if len(done) == len(self._records) else ()
+        """All reductions of the pass that ended last, empty if there was none or it was cut off by an exception."""
+        return self._finished
 
 
 class LogSize:
@@ -79,18 +93,21 @@ class ReducingLayer:
                 f"{hidden_states.shape[1]} tokens{'' if attention_mask is None else ' with a mask'}",
                 "images must have the config's image_size; interpolate_pos_encoding is not supported",
             )
-        attended = self.layer.self_attn(
-            hidden_states=self.layer.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs
-        )[0]
-        hidden_states = self._reduce(hidden_states + attended)
+        try:
+            attended = self.layer.self_attn(
+                hidden_states=self.layer.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs
+            )[0]
+            attn = self.tap.take()
+        finally:
+            self.tap.drop()
+        hidden_states = self._reduce(hidden_states + attended, attn)
         return hidden_states + self.layer.mlp(self.layer.layer_norm2(hidden_states))
 
-    def _reduce(self, tokens: Tensor) -> Tensor:
+    def _reduce(self, tokens: Tensor, attn: QueryKey) -> Tensor:
         previous = self.chain.previous(self.place)
         if previous is not None and previous.kept.device != tokens.device:
             previous = _to(previous, tokens)  # a tower spread over several devices
-        attn, r = self.tap.take(), self.step.r
-        result = self.method(tokens, attn, r, class_token=True, grid=self.grid, previous=previous)
+        result = self.method(tokens, attn, self.step.r, class_token=True, grid=self.grid, previous=previous)
         self.chain.put(self.place, result.without_tokens())
         assert result.tokens is not None
         return result.tokens

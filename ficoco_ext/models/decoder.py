@@ -1,7 +1,7 @@
 """The language model: reduction during prefill in chosen layers, and caches that are shorter from there on.
 
-State lives in two places. One call's is here and is cleared when the call ends, also by an exception. What the caches
-hold is written on the cache itself when a prefill has succeeded, so that it goes where the cache goes.
+State lives in two places. One call's is here, of its thread, and is cleared when the call ends, also by an exception.
+What the caches hold is written on the cache itself when a prefill has succeeded, so that it goes where the cache goes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .families import Family
 from .generation import images_of, named, option, refuse_unsupported
 from .patches import Patches
 from .prefill import Group, Prefill, group_rows, visual_columns
+from .threads import PerThread
 
 _GUESSING = ("prompt_lookup_num_tokens", "assistant_early_exit")
 
@@ -34,6 +35,20 @@ class _Call:
     def __init__(self, prefill: Prefill | None, state: CacheColumns | None, cache: Any) -> None:
         self.prefill, self.state, self.cache = prefill, state, cache
         self.told: dict[tuple[int, torch.device], dict[str, Any]] = {}  # by stage: kwargs told in its columns
+
+
+class _Now(PerThread):
+    """What this thread is doing.
+
+    Attributes:
+        call: the call of the model that it is in.
+        generating: it is in ``generate``, which hands over masks that transformers has made itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.call: _Call | None = None
+        self.generating = False
 
 
 class DecoderLayer:
@@ -72,9 +87,10 @@ class DecoderLayer:
         self.tap.reads = True
         try:
             attended = self.layer.self_attn(hidden_states=self.layer.input_layernorm(hidden_states), **kwargs)[0]
+            query, key, scale = self.tap.take()
         finally:
             self.tap.reads = False
-        query, key, scale = self.tap.take()
+            self.tap.drop()
         return attended, QueryKey(query, key[:, :, : query.shape[2]], scale)  # a static cache has empty places behind
 
     def _query_key(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> QueryKey:
@@ -84,9 +100,10 @@ class DecoderLayer:
         self.tap.attends = False
         try:
             self.layer.self_attn(hidden_states=self.layer.input_layernorm(hidden_states), **without_cache)
+            return self.tap.take()
         finally:
             self.tap.attends = True
-        return self.tap.take()
+            self.tap.drop()
 
 
 class Decoder:
@@ -120,10 +137,23 @@ class Decoder:
         self.static_counts, self.per_image, self.picture = static_counts, per_image, picture
         self.cache_name = api.cache_name(type(model).forward)
         self._generate = model.generate
-        self.call: _Call | None = None
+        self._now = _Now()
         self.checks_promise = True  # of static counts, where reading costs nothing
-        self.generating = False  # transformers hands over masks that it has made itself
         self.last: Prefill | None = None
+
+    @property
+    def call(self) -> _Call | None:
+        """The call that this thread is in."""
+        return self._now.call
+
+    @call.setter
+    def call(self, call: _Call | None) -> None:
+        self._now.call = call
+
+    @property
+    def generating(self) -> bool:
+        """Whether this thread is in ``generate``."""
+        return self._now.generating
 
     def install(self, patches: Patches) -> None:
         """Replace the layers' bodies and hook the model that reads the prompt."""
@@ -160,11 +190,11 @@ class Decoder:
             if option(self.model, "use_cache", options) is False:
                 message = "without a cache every step would read, and reduce, a longer prompt; leave use_cache on"
                 raise NotImplementedError(f"ficoco::generate: use_cache=False is not supported: {message}")
-        self.generating = True
+        outer, self._now.generating = self._now.generating, True
         try:
             return self._generate(**options)
         finally:
-            self.generating = False
+            self._now.generating = outer
 
     def before_all(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """What only the outermost call knows."""

@@ -271,7 +271,7 @@ def _takes(owner: Any, wanted: Iterable[str], function: str = "forward", cache: 
     given = _parameters(getattr(owner, function), what)
     missing = sorted({*wanted, *([] if cache is None else [cache])} - set(given))
     if missing:
-        raise _UnknownError(f"{what} takes no {', '.join(missing)}, but ({', '.join(given)})")
+        raise _UnknownError(f"{what} must be one that takes {', '.join(missing)}, got ({', '.join(given)})")
 
 
 def _check_model(names: Model) -> None:
@@ -294,7 +294,7 @@ def _check_tower() -> None:
     given = tuple(_parameters(layer.forward, f"{layer.__name__}.forward"))
     if given != _TOWER_LAYER:
         wanted = f"({', '.join(_TOWER_LAYER)})"
-        raise _UnknownError(f"{layer.__name__}.forward takes ({', '.join(given)}), not {wanted}")
+        raise _UnknownError(f"{layer.__name__}.forward must be {wanted}, got ({', '.join(given)})")
     if not callable(getattr(sys.modules[attention.__module__], "eager_attention_forward", None)):
         raise _UnknownError(f"{attention.__module__} has no eager_attention_forward")
 
@@ -308,7 +308,7 @@ def _shared_problem() -> str | None:
 
     mask = _parameters(create_causal_mask, "create_causal_mask")
     if tuple(mask[:3]) != _CREATE_MASK or mask[3] not in (_CACHE_NEW, CACHE) or not set(mask) >= _CREATE_MASK_ALSO:
-        return f"create_causal_mask takes ({', '.join(mask)})"
+        return f"create_causal_mask must be the one that we know, got ({', '.join(mask)})"
     missing = [f"Cache.{name}" for name in _CACHE_METHODS if not callable(getattr(Cache, name, None))]
     missing += ["Cache.is_compileable"] if not hasattr(Cache, "is_compileable") else []
     missing += ["AttentionInterface.register"] if not hasattr(AttentionInterface, "register") else []
