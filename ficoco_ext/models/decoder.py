@@ -23,6 +23,7 @@ from .columns import Columns
 from .families import Family
 from .generation import images_of, named, option, refuse_unsupported
 from .patches import Patches
+from .placeholders import fits_images
 from .prefill import Group, Prefill, group_rows, visual_columns
 from .threads import PerThread
 
@@ -199,7 +200,13 @@ class Decoder:
     def before_all(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """What only the outermost call knows."""
         options = named(type(module).forward, module, args, kwargs) if args else kwargs
-        if images_of(options) and options.get("labels") is not None:
+        if not images_of(options):
+            return
+        if isinstance(options.get("logits_to_keep"), Tensor):
+            remedy = "pass how many of the last ones, or 0 for all that are left"
+            wanted = "a number: a prompt loses visual tokens, so columns move"
+            checks.fail("forward", "logits_to_keep", wanted, options["logits_to_keep"], remedy)
+        if options.get("labels") is not None:
             remedy = "logits have the reduced length; detach to compute a loss"
             checks.fail("forward", "labels", "None: a prompt loses visual tokens", options["labels"], remedy)
 
@@ -284,7 +291,10 @@ class Decoder:
             got = type(base).__name__
             checks.fail("forward", "attention implementation", wanted, got, remedy, NotImplementedError)
         static = api.is_static(cache)
-        told = {"attention_mask": columns.mask(base, held, length, prefill=prefill, static=static, build=build)}
+        mask = columns.mask(base, held, length, prefill=prefill, static=static, build=build)
+        if prefill and mask is None and api.reads_positions(api.attention_name(self.model.model.language_model.config)):
+            mask = hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.long)
+        told = {"attention_mask": mask}
         if prefill:
             told["position_embeddings"] = columns.embeddings(kwargs["position_embeddings"], held.places)
             told["position_ids"] = columns.position_ids(kwargs.get("position_ids"), held.places)
@@ -306,39 +316,44 @@ class Decoder:
         if cache is not None and not (on_device and self.static_counts) and int(cache.get_seq_length()) > 0:
             message = "new images on a cache that is not empty are not supported; pass the whole conversation anew"
             raise NotImplementedError(f"ficoco::forward: {message}")
-        usable = mask is None or (isinstance(mask, Tensor) and (mask.dim() == 2 or self.generating))
+        full = api.full_mask(mask)
+        usable = full is None or (isinstance(full, Tensor) and (full.dim() == 2 or self.generating))
         if isinstance(mask, dict):
-            usable = self.generating and isinstance(mask.get("full_attention"), Tensor)
+            usable = usable and self.generating and api.FULL_ATTENTION in mask
         if not usable:
             wanted = "None or (B, L), as the processor made it"
             checks.fail("forward", "attention_mask", wanted, mask, "causality and padding is all that is told on")
 
     def _prefill(self, ids: Tensor, options: dict[str, Any]) -> Prefill | None:
         """The rows of a prompt with pictures. Waits for the device once, unless counts are static."""
-        visual = ids == self.tokens[0]
+        pictured = ids == self.tokens[0]
         for other in self.tokens[1:]:
-            visual = visual | (ids == other)
+            pictured = pictured | (ids == other)
         real = _real(options.get("attention_mask"), ids.shape[1])
+        visual = pictured if real is None else pictured & real  # a placeholder that the mask hides is padding
         if self.static_counts:
             return self._static(visual, real, options)
         length = ids.shape[1]
         columns_ = torch.arange(length, device=ids.device)
         last = length - 1 if real is None else (columns_ * real).amax(1, keepdim=True)
         visual = visual & (columns_ != last)  # what the answer is read from stays, even if it is a picture's
-        facts = [visual.sum(1), length - 1 - (columns_ * visual).amax(1)]
+        facts = [visual.sum(1), length - 1 - (columns_ * visual).amax(1), pictured.sum(1)]
         if real is not None:
             uneven = (real[:, 1:] < real[:, :-1]).any(1)  # holes, or padding on the right
             facts += [real.sum(1), uneven]
         counts = torch.stack(facts, 1).tolist()
+        if self.per_image is not None:
+            total = sum(count[2] for count in counts)
+            fits_images("forward", self.tokens[0], images_of(options), self.per_image, total)
         numbers = {count[0] for count in counts} - {0}
         if not numbers:
             return None
         # Of padding on the left as much is given up as all rows allow; of other padding nothing.
-        needs = [count[2] if real is not None and not count[3] else length for count in counts]
-        if real is not None and all(count[2] == length for count in counts):
+        needs = [count[3] if real is not None and not count[4] else length for count in counts]
+        if real is not None and all(count[3] == length for count in counts):
             real = None
         schedules = {number: self.plan.schedule(number) for number in numbers}
-        return Prefill(visual, real, group_rows(visual, schedules, counts, needs), self.picture)
+        return Prefill(pictured, real, group_rows(visual, schedules, counts, needs), self.picture)
 
     def _free(self, tensor: Tensor) -> bool:
         """Whether a promise of static counts can be looked at without waiting for a device."""
@@ -363,14 +378,13 @@ class Decoder:
                 wanted = f"{count} visual tokens in each row and text behind them, as promised"
                 got = f"rows with {visual.sum(1).tolist()}{', a picture at the end' if bool(ends.any()) else ''}"
                 checks.fail("forward", "input_ids", wanted, got, "attach without static_counts")
-        group = Group(None, self.plan.schedule(count), visual_columns(visual, count), None, [length] * b)
+        group = Group(None, self.plan.schedule(count), visual_columns(visual, count), None, count, [length] * b)
         return Prefill(visual, real, [group], self.picture)
 
 
 def _real(mask: Any, length: int) -> Tensor | None:
     """(B, L) True for real tokens, from whatever mask came; None: all are."""
-    if isinstance(mask, dict):
-        mask = mask["full_attention"]
+    mask = api.full_mask(mask)
     if mask is None:
         return None
     if mask.dim() == 2:

@@ -98,7 +98,7 @@ def check_decoder(language_model: Any, family: Family) -> None:
         unsupported("language model", wanted, type(language_model).__name__, "no other one is supported")
     if type(language_model) is not model_class:
         unsupported("language model", f"a {names[0]} of transformers", type(language_model).__name__, "unwrap it first")
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    kinds = set(getattr(config, "layer_types", None) or ()) - {api.FULL_ATTENTION}
     if kinds or (getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)):
         got = ", ".join(sorted(kinds)) or f"sliding_window={config.sliding_window}"
         unsupported(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +17,16 @@ from .. import checks
 
 
 class Prompt(NamedTuple):
-    """What has one entry a token: ids (B, L), attention mask (B, past + L), position ids (B or 1, L), labels (B, L)."""
+    """What has one entry a token: ids (B, L), attention mask (B, past + L), position ids (B or 1, L), labels (B, L).
+
+    ``columns`` (B, L) says which column of the caller's prompt a token was; -1 for padding that came in between.
+    """
 
     ids: Tensor
-    mask: Tensor | None = None
+    mask: Any = None
     position_ids: Tensor | None = None
     labels: Tensor | None = None
+    columns: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -58,20 +62,30 @@ def shrink(
 
     Cost: two device reads of B numbers (they decide the shape), two more if ``whole`` ids continue from a cache.
     """
-    ids, mask, _, _ = prompt
+    ids, mask = prompt.ids, prompt.mask
     b, n = ids.shape
-    beside = 0 if mask is None else mask.shape[-1] - n  # the mask speaks of cached tokens that are not in ids
+    beside = mask.shape[-1] - n if isinstance(mask, Tensor) else 0  # it speaks of cached tokens that are not in ids
     whole = whole and past > 0 and not beside
     visual = ids == rule.token
-    if not _fits(visual.sum(1).tolist(), rule, images, whole, op):
+    flat = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == b and beside in (0, past)
+    facts = [visual.sum(1)] + ([_torn(visual, mask[:, -n:] != 0, rule.before)] if flat else [])
+    counts = torch.stack(facts, 1).tolist()
+    if not _fits([row[0] for row in counts], rule, images, whole, op):
         return prompt
-    if mask is not None and (mask.dim() != 2 or mask.shape[0] != b or beside not in (0, past)):
+    if mask is not None and not flat:
         wanted = f"({b}, {n})" + (f" or ({b}, {past + n}) with {past} tokens in the cache" if past else "")
         checks.fail(op, "attention_mask", wanted, mask, "pass the 2-D mask that the processor made")
+    for number, row in enumerate(counts):
+        if any(row[1:]):
+            wanted = "one that shows all placeholders of an image or none"
+            got = f"a mask that hides a part of an image in row {number}"
+            remedy = "a token that is left stands for several patches; pass the mask that the processor made"
+            checks.fail(op, "attention_mask", wanted, got, remedy)
     keep = ~visual | ((visual.cumsum(1) - 1) % rule.before < rule.after)
     if mask is not None and not beside:
         leading = mask.cumsum(1) == 0
-        keep &= ~(leading & ~leading.all(0))  # padding of all rows stays: without images it stays, too
+        # Padding of all rows stays: without images it stays, too. A hidden image stays: its features need their places.
+        keep &= visual | ~(leading & ~leading.all(0))
     lengths = keep.sum(1).tolist()
     if past and not whole and prompt.position_ids is None and op == "forward" and len(set(lengths)) > 1:
         remedy = "padding comes between the cached and the new tokens, so say where the new ones are, or use generate"
@@ -92,14 +106,60 @@ def restore(prompt: Tensor, shrunk: int, sequences: Tensor) -> Tensor:
     return torch.cat([prompt, sequences[:, shrunk:]], dim=1)
 
 
+def places(columns: Tensor, asked: Tensor, length: int) -> Tensor:
+    """(k,) where the columns ``asked`` (k,) of a prompt of ``length`` are now, the same in every row.
+
+    Args:
+        columns: (B, L') which column each token was. asked: integers, negative ones counted from the end, or (L,) bool.
+
+    Raises:
+        ValueError: one of them is gone, or is at another place in another row. Reads the device once.
+    """
+    asked = asked.nonzero()[:, 0] if asked.dtype == torch.bool else asked
+    asked = torch.where(asked < 0, asked + length, asked).to(columns.device)
+    found = columns[:, None] == asked[None, :, None]
+    place = found.to(torch.uint8).argmax(-1)
+    if not bool((found.any(-1) & (place == place[:1])).all()):
+        wanted = "columns of text, which come to the same place in every row"
+        got = "one that was removed, or is at different places"
+        checks.fail("forward", "logits_to_keep", wanted, got, "pass the number of last columns, or 0 for all")
+    return place[0]
+
+
+def _torn(visual: Tensor, seen: Tensor, before: int) -> Tensor:
+    """(B,) how many neighbours in one image of ``before`` placeholders differ in whether the mask shows them."""
+    order = visual.to(torch.uint8).argsort(dim=1, descending=True, stable=True)  # placeholders first, in order
+    shown, there = seen.gather(1, order), visual.gather(1, order)
+    rank = torch.arange(visual.shape[1], device=visual.device)
+    return ((shown[:, 1:] != shown[:, :-1]) & there[:, 1:] & (rank[1:] % before != 0)).sum(1)
+
+
+def fits_images(op: str, token: int, images: int, each: int, total: int) -> None:
+    """Raise unless ``total`` placeholders are as many as the features of ``images`` images.
+
+    Raises:
+        ValueError: with transformers' own words for it, and where such prompts come from.
+    """
+    if total != images * each:
+        wanted = f"{images} x {each} placeholders (id {token}) for {images} images"
+        got = f"{total} placeholders (Image features and image tokens do not match, tokens: {total}, "
+        got += f"features: {images * each})"
+        checks.fail(op, "input_ids", f"ids with {wanted}", got, _REMEDY)
+
+
+_REMEDY = (
+    "pass the processor's input_ids and pixel_values of the same call; if they are, the prompt was truncated, or the "
+    "processor's patch_size, num_additional_image_tokens or vision_feature_select_strategy do not fit the model"
+)
+
+
 def _fits(counts: list[int], rule: Placeholders, images: int, whole: bool, op: str) -> bool:
     """True if the rows hold ``before`` placeholders an image, False if they hold ``after``; raises otherwise."""
     total, remedy = sum(counts), "pass the processor's input_ids and pixel_values of the same call"
     if not whole and total == images * rule.after:
         return False
-    if not whole and total != images * rule.before:
-        wanted = f"{images} x {rule.before} placeholders (id {rule.token}) for {images} images"
-        checks.fail(op, "input_ids", f"ids with {wanted}", f"{total} placeholders", remedy)
+    if not whole:
+        fits_images(op, rule.token, images, rule.before, total)
     for row, count in enumerate(counts):
         if count % rule.before:
             wanted = f"rows with {rule.before} placeholders (id {rule.token}) for each image"
@@ -136,7 +196,7 @@ def _right(keep: Tensor, width: int) -> Tensor:
 
 
 def _gather(prompt: Prompt, order: Tensor, keep: Tensor, rule: Placeholders, cached: int, ragged: bool) -> Prompt:
-    ids, mask, positions, labels = prompt
+    ids, mask, positions, labels, columns = prompt
     b, n = ids.shape
     valid = keep.gather(1, order)
     if mask is not None:
@@ -149,4 +209,6 @@ def _gather(prompt: Prompt, order: Tensor, keep: Tensor, rule: Placeholders, cac
         positions = (positions.expand(b, -1) - removed).gather(1, order).masked_fill(~valid, 0)
     if labels is not None:
         labels = labels.gather(1, order).masked_fill(~valid, -100)
-    return Prompt(ids.gather(1, order).masked_fill(~valid, rule.filler), mask, positions, labels)
+    if columns is not None:
+        columns = columns.gather(1, order).masked_fill(~valid, -1)
+    return Prompt(ids.gather(1, order).masked_fill(~valid, rule.filler), mask, positions, labels, columns)

@@ -27,6 +27,7 @@ class Group:
         schedule: what they lose; None: nothing, they are text.
         visual: (rows, n) columns of their visual tokens, among those that are held now.
         behind: the most columns that any of them has behind its visual tokens; None: unknown.
+        pictured: the most placeholders that any of them has, those that a mask hides too.
         left: for every row how many columns it needs now.
     """
 
@@ -34,6 +35,7 @@ class Group:
     schedule: Schedule | None
     visual: Tensor
     behind: int | None
+    pictured: int
     left: list[int]
 
     def of(self, tensor: Tensor) -> Tensor:
@@ -166,8 +168,7 @@ class Prefill:
         if not isinstance(wanted, DecoderFilter) or wanted.penalty == 1 or self.picture is None:
             return None, None
         height, width = self.picture
-        assert group.schedule is not None
-        pictures = -(-group.schedule.patches // (height * width))  # the last one's last token may count as text
+        pictures = -(-group.pictured // (height * width))
         if pictures > 1 and height % wanted.window:
             need, got = (
                 f"a divisor of the pictures' height {height}",
@@ -200,7 +201,7 @@ def group_rows(
     Args:
         visual: (B, L) bool.
         schedules: for every number of visual tokens but 0.
-        counts: for each row: visual tokens, columns behind them, and more.
+        counts: for each row: visual tokens, columns behind them, placeholders, and more.
         needs: for each row: columns that it needs.
     """
     members: dict[int, list[int]] = {}
@@ -215,6 +216,7 @@ def group_rows(
     for number, rows in zip(numbers, parts, strict=True):
         chosen = visual if rows is None else visual.index_select(0, rows)
         behind = max(counts[row][1] for row in members[number])
+        pictured = max(counts[row][2] for row in members[number])
         left = [needs[row] for row in members[number]]
-        groups.append(Group(rows, schedules.get(number), visual_columns(chosen, number), behind, left))
+        groups.append(Group(rows, schedules.get(number), visual_columns(chosen, number), behind, pictured, left))
     return groups

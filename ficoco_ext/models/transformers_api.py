@@ -152,10 +152,15 @@ def is_static(cache: Any) -> bool:
 
 # Masks
 
+FULL_ATTENTION = "full_attention"
+
 
 def full_mask(mask: Any) -> Any:
-    """The mask of layers with full attention: a model whose config has ``layer_types`` gets a dict of one for each."""
-    return mask.get("full_attention") if isinstance(mask, dict) else mask
+    """The mask of layers with full attention, None where none is needed.
+
+    A model whose config has ``layer_types`` gets a dict with a mask, or None, for each of them.
+    """
+    return mask.get(FULL_ATTENTION) if isinstance(mask, dict) else mask
 
 
 def causal_mask(config: Any, tokens: Tensor, there: Tensor, cache: Any, layer: int) -> Any:
@@ -189,11 +194,34 @@ def attention_name(config: Any) -> str:
     return str(config._attn_implementation)
 
 
+def reads_positions(name: str) -> bool:
+    """Whether a kernel takes position ids that jump, where no mask comes with them, for several packed sequences."""
+    return "flash" in name
+
+
 def with_attention(config: Any, name: str) -> Any:
     """A shallow copy of ``config`` that names another attention kernel. The config is not written."""
     ours = copy.copy(config)
     ours._attn_implementation_internal = name
     return ours
+
+
+# What generate calls back
+
+# Numbers of logits processors and stopping criteria that count tokens of the prompt.
+PROMPT_LENGTHS = (
+    "max_length",
+    "min_length",
+    "prompt_length_to_skip",
+    "prompt_ignore_length",
+    "regulation_start",
+    "begin_index",
+)
+
+
+def is_own(callback: Any) -> bool:
+    """Whether a logits processor or a stopping criterion is one of transformers itself."""
+    return type(callback).__module__.startswith("transformers.")
 
 
 # Is this a release that we know?

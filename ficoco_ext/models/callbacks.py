@@ -1,0 +1,104 @@
+"""What ``generate`` calls back while a prompt is shorter inside than the caller's: all of it sees the caller's prompt.
+
+Lengths that a stopping criterion or a logits processor was made with count the caller's prompt, and so does whatever it
+computes from the ids that it is handed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from . import transformers_api as api
+from .placeholders import restore
+
+
+class Callbacks:
+    """Callbacks of one ``generate``.
+
+    Args:
+        prompt: (B, L) the caller's ids. shrunk: L', the length that the prompt has inside.
+    """
+
+    def __init__(self, prompt: Tensor, shrunk: int) -> None:
+        self.prompt, self.shrunk = prompt, shrunk
+        self.removed = prompt.shape[1] - shrunk
+
+    def ids(self, ids: Tensor) -> Tensor:
+        """(B * n, L + new) the caller's ids for (B * n, L' + new) ids of the loop."""
+        return restore(self.prompt, self.shrunk, ids)
+
+    def told(self, options: dict[str, Any], sequences: int) -> dict[str, Any]:
+        """The callbacks among the options of ``generate``, told the caller's prompt.
+
+        Args:
+            options: of ``generate``. sequences: rows of the loop for each row of the prompt, where it is not beams.
+        """
+        told: dict[str, Any] = {}
+        for name, kind in (("stopping_criteria", _Criterion), ("logits_processor", _Processor)):
+            given = options.get(name)
+            if isinstance(given, list):
+                told[name] = copy.copy(given)
+                told[name][:] = [self._one(each, kind) for each in given]
+        if options.get("prefix_allowed_tokens_fn") is not None:
+            told["prefix_allowed_tokens_fn"] = _Prefix(self, options["prefix_allowed_tokens_fn"], sequences)
+        if options.get("streamer") is not None:
+            told["streamer"] = _Streamer(self, options["streamer"])
+        return told
+
+    def _one(self, given: Any, kind: Callable[[Callbacks, Any], Any]) -> Any:
+        """transformers' own ones keep their type, by which ``generate`` finds doubles; their lengths move instead."""
+        if not api.is_own(given):
+            return kind(self, given)
+        lengths = {name: getattr(given, name, None) for name in api.PROMPT_LENGTHS}
+        moved = {name: max(value - self.removed, 0) for name, value in lengths.items() if isinstance(value, int)}
+        if moved:
+            given = copy.copy(given)
+            vars(given).update(moved)
+        return given
+
+
+class _Criterion:
+    def __init__(self, owner: Callbacks, given: Any) -> None:
+        self.owner, self.given = owner, given
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        return self.given(self.owner.ids(input_ids), scores, **kwargs)
+
+
+class _Processor:
+    def __init__(self, owner: Callbacks, given: Any) -> None:
+        self.owner, self.given = owner, given
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # two arguments: more would be asked for
+        result: Tensor = self.given(self.owner.ids(input_ids), scores)
+        return result
+
+
+class _Prefix:
+    def __init__(self, owner: Callbacks, given: Any, sequences: int) -> None:
+        self.owner, self.given, self.sequences = owner, given, sequences
+
+    def __call__(self, batch_id: int, ids: Tensor) -> Any:
+        row = self.owner.prompt[batch_id // self.sequences]
+        return self.given(batch_id, restore(row[None], self.owner.shrunk, ids[None])[0])
+
+
+class _Streamer:
+    """Hands on what it gets; first comes the prompt."""
+
+    def __init__(self, owner: Callbacks, given: Any) -> None:
+        self.owner, self.given = owner, given
+        self.first = True
+
+    def put(self, value: Tensor) -> None:
+        first, self.first = self.first, False
+        if first and value.dim() == 2:
+            value = self.owner.ids(value)
+        self.given.put(value)
+
+    def end(self) -> None:
+        self.given.end()
