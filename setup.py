@@ -15,13 +15,16 @@ import os
 import pathlib
 import sys
 
-import torch
 from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 ROOT = pathlib.Path(__file__).parent.resolve()
 sys.path.insert(0, str(ROOT / "_build"))
 import cuda_toolkit  # noqa: E402
+import prerequisites  # noqa: E402
+
+prerequisites.need_setuptools()
+import torch  # noqa: E402
+from torch.utils.cpp_extension import BuildExtension, CppExtension  # noqa: E402
 
 
 def knob(name: str) -> str:

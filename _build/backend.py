@@ -6,12 +6,13 @@ asked last and only for imports, so the isolated setuptools wins and no entry po
 """
 
 import importlib.machinery
+import json
 import os
 import pathlib
-import site
+import subprocess
 import sys
-import sysconfig
 
+import prerequisites
 from setuptools import build_meta as _setuptools
 
 _HOOKS = (
@@ -32,28 +33,59 @@ Install PyTorch first, then ficoco_ext:
     pip install torch
     pip install .
 
-With uv: uv pip install --no-build-isolation .   With build: python -m build --no-isolation
+If `python -c "import torch"` works here nevertheless, this build cannot see what you see. Let it, with setuptools >=
+{setuptools} and ninja installed (with uv the same behind `uv`, with build: python -m build --no-isolation):
+
+    pip install --no-build-isolation .
+
 (looked in: {paths})"""
 
+# Asked of an interpreter: where it looks for modules, and where it finds torch if some other finder knows.
+_PROBE = """
+import importlib.util, json, os, sys
+spec = importlib.util.find_spec("torch")
+found = [os.path.dirname(os.path.dirname(spec.origin))] if spec and spec.origin else []
+print(json.dumps([list(sys.version_info[:2]), [path for path in sys.path + found if path]]))
+"""
 
-def _uses_base_site() -> bool:
-    if sys.prefix == sys.base_prefix:
-        return True
+
+def _caller() -> dict[str, str]:
+    """The environment that pip was called in, where the system tells: pip hides PYTHONPATH and the user's site."""
     try:
-        config = pathlib.Path(sys.prefix, "pyvenv.cfg").read_text().lower()
+        entries = pathlib.Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
     except OSError:
-        return False
-    return "include-system-site-packages = true" in config
+        return {}
+    pairs = (os.fsdecode(entry).partition("=") for entry in entries if entry)
+    return {name: value for name, _, value in pairs}
+
+
+def _probed(python: str, environment: dict[str, str]) -> list[str]:
+    """Where this interpreter finds modules: site-packages, what .pth files add, the user's site, PYTHONPATH."""
+    try:
+        run = subprocess.run(
+            [python, "-c", _PROBE],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=os.path.abspath(os.sep),
+        )
+        version, paths = json.loads(run.stdout.strip().splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return []
+    return paths if tuple(version) == sys.version_info[:2] else []
 
 
 def _outer_paths() -> list[str]:
-    paths = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    caller = _caller()
+    hidden = ("PYTHONPATH", "PYTHONNOUSERSITE")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {name: caller[name] for name in hidden if name in caller}
+    pythons = [sys.executable]
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):  # `python -m build` and others make an environment of their own
         if os.environ.get(variable):
-            paths += map(str, pathlib.Path(os.environ[variable]).glob(f"lib/{python}/site-packages"))
-    if _uses_base_site():
-        paths += [*site.getsitepackages([sys.base_prefix]), site.getusersitepackages()]
+            pythons.append(os.path.join(os.environ[variable], "bin", "python"))
+    paths = [path for python in dict.fromkeys(pythons) for path in _probed(python, environment)]
     return [path for path in dict.fromkeys(paths) if os.path.isdir(path)]
 
 
@@ -71,11 +103,14 @@ def _need_torch() -> None:
     try:
         import torch  # noqa: F401
     except ImportError as error:
-        raise SystemExit(_NO_TORCH.format(error=error, paths=", ".join(_OuterFinder.paths))) from None
+        raise SystemExit(
+            _NO_TORCH.format(error=error, setuptools=prerequisites.SETUPTOOLS, paths=", ".join(_OuterFinder.paths))
+        ) from None
 
 
 def _with_torch(hook):
     def run(*args, **kwargs):
+        prerequisites.need_setuptools()
         _need_torch()
         return getattr(_setuptools, hook)(*args, **kwargs)
 

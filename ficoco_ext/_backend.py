@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
+import warnings
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -34,20 +36,25 @@ def load_kernels() -> tuple[Any, str | None]:
 
     A module carries in its name the torch release that it was built for and is never loaded into another one: class
     layouts may differ without any symbol missing.
+
+    Whoever installed the package and runs python inside a clone believes to run what was installed; so a source folder
+    without kernels that load is a warning too.
     """
     folder = Path(__file__).parent
-    major, minor = torch.__version__.split("+")[0].split(".")[:2]
-    name = f"_C_torch{major}_{minor}"
+    kernels, reason = _load(folder)
+    if kernels is None and (folder.parent / "setup.py").exists():
+        reason = _in_source(folder.parent, reason)
+        warnings.warn(f"{reason} (ficoco_ext runs as plain PyTorch, slower)", RuntimeWarning, stacklevel=2)
+    return kernels, reason
+
+
+def _load(folder: Path) -> tuple[Any, str | None]:
+    name = _module_name()
     if importlib.util.find_spec(f"ficoco_ext.{name}") is None:
         others = sorted(folder.glob("_C_torch*"))
         if others:
             built = others[0].name.split(".")[0].removeprefix("_C_torch").replace("_", ".")
             return None, f"compiled for torch {built}, but torch {torch.__version__} is installed; {_REBUILD}"
-        if (folder.parent / "setup.py").exists():
-            return None, (
-                f"python imports the source tree in {folder.parent}, where nothing was compiled: run from another "
-                "folder, or install with pip install -e ."
-            )
         return (
             None,
             f"not compiled at install: no working C++20 compiler, or FICOCO_EXT_CPU=0; add -v to see why, {_REBUILD}",
@@ -56,6 +63,25 @@ def load_kernels() -> tuple[Any, str | None]:
         return importlib.import_module(f"ficoco_ext.{name}"), None
     except ImportError as error:
         return None, f"the compiled kernels do not load ({error}); {_REBUILD}"
+
+
+def _module_name() -> str:
+    major, minor = torch.__version__.split("+")[0].split(".")[:2]
+    return f"_C_torch{major}_{minor}"
+
+
+def _in_source(source: Path, reason: str | None) -> str:
+    """Why there are no kernels, if python imports a source folder: perhaps it hides a package that has them."""
+    places = [Path(path or os.curdir).resolve() / "ficoco_ext" for path in sys.path]
+    installed = [
+        place for place in places if place.parent != source.resolve() and any(place.glob(f"{_module_name()}.*"))
+    ]
+    why = "nothing was compiled" if not any((source / "ficoco_ext").glob("_C_torch*")) else reason
+    hides = f", and hides the one installed in {installed[0]}" if installed else ""
+    return (
+        f"python imports ficoco_ext from the source folder {source}{hides}; {why}. Run from another folder, or install "
+        "with pip install -e ."
+    )
 
 
 def check_environment() -> None:

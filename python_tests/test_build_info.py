@@ -135,3 +135,33 @@ def test_the_suite_refuses_to_test_the_specification_alone(tmp_path, allowed):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode == 0) == allowed, done.stdout + done.stderr
     assert ("FICOCO_ALLOW_REFERENCE=1" in done.stdout + done.stderr) == (not allowed)
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_source_folder_without_kernels_is_named_once(tmp_path, installed):
+    """Python inside a clone imports the clone, not what was installed."""
+    clone, site = tmp_path / "clone", tmp_path / "site"
+    shutil.copytree(PACKAGE, clone / "ficoco_ext", ignore=shutil.ignore_patterns("_C_*", "__pycache__", "data"))
+    (clone / "setup.py").write_text("")
+    if installed:
+        (site / "ficoco_ext").mkdir(parents=True)
+        (site / "ficoco_ext" / f"{_backend._module_name()}.so").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-c", "import ficoco_ext; print(ficoco_ext.build_info()['reasons']['cpu'])"],
+        cwd=clone,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.count(f"imports ficoco_ext from the source folder {clone}") == 1
+    assert "Run from another folder, or install with pip install -e ." in done.stderr
+    assert (f"hides the one installed in {site / 'ficoco_ext'}" in done.stderr) == installed
+    assert done.stdout.strip() in done.stderr
+
+
+def test_kernels_of_another_torch_in_a_source_folder_are_said_to_be(tmp_path):
+    (tmp_path / "ficoco_ext").mkdir()
+    (tmp_path / "ficoco_ext" / "_C_torch1_99.so").write_text("")
+    said = _backend._in_source(tmp_path, "compiled for torch 1.99")
+    assert "source folder" in said and "compiled for torch 1.99. Run from another folder" in said
