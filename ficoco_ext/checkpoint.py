@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from . import configs
+
 EMBEDDED = Path(__file__).parent / "data" / "tiny_llava"
 SCENES = EMBEDDED / "samples"
 DTYPES = ("float32", "float16", "bfloat16")
@@ -93,7 +95,7 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpo
             of another model.
     """
     try:
-        from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+        from transformers import AutoProcessor, LlavaForConditionalGeneration
     except ImportError as error:
         raise ImportError(f'the demo needs transformers and Pillow ({error}); pip install "ficoco_ext[hf]"') from error
     path = EMBEDDED if model is None else Path(model)
@@ -103,9 +105,10 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpo
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": str(path if local else model),
         "local_files_only": local,
+        "trust_remote_code": False,  # left out, it would ask on the terminal
     }
     with _quiet():
-        kind = AutoConfig.from_pretrained(**source).model_type
+        kind = configs.parse(source["pretrained_model_name_or_path"], local=local).model_type
         if kind != "llava":
             raise ValueError(f"model must be a LLaVA-1.5 checkpoint (model_type 'llava'), got {kind!r} in {model}")
         processor = AutoProcessor.from_pretrained(**source, backend="pil")

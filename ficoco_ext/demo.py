@@ -302,6 +302,7 @@ def _with_geometry(request: Request, dtype: torch.dtype, device: torch.device, n
         true[1] if request.text_layers is None else request.text_layers,
     )
     model = geometry.shapes(request.geometry, *built, dtype)
+    geometry.require_room(model, request.text_tokens)
     attached = _attacher(request, model)
     stairs = _staircase(attached, model)
     progress("building random weights")

@@ -176,15 +176,16 @@ def shapes(name: str, vision_layers: int, text_layers: int, dtype: torch.dtype) 
         dtype: of weights and activations.
 
     Raises:
-        ValueError: unknown name, or less than two vision layers or one text layer.
+        ValueError: unknown name, or not 2 ... 24 vision layers or 1 ... as many text layers as the true model has.
     """
     from transformers import LlavaForConditionalGeneration
 
     if name not in GEOMETRIES:
         raise ValueError(f"geometry must be one of {', '.join(GEOMETRIES)}, got {name!r}")
-    for what, count, least in (("vision", vision_layers, 2), ("text", text_layers, 1)):
-        if count < least:
-            raise ValueError(f"{what}_layers must be at least {least}, got {count}")
+    true = GEOMETRIES[name].layers
+    for what, count, least, most in (("vision", vision_layers, 2, VISION_LAYERS), ("text", text_layers, 1, true)):
+        if not least <= count <= most:
+            raise ValueError(f"{what}_layers must be in {least} ... {most}, what {name} has, got {count}")
     with torch.device("meta"):  # torch's own initialisation of billions of weights takes minutes
         return LlavaForConditionalGeneration._from_config(_config(name, vision_layers, text_layers), dtype=dtype).eval()
 
@@ -233,13 +234,22 @@ def _fill(model: nn.Module) -> None:
             piece.copy_(source[: piece.numel()])
 
 
+def require_room(model: Any, text_tokens: int) -> None:
+    """Raise a ValueError if a prompt of one picture and ``text_tokens`` has no room in the model's positions."""
+    vision = model.config.vision_config
+    room = model.config.text_config.max_position_embeddings - (vision.image_size // vision.patch_size) ** 2
+    if not 1 <= text_tokens <= room:
+        raise ValueError(
+            f"text_tokens must be in 1 ... {room}, the positions that the picture leaves, got {text_tokens}"
+        )
+
+
 def random_inputs(model: Any, text_tokens: int) -> dict[str, Any]:
     """One noise picture between two halves of ``text_tokens`` random words, as a processor would hand them over."""
-    if text_tokens < 1:
-        raise ValueError(f"text tokens must be at least 1, got {text_tokens}")
-    generator = torch.Generator().manual_seed(0)
+    require_room(model, text_tokens)
     config = model.config
     side, patch = config.vision_config.image_size, config.vision_config.patch_size
+    generator = torch.Generator().manual_seed(0)
     words = torch.randint(3, IMAGE_TOKEN, (text_tokens,), generator=generator)
     before = math.ceil(text_tokens / 2)
     picture = words.new_full(((side // patch) ** 2,), config.image_token_id)

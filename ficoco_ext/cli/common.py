@@ -17,6 +17,8 @@ from rich.table import Table
 # What a user can cause. Anything else is a defect of ours and exits with 1.
 _EXPECTED = (ValueError, TypeError, OSError, ImportError, NotImplementedError, MemoryError)
 _WIDTH = 110  # of output that is not read on a terminal
+_MOST_INTEGERS = 10_000  # of a range: more layers or seeds than anybody has
+_MOST_THREADS = 1024  # OpenMP crashes the process where the system has no room for more
 
 JsonOption = typer.Option("--json", help="Print one JSON document instead of tables.")
 DebugOption = typer.Option("--debug", help="Show the traceback of an error.")
@@ -81,9 +83,14 @@ def integers(option: str, text: str, count: int | None = None) -> tuple[int, ...
     try:
         for part in text.split(","):
             low, dash, high = part.strip().partition("-")
-            found += range(int(low), int(high) + 1) if dash else [int(low)]
+            named = range(int(low), int(high) + 1) if dash else range(int(low), int(low) + 1)
+            if named.stop - named.start > _MOST_INTEGERS:
+                raise ValueError
+            found += named
     except ValueError:
-        raise ValueError(f"{option} must be integers separated by commas, got {text!r}") from None
+        raise ValueError(
+            f"{option} must be integers separated by commas, or ranges of at most {_MOST_INTEGERS}, got {text!r}"
+        ) from None
     if not found or (count is not None and len(found) != count):
         raise ValueError(f"{option} must be {count or 'some'} integers separated by commas, got {text!r}")
     return tuple(found)
@@ -125,10 +132,10 @@ def cpu_threads(count: int | None) -> Iterator[None]:
     """Torch's CPU threads set to ``count`` inside; None leaves them alone.
 
     Raises:
-        ValueError: less than one.
+        ValueError: not in 1 ... 1024.
     """
-    if count is not None and count < 1:
-        raise ValueError(f"--threads must be at least 1, got {count}")
+    if count is not None and not 1 <= count <= _MOST_THREADS:
+        raise ValueError(f"--threads must be in 1 ... {_MOST_THREADS}, got {count}")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(before if count is None else count)

@@ -17,6 +17,7 @@ import ficoco_ext
 
 from .. import DecoderMethod, Reduction, build_info, get_method
 from ..checkpoint import parse_device
+from ..geometry import available_bytes
 from ..ops import Attention, QueryKey
 from . import common
 
@@ -61,6 +62,11 @@ def random_inputs(shape: tuple[int, ...], heads: int, dtype: torch.dtype, seed: 
         raise ValueError(f"--shape must be positive, got {shape}")
     if heads < 1 or c % heads:
         raise ValueError(f"--heads must divide the {c} channels of --shape, got {heads}")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"--seed must be an integer of 64 bits, got {seed}")
+    needed, there = 3 * 4 * b * n * c, available_bytes(torch.device("cpu"))
+    if max(shape) >= 2**31 or (there is not None and needed > there):
+        raise MemoryError(f"--shape {b},{n},{c} needs {needed:,} bytes for its tensors, {there or 0:,} are available")
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(b, n, c, generator=generator)
     query, key = torch.randn(2, b, heads, n, c // heads, generator=generator)

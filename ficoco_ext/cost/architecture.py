@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+MOST_TOKENS = 10**9  # of a prompt or an answer, and the most of everything that no layer is built for
+_MOST = {"layers": 1000, "used": 1000}
 
-def _positive(thing: object, *skip: str) -> None:
+
+def _sane(thing: object) -> None:
+    """Every integer is at least 1 and far above any model's at most: layers are counted one by one."""
     for field in fields(thing):  # type: ignore[arg-type]
-        value = getattr(thing, field.name)
-        if isinstance(value, int) and not isinstance(value, bool) and field.name not in skip and value < 1:
-            raise ValueError(f"{type(thing).__name__}: {field.name} must be at least 1, got {value}")
+        value, most = getattr(thing, field.name), _MOST.get(field.name, MOST_TOKENS)
+        if isinstance(value, int) and not isinstance(value, bool) and not 1 <= value <= most:
+            raise ValueError(f"{type(thing).__name__}: {field.name} must be in 1 ... {most}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Tower:
     channels: int = 3
 
     def __post_init__(self) -> None:
-        _positive(self)
+        _sane(self)
         if self.used > self.layers:
             raise ValueError(f"Tower: used must be at most layers, got {self.used} of {self.layers}")
         if self.hidden % self.heads:
@@ -60,7 +64,7 @@ class Projector:
     outputs: int
 
     def __post_init__(self) -> None:
-        _positive(self)
+        _sane(self)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class LanguageModel:
     gated: bool = True
 
     def __post_init__(self) -> None:
-        _positive(self)
+        _sane(self)
         if self.heads % self.kv_heads:
             raise ValueError(f"LanguageModel: kv_heads must divide heads, got {self.kv_heads} and {self.heads}")
 
@@ -108,7 +112,7 @@ class Architecture:
     source: str = ""
 
     def __post_init__(self) -> None:
-        _positive(self)
+        _sane(self)
         if self.extra < 0:
             raise ValueError(
                 f"Architecture: visual_tokens must be at least {self.crops * self.tower.patches // self.tower.merge}, "

@@ -8,7 +8,7 @@ from typing import Any
 from ..methods import AnyMethod
 from ..schedule import Schedule
 from . import scope
-from .architecture import Architecture
+from .architecture import MOST_TOKENS, Architecture
 from .bill import Cost, Sum
 from .hardware import Hardware
 from .model import decode
@@ -170,8 +170,8 @@ def compare(
         >>> round(found.full.counted.tflops, 2), round(found.shown.counted.tflops, 2)
         (8.45, 3.3)
     """
-    if new_tokens < 1:
-        raise ValueError(f"new tokens must be at least 1, got {new_tokens}")
+    if not 1 <= new_tokens <= MOST_TOKENS:
+        raise ValueError(f"new_tokens must be in 1 ... {MOST_TOKENS}, got {new_tokens}")
     given: dict[str, Any] = {
         "text_tokens": text_tokens,
         "images": images,

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..schedule import Plan, Schedule
 from . import reduction, transformer
-from .architecture import Architecture
+from .architecture import MOST_TOKENS, Architecture
 from .bill import Cost, LayerCost, Sum, Tokens
 from .hardware import Hardware
 from .hardware import hardware as find_hardware
@@ -164,8 +164,8 @@ def _counts(**given: tuple[int, int]) -> None:
     for name, (value, least) in given.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be an integer, got {value!r}")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not least <= value <= MOST_TOKENS:
+            raise ValueError(f"{name} must be in {least} ... {MOST_TOKENS}, got {value}")
 
 
 def _check_vision(shape: Architecture, vision: Schedule) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from .. import configs
 from .architecture import Architecture, LanguageModel, Projector, Tower
 
 _CLIP_336 = Tower(layers=24, used=23, hidden=1024, mlp=4096, heads=16, patch=14, image_size=336)
@@ -128,10 +129,10 @@ def _resized(given: Architecture, image_size: int | None, crops: int | None) -> 
 def _read(directory: Path) -> Any:
     """The config of a directory; without transformers only what its file spells out."""
     try:
-        from transformers import AutoConfig
+        return configs.parse(str(directory), local=True)
     except ImportError:
-        return json.loads((directory / "config.json").read_text(), object_hook=lambda found: SimpleNamespace(**found))
-    return AutoConfig.from_pretrained(directory)
+        found = json.dumps(configs.read(directory))
+        return json.loads(found, object_hook=lambda entries: SimpleNamespace(**entries))
 
 
 def _number(config: Any, what: str, *names: str) -> int:

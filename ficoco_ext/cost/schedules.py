@@ -9,7 +9,7 @@ from typing import Any
 from ..methods import AnyMethod, DecoderMethod, Split, VisionAndDecoder
 from ..methods.staged import Staged, VisionMethod
 from ..schedule import Plan, Schedule
-from .architecture import Architecture
+from .architecture import MOST_TOKENS, Architecture
 
 Pair = tuple[Schedule | None, Schedule | None]
 
@@ -41,8 +41,8 @@ def share(patches: int, final: int) -> int:
 
 def require_images(images: int) -> None:
     """Raise if there is no image to remove anything from."""
-    if isinstance(images, bool) or not isinstance(images, int) or images < 1:
-        raise ValueError(f"images must be an integer >= 1, got {images!r}")
+    if isinstance(images, bool) or not isinstance(images, int) or not 1 <= images <= MOST_TOKENS:
+        raise ValueError(f"images must be an integer in 1 ... {MOST_TOKENS}, got {images!r}")
 
 
 def _chosen_layers(layers: Iterable[int], first: int, last: int, what: str) -> tuple[int, ...]:

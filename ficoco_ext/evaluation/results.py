@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from . import document
 from .settings import Setting
 from .statistics import Bootstrap, Estimate, Spread, Tally
 
@@ -98,17 +99,18 @@ class Results:
         """Read a document.
 
         Raises:
-            FileNotFoundError: no such file. ValueError: not such a document.
+            FileNotFoundError: no such file. ValueError: not such a document, or one that contradicts itself.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"results file not found: {path}")
         try:
             found = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, an integer or lists without end
             raise ValueError(f"results file {path} must be JSON of ficoco eval: {error}") from None
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise ValueError(f"results file {path} must be written by ficoco eval in the format {FORMAT!r}")
+        document.check(found, f"results file {path}")
         return cls(found)
 
     def save(self, path: Path | str) -> None:

@@ -1,0 +1,125 @@
+"""Reading a model's config.json, which anybody may have written: what is absurd is refused by name, and no code runs.
+
+Imports neither torch nor, until :func:`parse` is called, transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+_BYTES = 2**24  # of a config.json; real ones have a few thousand
+_LAYERS, _WIDTH, _HEADS, _SIDE = 1000, 2**20, 2**14, 2**16
+
+# The most that a number may be, far above every model: whoever builds a list or a loop from it stays within a second.
+_MOST: dict[str, int] = {
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth"), _LAYERS),
+    **dict.fromkeys(("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"), _LAYERS),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "ffn_dim", "embed_dim", "projection_dim", "head_dim"), _WIDTH),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "num_heads"), _HEADS),
+    **dict.fromkeys(("image_size", "patch_size", "num_channels", "num_labels", "image_seq_length"), _SIDE),
+    **dict.fromkeys(("spatial_merge_size", "temporal_patch_size", "mlp_ratio"), 1024),
+    "vocab_size": 2**24,
+}
+_FRACTIONS = ("mlp_ratio",)
+_ATTENTION = ("attn_implementation", "_attn_implementation")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a folder, checked.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: it is no JSON object, or :func:`check` refuses it.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no config.json in {folder}")
+    if path.stat().st_size > _BYTES:
+        raise ValueError(f"{path} must have at most {_BYTES:,} bytes, got {path.stat().st_size:,}; is it a config?")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, an integer without end, lists without end
+        raise ValueError(f"{path} must be JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold one object, got {type(found).__name__}")
+    check(found, str(path))
+    return found
+
+
+def check(config: Mapping[str, Any], where: str) -> None:
+    """Refuse numbers that no model has, and attention that would be fetched from a hub.
+
+    Args:
+        config: as JSON has it, with the configs of its parts inside.
+        where: what to call it in an error.
+
+    Raises:
+        ValueError: names the entry.
+
+    Example:
+        >>> from ficoco_ext.configs import check
+        >>> check({"text_config": {"num_hidden_layers": 10**6}}, "config.json")
+        Traceback (most recent call last):
+        ...
+        ValueError: config.json: text_config.num_hidden_layers must be an integer in 1 ... 1000, got 1000000
+    """
+    for path, name, value in _entries(config):
+        if name in _ATTENTION and isinstance(value, str) and "/" in value:
+            raise ValueError(
+                f"{where}: {path} must be attention that transformers has, got {reprlib.repr(value)}: code from a hub "
+                "is never fetched"
+            )
+        if name in _MOST:
+            for one in value if isinstance(value, (list, tuple)) else (value,):
+                if one is not None and not _fits(one, _MOST[name], name in _FRACTIONS):
+                    kind = "a number above 0 and up to" if name in _FRACTIONS else "an integer in 1 ..."
+                    raise ValueError(f"{where}: {path} must be {kind} {_MOST[name]}, got {reprlib.repr(one)}")
+
+
+def _fits(value: Any, most: int, fraction: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float) if fraction else int):
+        return False
+    return math.isfinite(value) and 0 < value <= most if fraction else 1 <= value <= most
+
+
+def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Every entry with its path, those of parts inside included; JSON's own depth is bounded by its parser."""
+    pending = [("", config)]
+    while pending:
+        before, found = pending.pop()
+        for name, value in found.items():
+            path = f"{before}{name}"
+            yield path, name, value
+            if isinstance(value, Mapping):
+                pending.append((f"{path}.", value))
+
+
+def parse(source: str, *, local: bool) -> Any:
+    """The transformers config of a folder or of a hub name. Code that comes with it never runs.
+
+    Raises:
+        ImportError: no transformers. OSError: not found. ValueError: not readable, absurd, or it asks to run code.
+    """
+    if local:  # what is refused is refused at once: importing transformers takes seconds
+        found = read(Path(source))
+    from transformers import AutoConfig, PretrainedConfig
+
+    if not local:
+        found, _ = PretrainedConfig.get_config_dict(source)
+        check(found, f"config.json of {source}")
+    try:
+        return AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a file that anybody may have written makes transformers raise
+        if "auto_map" in found:
+            raise ValueError(
+                f"config.json of {source} asks to run code of its own (auto_map), which is never done; model_type must "
+                f"be one that transformers has, got {reprlib.repr(found.get('model_type'))}"
+            ) from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"config.json of {source} is none that transformers reads: {lines[0]}") from error

@@ -1,0 +1,154 @@
+"""A checkpoint folder that anybody may have written: its code never runs, its absurd numbers are refused by name."""
+
+import json
+import shutil
+import time
+
+import pytest
+
+from ficoco_ext import configs, cost
+from ficoco_ext.checkpoint import EMBEDDED, load
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+OURS = json.loads((EMBEDDED / "config.json").read_text())
+INSIDE = "from transformers import PretrainedConfig\n\n\nclass Evil(PretrainedConfig):\n    model_type = 'evil'\n"
+ABSURD = [
+    ("text_config.num_hidden_layers", 10**6),
+    ("text_config.num_hidden_layers", 10**30),
+    ("text_config.num_hidden_layers", 0),
+    ("text_config.num_hidden_layers", True),
+    ("text_config.num_hidden_layers", 6.0),
+    ("text_config.num_attention_heads", 0),
+    ("text_config.num_key_value_heads", -1),
+    ("text_config.hidden_size", "big"),
+    ("text_config.intermediate_size", float("nan")),
+    ("text_config.vocab_size", 10**12),
+    ("text_config.num_labels", 10**9),
+    ("vision_config.image_size", 10**9),
+    ("vision_config.image_size", [336, 10**9]),
+    ("vision_config.patch_size", 0),
+    ("vision_config.mlp_ratio", float("inf")),
+    ("vision_config.num_hidden_layers", {"layers": 3}),
+]
+
+
+def changed(path, value):
+    found = json.loads(json.dumps(OURS))
+    at = found
+    *parts, last = path.split(".")
+    for part in parts:
+        at = at[part]
+    at[last] = value
+    return found
+
+
+def folder(tmp_path, config):
+    (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("path", "value"), ABSURD, ids=str)
+def test_absurd_numbers_are_refused_by_name_at_once(tmp_path, path, value):
+    where = folder(tmp_path, changed(path, value))
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=rf"config\.json: {path} must be (a number|an integer).*, got ") as told:
+        cost.architecture(str(where))
+    assert time.perf_counter() - start < 1
+    with pytest.raises(ValueError, match=path):
+        load(str(where), torch.float32, torch.device("cpu"))
+    assert len(str(told.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("[" * 10**5, "must be JSON"),
+        ('{"hidden_size": ' + "9" * 10**4 + "}", "must be JSON"),
+        ("{", "must be JSON"),
+        ("[]", "must hold one object, got list"),
+        ('{"x": "' + "y" * 2**24 + '"}', "must have at most 16,777,216 bytes"),
+        ("{}", "transformers reads"),
+        ('{"model_type": ["llava"]}', "transformers reads"),
+        ('{"model_type": "llava", "text_config": 3}', "text_config|transformers reads"),
+        ('{"model_type": "llava", "dtype": "evil"}', "evil|transformers reads"),
+    ],
+)
+def test_what_is_no_config_is_said_to_be_none(tmp_path, text, wanted):
+    with pytest.raises((ValueError, OSError), match=wanted):
+        cost.architecture(str(folder(tmp_path, text)))
+
+
+def test_ours_and_the_largest_that_there_are_pass():
+    configs.check(OURS, "config.json")
+    configs.check(
+        {"num_hidden_layers": 126, "hidden_size": 16384, "vocab_size": 256000, "head_dim": None}, "config.json"
+    )
+    configs.check({"image_size": [224, 224], "vision_config": {"mlp_ratio": 3.7362, "depth": 63}}, "config.json")
+
+
+def test_attention_from_a_hub_is_refused(tmp_path):
+    for path in ("_attn_implementation", "text_config._attn_implementation", "attn_implementation"):
+        with pytest.raises(ValueError, match=rf"{path} must be attention that transformers has, got 'org/kernel'"):
+            configs.check(changed(path, "org/kernel"), "config.json")
+
+
+@pytest.fixture
+def bait(tmp_path, monkeypatch):
+    """A function that puts code into a folder, and the file that it would write; nobody is asked whether to run it."""
+    mark = tmp_path / "ran"
+
+    def put(where, name="evil.py"):
+        (where / name).parent.mkdir(parents=True, exist_ok=True)
+        (where / name).write_text(f"open({str(mark)!r}, 'w').write('x')\n{INSIDE}")
+        return where
+
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *text: asked.append(text) or "y")
+    yield put, mark
+    assert not asked and not mark.exists()
+
+
+@pytest.mark.parametrize("kind", ["evil", "llava", None])
+@pytest.mark.parametrize("reference", ["evil.Evil", "org/repo--evil.Evil"])
+def test_code_beside_a_config_never_runs(tmp_path, bait, kind, reference):
+    put, _ = bait
+    config = {**OURS, "model_type": kind, "auto_map": {"AutoConfig": reference, "AutoModel": reference}}
+    where = put(folder(tmp_path, config if kind else {"auto_map": config["auto_map"]}))
+    if kind == "llava":  # transformers has its own
+        assert cost.architecture(str(where)).language_model.layers == OURS["text_config"]["num_hidden_layers"]
+    else:
+        with pytest.raises(ValueError, match=r"asks to run code of its own \(auto_map\), which is never done"):
+            cost.architecture(str(where))
+        with pytest.raises(ValueError, match="auto_map"):
+            load(str(where), torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "processor_config.json", "config.json", "custom_generate"])
+def test_code_in_a_checkpoint_never_runs(tmp_path, bait, file):
+    put, _ = bait
+    where = tmp_path / "model"
+    shutil.copytree(EMBEDDED, where, ignore=shutil.ignore_patterns("samples"))
+    put(where)
+    if file == "custom_generate":
+        put(where, "custom_generate/generate.py")
+    else:
+        found = json.loads((where / file).read_text())
+        names = ("AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoModel", "AutoModelForImageTextToText")
+        found["auto_map"] = dict.fromkeys(names, "evil.Evil")
+        found["auto_map"]["AutoTokenizer"] = ["evil.Evil", "evil.Evil"]
+        for key in ("processor_class", "tokenizer_class"):
+            if key in found:
+                found[key] = "Evil"
+        if isinstance(found.get("image_processor"), dict):
+            found["image_processor"] |= {
+                "auto_map": {"AutoImageProcessor": "evil.Evil"},
+                "image_processor_type": "Evil",
+            }
+        (where / file).write_text(json.dumps(found))
+    try:
+        checkpoint = load(str(where), torch.float32, torch.device("cpu"))
+        checkpoint.model.generate(torch.tensor([[1, 2]]), max_new_tokens=1)
+    except (ValueError, OSError, KeyError):
+        pass  # refused is as well
