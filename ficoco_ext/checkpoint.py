@@ -117,6 +117,12 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpo
     return Checkpoint(llava.to(device).eval(), processor, "embedded tiny LLaVA" if embedded else str(model), embedded)
 
 
+def local_folder(model: str | None) -> Path | None:
+    """The folder that :func:`load` reads for ``model``; None for a name on a hub."""
+    path = EMBEDDED if model is None else Path(model)
+    return path if path.is_dir() else None
+
+
 def parse_device(name: str) -> torch.device:
     """``cpu``, ``cuda`` or ``cuda:1``; ValueError for one that is not there."""
     try:

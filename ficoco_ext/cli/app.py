@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
-import typer
+import contextlib
+from collections.abc import Iterator
+from typing import Any
 
+import typer
+from typer.core import TyperGroup
+
+from ..printable import printable
 from . import cost, data, demo, env, evaluate, methods, plan, reduce, show
 
+
+@contextlib.contextmanager
+def _printable_errors() -> Iterator[None]:
+    """What a wrong call is told quotes the call."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(getattr(error, "message", None), str):
+            error.message = printable(error.message, keep="")  # type: ignore[attr-defined]
+        raise
+
+
+class _Group(TyperGroup):
+    def parse_args(self, *given: Any) -> Any:
+        with _printable_errors():
+            return super().parse_args(*given)
+
+    def invoke(self, *given: Any) -> Any:
+        with _printable_errors():
+            return super().invoke(*given)
+
+
 app = typer.Typer(
+    cls=_Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

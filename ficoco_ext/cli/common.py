@@ -13,6 +13,9 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from ..printable import printable
 
 # What a user can cause. Anything else is a defect of ours and exits with 1.
 _EXPECTED = (ValueError, TypeError, OSError, ImportError, NotImplementedError, MemoryError)
@@ -38,13 +41,13 @@ def reported(debug: bool) -> Iterator[None]:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         expected = isinstance(error, _EXPECTED)
         hint = "" if expected else f" ({type(error).__name__}; this should not happen, --debug shows where)"
-        typer.echo(f"ficoco: error: {lines[0]}{hint}", err=True)
+        typer.echo(printable(f"ficoco: error: {lines[0]}{hint}", keep=""), err=True)
         raise typer.Exit(2 if expected else 1) from error
 
 
 def notice(text: str) -> None:
     """One sentence on stderr."""
-    typer.echo(f"ficoco: note: {text}", err=True)
+    typer.echo(printable(f"ficoco: note: {text}", keep=""), err=True)
 
 
 def assignments(given: list[str] | None) -> dict[str, Any]:
@@ -114,9 +117,26 @@ def print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=2, allow_nan=False))
 
 
-def console() -> Console:
-    """For tables on stdout; wide where nobody's terminal sets a limit."""
-    return Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+class _Console(Console):
+    """Prints strings as they are: brackets and colons are no markup, and what would steer the terminal is escaped."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Rich's own place for every string that is printed or stands in a table."""
+        return super().render_str(printable(text), **options)
+
+
+def console(width: int = _WIDTH, *, stderr: bool = False) -> Console:
+    """For tables on stdout, or what goes on on stderr; ``width`` where nobody's terminal sets a limit."""
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return _Console(stderr=stderr) if terminal else _Console(stderr=stderr, width=width)
+
+
+def text(value: str, style: str = "") -> Text:
+    """A piece of text in one style, to be printed or to stand in a table; the only way to make one from a string."""
+    return Text(printable(value), style=style)
 
 
 def table(*columns: str, title: str | None = None) -> Table:
@@ -147,12 +167,12 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
     """Gives a function that shows what is being done, where stderr is a terminal; elsewhere it is silent."""
-    stderr = Console(stderr=True)
+    stderr = console(stderr=True)
     if not stderr.is_terminal:
-        yield lambda text: None
+        yield lambda words: None
         return
     with stderr.status("starting") as status:
-        yield lambda text: status.update(text)
+        yield lambda words: status.update(text(words))
 
 
 def seconds(value: float) -> str:

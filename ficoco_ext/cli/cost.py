@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import visualize
+from .. import files, visualize
 from ..cost import architecture, hardware, reproduce, schedules, staircase
 from ..cost.advice import advice
 from ..cost.compare import Comparison, compare
@@ -70,8 +70,7 @@ def command(
             return
         if model is None:
             raise ValueError("give a MODEL, such as llava-1.5-7b, or --reproduce")
-        if plot is not None:
-            visualize.require(plot)
+        require_plot(plot, model)
         shape = architecture(model)
         amount = _amount(keep_ratio, r, tokens)
         if method is None and (amount or layers is not None or set_):
@@ -95,6 +94,13 @@ def command(
             hardware=hardware(gpu),
         )
         report(found, explain=explain, plot=plot, json_=json_)
+
+
+def require_plot(plot: Path | None, model: str) -> None:
+    """Raise early what drawing would raise late, or if it would replace the config of ``model``."""
+    if plot is not None:
+        visualize.require(plot)
+        files.require_apart([model if Path(model).is_dir() else None], **{"--plot": plot})
 
 
 def report(

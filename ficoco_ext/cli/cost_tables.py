@@ -6,8 +6,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from rich.text import Text
-
 from ..cost import SYMBOLS, reproduce, scope
 from ..cost.bill import Cost, LayerCost
 from ..cost.compare import TIME, Comparison, Side
@@ -27,20 +25,20 @@ def show(found: Comparison, notes: Sequence[str], lines: Sequence[str] | None) -
     console, at = common.console(), found.hardware
     images = f"{found.images} image{'s' * (found.images > 1)}"
     console.print(f"{found.shape.name}: {images} and {found.text_tokens} text tokens, {found.precision}")
-    console.print(Text(found.shape.source, style="dim"))
+    console.print(common.text(found.shape.source, style="dim"))
     console.print(f"{_reduces(found)}")
     if at is not None:
         console.print(f"{at.name}: {at.source}", style="dim", highlight=False)
     console.print(_totals(found))
-    console.print(Text(f"counts ({found.convention}): {scope.SCOPES[found.convention]}", style="dim"))
-    console.print(Text(TIME, style="dim"))
+    console.print(common.text(f"counts ({found.convention}): {scope.SCOPES[found.convention]}", style="dim"))
+    console.print(common.text(TIME, style="dim"))
     console.print(_parts(found))
     console.print(_bases(found))
     console.print(_layers(found.shown.running))
     for note in notes:
-        console.print(Text(note, style="bold"))
+        console.print(common.text(note, style="bold"))
     for line in lines or ():
-        console.print(Text(line), soft_wrap=True)
+        console.print(common.text(line), soft_wrap=True)
 
 
 def explained(found: Comparison) -> list[str]:
@@ -178,7 +176,7 @@ def _layers(cost: Cost) -> Any:
 def show_tables(cells: Sequence[reproduce.Cell]) -> None:
     """The papers' tables: what is printed, what we get, how far off, and what that proves."""
     console = common.console()
-    console.print(Text(reproduce.source()), soft_wrap=True)
+    console.print(common.text(reproduce.source()), soft_wrap=True)
     known = []
     for (number, model), of_table in itertools.groupby(cells, key=lambda cell: (cell.table, cell.model)):
         name = f"Table {number}" if number.isdigit() else number.capitalize()
@@ -186,13 +184,13 @@ def show_tables(cells: Sequence[reproduce.Cell]) -> None:
             "method", "bits", "quantity", ">printed", ">ours", ">error", "basis", "", title=f"{name}: {model}"
         )
         for cell in of_table:
-            mark = Text("")
+            mark = common.text("")
             if cell.note:
                 known.append(cell)
-                mark = Text(f"{_UNREPRODUCED} [{len(known)}]", style="red")
+                mark = common.text(f"{_UNREPRODUCED} [{len(known)}]", style="red")
             quantity = reproduce.QUANTITIES[cell.quantity]
             made.add_row(
-                Text(cell.method),
+                common.text(cell.method),
                 cell.precision,
                 quantity,
                 f"{cell.printed:g}",
@@ -203,12 +201,12 @@ def show_tables(cells: Sequence[reproduce.Cell]) -> None:
             )
         console.print(made)
     for basis, meaning in reproduce.basis_meaning().items():
-        console.print(Text(f"{basis.replace('_', ' ')}: {meaning}"), soft_wrap=True)
+        console.print(common.text(f"{basis.replace('_', ' ')}: {meaning}"), soft_wrap=True)
     predicted = [cell for cell in cells if cell.basis == "predicted"]
     within = sum(abs(cell.error) <= 0.01 for cell in predicted)
     close = sum(cell.reproduces for cell in predicted)
     console.print(
-        Text(
+        common.text(
             f"{len(predicted)} of {len(cells)} cells are predictions: {within} are within 1 %, {close} within 5 %, "
             f"{len(predicted) - close} are not reproduced:",
             style="bold",
@@ -216,4 +214,4 @@ def show_tables(cells: Sequence[reproduce.Cell]) -> None:
     )
     for index, cell in enumerate(known, 1):
         where = f"table {cell.table}, {cell.method} {cell.precision}, {reproduce.QUANTITIES[cell.quantity]}"
-        console.print(Text(f"[{index}] {where}: {cell.note}"), soft_wrap=True)
+        console.print(common.text(f"[{index}] {where}: {cell.note}"), soft_wrap=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from .. import demo
 from . import common
@@ -138,7 +137,7 @@ def show(result: demo.Result) -> None:
     if in_text:
         console.print(_text_layers(result))
     console.print(_cost(result))
-    console.print(Text(result.verdict, style="bold"))
+    console.print(common.text(result.verdict, style="bold"))
     console.print(f"FLOPs: {result.flops_counted}.", style="dim")
     if result.picture:
         console.print(f"picture {result.picture}", soft_wrap=True)
@@ -148,14 +147,14 @@ def _answers(result: demo.Result) -> common.Table:
     known = any(answer.truth is not None for answer in result.answers)
     made = common.table("question", *(["truth"] if known else []), "all tokens", "reduced")
 
-    def said(text: str, right: bool | None) -> Text:
+    def said(text: str, right: bool | None) -> common.Text:
         mark, style = {True: ("  right", "green"), False: ("  WRONG", "red"), None: ("", "")}[right]
-        return Text((text or "(nothing)") + mark, style=style)
+        return common.text((text or "(nothing)") + mark, style=style)
 
     for answer in result.answers:
-        cells: list[str | Text] = [Text(answer.question)]
+        cells: list[str | common.Text] = [common.text(answer.question)]
         if known:
-            cells.append(Text(answer.truth or ""))
+            cells.append(common.text(answer.truth or ""))
         cells.append(said(answer.all_tokens, answer.all_tokens_right))
         cells.append(said(answer.reduced, answer.reduced_right))
         made.add_row(*cells)

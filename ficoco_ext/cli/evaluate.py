@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
-from .. import visualize
-from ..checkpoint import load, parse_device, parse_dtype
+from .. import files, visualize
+from ..checkpoint import load, local_folder, parse_device, parse_dtype
 from ..evaluation import Results, Setting, evaluate, questions_of_file, settings_of
 from ..evaluation.markdown import budgets, headings, legend, page, refused, row, spreads
 from ..evaluation.plot import draw
 from ..gridvqa import KINDS, GridVQA
 from ..methods import METHODS
+from ..printable import printable
 from . import common
 
 _RATIOS = "0.5,0.25,0.15,0.1"
@@ -92,10 +90,13 @@ def command(
         if from_ is not None:
             if model is not None or methods is not None or data is not None or json_ is not None:
                 raise ValueError("--from shows a finished run; give no --model, --methods, --data or --json with it")
+            files.require_apart([from_], **{"--plot": plot, "--markdown": markdown})
             results = Results.load(from_)
         else:
             settings = _settings(methods, keep_ratios, tokens, layers, schedule, set_)
             dataset = _dataset(data, bad_rows, split=split, scenes=scenes, per_scene=per_scene, kinds=kinds)
+            read = [data, local_folder(model), *_pictures(dataset)]
+            files.require_apart(read, **{"--json": json_, "--plot": plot, "--markdown": markdown})
             where = parse_device(device)
             with common.cpu_threads(threads), _bar() as progress:
                 results = evaluate(
@@ -177,23 +178,28 @@ def _dataset(data: Path | None, bad_rows: str, **grid: Any) -> Any:
     return GridVQA(given.pop("split", "test"), **{"scenes": 170, **given})
 
 
+def _pictures(dataset: Any) -> list[Path]:
+    """The files of pictures that are asked about."""
+    return [one for one in getattr(dataset, "pictures", ()) if isinstance(one, Path)]
+
+
 @contextlib.contextmanager
 def _bar() -> Iterator[Callable[[int, int, str], None]]:
     """A bar on stderr, where that is a terminal."""
-    stderr = Console(stderr=True)
+    stderr = common.console(stderr=True)
     if not stderr.is_terminal:
         yield lambda done, total, text: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True) as bar:
         task = bar.add_task("questions", total=None)
-        yield lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
+        yield lambda done, total, text: bar.update(task, completed=done, total=total, description=printable(text))
 
 
 def show(results: Results, mean_of: tuple[str, ...], plot: Path | None, markdown: Path | None) -> None:
     """Tables for people, a picture and a page."""
     summary = results.summary(mean_of)
-    console = common.console() if sys.stdout.isatty() else Console(width=_WIDE)
+    console = common.console(_WIDE)
     head = headings(summary)
     parts = [list(range(len(head)))]
     if console.width < _WIDE:  # the kinds get a table of their own
@@ -209,11 +215,11 @@ def show(results: Results, mean_of: tuple[str, ...], plot: Path | None, markdown
     for text in spreads(summary):
         console.print(text, highlight=False, soft_wrap=True, markup=False)
     for text in refused(summary):
-        console.print(Text(text, style="yellow"), soft_wrap=True)
+        console.print(common.text(text, style="yellow"), soft_wrap=True)
     for text in legend(results, summary):
-        console.print(Text(text, style="dim"), soft_wrap=True)
+        console.print(common.text(text, style="dim"), soft_wrap=True)
     if markdown is not None:
-        markdown.write_text(page(results, summary))
+        files.write_text(markdown, page(results, summary))
         console.print(f"markdown {markdown}", soft_wrap=True)
     if plot is not None:
         visualize.save(draw(results, summary), plot)

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from ..methods import METHODS, Description, describe
 from . import common
@@ -41,12 +40,12 @@ def _show_all(found: list[Description]) -> None:
         made.add_row(one.name, one.acts_in, one.filter, one.correlate, one.compress, ", ".join(one.needs))
     console = common.console()
     console.print(made)
-    console.print(Text("ficoco methods NAME shows hyperparameters, layers and source of one.", style="dim"))
+    console.print(common.text("ficoco methods NAME shows hyperparameters, layers and source of one.", style="dim"))
 
 
 def _show_one(one: Description) -> None:
     console = common.console()
-    console.print(Text(one.summary))
+    console.print(common.text(one.summary))
     facts = common.table("what", one.name)
     rows: dict[str, Any] = {
         "reduces in": one.acts_in,
@@ -59,10 +58,10 @@ def _show_one(one: Description) -> None:
         "source": one.source,
     }
     for what, text in rows.items():
-        facts.add_row(what, Text(str(text)))
+        facts.add_row(what, common.text(str(text)))
     console.print(facts)
     if one.hyperparameters:
         made = common.table("hyperparameter", "value", "meaning")
         for key, value in one.hyperparameters.items():
-            made.add_row(key, Text(repr(value)), Text(one.meanings.get(key, "")))
+            made.add_row(key, common.text(repr(value)), common.text(one.meanings.get(key, "")))
         console.print(made)

@@ -44,6 +44,7 @@ def command(
 ) -> None:
     """Find the integer schedule whose cost comes closest to a budget, and say what it costs."""
     with common.reported(debug):
+        cost.require_plot(plot, model)
         shape, device, bits = architecture(model), hardware(gpu), Precision.parse(precision)
         hyperparameters = common.assignments(set_)
         chosen = get_method(method, **hyperparameters)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import ficoco_ext
 
-from .. import DecoderMethod, Reduction, build_info, get_method
+from .. import DecoderMethod, Reduction, build_info, files, get_method
 from ..checkpoint import parse_device
 from ..geometry import available_bytes
 from ..ops import Attention, QueryKey
@@ -115,13 +115,15 @@ def middle(tokens: int) -> tuple[int, int]:
 
 def save(reduction: Reduction, path: Path, about: dict[str, str]) -> None:
     """Write the tensors of ``reduction`` as safetensors."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as as_bytes
 
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"no folder {path.absolute().parent} for the output {path.name}")
     grid = "" if reduction.grid is None else ",".join(map(str, reduction.grid))
     about = about | {"class_token": str(reduction.class_token), "grid": grid}
-    save_file({name: getattr(reduction, name).contiguous() for name in _RECORD}, path, metadata=about)
+    tensors = {name: getattr(reduction, name).contiguous() for name in _RECORD}
+    with files.replacing(path) as file:
+        file.write(as_bytes(tensors, metadata=about))
 
 
 def conservation(reduction: Reduction) -> Conservation:
@@ -195,6 +197,7 @@ def command(
     with common.reported(debug):
         hyperparameters = common.assignments(set_)
         where = parse_device(device)
+        files.require_apart([input_], **{"--output": output})
         if dtype is not None and dtype not in _DTYPES:
             raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
         if repeats < 1:

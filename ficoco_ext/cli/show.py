@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from .. import show
 from . import common
@@ -114,7 +113,7 @@ def print_(result: show.Result) -> None:
     """Tables for people."""
     console, (height, width) = common.console(), result.grid
     console.print(f"{result.model}, image {result.image}, {height} x {width} patches", soft_wrap=True, highlight=False)
-    console.print(Text(f"question: {result.question}"))
+    console.print(common.text(f"question: {result.question}"))
     made = common.table("method", "reduces in", ">left", ">merged", ">dropped")
     for one in result.methods:
         sides = dict.fromkeys(layer.side for layer in one.layers)
@@ -129,7 +128,7 @@ def print_(result: show.Result) -> None:
             most = max(shown.patches)
             row, column = divmod(shown.patches.index(most), width)
             where = f"{shown.side} layer {shown.layer}"
-            made.add_row(Text(shown.of), where, f"{shown.on_patches:.1%}", f"{most:.3g}", f"{row},{column}")
+            made.add_row(common.text(shown.of), where, f"{shown.on_patches:.1%}", f"{most:.3g}", f"{row},{column}")
         console.print(made)
     console.print(f"picture {result.picture}", soft_wrap=True)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from ..printable import printable
 from .results import Line, Results, Summary
 from .statistics import Estimate
 
@@ -116,18 +118,31 @@ def refused(summary: Summary) -> list[str]:
 
 
 def page(results: Results, summary: Summary) -> str:
-    """Everything as markdown."""
-    parts = ["\n\n".join(legend(results, summary))]
+    """Everything as markdown; names, kinds and remarks of others stay text in it."""
+    parts = ["\n\n".join(map(_literal, legend(results, summary)))]
     for budget, lines in budgets(summary).items():
         there = [line for line in lines if line.mean is not None]
         if there:
-            parts.append(f"### {budget}\n\n" + _table(headings(summary), [row(summary, line) for line in there]))
+            head = [_literal(cell) if cell in summary.kinds else cell for cell in headings(summary)]
+            parts.append(f"### {_literal(budget)}\n\n" + _table(head, [row(summary, line) for line in there]))
     for title, said in (("Spread over seeds", spreads(summary)), ("Not done", refused(summary))):
         if said:
-            parts.append(f"### {title}\n\n" + "\n".join(f"- {text}" for text in said))
+            parts.append(f"### {title}\n\n" + "\n".join(f"- {_literal(text)}" for text in said))
     return "\n\n".join(parts) + "\n"
 
 
+def _literal(text: str) -> str:
+    r"""``text`` without a meaning in markdown.
+
+    Example:
+        >>> from ficoco_ext.evaluation.markdown import _literal
+        >>> print(_literal("a|b <img src=x> keep_ratio"))
+        a\|b \<img src=x\> keep_ratio
+    """
+    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", printable(text, keep=""))
+
+
 def _table(head: list[str], rows: list[list[str]]) -> str:
+    rows = [[_literal(name), *cells] for name, *cells in rows]
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

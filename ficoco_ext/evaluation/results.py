@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from . import document
 from .settings import Setting
 from .statistics import Bootstrap, Estimate, Spread, Tally
@@ -115,10 +115,7 @@ class Results:
 
     def save(self, path: Path | str) -> None:
         """Write the document at once: whoever reads finds the old one or the new one, never a part."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        part.write_text(_text(self.document))
-        os.replace(part, path)
+        files.write_text(path, _text(self.document))
 
     @property
     def names(self) -> tuple[tuple[str, str], ...]:

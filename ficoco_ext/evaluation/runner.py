@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .. import files
 from ..checkpoint import Checkpoint
 from ..gridvqa import GridVQA
 from ..version import __version__
@@ -99,6 +100,9 @@ def evaluate(
     if not isinstance(dataset, (GridVQA, Questions, str, Path)):
         dataset = list(dataset)
     tables = _Tables(checkpoint, dataset, seeds, bad_rows)
+    asked = tables.prompts(seeds[0]).asked
+    read = [dataset, *asked.pictures]
+    files.require_apart([one for one in read if isinstance(one, (str, Path))], results=path)
     if unknown := [kind for kind in mean_of if kind not in tables.prompts(seeds[0]).asked.kinds]:
         there = ", ".join(tables.prompts(seeds[0]).asked.kinds)
         raise ValueError(f"mean_of must be among {there}, got {', '.join(unknown)}")

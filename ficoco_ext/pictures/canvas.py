@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..files import replacing
+from ..printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,11 +77,11 @@ def save(figure: Figure, path: Path | str, dpi: int = 120) -> None:
     Raises:
         ValueError: an ending that is not known. FileNotFoundError: no such folder.
     """
+    from matplotlib.text import Text
+
     require(path)
-    path = Path(path)
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        figure.savefig(part, dpi=dpi)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    for text in figure.findobj(Text):  # dollars in a question are no formula, and control characters no glyphs
+        text.set_parse_math(False)
+        text.set_text(printable(text.get_text()))
+    with replacing(path) as file:
+        figure.savefig(file, dpi=dpi, format=Path(path).suffix[1:].lower())
