@@ -47,6 +47,39 @@ def test_env_says_what_is_live_and_why_nothing_faster():
         assert word in text
 
 
+def test_env_tries_what_it_says_of_models(monkeypatch):
+    from ficoco_ext.models import transformers_api as api
+
+    found = _json("env")
+    assert found["transformers"] == {
+        "tested": [api.TESTED_OLDEST, api.TESTED_NEWEST],
+        "newer_than_tested": api.newer_than_tested(),
+        "why_not": None,
+    }
+    assert {one["name"]: one["why_not"] for one in found["models"]} == {
+        name: api.structure_problems().get(name) for name in api.MODELS
+    }
+    monkeypatch.setattr(api, "structure_problems", lambda: {"LLaVA-NeXT": "its forward takes [other] names"})
+    monkeypatch.setattr(api, "newer_than_tested", lambda: True)
+    by_name = {one["name"]: one["why_not"] for one in _json("env")["models"]}
+    assert by_name["LLaVA-NeXT"] == "its forward takes [other] names" and by_name["LLaVA-1.5"] is None
+    text = " ".join(_run("env").stdout.replace("│", " ").split())
+    assert "NO: its" in text and "is newer than what was tested" in text and api.TESTED_NEWEST in text
+
+
+def test_env_says_that_transformers_is_missing_or_broken(monkeypatch):
+    from ficoco_ext.models import transformers_api as api
+
+    def broken():
+        raise RuntimeError("no libfoo.so\nand much more")
+
+    monkeypatch.setattr(api, "structure_problems", broken)
+    found = _json("env")
+    assert found["transformers"]["why_not"] == "transformers cannot be imported: no libfoo.so"
+    assert {one["why_not"] for one in found["models"]} == {"transformers cannot be imported: no libfoo.so"}
+    assert _run("env").exit_code == 0
+
+
 def test_env_says_what_is_served_and_how_far():
     found = _json("env")
     assert found["reduces"] == {
@@ -233,7 +266,7 @@ def test_notices_go_to_stderr(tmp_path):
         ("demo --text-layers 2", "give one"),
         ("demo --geometry llava-9", "geometry must be one of"),
         ("demo --geometry llava-1.5-7b --keep-ratio 2", "keep_ratio must be in (0, 1]"),
-        ("demo --geometry llava-1.5-7b --vision-layers 1", "vision_layers must be at least 2"),
+        ("demo --geometry llava-1.5-7b --vision-layers 1", "vision_layers must be in 2 ... 24"),
         ("demo --geometry llava-1.5-13b", "--vision-layers and --text-layers"),
         ("reduce --shape 1,2", "--shape must be 3 integers"),
         ("reduce --shape 0,2,4", "--shape must be positive"),
@@ -247,9 +280,18 @@ def test_notices_go_to_stderr(tmp_path):
         ("reduce --method fastv --shape 1,1,16", "at least 2 tokens"),
         ("reduce --method ficoco-vl", "one reduction"),
         ("reduce --dtype int8", "--dtype must be one of"),
-        ("reduce --threads 0", "--threads must be at least 1"),
+        ("reduce --threads 0", "--threads must be in 1 ... 1024"),
         ("reduce --repeats 0", "--repeats must be at least 1"),
-        ("demo --threads 0", "--threads must be at least 1"),
+        ("demo --threads 0", "--threads must be in 1 ... 1024"),
+        ("reduce --threads 100000000", "--threads must be in 1 ... 1024"),
+        ("reduce --shape 1,1000000000000,1024", "--shape 1,1000000000000,1024 needs 12,288,000,000,000,000 bytes"),
+        ("reduce --seed 100000000000000000000", "--seed must be an integer of 64 bits"),
+        ("demo --layers 0-100000000000", "--layers must be integers separated by commas, or ranges of at most 10000"),
+        (
+            "demo --geometry llava-1.5-7b --text-layers 1000000",
+            "text_layers must be in 1 ... 32, what llava-1.5-7b has",
+        ),
+        ("demo --geometry llava-1.5-7b --text-tokens 1000000000", "text_tokens must be in 1 ... 3520, the positions"),
         ("reduce --input /nowhere", "input not found"),
         ("reduce --input {text}", "as safetensors"),
         ("reduce --input {other}", "it holds x"),

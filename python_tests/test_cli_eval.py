@@ -142,11 +142,9 @@ def test_help_says_what_is_so():
 
 
 def test_narrow_terminals_get_two_tables(written, monkeypatch):
-    from rich.console import Console
+    from ficoco_ext.cli import common
 
-    from ficoco_ext.cli import evaluate
-
-    monkeypatch.setattr(evaluate, "Console", lambda *_, **__: Console(width=130))
+    monkeypatch.setattr(common, "console", lambda *_, **__: common._Console(width=130))
     shown = _fine("eval", "--from", written[0] / "out.json")
     assert max(map(len, shown.splitlines()[:12])) <= 130 and shown.count("unreduced │") == 2
 
@@ -175,7 +173,7 @@ def test_narrow_terminals_get_two_tables(written, monkeypatch):
         (["--judge", "close"], "judge must be one of"),
         (["--batch", "0"], "batch must be an integer >= 1"),
         (["--max-new-tokens", "0"], "max_new_tokens must be"),
-        (["--threads", "0"], "--threads must be at least 1"),
+        (["--threads", "0"], "--threads must be in 1 ... 1024"),
         (["--device", "tpu"], "device must be"),
         (["--dtype", "int8"], "dtype must be"),
         (["--model", "/nowhere/model"], "model directory not found"),

@@ -145,7 +145,7 @@ def test_a_picture_is_whole_or_the_older_one_stays(tmp_path, monkeypatch):
     path.write_text("older")
 
     def breaks(part, **_):
-        part.write_text("half of it")
+        part.write(b"half of it")
         raise OSError("no space left")
 
     monkeypatch.setattr(figure, "savefig", breaks)

@@ -11,6 +11,7 @@ import torch
 
 from .. import METHODS, DecoderMethod, VisionAndDecoder, build_info, get_method
 from ..methods import hyperparameters
+from ..models import transformers_api
 from ..models.families import FAMILIES
 from . import common
 
@@ -35,12 +36,37 @@ def reduces(name: str) -> str:
     return "language model" if isinstance(method, DecoderMethod) else "tower"
 
 
-def models() -> list[dict[str, Any]]:
-    """What is served, model by model. ``tower_why_not``: None where methods of the tower work."""
+def transformers() -> tuple[dict[str, Any], dict[str, str]]:
+    """The range that was tested and where the installed release stands; and, tried on it, what it does not serve.
+
+    Returns:
+        ``tested``, the oldest and the newest; ``newer_than_tested``; ``why_not`` where it cannot be imported, else
+        None. And for each model that has another form than ours in it the reason, by name.
+    """
+    tested = [transformers_api.TESTED_OLDEST, transformers_api.TESTED_NEWEST]
+    try:
+        problems, newer = transformers_api.structure_problems(), transformers_api.newer_than_tested()
+    except Exception as error:  # a broken installation raises what it likes
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = f"transformers cannot be imported: {why}"
+        return (
+            {"tested": tested, "newer_than_tested": None, "why_not": reason},
+            {family.name: reason for family in FAMILIES},
+        )
+    return {"tested": tested, "newer_than_tested": newer, "why_not": None}, problems
+
+
+def models(problems: dict[str, str]) -> list[dict[str, Any]]:
+    """What is served, model by model.
+
+    ``why_not``: None where the installed transformers has the model as we know it, else the reason, of ``problems``.
+    ``tower_why_not``: None where methods of the tower work.
+    """
     return [
         {
             "name": family.name,
             "class": family.model,
+            "why_not": problems.get(family.name),
             "tower": family.vision is None,
             "tower_why_not": family.vision,
             "language_models": list(family.decoders),
@@ -50,12 +76,13 @@ def models() -> list[dict[str, Any]]:
 
 
 def collect() -> dict[str, Any]:
-    """Everything the command prints, as plain values. Imports nothing that is not imported already."""
+    """Everything the command prints, as plain values. What is served is tried on the transformers that is installed."""
     packages = ("torch", "transformers", "safetensors", "pillow", "matplotlib")
     cuda = []
     for index in range(torch.cuda.device_count()):
         of = torch.cuda.get_device_properties(index)
         cuda.append({"name": of.name, "capability": f"{of.major}.{of.minor}", "bytes": of.total_memory})
+    release, problems = transformers()
     return {
         "build": dict(build_info()),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
@@ -70,7 +97,8 @@ def collect() -> dict[str, Any]:
         },
         "methods": {name: hyperparameters(name) for name in METHODS},
         "reduces": {name: reduces(name) for name in METHODS},
-        "models": models(),
+        "transformers": release,
+        "models": models(problems),
     }
 
 
@@ -113,9 +141,22 @@ def _show(found: dict[str, Any]) -> None:
         said = ", ".join(f"{key}={value!r}" for key, value in defaults.items())
         methods.add_row(name, found["reduces"][name], said)
     console.print(methods)
-    served = common.table("model", "class in transformers", "tower", "language models")
+    served = common.table("model", "class in transformers", "works here", "tower", "language models")
     served.columns[1].no_wrap = True  # a name to copy
     for one in found["models"]:
         tower = "yes" if one["tower"] else f"no: {one['tower_why_not']}"
-        served.add_row(one["name"], one["class"], tower, ", ".join(one["language_models"]))
+        works = "yes" if one["why_not"] is None else f"NO: {one['why_not']}"
+        served.add_row(one["name"], one["class"], works, tower, ", ".join(one["language_models"]))
     console.print(served)
+    oldest, newest = found["transformers"]["tested"]
+    console.print(common.text(f"works here: tried on the installed transformers. Tested: {oldest} to {newest}.", "dim"))
+    if found["transformers"]["newer_than_tested"]:
+        installed = found["versions"]["transformers"]
+        console.print(
+            common.text(
+                f"transformers {installed} is newer than what was tested: what has the structure that we know may still "
+                f"differ in what it computes; {transformers_api.REMEDY} is safe.",
+                "yellow",
+            ),
+            soft_wrap=True,
+        )
