@@ -15,6 +15,7 @@ from . import configs
 
 EMBEDDED = Path(__file__).parent / "data" / "tiny_llava"
 SCENES = EMBEDDED / "samples"
+_READ = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")  # of a checkpoint
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -117,10 +118,10 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpo
     return Checkpoint(llava.to(device).eval(), processor, "embedded tiny LLaVA" if embedded else str(model), embedded)
 
 
-def local_folder(model: str | None) -> Path | None:
-    """The folder that :func:`load` reads for ``model``; None for a name on a hub."""
+def files_of(model: str | None) -> list[Path]:
+    """The files that :func:`load` may read for ``model``: of a folder those of a checkpoint, of a hub's name none."""
     path = EMBEDDED if model is None else Path(model)
-    return path if path.is_dir() else None
+    return [one for one in path.iterdir() if one.suffix in _READ] if path.is_dir() else []
 
 
 def parse_device(name: str) -> torch.device:

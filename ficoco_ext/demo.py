@@ -14,7 +14,7 @@ import torch
 
 from . import files, flops, geometry, visualize
 from ._backend import build_info
-from .checkpoint import Checkpoint, find_image, load, local_folder, open_image, parse_device, parse_dtype, seen_by_model
+from .checkpoint import Checkpoint, files_of, find_image, load, open_image, parse_device, parse_dtype, seen_by_model
 from .geometry import Prefill
 from .methods import DecoderMethod, get_method
 from .models import Handle, attach
@@ -255,7 +255,7 @@ def _with_checkpoint(request: Request, dtype: torch.dtype, device: torch.device,
     image = open_image(path)
     if request.output is not None:
         visualize.require(request.output)
-        files.require_apart([path, local_folder(request.model)], output=request.output)
+        files.require_apart([path, *files_of(request.model)], output=request.output)
     progress("loading the model")
     checkpoint = load(request.model, dtype, device)
     attached = _attacher(request, checkpoint.model)

@@ -63,7 +63,7 @@ def require_apart(inputs: Iterable[Path | str | None], **outputs: Path | str | N
     """Raise before work begins if an output would replace an input, or another output.
 
     Args:
-        inputs: files that are read, and folders whose files are; None is none.
+        inputs: files that are read; None is none.
         outputs: each by the name of its option or argument; None is none.
 
     Raises:
@@ -83,11 +83,8 @@ def require_apart(inputs: Iterable[Path | str | None], **outputs: Path | str | N
             continue
         path = Path(given)
         for one in read:
-            if _same(path, one) or (one.is_dir() and path.exists() and path.resolve().is_relative_to(one.resolve())):
-                where = f"{one}" if _same(path, one) else f"a file of {one}"
-                raise ValueError(
-                    f"{name} must not be what is read, {where}: it would be overwritten; give another name"
-                )
+            if _same(path, one):
+                raise ValueError(f"{name} must not be what is read, {one}: it would be overwritten; give another name")
         for other, there in met.items():
             if _same(path, there):
                 raise ValueError(f"{name} must not be the file of {other}, {there}: give another name")

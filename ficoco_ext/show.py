@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files, visualize
-from .checkpoint import Checkpoint, find_image, load, local_folder, open_image, parse_device, parse_dtype, seen_by_model
+from .checkpoint import Checkpoint, files_of, find_image, load, open_image, parse_device, parse_dtype, seen_by_model
 from .methods import METHODS, hyperparameters
 from .models import Handle, attach
 from .models.attention import class_attention, sharpest, word_attention
@@ -181,7 +181,7 @@ def run(request: Request, *, notice: Say = lambda text: None, progress: Say = la
     image = open_image(path)
     if request.output is not None:
         visualize.require(request.output)
-        files.require_apart([path, local_folder(request.model)], output=request.output)
+        files.require_apart([path, *files_of(request.model)], output=request.output)
     progress("loading the model")
     checkpoint = load(request.model, dtype, device)
     shape = geometry_of(checkpoint.model)

@@ -89,8 +89,6 @@ def test_an_input_is_known_by_what_it_is(tmp_path, how):
     with pytest.raises(ValueError, match=r"output must not be what is read, .*x\.png: it would be overwritten"):
         files.require_apart([None, read], output=other)
     files.require_apart([read], output=tmp_path / "in" / "y.png", plot=None)
-    with pytest.raises(ValueError, match=r"output must not be what is read, a file of .*in: "):
-        files.require_apart([tmp_path / "in"], output=other if how != "hard link" else read)
 
 
 def test_two_outputs_are_two_files(tmp_path):
@@ -105,7 +103,7 @@ def inputs(tmp_path):
     torch = pytest.importorskip("torch")
     shutil.copy(SCENES / "scene_4.png", tmp_path / "in.png")
     shutil.copytree(EMBEDDED, tmp_path / "model", ignore=shutil.ignore_patterns("samples"))
-    shutil.copy(SCENES / "scene_4.png", tmp_path / "model" / "sample.png")
+    (tmp_path / "config.png").symlink_to(tmp_path / "model" / "config.json")
     safetensors.save_file({"tokens": torch.randn(1, 17, 8), "attn": torch.rand(1, 17, 17)}, tmp_path / "in.safetensors")
     row = {"image": "in.png", "question": "is there a star ?", "answer": "no"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
@@ -115,24 +113,34 @@ def inputs(tmp_path):
     return tmp_path
 
 
+def test_results_in_a_checkpoint_are_continued_and_its_config_is_not(inputs, monkeypatch):
+    monkeypatch.chdir(inputs)
+    line = "eval --data rows.jsonl --model model --methods topk --keep-ratios 0.5 --json model/"
+    for _ in range(2):
+        assert CliRunner().invoke(app, [*f"{line}out.json".split()]).exit_code == 0
+    told = CliRunner().invoke(app, f"{line}config.json".split())
+    assert told.exit_code == 2 and "must be written by ficoco eval" in told.output
+    assert json.loads((inputs / "model" / "config.json").read_text())["model_type"] == "llava"
+
+
 @pytest.mark.parametrize(
     "line",
     [
         "demo in.png -o in.png",
         "demo in.png -o link.png",
         "demo link.png -o in.png",
-        "demo in.png --model model -o model/sample.png",
+        "demo in.png --model model -o config.png",
         "show in.png -o in.png",
         "show in.png -o link.png",
-        "show in.png --model model -o model/sample.png",
-        "cost model --plot model/sample.png",
-        "plan model --tflops 0.001 --plot model/sample.png",
+        "show in.png --model model -o config.png",
+        "cost model --plot config.png",
+        "plan model --tflops 0.001 --plot config.png",
         "reduce --input in.safetensors -o in.safetensors",
         "eval --data rows.jsonl --markdown rows.jsonl",
         "eval --data rows.jsonl --json rows.jsonl",
         "eval --data rows.jsonl --plot in.png",
         "eval --data rows.jsonl --json in.png",
-        "eval --data rows.jsonl --model model --json model/config.json",
+        "eval --data rows.jsonl --model model --markdown model/tokenizer.json",
         "eval --scenes 1 --json new.json --markdown new.json",
         "eval --scenes 1 --plot new.png --markdown new.png",
         "eval --from results.json --markdown results.json",

@@ -100,7 +100,7 @@ def require_plot(plot: Path | None, model: str) -> None:
     """Raise early what drawing would raise late, or if it would replace the config of ``model``."""
     if plot is not None:
         visualize.require(plot)
-        files.require_apart([model if Path(model).is_dir() else None], **{"--plot": plot})
+        files.require_apart([Path(model) / "config.json"], **{"--plot": plot})
 
 
 def report(

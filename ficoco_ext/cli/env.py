@@ -154,8 +154,8 @@ def _show(found: dict[str, Any]) -> None:
         installed = found["versions"]["transformers"]
         console.print(
             common.text(
-                f"transformers {installed} is newer than what was tested: what has the structure that we know may still "
-                f"differ in what it computes; {transformers_api.REMEDY} is safe.",
+                f"transformers {installed} is newer than what was tested: what looks as we know it may still differ "
+                f"in what it computes; {transformers_api.REMEDY} is safe.",
                 "yellow",
             ),
             soft_wrap=True,

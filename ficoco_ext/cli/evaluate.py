@@ -11,7 +11,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import files, visualize
-from ..checkpoint import load, local_folder, parse_device, parse_dtype
+from ..checkpoint import files_of, load, parse_device, parse_dtype
 from ..evaluation import Results, Setting, evaluate, questions_of_file, settings_of
 from ..evaluation.markdown import budgets, headings, legend, page, refused, row, spreads
 from ..evaluation.plot import draw
@@ -95,8 +95,9 @@ def command(
         else:
             settings = _settings(methods, keep_ratios, tokens, layers, schedule, set_)
             dataset = _dataset(data, bad_rows, split=split, scenes=scenes, per_scene=per_scene, kinds=kinds)
-            read = [data, local_folder(model), *_pictures(dataset)]
-            files.require_apart(read, **{"--json": json_, "--plot": plot, "--markdown": markdown})
+            asked = [data, *_pictures(dataset)]
+            files.require_apart(asked, **{"--json": json_, "--plot": plot, "--markdown": markdown})
+            files.require_apart(files_of(model), **{"--plot": plot, "--markdown": markdown})  # --json must be results
             where = parse_device(device)
             with common.cpu_threads(threads), _bar() as progress:
                 results = evaluate(
