@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import judging
 from .checkpoint import SCENES, Checkpoint, open_image
 from .models import Handle
 
@@ -24,7 +24,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said to one question with all tokens and with few. ``right``: None where no truth is known."""
+    """What the model said to one question with all tokens and with few.
+
+    ``right``: None where no truth is known, or where it cannot be decided whether the answer says it.
+    """
 
     question: str
     kind: str
@@ -37,11 +40,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Samples:
-    """How many of all embedded sample questions were answered right."""
+    """How many of all embedded sample questions were answered right, and how many answers cannot be judged."""
 
     asked: int
     all_tokens_right: int
     reduced_right: int
+    all_tokens_undecided: int = 0
+    reduced_undecided: int = 0
 
 
 def sample_questions() -> dict[str, list[Question]]:
@@ -74,13 +79,10 @@ def choose(question: str | None, checkpoint: Checkpoint, path: Path, notice: Cal
 
 
 def right(answer: str, truth: str | None, exact: bool) -> bool | None:
-    """Whether ``answer`` is, or in a sentence contains, ``truth``; a yes or no must come first."""
-    if truth is None or exact:
-        return None if truth is None else answer == truth
-    said, wanted = (re.findall(r"[a-z0-9]+", text.lower()) for text in (answer, truth))
-    if truth in ("yes", "no"):
-        return said[:1] == wanted
-    return any(said[i : i + len(wanted)] == wanted for i in range(len(said)))
+    """Whether ``answer`` is, or in a sentence says, ``truth``; None where there is none or nobody can tell."""
+    if truth is None:
+        return None
+    return judging.exact(answer, truth) if exact else judging.contained(answer, truth)
 
 
 def ask(
@@ -102,6 +104,5 @@ def ask_all_samples(checkpoint: Checkpoint, attached: Callable[[], Handle], leng
     images = {name: open_image(SCENES / name) for name in sample_questions()}
     asked = [(images[name], one) for name, questions in sample_questions().items() for one in questions]
     answers = ask(checkpoint, attached, asked, length)
-    return Samples(
-        len(answers), sum(a.all_tokens_right is True for a in answers), sum(a.reduced_right is True for a in answers)
-    )
+    full, few = [a.all_tokens_right for a in answers], [a.reduced_right for a in answers]
+    return Samples(len(answers), full.count(True), few.count(True), full.count(None), few.count(None))

@@ -12,7 +12,7 @@ pytest.importorskip("sklearn")
 
 from evaluation_helpers import embedded, one_thread  # noqa: F401
 
-from ficoco_ext.evaluation import Results
+from ficoco_ext.evaluation import JUDGES, Results
 from ficoco_ext.evaluation.runner import weights_digest
 
 ROOT = Path(__file__).parent.parent
@@ -63,3 +63,15 @@ def test_committed_results_are_whole_and_their_summary_follows_from_their_answer
         assert _flat(same) == pytest.approx(_flat(now)), "a default or the study has changed: run it again"
     if not path.stem.endswith("_seed1"):
         assert results.document["run"]["weights"] == weights_digest(embedded().model), "of another model: run it again"
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_committed_answers_are_judged_today_as_they_were(path):
+    document = Results.load(path).document
+    assert document["run"]["asking"]["judge"] == "exact"
+    words, tables = document["words"], {table["seed"]: table for table in document["tables"]}
+    for cell in document["cells"]:
+        truths = tables[cell["seed"] if cell["seed"] in tables else None]["truth"]
+        pairs = [(words[said], words[truth]) for said, truth in zip(cell["answers"], truths, strict=True)]
+        verdict = {pair: JUDGES["exact"](*pair) for pair in set(pairs)}
+        assert "".join(str(int(verdict[pair])) for pair in pairs) == cell["right"]

@@ -202,7 +202,7 @@ def test_what_the_model_sees_is_the_scene(embedded):
         ("reddish", "red", False, False),
         ("It is at the bottom left.", "bottom_left", False, True),
         ("Yes, there is.", "yes", False, True),
-        ("There is no circle, yes.", "yes", False, False),
+        ("There is no circle, yes.", "yes", False, None),
         ("The circle is red.", "red", True, False),
         ("anything", None, False, None),
     ],

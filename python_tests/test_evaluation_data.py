@@ -81,6 +81,8 @@ BROKEN = [
     ({"answer": None}, "answer"),
     ({"answer": "  "}, "answer"),
     ({"answer": 2}, "answer"),
+    ({"answer": "?"}, "answer"),
+    ({"answer": "+"}, "answer"),
     ({"question": ""}, "question"),
     ({"question": "first"}, "question"),
     ({"kind": 3}, "kind"),

@@ -127,9 +127,11 @@ def show(result: demo.Result) -> None:
         console.print(_answers(result))
     if result.samples:
         s = result.samples
+        undecided = s.all_tokens_undecided, s.reduced_undecided
+        more = [f" ({count} undecided)" if count else "" for count in undecided]
         console.print(
-            f"All {s.asked} embedded sample questions: {s.all_tokens_right} right with all tokens, "
-            f"{s.reduced_right} right with reduction."
+            f"All {s.asked} embedded sample questions: {s.all_tokens_right} right with all tokens{more[0]}, "
+            f"{s.reduced_right} right with reduction{more[1]}."
         )
     in_text = any(layer.removed for layer in result.text_layers)
     if not in_text or any(layer.removed for layer in result.layers):
@@ -147,16 +149,17 @@ def _answers(result: demo.Result) -> common.Table:
     known = any(answer.truth is not None for answer in result.answers)
     made = common.table("question", *(["truth"] if known else []), "all tokens", "reduced")
 
-    def said(text: str, right: bool | None) -> common.Text:
-        mark, style = {True: ("  right", "green"), False: ("  WRONG", "red"), None: ("", "")}[right]
+    def said(text: str, right: bool | None, truth: str | None) -> common.Text:
+        unknown = ("", "") if truth is None else ("  undecided", "yellow")
+        mark, style = {True: ("  right", "green"), False: ("  WRONG", "red"), None: unknown}[right]
         return common.text((text or "(nothing)") + mark, style=style)
 
     for answer in result.answers:
         cells: list[str | common.Text] = [common.text(answer.question)]
         if known:
             cells.append(common.text(answer.truth or ""))
-        cells.append(said(answer.all_tokens, answer.all_tokens_right))
-        cells.append(said(answer.reduced, answer.reduced_right))
+        cells.append(said(answer.all_tokens, answer.all_tokens_right, answer.truth))
+        cells.append(said(answer.reduced, answer.reduced_right, answer.truth))
         made.add_row(*cells)
     return made
 

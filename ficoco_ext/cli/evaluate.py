@@ -60,7 +60,10 @@ def command(
         str | None, typer.Option(help="Kinds in the mean; all, of grid scenes without count, if not given.")
     ] = None,
     judge: Annotated[
-        str | None, typer.Option(help="exact or contained; exact for models of grid scenes if not given.")
+        str | None,
+        typer.Option(
+            help="exact or contained, see docs/how_answers_are_judged.md; exact for models of grid scenes if not given."
+        ),
     ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest answer; 1 for models of grid scenes, else 48.")

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..checkpoint import Checkpoint
 from ..gridvqa.vocabulary import vocabulary
-from ..questions import right
+from ..judging import contained, exact
 from .data import Questions
 from .sharing import SharedPictures, can_share
 
-Judge = Callable[[str, str], bool]
+Judge = Callable[[str, str], bool | None]
 Tick = Callable[[int], None]
 
 _CHUNK = 64  # pictures whose features are held at once
@@ -23,17 +23,8 @@ _CACHED_BYTES = 2**30  # of preprocessed pictures
 _FEW = 4  # questions to warm up with
 
 
-def exact(answer: str, truth: str) -> bool:
-    """The answer is the truth."""
-    return bool(right(answer, truth, exact=True))
-
-
-def contained(answer: str, truth: str) -> bool:
-    """The answer holds the truth as whole words; a yes or no must come first."""
-    return bool(right(answer, truth, exact=False))
-
-
 JUDGES: dict[str, Judge] = {"exact": exact, "contained": contained}
+RULES = {"contained": 2}  # of judges whose rules have changed: runs judged by others are not continued
 
 
 @dataclass(frozen=True)

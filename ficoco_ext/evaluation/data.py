@@ -11,6 +11,7 @@ from typing import Any
 
 from ..checkpoint import open_image
 from ..gridvqa import KINDS, GridVQA
+from ..judging.text import nothing
 
 BAD_ROWS = ("fail", "count")
 _ANY = "all"  # the kind of rows that name none
@@ -181,6 +182,8 @@ class _Reader:
 
     def add(self, row: Any, number: int) -> None:
         question, answer = (_text(row, name) for name in ("question", "answer"))
+        if nothing(answer):
+            raise _Bad("answer", f"must hold a letter or a digit to be compared, got {answer!r}")
         kind = _text(row, "kind", _ANY)
         key, held, pixels = self._picture(_field(row, "image"))
         picture = self._places.get(key, len(self.pictures))

@@ -40,6 +40,7 @@ def headings(summary: Summary) -> list[str]:
         "method",
         "mean [95 %]",
         "less unreduced",
+        *(["undecided"] if _leaves_undecided(summary) else []),
         *summary.kinds,
         "same answer",
         "FLOPs",
@@ -52,14 +53,19 @@ def headings(summary: Summary) -> list[str]:
     ]
 
 
+def _leaves_undecided(summary: Summary) -> bool:
+    return any(line.undecided is not None for line in summary.lines)
+
+
 def row(summary: Summary, line: Line) -> list[str]:
-    """One setting; percent but for tokens and times."""
+    """One setting; percent but for tokens, times and the number of answers that could not be judged."""
     cost: dict[str, Any] = line.cost or {}
     tokens = cost.get("visual_tokens", {})
     return [
         line.name,
         interval(line.mean),
         interval(line.difference),
+        *(["-" if line.undecided is None else str(line.undecided)] if _leaves_undecided(summary) else []),
         *(percent(line.kinds[kind].value if kind in line.kinds else None) for kind in summary.kinds),
         percent(line.agreement),
         percent(cost.get("flops_ratio")),
@@ -90,6 +96,11 @@ def legend(results: Results, summary: Summary) -> list[str]:
         "out of its last layer. s: measured, for all questions, in one run, a setting after the other: times are "
         "indicative; the tower sees a picture once for all its questions, where FLOPs count it for each.",
     ]
+    if _leaves_undecided(summary):
+        said.append(
+            'undecided: answers that say neither the truth nor anything else for certain, such as "yes and no"; they '
+            "count as not right."
+        )
     if at.get("note"):
         said.append(at["note"])
     if any(one.get("seeded") for one in document["settings"]):

@@ -15,6 +15,7 @@ from .settings import Setting
 from .statistics import Bootstrap, Estimate, Spread, Tally
 
 FORMAT = "ficoco eval 1"
+UNDECIDED = "?"  # among the verdicts of a cell: neither right nor wrong
 APART = "count"  # of grid scenes: not in the mean unless asked for, a model of this size hardly counts
 
 
@@ -30,6 +31,8 @@ class Line:
             errors of mean and difference are then at least the standard deviation over the seeds / sqrt(seeds), and
             their intervals at least as wide as a normal distribution's with that error. Those of kinds are as drawn.
         agreement: share of questions answered as the unreduced model answers them, right or wrong.
+        undecided: answers that the judge could call neither right nor wrong; they do not count as right. None of a
+            judge that always decides.
         seeds: the mean of each seed, and their spread.
         cost: see :func:`ficoco_ext.evaluation.costs.columns`; None with ``remark`` saying why.
         seconds: it took to answer, all seeds. rate: questions a second.
@@ -47,6 +50,7 @@ class Line:
     seconds: float | None
     rate: float | None
     remark: str | None
+    undecided: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,12 @@ class Summary:
     bad: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; what is not known is None."""
-        return _without_nan(asdict(self))
+        """Plain values; what is not known is None. Lines have ``undecided`` if the judge may leave answers so."""
+        found = _without_nan(asdict(self))
+        for line in found["lines"]:
+            if line["undecided"] is None:
+                del line["undecided"]
+        return found
 
 
 def _without_nan(value: Any) -> Any:
@@ -226,6 +234,12 @@ class Results:
             asked += len(pairs)
         return same / asked
 
+    def undecided(self, setting: int) -> int | None:
+        """Answers of a setting that could be called neither right nor wrong; None of a judge that always decides."""
+        cells = self.cells(setting)
+        decides = self.document["run"]["asking"]["judge"] == "exact"
+        return None if decides or not cells else sum(cell["right"].count(UNDECIDED) for cell in cells)
+
     def _chosen(self, kinds: Sequence[str]) -> list[int]:
         if unknown := [kind for kind in kinds if kind not in self.kinds]:
             raise ValueError(f"mean_of must be among {', '.join(self.kinds)}, got {', '.join(unknown)}")
@@ -278,6 +292,7 @@ class Results:
             seconds,
             sum(len(cell["right"]) for cell in cells) / seconds if seconds else None,
             held["remark"],
+            self.undecided(setting),
         )
 
 

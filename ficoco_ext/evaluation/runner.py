@@ -17,9 +17,9 @@ from ..checkpoint import Checkpoint
 from ..gridvqa import GridVQA
 from ..version import __version__
 from . import costs, provenance
-from .asking import JUDGES, Asking, Judge, Prompts, answers, as_it_was_trained, warm_up
+from .asking import JUDGES, RULES, Asking, Judge, Prompts, answers, as_it_was_trained, warm_up
 from .data import Questions, questions_for
-from .results import Results, described, new_document
+from .results import UNDECIDED, Results, described, new_document
 from .settings import Setting
 
 Progress = Callable[[int, int, str], None]  # questions answered, of how many, what is being done
@@ -53,8 +53,9 @@ def evaluate(
         settings: what is compared; the unreduced model comes first by itself.
         seeds: each is another draw of grid scenes, and goes to methods with a hyperparameter ``seed`` that is not set.
             Of rows or a file, other methods run once. None: the seed of a :class:`ficoco_ext.gridvqa.GridVQA`, else 0.
-        judge: ``"exact"``, ``"contained"`` or a function (answer, truth) -> bool; None: exact for models of grid
-            scenes, else contained. With ``results`` a function must have a name, by which a run is known again.
+        judge: ``"exact"``, ``"contained"`` or a function (answer, truth) -> bool, or None for what it cannot decide;
+            None: exact for models of grid scenes, else contained; see ``docs/how_answers_are_judged.md``. With
+            ``results`` a function must have a name, by which a run is known again.
         max_new_tokens: longest answer; None: 1 for models of grid scenes, whose answers are one word, else 48.
         batch: questions that are answered together.
         bad_rows: ``"fail"`` or ``"count"``, see :func:`ficoco_ext.evaluation.questions`.
@@ -186,7 +187,7 @@ def _identity(
         "settings": [setting.describe() for setting in settings],
         "asking": {
             "prompt": checkpoint.prompt("QUESTION"),
-            "judge": _judge_name(asking.judge),
+            **_judged_by(asking.judge),
             "max_new_tokens": asking.max_new_tokens,
         },
         "data": data,
@@ -196,6 +197,11 @@ def _identity(
 def _has_name(judge: Judge) -> bool:
     """It can be told from others by :func:`_judge_name`: no lambda, partial or object that is called."""
     return getattr(judge, "__qualname__", "<lambda>").rpartition(".")[2] != "<lambda>"
+
+
+def _judged_by(judge: Judge) -> dict[str, Any]:
+    name = _judge_name(judge)
+    return {"judge": name} | ({"rules": RULES[name]} if name in RULES else {})
 
 
 def _judge_name(judge: Judge) -> str:
@@ -364,7 +370,7 @@ class _Run:
         )
 
     def _put(self, number: int, seed: int, prompts: Prompts, said: list[str], seconds: float) -> None:
-        right = (self.asking.judge(a, item.answer) for a, item in zip(said, prompts.asked.items, strict=True))
+        verdicts = (self.asking.judge(a, item.answer) for a, item in zip(said, prompts.asked.items, strict=True))
         self.held.document["cells"].append(
             {
                 "setting": number,
@@ -372,7 +378,7 @@ class _Run:
                 "seconds": round(seconds, 3),
                 "threads": torch.get_num_threads(),
                 "answers": [self._place(text) for text in said],
-                "right": "".join("1" if one else "0" for one in right),
+                "right": "".join(UNDECIDED if one is None else "1" if one else "0" for one in verdicts),
             }
         )
         if self.path is not None:

@@ -1,0 +1,235 @@
+"""Text as words and whole numbers, in any script: what is compared when answers are judged."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from .lists import LARGE, SPELLED
+
+_LONGEST = 400  # characters of a number that is worked out
+_UNSPACED = (  # scripts that leave no blanks between words: Thai, Lao, Myanmar, Khmer, kana, bopomofo, Han
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x3005, 0x3007),
+    (0x3021, 0x312F),
+    (0x31A0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x3FFFF),
+)
+_SAME = str.maketrans(
+    {
+        **dict.fromkeys(map(chr, (0x2018, 0x2019, 0x201B, 0x2BC, 0x60, 0xB4)), "'"),
+        **dict.fromkeys(map(chr, (0x2010, 0x2011, 0x2012, 0x2013, 0x2212, 0xFE58, 0xFE63)), "-"),
+        **dict.fromkeys(map(chr, (0x2014, 0x2015)), ","),
+        **dict.fromkeys(map(chr, (0xD7, 0xB7, 0x22C5, 0x2217)), "*"),
+        chr(0x2044): "/",
+        chr(0x66B): ".",  # the Arabic decimal separator
+        chr(0x66C): ",",
+    }
+)
+_JOINERS = ".,:/'*^-+%"
+# Over the classes of characters: d digit, a other letter, u letter of a script without blanks, m mark behind one.
+_TOKEN = re.compile(
+    r"(?:(?<![adm%)\]])[+-](?=\$?\.?d)\$?)?(?:(?<![adm.])\.(?=d))?"
+    r"[ad](?:[ad]|(?<=d)[.,:/'*](?=d)|-(?=d)|(?<=d)-(?=a)|\^-?(?=[ad]))*|um*|%"
+)
+_NUMBER = re.compile(
+    r"[+-]?(?:0|[1-9]\d*|[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d?(?:,\d{2})+,\d{3}|[1-9]\d{0,2}(?:'\d{3})+)?"
+    r"(?:\.\d+)?(?:e[+-]?\d{1,3})?"
+)
+_POINTS = re.compile(r"[+-]?[1-9]\d{0,2}(?:(?:\.\d{3}){2,}|(?:\.\d{3})+,\d+)")  # 1.000.000 and 1.000,5
+_BREAK = re.compile(r"[!?;\n。।؟]|\.(?:\W|$)")
+
+
+@dataclass(frozen=True)
+class Token:
+    """A word, a number, or one letter of a script that leaves no blanks between words.
+
+    Attributes:
+        text: folded: Unicode's compatible form, without case.
+        raw: with case.
+        number: the value of a whole number as it stands, with its sign, its decimals and without its separators.
+        unread: it holds digits, or spells a number, whose value is not worked out: ``10:30``, ``5-7``, ``F-16``.
+        gap: what stands between the token before and this one.
+    """
+
+    text: str
+    raw: str
+    number: Fraction | None
+    unread: bool
+    gap: str
+
+    @property
+    def unspaced(self) -> bool:
+        """Of a script that leaves no blanks between words."""
+        return _unspaced(self.text[0])
+
+    def same(self, other: Token) -> bool:
+        """The same number, or the same word."""
+        if self.number is not None or other.number is not None:
+            return self.number == other.number
+        return self.text == other.text
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text's tokens, and what follows the last one."""
+
+    tokens: tuple[Token, ...]
+    tail: str
+
+    def gap_behind(self, place: int) -> str:
+        """What stands between the token at ``place`` and the next one."""
+        return self.tokens[place + 1].gap if place + 1 < len(self.tokens) else self.tail
+
+    def begins(self, place: int) -> bool:
+        """The token at ``place`` is the first of a sentence."""
+        return place == 0 or _BREAK.search(self.tokens[place].gap) is not None
+
+    def sentence(self, first: int, last: int) -> tuple[int, int]:
+        """Bounds of the sentence, or sentences, that hold the tokens ``first`` to ``last``; the end is not in it."""
+        while not self.begins(first):
+            first -= 1
+        end = last + 1
+        while end < len(self.tokens) and not self.begins(end):
+            end += 1
+        return first, end
+
+
+def read(text: str) -> Reading:
+    """Split a text into what is compared.
+
+    Args:
+        text: any.
+
+    Example:
+        >>> from ficoco_ext.judging import read
+        >>> [token.text for token in read("Ｔｈｅ café, 1,000 猫").tokens]
+        ['the', 'café', '1,000', '猫']
+        >>> [str(token.number) for token in read("-1.50 and 1,000 at 10:30").tokens if token.number is not None]
+        ['-3/2', '1000']
+    """
+    plain = _plain(text)
+    classes, found, end = _classes(plain), list[Token](), 0
+    for match in _TOKEN.finditer(classes):
+        raw = plain[match.start() : match.end()]
+        folded = unicodedata.normalize("NFKC", raw.casefold())
+        number = _value(folded)
+        digits = any(one.isdecimal() for one in raw)
+        found.append(Token(folded, raw, number, digits and number is None, plain[end : match.start()]))
+        end = match.end()
+    return Reading(tuple(_signed(_spelled(found))), plain[end:])
+
+
+def nothing(text: str) -> bool:
+    """No letter and no digit is in it: nothing by which an answer could be judged.
+
+    Example:
+        >>> from ficoco_ext.judging.text import nothing
+        >>> nothing(" ?!"), nothing("猫"), nothing("0")
+        (True, False, False)
+    """
+    return all(token.text == "%" for token in read(text).tokens)
+
+
+def _unspaced(character: str) -> bool:
+    place = ord(character)
+    return any(low <= place <= high for low, high in _UNSPACED)
+
+
+def _plain(text: str) -> str:
+    """The compatible form of every character, but never digits that run together which do not belong together."""
+    text = re.sub("(?<=\\d)[\u00a0\u2009\u202f](?=\\d{3}(?!\\d))", ",", text)  # thousands set apart by narrow blanks
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+", lambda run: "^" + unicodedata.normalize("NFKC", run[0]), text)  # 5² is not 52
+    text = re.sub("(?<=\\d)[₀-₉]+", lambda run: " " + unicodedata.normalize("NFKC", run[0]), text)
+    out: list[str] = []
+    for character in text:
+        category = unicodedata.category(character)
+        if category == "Nd":
+            out.append(str(unicodedata.decimal(character)))
+        elif category == "No":  # circled or broken: ①, ½
+            plain = unicodedata.normalize("NFKC", character)
+            out.append(plain if character in "₀₁₂₃₄₅₆₇₈₉" else f" {plain} ")
+        elif category == "Cf":
+            out.append(" " if character == "\u200b" else "")
+        elif category != "Me" and not 0xFE00 <= ord(character) <= 0xFE0F:  # keycaps and variation selectors
+            out.append(character)
+    plain = unicodedata.normalize("NFKC", "".join(out)).translate(_SAME)
+    return re.sub(r"(?<=\w)n't\b", " not", plain, flags=re.IGNORECASE)
+
+
+def _classes(text: str) -> str:
+    found: list[str] = []
+    for character in text:
+        category = unicodedata.category(character)
+        if category == "Nd":
+            found.append("d")
+        elif category[0] == "M":
+            before = found[-1] if found else " "
+            found.append("m" if before in "um" else "a" if before == "a" else " ")
+        elif category[0] in "LN":
+            found.append("u" if _unspaced(character) else "a")
+        elif category == "Sc":
+            found.append("$")
+        else:
+            found.append(character if character in _JOINERS or character in ")]" else " ")
+    return "".join(found)
+
+
+def _value(text: str) -> Fraction | None:
+    """The number that ``text`` is, if there is no doubt which; a leading zero makes a name of it, as in 007."""
+    text = "".join(one for one in text if unicodedata.category(one) != "Sc")
+    if len(text) > _LONGEST or not any(one.isdecimal() for one in text):
+        return None
+    if _POINTS.fullmatch(text):
+        return Fraction(text.replace(".", "").replace(",", "."))
+    return Fraction(text.replace(",", "").replace("'", "")) if _NUMBER.fullmatch(text) else None
+
+
+def _spelled(tokens: list[Token]) -> list[Token]:
+    """English number words as numbers where one stands alone; with others, or behind digits, they are not worked out.
+
+    "one" is as often a pronoun, so it is a number only where nothing else is said.
+    """
+    found, place = list(tokens), 0
+    while place < len(tokens):
+        end = place
+        while end < len(tokens) and _numeric(tokens[end]) and (end == place or not tokens[end].gap.strip(" -")):
+            end += 1
+        run = tokens[place:end]
+        words = [token for token in run if token.number is None]
+        if len(run) == 1 and words and run[0].text in SPELLED and (run[0].text != "one" or len(tokens) == 1):
+            found[place] = replace(run[0], number=Fraction(SPELLED[run[0].text]))
+        elif len(run) > 1 and words:
+            found[place:end] = [replace(token, number=None, unread=True) for token in run]
+        place = max(end, place + 1)
+    for place, token in enumerate(found):
+        behind = [one.text for one in found[place + 1 : place + 4]]
+        if token.number is not None and behind[:2] == ["and", "a"] and behind[2:] in (["half"], ["quarter"]):
+            found[place] = replace(token, number=None, unread=True)
+    return found
+
+
+def _numeric(token: Token) -> bool:
+    return token.number is not None or token.text in SPELLED or token.text in LARGE
+
+
+def _signed(tokens: list[Token]) -> list[Token]:
+    """Signs in words, and signs set apart, of which nobody knows whether they are list marks."""
+    found = list(tokens)
+    for place, token in enumerate(tokens):
+        if token.number is None:
+            continue
+        if re.search(r"-\s+$", token.gap):
+            found[place] = replace(token, number=None, unread=True)
+        elif place and tokens[place - 1].text in ("minus", "negative"):
+            found[place] = replace(token, number=-token.number)
+    if len(found) == 2 and found[0].text in ("minus", "negative", "plus") and found[1].number is not None:
+        return found[1:]
+    return [replace(one, text="%") if one.text in ("percent", "prozent") else one for one in found]
