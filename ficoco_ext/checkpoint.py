@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import configs
+from . import config_facts, configs, loading
 
 EMBEDDED = Path(__file__).parent / "data" / "tiny_llava"
 SCENES = EMBEDDED / "samples"
@@ -28,13 +28,35 @@ class Checkpoint:
     name: str
     embedded: bool
 
-    def prompt(self, question: str) -> str:
-        """The prompt for one picture and ``question``."""
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences that everybody who reads the answers should know."""
         if self.processor.chat_template:
-            content = [{"type": "image"}, {"type": "text", "text": question}]
-            turns = [{"role": "user", "content": content}]
-            return self.processor.apply_chat_template(turns, add_generation_prompt=True)
-        return f"USER: {self.processor.image_token}\n{question} ASSISTANT:"
+            return []
+        return [
+            f"{self.name} has no chat template (chat_template.jinja): questions are asked in the words of LLaVA-1.5, "
+            f"{self.prompt('QUESTION')!r}; if it was trained with others, its answers suffer"
+        ]
+
+    def prompt(self, question: str) -> str:
+        """The prompt for one picture and ``question``.
+
+        Raises:
+            ValueError: a chat template that fails, or that does not show the one picture.
+        """
+        if not self.processor.chat_template:
+            return f"USER: {self.processor.image_token}\n{question} ASSISTANT:"
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        turns = [{"role": "user", "content": content}]
+        with loading.reading("chat template", self.name):
+            prompt: str = self.processor.apply_chat_template(turns, add_generation_prompt=True)
+        pictures = prompt.count(self.processor.image_token)
+        if pictures != 1:
+            raise ValueError(
+                f"the chat template of {self.name} must write {self.processor.image_token!r} once for one picture, got "
+                f"{pictures} of them in {prompt!r}"
+            )
+        return prompt
 
     def spelled(self, question: str) -> str:
         """``question`` as the tokenizer knows it: the embedded one knows lower-case words between blanks."""
@@ -92,8 +114,9 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpo
         dtype, device: of the model.
 
     Raises:
-        ImportError: transformers or Pillow is missing. FileNotFoundError: no such directory. ValueError: a checkpoint
-            of another model.
+        ImportError: transformers or Pillow is missing. FileNotFoundError: no such directory, or one without tokenizer,
+            picture processor or weights. ValueError: a checkpoint of another model, weights that are missing, left over
+            or of another shape, or a processor of another model. Nothing is guessed.
     """
     try:
         from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -108,14 +131,28 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpo
         "local_files_only": local,
         "trust_remote_code": False,  # left out, it would ask on the terminal
     }
+    embedded = local and path.resolve() == EMBEDDED.resolve()
+    name = "embedded tiny LLaVA" if embedded else str(model)
     with _quiet():
-        kind = configs.parse(source["pretrained_model_name_or_path"], local=local).model_type
+        with loading.reading("config", name):
+            config = configs.parse(source["pretrained_model_name_or_path"], local=local)
+            written = configs.written(source["pretrained_model_name_or_path"], local=local)
+        kind = config.model_type
         if kind != "llava":
             raise ValueError(f"model must be a LLaVA-1.5 checkpoint (model_type 'llava'), got {kind!r} in {model}")
-        processor = AutoProcessor.from_pretrained(**source, backend="pil")
-        llava: Any = LlavaForConditionalGeneration.from_pretrained(**source, dtype=dtype)
-    embedded = local and path.resolve() == EMBEDDED.resolve()
-    return Checkpoint(llava.to(device).eval(), processor, "embedded tiny LLaVA" if embedded else str(model), embedded)
+        config_facts.defaulted(written, f"config.json of {name}")
+        if local:
+            loading.require_files(path)
+        with loading.reading("processor", name):
+            processor = AutoProcessor.from_pretrained(**source, backend="pil")
+        loading.require_processor(processor, config, name)
+        with loading.reading("weights", name):
+            loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+                **source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        llava, told = loaded
+        loading.require_weights(told, name)
+    return Checkpoint(llava.to(device).eval(), processor, name, embedded)
 
 
 def files_of(model: str | None) -> list[Path]:
@@ -128,8 +165,8 @@ def parse_device(name: str) -> torch.device:
     """``cpu``, ``cuda`` or ``cuda:1``; ValueError for one that is not there."""
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be one torch knows, as cpu or cuda, got {name!r}") from error
+    except RuntimeError:
+        raise ValueError(f"device must be one torch knows, as cpu or cuda, got {name!r}") from None
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu or cuda, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -37,11 +37,11 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"no config.json in {folder}")
+        raise FileNotFoundError(f"model directory {folder} has no config.json")
     if path.stat().st_size > _BYTES:
         raise ValueError(f"{path} must have at most {_BYTES:,} bytes, got {path.stat().st_size:,}; is it a config?")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, an integer without end, lists without end
         raise ValueError(f"{path} must be JSON: {error}") from None
     if not isinstance(found, dict):
@@ -98,19 +98,30 @@ def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
                 pending.append((f"{path}.", value))
 
 
+def written(source: str, *, local: bool) -> dict[str, Any]:
+    """The config of a folder or of a hub name as it was written, checked.
+
+    Raises:
+        ImportError: no transformers, for a hub name. OSError: not found. ValueError: as of :func:`read`.
+    """
+    if local:  # what is refused is refused at once: importing transformers takes seconds
+        return read(Path(source))
+    from transformers import PretrainedConfig
+
+    found: dict[str, Any] = PretrainedConfig.get_config_dict(source)[0]
+    check(found, f"config.json of {source}")
+    return found
+
+
 def parse(source: str, *, local: bool) -> Any:
     """The transformers config of a folder or of a hub name. Code that comes with it never runs.
 
     Raises:
         ImportError: no transformers. OSError: not found. ValueError: not readable, absurd, or it asks to run code.
     """
-    if local:  # what is refused is refused at once: importing transformers takes seconds
-        found = read(Path(source))
-    from transformers import AutoConfig, PretrainedConfig
+    found = written(source, local=local)
+    from transformers import AutoConfig
 
-    if not local:
-        found, _ = PretrainedConfig.get_config_dict(source)
-        check(found, f"config.json of {source}")
     try:
         return AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
     except OSError:

@@ -258,6 +258,8 @@ def _with_checkpoint(request: Request, dtype: torch.dtype, device: torch.device,
         files.require_apart([path, *files_of(request.model)], output=request.output)
     progress("loading the model")
     checkpoint = load(request.model, dtype, device)
+    for text in checkpoint.remarks:
+        note(text)
     attached = _attacher(request, checkpoint.model)
     stairs = _staircase(attached, checkpoint.model)
     questions = choose(request.question, checkpoint, path, note)

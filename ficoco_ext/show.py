@@ -184,6 +184,8 @@ def run(request: Request, *, notice: Say = lambda text: None, progress: Say = la
         files.require_apart([path, *files_of(request.model)], output=request.output)
     progress("loading the model")
     checkpoint = load(request.model, dtype, device)
+    for text in checkpoint.remarks:
+        note(text)
     shape = geometry_of(checkpoint.model)
     patch = None if request.trace is None else _patch(request.trace, shape.grid)
     stairs = {name: _staircase(checkpoint.model, name, given, request) for name, given in options.items()}

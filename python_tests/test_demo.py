@@ -180,8 +180,8 @@ def test_another_checkpoint_is_asked_its_own_way(tmp_path):
     other = checkpoint.load(str(tmp_path / "copy"), torch.float32, torch.device("cpu"))
     assert not other.embedded
     assert other.prompt("Why?") == "USER: <image>\nWhy? ASSISTANT:"
-    other.processor.chat_template = "{% for turn in messages %}<{{ turn['role'] }}>{% endfor %}"
-    assert other.prompt("Why?") == "<user>"
+    other.processor.chat_template = "{% for turn in messages %}<{{ turn['role'] }}><image>{% endfor %}"
+    assert other.prompt("Why?") == "<user><image>"
 
 
 def test_loading_is_silent(capfd):

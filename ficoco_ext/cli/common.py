@@ -30,7 +30,7 @@ SetOption = typer.Option("--set", metavar="KEY=VALUE", help="Hyperparameter of t
 
 @contextlib.contextmanager
 def reported(debug: bool) -> Iterator[None]:
-    """An error becomes one line on stderr and exit code 2, or 1 if it is our defect; ``debug`` raises it."""
+    """An error and its causes, whole, go to stderr; exit code 2, or 1 if it is our defect; ``debug`` raises it."""
     try:
         yield
     except typer.Exit:
@@ -38,11 +38,32 @@ def reported(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         expected = isinstance(error, _EXPECTED)
         hint = "" if expected else f" ({type(error).__name__}; this should not happen, --debug shows where)"
-        typer.echo(printable(f"ficoco: error: {lines[0]}{hint}", keep=""), err=True)
+        typer.echo(printable(f"ficoco: error: {whole(error)}{hint}", keep="\n"), err=True)
         raise typer.Exit(2 if expected else 1) from error
+
+
+def whole(error: BaseException) -> str:
+    """What an error says, every line of it, and behind it each cause that says something else.
+
+    Example:
+        >>> try:
+        ...     raise ValueError("no tokenizer") from OSError("no such file")
+        ... except ValueError as error:
+        ...     print(whole(error))
+        no tokenizer
+          because of OSError: no such file
+    """
+    told, met = str(error).strip() or type(error).__name__, {id(error)}
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    while cause is not None and id(cause) not in met:
+        met.add(id(cause))
+        text = str(cause).strip()
+        if not text or text not in told:
+            told += f"\n  because of {type(cause).__name__}" + (f": {text}" if text else "")
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return told
 
 
 def notice(text: str) -> None:

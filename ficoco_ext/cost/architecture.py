@@ -28,6 +28,7 @@ class Tower:
         gated: the MLP is SwiGLU (three matrices), else two matrices.
         merge: patches that are joined into one visual token behind the tower.
         channels: numbers in a pixel that the patch embedding reads: 3, or 6 for two frames.
+        joined: layers whose outputs are set side by side for the projector.
     """
 
     layers: int
@@ -41,6 +42,7 @@ class Tower:
     gated: bool = False
     merge: int = 1
     channels: int = 3
+    joined: int = 1
 
     def __post_init__(self) -> None:
         _sane(self)

@@ -172,6 +172,8 @@ def _check_vision(shape: Architecture, vision: Schedule) -> None:
     tower = shape.tower
     if tower.merge > 1:
         raise ValueError(f"vision must be None for {shape.name}: its tower joins blocks of {tower.merge} patches")
+    if tower.joined > 1:
+        raise ValueError(f"vision must be None for {shape.name}: {tower.joined} layers of its tower are read together")
     if vision.patches != tower.patches:
         raise ValueError(
             f"vision must start with the {tower.patches} patches of a crop of {shape.name}, got {vision.patches}"

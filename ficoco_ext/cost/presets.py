@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from .. import configs
+from .. import config_facts, configs
 from .architecture import Architecture, LanguageModel, Projector, Tower
 
 _CLIP_336 = Tower(layers=24, used=23, hidden=1024, mlp=4096, heads=16, patch=14, image_size=336)
@@ -77,6 +77,8 @@ PRESETS: dict[str, Architecture] = {
     )
 }
 
+# Of other model types it is not known how many visual tokens they make of a picture.
+_KINDS = ("llava", "llava_next", "llava_onevision", "vipllava", "video_llava", "qwen2_vl", "qwen2_5_vl")
 # Language models whose MLP has two matrices; all others that are met in multimodal models are gated.
 _TWO_MATRICES = ("opt", "gpt2", "gptj", "gpt_neox", "bloom", "falcon", "phi", "mpt")
 
@@ -106,7 +108,7 @@ def architecture(model: Any, *, image_size: int | None = None, crops: int | None
         if name.lower() in PRESETS:
             found = PRESETS[name.lower()]
         elif (directory / "config.json").is_file():
-            found = _from_config(_read(directory), name)
+            found = _of_directory(directory, name)
         else:
             raise ValueError(
                 f"model must be one of {', '.join(PRESETS)}, a directory with a config.json, or a Hugging Face config, "
@@ -126,13 +128,38 @@ def _resized(given: Architecture, image_size: int | None, crops: int | None) -> 
     return dataclasses.replace(given, tower=tower, crops=count, visual_tokens=tokens)
 
 
-def _read(directory: Path) -> Any:
-    """The config of a directory; without transformers only what its file spells out."""
+def _of_directory(directory: Path, name: str) -> Architecture:
+    """The shapes that a directory's config says, with what follows from its model types in the source."""
+    written = configs.read(directory)
+    if "model_type" in written:
+        _require_known(written["model_type"])
+    defaulted = config_facts.defaulted(written, f"{directory / 'config.json'}")
+    config = _read(directory, written)
+    found = _from_config(config, name)
+    meant = [
+        f"{part} {number} {getattr(getattr(config, f'{part}_config', config), number, 'unknown')}"
+        for part, numbers in defaulted.items()
+        for number in numbers
+    ]
+    if not meant:
+        return found
+    return dataclasses.replace(found, source=f"{found.source}; not in it, by its model types: {', '.join(meant)}")
+
+
+def _require_known(kind: object) -> None:
+    if kind not in _KINDS:
+        raise ValueError(
+            f"model: how many visual tokens a model of the type {kind!r} makes of a picture is not known; known are "
+            f"{', '.join(_KINDS)}"
+        )
+
+
+def _read(directory: Path, written: dict[str, Any]) -> Any:
+    """The config as transformers understands it; without transformers only what its file spells out."""
     try:
         return configs.parse(str(directory), local=True)
     except ImportError:
-        found = json.dumps(configs.read(directory))
-        return json.loads(found, object_hook=lambda entries: SimpleNamespace(**entries))
+        return json.loads(json.dumps(written), object_hook=lambda found: SimpleNamespace(**found))
 
 
 def _number(config: Any, what: str, *names: str) -> int:
@@ -155,14 +182,19 @@ def _from_config(config: Any, name: str) -> Architecture:
     language_model = _language_model(text)
     kind = str(getattr(config, "model_type", type(config).__name__))
     source = f"config of {name or kind}"
+    if hasattr(config, "model_type"):
+        _require_known(kind)
     if hasattr(vision, "spatial_merge_size"):
         return _qwen(vision, language_model, name or kind, source)
     tower = _tower(config, vision)
     crops = {"llava_next": 5, "llava_onevision": 10, "video_llava": 8}.get(kind, 1)
-    whole = getattr(config, "vision_feature_select_strategy", "default") == "full" or kind == "video_llava"
+    strategy = getattr(config, "vision_feature_select_strategy", "default")
+    if strategy not in ("default", "full"):
+        raise ValueError(f"model: vision_feature_select_strategy must be 'default' or 'full', got {strategy!r}")
+    whole = strategy == "full" or kind == "video_llava"
     extra = crops if whole and tower.class_token else 0
     width = language_model.hidden
-    projector = Projector(tower.hidden, width, width)
+    projector = Projector(tower.hidden * tower.joined, width, width)
     return Architecture(
         name or kind, tower, projector, language_model, crops * tower.patches + extra, crops, source=source
     )
@@ -186,22 +218,34 @@ def _language_model(text: Any) -> LanguageModel:
 
 def _tower(config: Any, vision: Any) -> Tower:
     layers = _number(vision, "vision", "num_hidden_layers")
-    selected = getattr(config, "vision_feature_layer", -1)
-    deepest = max(one if one >= 0 else layers + 1 + one for one in _several(selected))
+    selected = _selected(config, layers)
+    deepest = max(selected)
     return Tower(
         layers=layers,
-        used=max(min(deepest, layers), 1),
+        used=deepest,
         hidden=_number(vision, "vision", "hidden_size"),
         mlp=_number(vision, "vision", "intermediate_size"),
         heads=_number(vision, "vision", "num_attention_heads"),
         patch=_number(vision, "vision", "patch_size"),
         image_size=_number(vision, "vision", "image_size"),
         class_token="siglip" not in str(getattr(vision, "model_type", "")),
+        joined=len(selected),
     )
 
 
-def _several(selected: Any) -> tuple[int, ...]:
-    return tuple(selected) if isinstance(selected, (tuple, list)) else (selected,)
+def _selected(config: Any, layers: int) -> tuple[int, ...]:
+    """The layers whose outputs the projector gets, counted from 1."""
+    name = "vision_feature_layers" if hasattr(config, "vision_feature_layers") else "vision_feature_layer"
+    given = getattr(config, name, -1)
+    several = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+    found = tuple(
+        one if one >= 0 else layers + 1 + one for one in several if isinstance(one, int) and not isinstance(one, bool)
+    )
+    if not found or len(found) != len(several) or not all(0 <= one <= layers for one in found) or not max(found):
+        raise ValueError(
+            f"model: {name} must name layers of a tower of {layers}, in {-layers} ... {layers} without 0, got {given!r}"
+        )
+    return found
 
 
 def _qwen(vision: Any, language_model: LanguageModel, name: str, source: str) -> Architecture:

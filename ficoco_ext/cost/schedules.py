@@ -57,6 +57,16 @@ def _chosen_layers(layers: Iterable[int], first: int, last: int, what: str) -> t
     return chosen
 
 
+def require_one_layer(shape: Architecture) -> None:
+    """Raise, as ``attach`` does, where the language model reads several layers of the tower side by side."""
+    if shape.tower.joined > 1:
+        raise ValueError(
+            f"vision_feature_layer must be one integer to reduce in the tower of {shape.name}, got "
+            f"{shape.tower.joined} layers: those of different lengths cannot be set side by side; reduce in its "
+            "language model: 'ficoco-l', 'fastv' or 'pyramiddrop'"
+        )
+
+
 def tower_layers(
     shape: Architecture, layers: Iterable[int] | None = None, method: VisionMethod | Staged | None = None
 ) -> tuple[int, ...]:
@@ -71,6 +81,7 @@ def tower_layers(
             f"the tower of {shape.name} has no class token or joins blocks of patches, so nothing can leave it; reduce "
             "in its language model: 'ficoco-l', 'fastv' or 'pyramiddrop'"
         )
+    require_one_layer(shape)
     own = None if method is None else method.layers
     second_half = range(tower.layers // 2, tower.used)
     chosen = layers if layers is not None else second_half if own is None else own(tower.used)

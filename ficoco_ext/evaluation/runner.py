@@ -284,7 +284,7 @@ def _remarks(checkpoint: Checkpoint, asked: Questions) -> list[str]:
     spelled = (checkpoint.spelled(item.question) for item in asked.items)
     words = dict.fromkeys(word for question in spelled for word in question.split())
     unknown = checkpoint.unknown(" ".join(words))
-    found = []
+    found = checkpoint.remarks
     if unknown:
         named = ", ".join(map(repr, unknown[:8])) + (" ..." if len(unknown) > 8 else "")
         found.append(f"the model's tokenizer does not know {named}: it reads <unk> there")
