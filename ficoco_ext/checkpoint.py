@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import config_facts, configs, loading
+from . import config_facts, configs, images, loading
 
 EMBEDDED = Path(__file__).parent / "data" / "tiny_llava"
 SCENES = EMBEDDED / "samples"
@@ -39,11 +39,12 @@ class Checkpoint:
         ]
 
     def prompt(self, question: str) -> str:
-        """The prompt for one picture and ``question``.
+        """The prompt for one picture and ``question``; the picture stands where the prompt has it, not in the question.
 
         Raises:
             ValueError: a chat template that fails, or that does not show the one picture.
         """
+        question = question.replace(self.processor.image_token, "").strip()
         if not self.processor.chat_template:
             return f"USER: {self.processor.image_token}\n{question} ASSISTANT:"
         content = [{"type": "image"}, {"type": "text", "text": question}]
@@ -75,10 +76,10 @@ class Checkpoint:
         return [word for word, tokens in ids.items() if tokenizer.unk_token_id in tokens]
 
     def inputs(self, image: Any, question: str) -> dict[str, Any]:
-        """Keyword arguments for ``generate``."""
+        """Keyword arguments for ``generate``; ``image``: anything that :func:`ficoco_ext.images.rgb` reads."""
         prompt = self.prompt(question)
         special = not prompt.startswith(self.processor.tokenizer.bos_token or "\0")  # a template may have written it
-        batch = self.processor(images=image, text=prompt, return_tensors="pt", add_special_tokens=special)
+        batch = self.processor(images=images.rgb(image), text=prompt, return_tensors="pt", add_special_tokens=special)
         return dict(batch.to(self.model.device, self.model.dtype))
 
     def answer(self, image: Any, question: str, max_new_tokens: int) -> str:
@@ -197,19 +198,13 @@ def find_image(image: str) -> Path:
     raise FileNotFoundError(f"image not found: {image}")
 
 
-def open_image(path: Path) -> Any:
-    """An RGB picture, upright as its camera meant it.
+def open_image(path: Path, say: images.Say = lambda text: None) -> Any:
+    """The RGB picture in a file, as :func:`ficoco_ext.images.rgb` reads it.
 
     Raises:
-        ValueError: not a picture that Pillow can read.
+        ValueError: not a picture that can be read.
     """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's word for broken PNG
-        raise ValueError(f"cannot read image {path}: {error}") from error
+    return images.rgb(path, say=say)
 
 
 def seen_by_model(checkpoint: Checkpoint, image: Any) -> Any:
@@ -217,7 +212,7 @@ def seen_by_model(checkpoint: Checkpoint, image: Any) -> Any:
     from PIL import Image
 
     options = checkpoint.processor.image_processor
-    pixels = options(images=image, return_tensors="pt")["pixel_values"][0]
+    pixels = options(images=images.rgb(image), return_tensors="pt")["pixel_values"][0]
     mean, std = (torch.tensor(values)[:, None, None] for values in (options.image_mean, options.image_std))
     bytes_ = ((pixels * std + mean).clamp(0, 1) * 255).round().byte()
     return Image.fromarray(bytes_.permute(1, 2, 0).numpy())

@@ -252,7 +252,7 @@ def run(request: Request, *, notice: Say = lambda text: None, progress: Say = la
 
 def _with_checkpoint(request: Request, dtype: torch.dtype, device: torch.device, note: Say, progress: Say) -> Result:
     path = find_image(DEFAULT_SCENE if request.image is None else request.image)
-    image = open_image(path)
+    image = open_image(path, note)
     if request.output is not None:
         visualize.require(request.output)
         files.require_apart([path, *files_of(request.model)], output=request.output)

@@ -178,7 +178,7 @@ def run(request: Request, *, notice: Say = lambda text: None, progress: Say = la
         raise ValueError(f"panels must be at least 1, got {request.panels}")
     asked = [_parsed(text) for text in request.attention]
     path = find_image(request.image)
-    image = open_image(path)
+    image = open_image(path, note)
     if request.output is not None:
         visualize.require(request.output)
         files.require_apart([path, *files_of(request.model)], output=request.output)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -116,10 +118,11 @@ def test_bad_rows_of_a_program():
     ):
         found = questions([_row(image=image), row], bad_rows="count")
         assert [(one.row, one.field) for one in found.bad] == [(2, field)]
-    broken = Image.new("RGB", (4, 4))
-    broken.convert = lambda mode: (_ for _ in ()).throw(OSError("image file is truncated"))
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(buffer, "png")
+    cut = Image.open(io.BytesIO(buffer.getvalue()[:900]))
     with pytest.raises(ValueError, match=r"row 1, field .image.: .*truncated"):
-        questions([_row(image=broken)])
+        questions([_row(image=cut)])
 
 
 def test_pictures_of_bad_rows_are_not_kept(folder):
@@ -179,3 +182,100 @@ def test_seeds_draw_grid_scenes_and_leave_rows_alone(folder):
     assert questions_for(path, 1).digest == questions_for(str(path), 0).digest
     held = questions(rows)
     assert questions_for(held, 1) is held
+
+
+def _said(*pairs):
+    return [{"from": who, "value": text} for pair in pairs for who, text in zip(("human", "gpt"), pair, strict=True)]
+
+
+FORMATS = [
+    {"question": "<image>\nhow many ?", "answer": "2"},
+    {"question": "how many ?\n<image>", "answer": "2"},
+    {"conversations": _said(("<image>\nhow many ?", "2")), "id": 7},
+    {"conversations": [{"from": "system", "value": "be short"}, *_said(("how many ?", "2"))], "id": "000007"},
+    {"messages": [{"role": "user", "content": "<image>how many ?"}, {"role": "assistant", "content": "2"}], "id": 1.5},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "how many ?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "2"}]},
+        ]
+    },
+    {"text": "how many ?", "label": "2", "question_id": 3},
+    {"question": "how many ?", "answer": "2", "image": ["pictures/a.png"], "id": None},
+    {"question": "how many ?", "answer": "2", "image": None, "images": ["pictures/a.png"]},
+    {"question": "how many ?", "answer": "2", "image": "pictures\\a.png"},
+]
+
+
+@pytest.mark.parametrize("row", FORMATS)
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
+def test_formats_of_llava(folder, row, name):
+    plain = questions_of_file(_file(folder, [_asked()], name))
+    found = questions_of_file(_file(folder, [{"image": "pictures/a.png"} | row], name))
+    assert [(item.question, item.answer) for item in found.items] == [("how many ?", "2")]
+    assert found.digest == plain.digest
+
+
+def test_every_turn_of_a_conversation_is_a_question(folder):
+    turns = _said(("<image>\nhow many ?", "2"), ("what word is it ?", "taxi"))
+    rows = [{"image": "pictures/a.png", "conversations": turns}, _asked(image="pictures/b.png")]
+    found = questions_of_file(_file(folder, rows))
+    assert [item.question for item in found.items] == ["how many ?", "what word is it ?", "how many ?"]
+    assert [item.picture for item in found.items] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"question": "<image>\n"}, "question"),
+        ({"question": "<image> and <image> ?"}, "question"),
+        ({"question": "<video> what ?"}, "question"),
+        ({"image": ["pictures/a.png", "pictures/b.png"]}, "image"),
+        ({"image": []}, "image"),
+        ({"conversations": "how many ?"}, "conversations"),
+        ({"conversations": []}, "conversations"),
+        ({"conversations": _said(("how ?", "2"))[:1]}, "conversations"),
+        ({"conversations": _said(("how ?", "2"))[::-1]}, "conversations"),
+        ({"conversations": _said(("how ?", "2"), ("how ?", "2"))}, "question"),
+        ({"conversations": _said(("how ?", "2"), ("who ?", "?"))}, "answer"),
+    ],
+)
+def test_what_is_wrong_in_a_format_is_named(folder, change, field):
+    found = questions_of_file(_file(folder, [_asked(), _asked(question="first") | change]), bad_rows="count")
+    assert len(found.items) == 1 and [(one.row, one.field) for one in found.bad] == [(2, field)]
+
+
+def test_byte_order_marks(folder):
+    for name in ("data.jsonl", "data.json"):
+        path = _file(folder, [_asked(), _asked(question="why ?")], name)
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+        assert len(questions_of_file(path).items) == 2
+    both = "\n".join("\ufeff" + json.dumps(row) for row in (_asked(), _asked(question="why ?")))
+    (folder / "joined.jsonl").write_text(both, encoding="utf-8")
+    assert len(questions_of_file(folder / "joined.jsonl").items) == 2
+
+
+def test_lists_and_lines_are_known_by_what_they_are(folder):
+    rows = [_asked(), _asked(question="why ?")]
+    (folder / "list.jsonl").write_text(json.dumps(rows, indent=1))
+    (folder / "lines.json").write_text("\n".join(map(json.dumps, rows)))
+    assert [len(questions_of_file(folder / name).items) for name in ("list.jsonl", "lines.json")] == [2, 2]
+
+
+def test_pictures_in_every_holding(folder):
+    path = folder / "pictures" / "a.png"
+    with Image.open(path) as opened:
+        array = np.asarray(opened)
+    holdings = [str(path), path, path.read_bytes(), {"bytes": path.read_bytes(), "path": None}, array]
+    digests = {questions([_row(image=one)]).digest for one in holdings}
+    assert digests == {questions([_row(image=Image.open(path))]).digest}
+    same = questions([_row(image=path.read_bytes()), _row(image=path.read_bytes(), question="b")])
+    assert len(same.pictures) == 1
+
+
+def test_later_frames_are_said(folder):
+    frames = [_picture(10), _picture(200)]
+    frames[0].save(folder / "pictures" / "moving.gif", save_all=True, append_images=frames[1:])
+    found = questions_of_file(_file(folder, [_asked(image="pictures/moving.gif")]))
+    (remark,) = found.remarks
+    assert "moving.gif has 2 frames or pages: only the first" in remark

@@ -53,7 +53,10 @@ def command(
     kinds: Annotated[str | None, typer.Option(help=f"Of grid questions: {','.join(KINDS)}.")] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Own questions instead: JSON or JSON lines of image, question, answer."),
+        typer.Option(
+            metavar="FILE",
+            help="Own questions instead: JSON or JSON lines of image, question, answer, or LLaVA's format.",
+        ),
     ] = None,
     bad_rows: Annotated[str, typer.Option(help="fail, or count: leave them out and say how many.")] = "fail",
     mean_of: Annotated[

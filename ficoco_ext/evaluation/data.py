@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import open_image
 from ..gridvqa import KINDS, GridVQA
+from ..images import rgb
 from ..judging.text import nothing
 
 BAD_ROWS = ("fail", "count")
 _ANY = "all"  # the kind of rows that name none
+_MARK = "<image>"  # where the picture stands, in the format of LLaVA's data
+_SPEAKERS = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer", "system": "system"}
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,11 @@ class Questions:
 
     Attributes:
         items: the good rows in order.
-        pictures: each picture once: PIL images, or paths of files.
+        pictures: each picture once, as it was given, or the path of its file.
         bad: rows that cannot be asked; they are in no score.
         kinds: of the items, in the order of :data:`ficoco_ext.gridvqa.KINDS`, others behind as they come.
         digest: SHA-256 of pictures, questions, answers, kinds and scenes.
+        remarks: what of the pictures is not looked at, such as later frames.
     """
 
     items: tuple[Item, ...]
@@ -57,11 +61,11 @@ class Questions:
     bad: tuple[BadRow, ...]
     kinds: tuple[str, ...]
     digest: str
+    remarks: tuple[str, ...] = ()
 
     def open(self, picture: int) -> Any:
         """The PIL image, RGB."""
-        held = self.pictures[picture]
-        return open_image(held) if isinstance(held, Path) else held.convert("RGB")
+        return rgb(self.pictures[picture])
 
 
 class _Bad(Exception):
@@ -74,8 +78,9 @@ def questions(rows: Iterable[Any], *, bad_rows: str = "fail") -> Questions:
     """Check rows.
 
     Args:
-        rows: anything with ``image`` (PIL), ``question``, ``answer``, and perhaps ``kind`` and ``scene``, as attributes
-            or as keys of a mapping. Rows without a scene that share one image object are of one scene.
+        rows: anything with ``image`` (what :func:`ficoco_ext.images.rgb` reads), ``question``, ``answer``, and perhaps
+            ``kind`` and ``scene``, as attributes or as keys of a mapping, or with the keys of other formats, see
+            :func:`questions_of_file`. Rows without a scene that share one image object are of one scene.
         bad_rows: ``"fail"`` raises at the first bad row; ``"count"`` goes on and keeps them in ``bad``.
 
     Raises:
@@ -92,10 +97,14 @@ def questions(rows: Iterable[Any], *, bad_rows: str = "fail") -> Questions:
 
 
 def questions_of_file(path: Path | str, *, bad_rows: str = "fail") -> Questions:
-    """Check the rows of a JSON file (a list of objects) or of a JSON-lines file (one object a line).
+    """Check the rows of a file that holds a JSON list of objects, or one object a line.
 
     An object is {"image": path relative to the file, "question", "answer", "kind"?, "scene"?}. Rows without a scene
-    that show one picture are of one scene.
+    that show one picture are of one scene. The formats of LLaVA and its benchmarks are read too: "conversations" (or
+    "messages") of human and gpt (user and assistant), each question with the answer that follows it a question of its
+    own, asked without those before; "text" and "label" for question and answer, "category" for kind; an image, or
+    "images", in a list of one; any "id". ``<image>`` in a question says where the picture stands, and is left to the
+    prompt. A byte order mark is no matter.
 
     Raises:
         FileNotFoundError: no such file. ValueError: as :func:`questions`, or a file that is not JSON.
@@ -104,7 +113,7 @@ def questions_of_file(path: Path | str, *, bad_rows: str = "fail") -> Questions:
     if not path.is_file():
         raise FileNotFoundError(f"data file not found: {path}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"data file {path} must be text in UTF-8: {error}") from None
     return _read(_objects(text, path), bad_rows, str(path), path.parent)
@@ -125,7 +134,8 @@ def questions_for(dataset: Any, seed: int, *, bad_rows: str = "fail") -> Questio
 
 def _objects(text: str, path: Path) -> Iterator[tuple[int, Any, str | None]]:
     """Each object with its number, of a line that of the line, or why there is none."""
-    if path.suffix.lower() == ".json":
+    listed = text.lstrip().startswith("[")
+    if listed or (path.suffix.lower() == ".json" and not _is_lines(text)):
         try:
             found = json.loads(text)
         except json.JSONDecodeError as error:
@@ -135,12 +145,22 @@ def _objects(text: str, path: Path) -> Iterator[tuple[int, Any, str | None]]:
         yield from ((number, row, None) for number, row in enumerate(found, 1))
         return
     for number, line in enumerate(text.split("\n"), 1):  # splitlines would cut at line ends inside of strings
-        if not line.strip():
+        line = line.strip("\ufeff \t\r")  # joined files have byte order marks inside
+        if not line:
             continue
         try:
             yield number, json.loads(line), None
         except json.JSONDecodeError as error:
             yield number, None, f"must be one JSON object a line: {error}"
+
+
+def _is_lines(text: str) -> bool:
+    """Several lines, each an object of its own."""
+    first, _, rest = text.strip().partition("\n")
+    try:
+        return bool(rest) and isinstance(json.loads(first), dict)
+    except json.JSONDecodeError:
+        return False
 
 
 def _read(
@@ -165,31 +185,34 @@ def _read(
         )
     met = dict.fromkeys(item.kind for item in reader.items)
     kinds = (*(kind for kind in KINDS if kind in met), *(kind for kind in met if kind not in KINDS))
-    return Questions(tuple(reader.items), tuple(reader.pictures), tuple(bad), kinds, reader.digest.hexdigest())
+    items, pictures, remarks = map(tuple, (reader.items, reader.pictures, reader.remarks))
+    return Questions(items, pictures, tuple(bad), kinds, reader.digest.hexdigest(), remarks)
 
 
 class _Reader:
-    """Good rows so far. ``folder``: images are paths from there; None: images are PIL images."""
+    """Good rows so far. ``folder``: images are paths from there; None: anything that can be read as a picture."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.items: list[Item] = []
         self.pictures: list[Any] = []
+        self.remarks: list[str] = []
         self.digest = hashlib.sha256()
         self._places: dict[Any, int] = {}
         self._scenes: dict[Any, int] = {}
         self._asked: dict[tuple[int, str], int] = {}
 
     def add(self, row: Any, number: int) -> None:
-        question, answer = (_text(row, name) for name in ("question", "answer"))
-        if nothing(answer):
-            raise _Bad("answer", f"must hold a letter or a digit to be compared, got {answer!r}")
-        kind = _text(row, "kind", _ANY)
-        key, held, pixels = self._picture(_field(row, "image"))
+        pairs = [_checked(*pair) for pair in _pairs(row)]
+        kind = _text(_first(row, "kind", "category"), "kind", _ANY)
+        key, held, pixels = self._picture(_image(row))
         picture = self._places.get(key, len(self.pictures))
-        before = self._asked.get((picture, question))
-        if before is not None:
-            raise _Bad("question", f"must be asked once of a picture, got the one of row {before} again")
+        met: dict[str, int] = {}
+        for question, _ in pairs:
+            before = self._asked.get((picture, question), met.get(question))
+            if before is not None:
+                raise _Bad("question", f"must be asked once of a picture, got the one of row {before} again")
+            met[question] = number
         scene = _field(row, "scene")
         if isinstance(scene, bool) or not (scene is None or isinstance(scene, (int, str))):
             raise _Bad("scene", f"must be an integer or a string, got {scene!r}")
@@ -198,36 +221,87 @@ class _Reader:
             self._places[key] = picture
             self.pictures.append(held)
         of = ("picture", picture) if scene is None else ("scene", scene)
-        self._asked[picture, question] = number
-        self.items.append(Item(picture, question, answer, kind, self._scenes.setdefault(of, len(self._scenes))))
-        self.digest.update(json.dumps([picture, question, answer, kind, self.items[-1].scene]).encode())
+        for question, answer in pairs:
+            self._asked[picture, question] = number
+            self.items.append(Item(picture, question, answer, kind, self._scenes.setdefault(of, len(self._scenes))))
+            self.digest.update(json.dumps([picture, question, answer, kind, self.items[-1].scene]).encode())
 
     def _picture(self, image: Any) -> tuple[Any, Any, Any]:
         """What a picture is known by, what is kept of it, and the pixels of a new one, opened to see that it can be."""
-        from PIL import Image
-
         held: Any = image
         if self.folder is not None:
             if not isinstance(image, str) or not image:
                 raise _Bad("image", f"must be the path of a picture, got {image!r}")
             held = self.folder / image
-        elif not isinstance(image, Image.Image):
-            raise _Bad("image", f"must be a PIL image, got {type(image).__name__}")
-        key = held if self.folder is not None else id(image)  # it is kept, so its id is its own
+            if "\\" in image and not held.exists():  # written on Windows
+                held = self.folder / image.replace("\\", "/")
+        elif image is None:
+            raise _Bad("image", "must be a picture, got None")
+        elif isinstance(image, (str, Path)):
+            held = Path(image)
+        key = held if isinstance(held, (Path, bytes)) else id(image)  # it is kept, so its id is its own
         if key in self._places:
             return key, held, None
         try:
-            return key, held, (open_image(held) if self.folder is not None else image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise _Bad("image", f"must be a picture that Pillow can read: {error}") from None
+            return key, held, rgb(held, say=self.remarks.append)
+        except ValueError as error:
+            raise _Bad("image", f"must be a picture that can be read: {error}") from None
+
+
+def _pairs(row: Any) -> list[tuple[Any, Any]]:
+    """Questions and answers of a row; in a conversation each turn of a person with the answer that follows."""
+    turns = _first(row, "conversations", "messages")
+    if turns is None:
+        return [(_first(row, "question", "text"), _first(row, "answer", "label"))]
+    if not isinstance(turns, (list, tuple)) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise _Bad("conversations", f"must be a list of objects, got {turns!r}")
+    said = [(_SPEAKERS.get(_first(turn, "from", "role")), _first(turn, "value", "content")) for turn in turns]
+    said = [one for one in said if one[0] != "system"]
+    if not said or [who for who, _ in said] != ["question", "answer"] * (len(said) // 2):
+        raise _Bad("conversations", "must go from human to gpt (or user to assistant) and back, ending with an answer")
+    return [(asked[1], answered[1]) for asked, answered in zip(said[::2], said[1::2], strict=True)]
+
+
+def _checked(question: Any, answer: Any) -> tuple[str, str]:
+    """A question without the mark of its picture, which the prompt has, and an answer that can be looked for."""
+    asked, told = _text(_joined(question), "question"), _text(_joined(answer), "answer")
+    if asked.count(_MARK) > 1 or "<video>" in asked:
+        raise _Bad("question", f"must be about one picture, got {asked!r}")
+    asked = re.sub(rf"[ \t]*{_MARK}[ \t]*", " ", asked).strip()
+    if not asked:
+        raise _Bad("question", f"must say something besides {_MARK}")
+    if nothing(told):
+        raise _Bad("answer", f"must hold a letter or a digit to be compared, got {told!r}")
+    return asked, told
+
+
+def _joined(content: Any) -> Any:
+    """The text of content that is a list of parts, as chat templates have it; all else as it is."""
+    if not isinstance(content, (list, tuple)) or not all(isinstance(part, Mapping) for part in content):
+        return content
+    return "\n".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
+
+
+def _image(row: Any) -> Any:
+    """The one picture of a row, which some formats have in a list."""
+    image = _first(row, "image", "images")
+    if isinstance(image, (list, tuple)):
+        if len(image) != 1:
+            raise _Bad("image", f"must be one picture, got a list of {len(image)}")
+        return image[0]
+    return image
+
+
+def _first(row: Any, *names: str) -> Any:
+    """The first of several fields that a row has."""
+    return next((found for found in (_field(row, name) for name in names) if found is not None), None)
 
 
 def _field(row: Any, name: str) -> Any:
     return row.get(name) if isinstance(row, Mapping) else getattr(row, name, None)
 
 
-def _text(row: Any, name: str, default: str | None = None) -> str:
-    value = _field(row, name)
+def _text(value: Any, name: str, default: str | None = None) -> str:
     value = default if value is None else value
     if not isinstance(value, str) or not value.strip():
         raise _Bad(name, f"must be a string that is not empty, got {value!r}")

@@ -288,6 +288,7 @@ def _remarks(checkpoint: Checkpoint, asked: Questions) -> list[str]:
     if unknown:
         named = ", ".join(map(repr, unknown[:8])) + (" ..." if len(unknown) > 8 else "")
         found.append(f"the model's tokenizer does not know {named}: it reads <unk> there")
+    found += asked.remarks
     if asked.bad:
         found.append(f"{len(asked.bad)} rows cannot be asked and are in no score; the first: {asked.bad[0]}")
     return found

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import replacing
+from ..images import rgb
 from ..printable import printable
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def canvas(axes: Axes, image: Any, grid: tuple[int, int], title: str, dim: float
     """The picture, one unit a patch, faded by ``dim`` towards white, with thin lines between patches."""
     import numpy as np
 
-    pixels = np.asarray(image.convert("RGB"), dtype=float) / 255
+    image = rgb(image)
+    pixels = np.asarray(image, dtype=float) / 255
     height, width = grid
     axes.imshow(pixels * (1 - dim) + dim, extent=(0, width, height, 0), interpolation="nearest", aspect="auto")
     axes.set_box_aspect(image.height / image.width)

@@ -6,6 +6,8 @@ import colorsys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..images import rgb
+
 Colour = tuple[float, float, float]
 
 
@@ -61,7 +63,7 @@ def patch_means(image: Any, grid: tuple[int, int]) -> Any:
     from PIL import Image
 
     height, width = grid
-    return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BOX), dtype=float) / 255
+    return np.asarray(rgb(image).resize((width, height), Image.Resampling.BOX), dtype=float) / 255
 
 
 def mean_colours(image: Any, groups: Mapping[int, Sequence[int]], grid: tuple[int, int]) -> dict[int, Colour]:

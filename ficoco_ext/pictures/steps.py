@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..images import rgb
 from ..reduction import Reduction
 from ..trace import Trace, TraceStep, grid_of, groups, holders
 from .canvas import DROPPED, INK, canvas, patch_points
@@ -213,7 +214,7 @@ def draw_heat(axes: Axes, image: Any, values: Sequence[float], grid: tuple[int, 
     from matplotlib import colormaps
 
     width, most = grid[1], max(values)
-    canvas(axes, image.convert("L"), grid, title, size=9)
+    canvas(axes, rgb(image).convert("L"), grid, title, size=9)
     ramp, parts = colormaps["inferno"], [value / most if most else 0.0 for value in values]
     # What gets little attention stays recognisable.
     tint(axes, grid, {place: (*ramp(part)[:3], 0.45 + 0.4 * part) for place, part in enumerate(parts)}, None)
