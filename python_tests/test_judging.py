@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import time
+
 import pytest
 
 from ficoco_ext.judging import contained, exact, read
@@ -20,6 +23,15 @@ RIGHT = [
     ("これは猫です", "猫"),
     ("이것은 고양이입니다", "고양이"),
     ("แมว", "แมว"),
+    ("นี่คือแมว", "แมว"),
+    ("图中有三只猫", "三"),
+    ("图中有3只猫", "3"),
+    ("它是红色的", "红色"),
+    ("Is it red? It is red.", "red"),
+    ("B - a dog", "B"),
+    ("\\boxed{B}", "B"),
+    ("<answer>B</answer>", "B"),
+    ("I'd go with B.", "B"),
     ("Это Красный круг", "красный"),
     ("αβγ", "ΑΒΓ"),
     ("हिन्दी भाषा", "हिन्दी"),
@@ -84,6 +96,12 @@ NOT_RIGHT = [
     ("It isn't red", "red"),
     ("There is no dog", "dog"),
     ("red or blue", "red"),
+    ("red/blue", "red"),
+    ("red, green, blue", "red"),
+    ("red?", "red"),
+    ("It is red. No, it is blue.", "red"),
+    ("It is red. Sorry, blue.", "red"),
+    ("I thought it was red", "red"),
     ("neither red nor blue", "red"),
     ("not red but blue", "red"),
     ("熊猫", "猫"),
@@ -131,6 +149,10 @@ NOT_RIGHT = [
     ("2 + 3 = 5", "3"),
     ("3 or 4", "3"),
     ("not 5", "5"),
+    *((said, "5") for said in (">5", "< 5", "\u00b15", "\u22655", "5+", "more than 5", "at least 5", "almost five")),
+    ("5?", "5"),
+    ("十三只猫", "三"),
+    ("三十只猫", "三"),
     ("02139", "2139"),
     ("9" * 5000, "9"),
     ("1e999999999", "1"),
@@ -218,3 +240,25 @@ def test_every_answer_is_read_whole():
     found = read(text)
     assert [token.text for token in found.tokens] == ["the", "red", "café", "-1.50", "10:30", "猫"]
     assert found.tail == "!" and [token.unread for token in found.tokens].index(True) == 4
+
+
+def test_numbers_are_right_exactly_where_their_values_agree():
+    draw = random.Random(0)
+    for _ in range(2000):
+        a = draw.choice([draw.randrange(-2000, 2000), round(draw.uniform(-50, 50), draw.randrange(1, 4))])
+        b = draw.choice([a, a + 1, -a, abs(a) * 10, draw.randrange(100)])
+        for said in (str(a), f"{a:,}", f"It is {a}.", f"{a:.3f}", f"({a})", str(a).replace("-", "\u2212")):
+            assert (contained(said, str(b)) is True) == (float(a) == float(b)), (said, b)
+
+
+def test_anything_is_judged_and_in_time():
+    draw = random.Random(0)
+    characters = [*map(chr, range(0x20, 0x3100)), *"0123456789.,-+/:'()e%\n猫不是\U0001f431\u200b\ufeff" * 20]
+    for _ in range(3000):
+        answer, truth = ("".join(draw.choices(characters, k=draw.randrange(12))) for _ in range(2))
+        assert contained(answer, truth) in (True, False, None)
+        assert contained(truth, truth) is not False or nothing(truth)
+    start = time.perf_counter()
+    for text in ("7 ", "a b ", "猫", "(", "1,", "- ", "no ", "1"):
+        assert contained(text * 20000, "7") is not True
+    assert time.perf_counter() - start < 20

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
-from .lists import BEFORE, BEHIND, BETWEEN, CHOICES, DOUBTS, GOES_ON, LEADS, NEGATING, NEGATIONS, PARTICLES, PICKS
+from .lists import (
+    BEFORE,
+    BEHIND,
+    BEHIND_FIGURES,
+    BETWEEN,
+    CHOICES,
+    CORRECTIONS,
+    DOUBTS,
+    FIGURES,
+    GOES_ON,
+    LEADS,
+    NEGATING,
+    NEGATIONS,
+    PARTICLES,
+    PICKS,
+)
 from .text import Reading, Token, nothing, read
 
 _PAIRS = (("yes", "no"), ("true", "false"))
+_LONGEST = 1000  # words of an answer
+_LIST = re.compile(r"\s*[,/;|&\n]\s*")  # between things that are only named
 
 
 def exact(answer: str, truth: str) -> bool:
@@ -40,6 +58,8 @@ def contained(answer: str, truth: str) -> bool | None:
     said, wanted = read(answer), read(truth)
     if nothing(truth):
         return False
+    if len(said.tokens) > _LONGEST:
+        return None
     words = [token.text for token in wanted.tokens]
     for pair in _PAIRS:
         if len(words) == 1 and words[0] in pair:
@@ -63,9 +83,9 @@ def _clear(said: Reading, first: int, last: int) -> bool:
     outside = [token.text for token in (*said.tokens[start:first], *said.tokens[last + 1 : clause])]
     rest = [token.text for token in (*said.tokens[start:first], *said.tokens[last + 1 : end])]
     joined = "".join(rest)
-    return not (
-        NEGATIONS & set(outside) or DOUBTS & set(rest) or any(part in joined for part in NEGATING)
-    )  # "red, not blue" says red
+    later = {token.text for place, token in enumerate(said.tokens) if place >= end and said.begins(place)}
+    denied = NEGATIONS & set(outside) or any(part in joined for part in NEGATING)  # "red, not blue" says red
+    return not (denied or DOUBTS & set(rest) or CORRECTIONS & later)
 
 
 def _asks(said: Reading, last: int) -> bool:
@@ -84,7 +104,8 @@ def _polar(said: Reading, wanted: str, pair: tuple[str, str]) -> bool | None:
         before = {token.text for token in said.tokens[start:place]}
         whole = {token.text for token in said.tokens[start:end]}
         denied = NEGATIONS & (before if said.tokens[place].text == pair[1] else whole)
-        if denied - {pair[1]} or DOUBTS & whole or _asks(said, place):
+        later = {token.text for other, token in enumerate(said.tokens) if other >= end and said.begins(other)}
+        if denied - {pair[1]} or DOUBTS & whole or CORRECTIONS & later - set(pair) or _asks(said, place):
             return None
     return said.tokens[places[0]].text == wanted
 
@@ -128,7 +149,12 @@ def _is_option(said: Reading, place: int) -> bool:
         return True
     end = place + 1 == len(said.tokens)
     following = None if end else said.tokens[place + 1].text
-    set_off = end or behind.lstrip(" ")[:1] in tuple(".,:;)]!*\n") or following in ("because", "since", "which")
+    set_off = (
+        end
+        or behind.startswith(" - ")
+        or behind.lstrip(" ")[:1] in tuple(".,:;)]!*<\n")
+        or following in ("because", "since", "which")
+    )
     upright = token.raw.isupper() and following in ("is", "because", "since")
     if place == 0:
         return set_off or upright
@@ -142,13 +168,13 @@ def _is_option(said: Reading, place: int) -> bool:
 
 def _number(said: Reading, wanted: Reading) -> bool | None:
     """The only number that is said, compared whole."""
-    places = _matches(said, wanted)
+    width = len(wanted.tokens)
+    places = [place for place in _matches(said, wanted) if not _asks(said, place + width - 1)]
     value = next(token.number for token in wanted.tokens if token.number is not None)
     others = any(token.number is not None and token.number != value for token in said.tokens)
     unread = any(token.unread for token in said.tokens)
     if not places:
-        return None if unread else False
-    width = len(wanted.tokens)
+        return None if unread or _matches(said, wanted) else False
     fine = all(_clear(said, place, place + width - 1) and not _joined(said, place, width) for place in places)
     return None if others or unread or not fine else True
 
@@ -165,21 +191,39 @@ def _matches(said: Reading, wanted: Reading) -> list[int]:
 
 def _joined(said: Reading, start: int, width: int) -> bool:
     """It may be a part of a longer word: beside a hyphen, or where no blanks stand between words."""
-    for place, neighbour, allowed in ((start, start - 1, BEFORE), (start + width, start + width, BEHIND)):
+    figures = all(token.text in FIGURES for token in said.tokens[start : start + width])
+    behind = BEHIND_FIGURES if figures else BEHIND
+    for place, neighbour, allowed in ((start, start - 1, BEFORE), (start + width, start + width, behind)):
         if not 0 < place < len(said.tokens):
             continue
         left, right = said.tokens[place - 1], said.tokens[place]
-        if right.gap == "-":
+        if right.gap in ("-", "/"):
             return True
-        if not right.gap and left.unspaced and right.unspaced and said.tokens[neighbour].text not in allowed:
+        if not right.gap and left.unspaced and right.unspaced and not _ends_there(said, neighbour, allowed):
             return True
     return False
 
 
+def _ends_there(said: Reading, place: int, allowed: tuple[str, ...]) -> bool:
+    """Where no blanks stand: the text up to the token at ``place``, or from it on, is one of ``allowed``."""
+    first = last = place
+    while first and not said.tokens[first].gap and said.tokens[first - 1].unspaced:
+        first -= 1
+    while last + 1 < len(said.tokens) and not said.tokens[last + 1].gap and said.tokens[last + 1].unspaced:
+        last += 1
+    if allowed is BEFORE:
+        return "".join(token.text for token in said.tokens[first : place + 1]).endswith(allowed)
+    return "".join(token.text for token in said.tokens[place : last + 1]).startswith(allowed)
+
+
 def _words(said: Reading, wanted: Reading) -> bool | None:
     """The words of ``wanted`` in their order, in a sentence that does not deny them."""
-    places, width = _matches(said, wanted), len(wanted.tokens)
-    if places:
+    matches, width = _matches(said, wanted), len(wanted.tokens)
+    places = [place for place in matches if not _asks(said, place + width - 1)]  # a question that is said again
+    if matches:
+        listed = width < len(said.tokens) and all(_LIST.fullmatch(token.gap) for token in said.tokens[1:])
+        if listed or not places:
+            return None
         fine = all(_clear(said, place, place + width - 1) for place in places)
         whole = any(not _joined(said, place, width) for place in places)
         return True if fine and whole else None

@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from .lists import LARGE, SPELLED
+from .lists import COMPARING, LARGE, SPELLED
 
 _LONGEST = 400  # characters of a number that is worked out
 _UNSPACED = (  # scripts that leave no blanks between words: Thai, Lao, Myanmar, Khmer, kana, bopomofo, Han
@@ -40,7 +40,7 @@ _TOKEN = re.compile(
     r"[ad](?:[ad]|(?<=d)[.,:/'*](?=d)|-(?=d)|(?<=d)-(?=a)|\^-?(?=[ad]))*|um*|%"
 )
 _NUMBER = re.compile(
-    r"[+-]?(?:0|[1-9]\d*|[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d?(?:,\d{2})+,\d{3}|[1-9]\d{0,2}(?:'\d{3})+)?"
+    r"[+-]?(?=\.?\d)(?:0|[1-9]\d*|[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d?(?:,\d{2})+,\d{3}|[1-9]\d{0,2}(?:'\d{3})+)?"
     r"(?:\.\d+)?(?:e[+-]?\d{1,3})?"
 )
 _POINTS = re.compile(r"[+-]?[1-9]\d{0,2}(?:(?:\.\d{3}){2,}|(?:\.\d{3})+,\d+)")  # 1.000.000 and 1.000,5
@@ -124,7 +124,7 @@ def read(text: str) -> Reading:
         digits = any(one.isdecimal() for one in raw)
         found.append(Token(folded, raw, number, digits and number is None, plain[end : match.start()]))
         end = match.end()
-    return Reading(tuple(_signed(_spelled(found))), plain[end:])
+    return Reading(tuple(_signed(_spelled(found), plain[end:])), plain[end:])
 
 
 def nothing(text: str) -> bool:
@@ -220,13 +220,15 @@ def _numeric(token: Token) -> bool:
     return token.number is not None or token.text in SPELLED or token.text in LARGE
 
 
-def _signed(tokens: list[Token]) -> list[Token]:
-    """Signs in words, and signs set apart, of which nobody knows whether they are list marks."""
+def _signed(tokens: list[Token], tail: str) -> list[Token]:
+    """Signs in words; a sign set apart may be a list's mark, and a number that is a bound is not that number."""
     found = list(tokens)
     for place, token in enumerate(tokens):
         if token.number is None:
             continue
-        if re.search(r"-\s+$", token.gap):
+        behind = tokens[place + 1].gap if place + 1 < len(tokens) else tail
+        bound = place and tokens[place - 1].text in COMPARING
+        if bound or re.search(r"(?:-\s+|[±<>≤≥≠~]\s*)$", token.gap) or re.match(r"\+(?!\s*\d)", behind):
             found[place] = replace(token, number=None, unread=True)
         elif place and tokens[place - 1].text in ("minus", "negative"):
             found[place] = replace(token, number=-token.number)
