@@ -156,7 +156,7 @@ class Prompts:
             return options
         names = {"input_ids": short.ids, "attention_mask": short.mask}
         names |= {"position_ids": short.position_ids, "labels": short.labels}
-        if short.columns is not None:
+        if isinstance(keep, Tensor) and short.columns is not None:
             names["logits_to_keep"] = placeholders.places(short.columns, keep, ids.shape[1])
         return options | {name: value for name, value in names.items() if value is not None}
 
