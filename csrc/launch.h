@@ -59,8 +59,8 @@ cudaError_t launch_match(const MatchParams& p, void* workspace, cudaStream_t str
 cudaError_t launch_compress(const CompressParams& p, cudaStream_t stream);
 cudaError_t launch_to_sequence(const SequenceParams& p, cudaStream_t stream);
 
-// All of them: up to 1024 patches and 128 sources an image four kernels (column means of probabilities: five), more
-// beyond, for maps and without a class token.
+// All of them: up to 1024 patches, 128 sources an image and 8 targets each four kernels (column means of probabilities:
+// five), more beyond, for maps and without a class token.
 cudaError_t launch_reduce(const ReduceParams& p, void* workspace, cudaStream_t stream);
 
 // Kernels launched by this process so far.

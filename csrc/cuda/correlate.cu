@@ -1,8 +1,10 @@
 // For each source the k kept patches it correlates with most, and weights that sum to 1.
 //
-// A block has 64 sources and 64 kept patches of an image, walks over all channels of all heads and writes their
-// correlations (B, r, M); logits of all heads go into one sum, probabilities are made head by head from the sources'
-// softmax statistics. The last block of an image, or a second kernel, picks the targets, one warp a source.
+// A block has 64 sources and 64 kept patches of an image and walks over all channels of all heads; logits of all heads
+// go into one sum, probabilities are made head by head from the sources' softmax statistics. Of each source it lists
+// the k best of its patches, found in registers; the last block of an image, or a second kernel, unites the lists,
+// eight or 32 lanes a source. More than 8 targets a source are chosen from all correlations (B, r, M) by the second
+// kernel.
 //
 // 2 B r M H d FLOPs (probabilities: 2 B r (M + N) H d); the sources' q is read once for every 64 kept patches, the kept
 // k once for every 64 sources, from the second-level cache where statistics were computed just before. Bound by latency
@@ -19,46 +21,64 @@ namespace {
 
 constexpr int64_t kTailSources = 128;  // more than these are shared among blocks of a second kernel
 constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarp;
+
+constexpr int64_t kListed = 8;  // targets a source that a tile lists
+constexpr int kGroup = 8;       // lanes that choose for one source in the last block
+constexpr int kChoosers = 64;   // threads of a block of the second kernel
 
 struct ScoreParams {
   CorrelateParams p;
   float factor;                // on a sum over heads
   const float *top, *inverse;  // for probabilities: (B, H, r) of the sources, or (B, H, N) of all tokens
   bool of_all;
-  float* scores;       // (B, r, candidates)
+  float* scores;       // (B, r, candidates), or nullptr: there are lists
+  Ranked* lists;       // (B, r, listed)
+  int listed;          // k of every 64 or 32 candidates
   uint32_t* counters;  // (B) or nullptr
 };
 
-__device__ __forceinline__ int64_t candidates_of(const CorrelateParams& p) { return p.kept_count - p.first; }
+__host__ __device__ __forceinline__ int64_t candidates_of(const CorrelateParams& p) { return p.kept_count - p.first; }
 
-// Source `at` of the batch, whose correlations are `row`.
-__device__ void choose_source(const CorrelateParams& p, const float* row, int64_t at) {
-  choose_targets(row, static_cast<int>(candidates_of(p)), static_cast<int>(p.k), p.first, p.alpha, p.targets + at * p.k,
-                 p.weights + at * p.k);
-}
-
-// The image's choices by one block whose shared memory is free: each warp brings the correlations of as many sources as
-// fit there, and then looks through them.
-__device__ void choose_all(const CorrelateParams& p, const float* scores, int64_t b, float* room, int64_t numbers) {
-  const int64_t candidates = candidates_of(p), warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int64_t share = numbers / kWarps, fit = share / candidates;
-  float* mine = room + warp * share;
-  if (fit == 0) {
-    for (int64_t at = b * p.r + warp; at < (b + 1) * p.r; at += kWarps) choose_source(p, scores + at * candidates, at);
-    return;
-  }
-  for (int64_t first = warp; first < p.r; first += fit * kWarps) {  // sources first, first + kWarps, ..
-    const int64_t here = min(fit, ceil_div(p.r - first, kWarps));
-    for (int64_t s = 0; s < here; ++s) {
-      const float* from = scores + (b * p.r + first + s * kWarps) * candidates;
-      for (int64_t j = lane; j < candidates; j += kWarp) copy_async<4>(mine + s * candidates + j, from + j, true);
-    }
+// The image's choices by one block whose shared memory is free and has room for `numbers`: brings the lists of as many
+// sources as fit there.
+__device__ void choose_all(const ScoreParams& s, int64_t b, Ranked* room, int numbers) {
+  const int r = static_cast<int>(s.p.r), fit = numbers / s.listed, group = threadIdx.x / kGroup;
+  for (int first = 0; first < r; first += fit) {
+    const int here = min(fit, r - first);
+    const Ranked* from = s.lists + (b * r + first) * s.listed;
+    for (int i = threadIdx.x; i < here * s.listed; i += kThreads) copy_async<8>(room + i, from + i, true);
     commit_copies();
     wait_for_copies<0>();
-    __syncwarp();
-    for (int64_t s = 0; s < here; ++s) choose_source(p, mine + s * candidates, b * p.r + first + s * kWarps);
-    __syncwarp();
+    __syncthreads();
+    for (int i0 = 0; i0 < here; i0 += kThreads / kGroup) {
+      const int i = min(i0 + group, here - 1);
+      choose_targets<kGroup>(s.p, room + i * s.listed, s.listed, b * r + first + i, i0 + group < here);
+    }
+    __syncthreads();
+  }
+}
+
+// The k best of each row of a tile, one after the other, in lists whose first is that of the tile's first row. The
+// warps that share a row have a list each, side by side. value(i, j) is of each thread's row(i) and column(j), `place`
+// that of column 0.
+template <class T, class Value>
+__device__ __forceinline__ void list_best(Ranked* lists, int64_t stride, int k, int rows, int columns, int place,
+                                          const Value& value) {
+  using Sums = TileSums<T>;
+#pragma unroll
+  for (int i = 0; i < Sums::kRows; ++i) {
+    Ranked* list = lists + Sums::row(i) * stride + Sums::row_warp() * k;
+    Ranked last = ~Ranked{0};
+    for (int t = 0; t < k; ++t) {
+      Ranked best = 0;
+#pragma unroll
+      for (int j = 0; j < Sums::kColumns; ++j) {
+        const Ranked one = ranked(value(i, j), place + Sums::column(j));
+        if (Sums::column(j) < columns && one < last) best = max(best, one);
+      }
+      last = best = best_of_lanes<Sums::kAcross>(best);
+      if (threadIdx.x % Sums::kAcross == 0 && Sums::row(i) < rows) list[t] = best;
+    }
   }
 }
 
@@ -114,21 +134,37 @@ __global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
       sums.clear();
     }
   });
-  store_tile<T>(s.scores + (b * p.r + i0) * candidates + j0, candidates, rows, columns, [&](int i, int j) {
+  const auto value = [&](int i, int j) {
     if constexpr (kProbs) {
       return mean[i][j] * s.factor;
     } else {
       return sums.at(i, j) * s.factor;
     }
-  });
+  };
+  if (s.scores) {
+    store_tile<T>(s.scores + (b * p.r + i0) * candidates + j0, candidates, rows, columns, value);
+    return;
+  }
+  const int k = static_cast<int>(p.k);
+  list_best<T>(s.lists + (b * p.r + i0) * s.listed + blockIdx.x * Sums::kRowWarps * k, s.listed, k, rows, columns,
+               static_cast<int>(j0), value);
   if (!s.counters || !last_block(s.counters + b, gridDim.x * gridDim.y)) return;
-  choose_all(p, s.scores, b, reinterpret_cast<float*>(storage), sizeof(shared) / sizeof(float));
+  choose_all(s, b, reinterpret_cast<Ranked*>(storage), sizeof(shared) / sizeof(Ranked));
 }
 
-__global__ void __launch_bounds__(kThreads, 2) choose_kernel(CorrelateParams p, const float* scores) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  const int64_t at = blockIdx.y * p.r + i;
-  if (i < p.r) choose_source(p, scores + at * candidates_of(p), at);
+// One warp a source.
+template <class Score>
+__global__ void __launch_bounds__(kChoosers) choose_kernel(CorrelateParams p, const Score* scores, int count) {
+  constexpr int kSources = kChoosers / kWarp;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kSources + threadIdx.x / kWarp, at = blockIdx.y * p.r + i;
+  if (i < p.r) choose_targets<kWarp>(p, scores + at * count, count, at, true);
+}
+
+template <class Score>
+cudaError_t launch_choose(const CorrelateParams& p, const Score* scores, int64_t count, cudaStream_t stream) {
+  const dim3 grid(ceil_div(p.r, kChoosers / kWarp), p.batch);
+  choose_kernel<Score><<<grid, kChoosers, 0, stream>>>(p, scores, static_cast<int>(count));
+  return launched();
 }
 
 // One block a source: its row of the map, averaged over heads, then its targets.
@@ -144,16 +180,31 @@ __global__ void __launch_bounds__(kThreads, 2) map_kernel(CorrelateParams p, Vie
     scores[(b * p.r + i) * candidates + j] = sum / static_cast<float>(attn.heads);
   }
   __syncthreads();
-  if (threadIdx.x < kWarp) choose_source(p, scores + (b * p.r + i) * candidates, b * p.r + i);
+  const int64_t at = b * p.r + i;
+  if (threadIdx.x < kWarp) choose_targets<kWarp>(p, scores + at * candidates, static_cast<int>(candidates), at, true);
 }
 
 struct Workspace {
   float *scores, *metric, *top, *inverse;
+  Ranked* lists;
 };
+
+bool lists(const CorrelateParams& p) { return p.k <= kListed && p.by != Correlation::kMap; }
+
+// What a source's lists have room for. Keys are compared as float.
+int64_t listed(const CorrelateParams& p) {
+  const bool half = p.by != Correlation::kKey && p.key.dtype != Dtype::kFloat;
+  const int64_t warps = half ? TileSums<__half>::kRowWarps : TileSums<float>::kRowWarps;
+  return ceil_div(candidates_of(p), kTile) * warps * p.k;
+}
 
 Workspace take(const CorrelateParams& p, Pieces& pieces) {
   Workspace w{};
-  w.scores = pieces.take<float>(p.batch, p.r, p.kept_count - p.first);
+  if (lists(p)) {
+    w.lists = pieces.take<Ranked>(p.batch, p.r, listed(p));
+  } else {
+    w.scores = pieces.take<float>(p.batch, p.r, candidates_of(p));
+  }
   if (p.by == Correlation::kKey) w.metric = pieces.take<float>(p.batch, p.tokens, p.width);
   if (p.by == Correlation::kProbs) {
     w.top = pieces.take<float>(p.batch, p.query.heads, p.r);
@@ -171,23 +222,23 @@ cudaError_t launch_scores(const ScoreParams& s, cudaStream_t stream) {
         const auto kernel = score_kernel<T, decltype(vector)::value, kProbs>;
         constexpr size_t kShared = sizeof(TileShared<T, kDeepStages<T>>);
         FICOCO_TRY(allow_shared(kernel, kShared));
-        const dim3 grid(ceil_div(p.kept_count - p.first, kTile), ceil_div(p.r, kTile), p.batch);
+        const dim3 grid(ceil_div(candidates_of(p), kTile), ceil_div(p.r, kTile), p.batch);
         kernel<<<grid, kTileThreads, kShared, stream>>>(s, view<T>(p.query), view<T>(p.key));
         return launched();
       }));
-  return s.counters ? cudaSuccess : launch_choose(p, s.scores, stream);
+  if (s.counters) return cudaSuccess;
+  return s.scores ? launch_choose(p, s.scores, candidates_of(p), stream) : launch_choose(p, s.lists, s.listed, stream);
 }
 
 }  // namespace
 
 cudaError_t launch_choose(const CorrelateParams& p, const float* scores, cudaStream_t stream) {
-  choose_kernel<<<dim3(ceil_div(p.r, kWarps), p.batch), kThreads, 0, stream>>>(p, scores);
-  return launched();
+  return launch_choose(p, scores, candidates_of(p), stream);
 }
 
 void take_correlate_workspace(const CorrelateParams& p, Pieces& pieces) { take(p, pieces); }
 
-bool can_choose_in_tail(const CorrelateParams& p) { return p.r <= kTailSources && p.by != Correlation::kMap; }
+bool can_choose_in_tail(const CorrelateParams& p) { return p.r <= kTailSources && lists(p); }
 
 cudaError_t launch_correlate(const CorrelateParams& p, const KnownSoftmax& known, uint32_t* counters, Pieces& pieces,
                              cudaStream_t stream) {
@@ -200,6 +251,8 @@ cudaError_t launch_correlate(const CorrelateParams& p, const KnownSoftmax& known
                 of_all ? known.inverse : w.inverse,
                 of_all,
                 w.scores,
+                w.lists,
+                static_cast<int>(listed(p)),
                 can_choose_in_tail(p) ? counters : nullptr};
   switch (p.by) {
     case Correlation::kLogits: return launch_scores<false>(s, stream);
