@@ -86,6 +86,18 @@ def test_behind_a_cached_prefix(backend, probs, column):
     check(backend, args, 0.3, probs, column, True)
 
 
+@pytest.mark.skipif(bool(BACKENDS["emulated"].missing), reason=BACKENDS["emulated"].missing)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_bits_are_those_of_a_batch_where_keys_are_shared_among_blocks(dtype):
+    """64 blocks are few, so each row's keys are shared among more of them; 256 of the whole batch are not."""
+    args = inputs(b=4, h=64, hk=64, tq=1100, t=1100, n=5, others=9, sets=1, dtype=dtype)
+    args[3][:, 0], args[3][:, 1] = 40, 1070  # to the one no key of the second part is there
+    together = BACKENDS["emulated"]("token_attention", *args, 0.5, True, True, True)[0][:1]
+    alone = [arg[:1] for arg in args]
+    assert torch.equal(BACKENDS["emulated"]("token_attention", *alone, 0.5, True, True, True)[0], together)
+    assert_close(together, reference_decoder.token_attention(*double(alone), 0.5, True, True, True), 1100)
+
+
 @pytest.mark.parametrize("scale", [0.0, -0.7, 3.0, 40.0])
 def test_scale(backend, scale):
     for probs, column in FORMS:

@@ -185,7 +185,8 @@ __global__ void __launch_bounds__(kThreads, 2) map_kernel(CorrelateParams p, Vie
 }
 
 struct Workspace {
-  float *scores, *metric, *top, *inverse;
+  float *scores, *metric;
+  RowSoftmax rows;
   Ranked* lists;
 };
 
@@ -207,8 +208,7 @@ Workspace take(const CorrelateParams& p, Pieces& pieces) {
   }
   if (p.by == Correlation::kKey) w.metric = pieces.take<float>(p.batch, p.tokens, p.width);
   if (p.by == Correlation::kProbs) {
-    w.top = pieces.take<float>(p.batch, p.query.heads, p.r);
-    w.inverse = pieces.take<float>(p.batch, p.query.heads, p.r);
+    w.rows = take_row_softmax(pieces, p.batch, p.query.heads, p.r, p.tokens);
   }
   return w;
 }
@@ -247,8 +247,8 @@ cudaError_t launch_correlate(const CorrelateParams& p, const KnownSoftmax& known
   const bool of_all = known.top != nullptr;
   ScoreParams s{p,
                 p.scale / static_cast<float>(p.query.heads),
-                of_all ? known.top : w.top,
-                of_all ? known.inverse : w.inverse,
+                of_all ? known.top : w.rows.top,
+                of_all ? known.inverse : w.rows.inverse,
                 of_all,
                 w.scores,
                 w.lists,
@@ -258,17 +258,8 @@ cudaError_t launch_correlate(const CorrelateParams& p, const KnownSoftmax& known
     case Correlation::kLogits: return launch_scores<false>(s, stream);
     case Correlation::kProbs:
       if (!of_all) {
-        FICOCO_TRY(launch_row_softmax({p.query,
-                                       p.key,
-                                       p.sources,
-                                       p.batch,
-                                       p.tokens,
-                                       p.width,
-                                       p.r,
-                                       p.first,
-                                       p.scale,
-                                       {w.top, w.inverse, nullptr, nullptr}},
-                                      stream));
+        FICOCO_TRY(launch_row_softmax(
+            {p.query, p.key, p.sources, p.batch, p.tokens, p.width, p.r, p.first, p.scale, w.rows}, stream));
       }
       s.factor = 1.f / static_cast<float>(p.query.heads);
       return launch_scores<true>(s, stream);

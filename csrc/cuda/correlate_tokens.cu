@@ -125,12 +125,7 @@ struct Workspace {
 
 Workspace take(const TokenLinksParams& p, Pieces& pieces) {
   Workspace w{};
-  const auto softmax = [&](int64_t count) {
-    RowSoftmax rows{};
-    rows.top = pieces.take<float>(p.batch, p.query.heads, count);
-    rows.inverse = pieces.take<float>(p.batch, p.query.heads, count);
-    return rows;
-  };
+  const auto softmax = [&](int64_t count) { return take_row_softmax(pieces, p.batch, p.query.heads, count, p.keys); };
   w.direct = pieces.take<float>(p.batch, p.r, p.candidate_count);
   w.way = pieces.take<float>(p.batch, p.r, p.other_count);
   w.from = pieces.take<float>(p.batch, p.other_count, p.candidate_count);

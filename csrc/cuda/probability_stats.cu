@@ -110,18 +110,19 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 struct Workspace {
-  float *top, *inverse, *patch, *products;
+  RowSoftmax rows;
+  float *patch, *products;
 };
 
 int64_t stat_rows(const StatsParams& p) { return p.patches ? p.tokens : 1; }
 
 Workspace take(const StatsParams& p, Pieces& pieces) {
-  const auto rows = [&] { return pieces.take<float>(p.batch, p.query.heads, stat_rows(p)); };
   Workspace w{};
-  w.top = rows();
-  w.inverse = rows();
-  if (p.patches) w.patch = rows();
+  w.rows = take_row_softmax(pieces, p.batch, p.query.heads, stat_rows(p), p.tokens);
+  if (p.patches) w.patch = pieces.take<float>(p.batch, p.query.heads, p.tokens);
   if (p.first) w.products = pieces.take<float>(p.batch, p.query.heads, p.tokens);
+  w.rows.patch_sum = p.patches && !p.column ? w.patch : nullptr;
+  w.rows.products = w.products;
   return w;
 }
 
@@ -130,7 +131,7 @@ cudaError_t launch_columns(const StatsParams& p, const Workspace& w, cudaStream_
   return with_type(p.query.dtype, whole, [&](auto type, auto vector) {
     using T = decltype(type);
     const auto kernel = column_kernel<T, decltype(vector)::value>;
-    const ColumnParams params{p.tokens, p.width, p.first, p.scale, w.top, w.inverse, w.patch};
+    const ColumnParams params{p.tokens, p.width, p.first, p.scale, w.rows.top, w.rows.inverse, w.patch};
     constexpr size_t kShared = sizeof(TileShared<T, kStages>);
     FICOCO_TRY(allow_shared(kernel, kShared));
     const dim3 grid(ceil_div(p.tokens, kTile), p.query.heads, p.batch);
@@ -146,16 +147,13 @@ void take_probability_workspace(const StatsParams& p, Pieces& pieces) { take(p, 
 cudaError_t launch_probability_stats(const StatsParams& p, const FilterParams* filter, uint32_t* counters,
                                      Pieces& pieces, KnownSoftmax* known, cudaStream_t stream) {
   const Workspace w = take(p, pieces);
-  const RowSoftmaxParams rows{p.query,      p.key,
-                              nullptr,      p.batch,
-                              p.tokens,     p.width,
-                              stat_rows(p), p.first,
-                              p.scale,      {w.top, w.inverse, p.patches && !p.column ? w.patch : nullptr, w.products}};
+  const RowSoftmaxParams rows{p.query, p.key,        nullptr, p.batch, p.tokens,
+                              p.width, stat_rows(p), p.first, p.scale, w.rows};
   FICOCO_TRY(launch_row_softmax(rows, stream));
   if (p.patches && p.column) FICOCO_TRY(launch_columns(p, w, stream));
-  if (known && p.patches) *known = {w.top, w.inverse};
-  const FinishParams params{p.tokens,  p.query.heads, p.first, stat_rows(p),      p.scale,          w.top,
-                            w.inverse, w.products,    w.patch, p.class_attention, p.patch_attention};
+  if (known && p.patches) *known = {w.rows.top, w.rows.inverse};
+  const FinishParams params{p.tokens,       p.query.heads, p.first, stat_rows(p),      p.scale,          w.rows.top,
+                            w.rows.inverse, w.products,    w.patch, p.class_attention, p.patch_attention};
   if (filter) {
     const size_t cells = filter_cells(*filter) * sizeof(Cell);
     finish_filter_kernel<<<p.batch, kThreads, cells, stream>>>(params, *filter, counters);

@@ -1,6 +1,10 @@
-// Softmax statistics of query rows. A block owns 64 rows of one head and walks over all keys, 64 at a time. Every
-// thread goes on with a maximum and sums of its own for the rows and columns that it holds in registers; those of a row
-// are united at the end.
+// Softmax statistics of query rows. A block owns 64 rows of one head and walks over the keys, 64 at a time, up to the
+// last one that any of its rows may attend to. Every thread goes on with a maximum and sums of its own for the rows and
+// columns that it holds in registers; those of a row are united every 1024 keys, and these parts in their order. Where
+// there are few rows, a block takes one such part and a second kernel unites them: the same sums, bit for bit.
+//
+// Which keys are masked is asked once for 64 of them, a turn ahead; rows of a tile that all may attend to are not
+// asked.
 //
 // Shared memory: 38 KB (half), 71 KB (float). 2 B H R N d FLOPs; k once for every 64 rows, q once, or as often as k if
 // d > 128: bound by arithmetic.
@@ -33,33 +37,85 @@ struct Part {
   }
 };
 
+// What a row's statistics come to.
+__device__ __forceinline__ void write_row(const RowSoftmaxParams& p, int64_t at, const Part& whole, float sign) {
+  const float total = whole.sum + whole.first;
+  p.out.top[at] = sign * whole.top;
+  p.out.inverse[at] =
+      (p.causal || p.key_mask) && total == 0.f ? 0.f : 1.f / total;  // a query that may attend to nobody
+  if (p.out.patch_sum) p.out.patch_sum[at] = whole.sum / total;
+}
+
+constexpr int kPartTurns = 16;       // of 64 keys, of which a part is made
+constexpr int64_t kFewBlocks = 256;  // fewer are so little that parts are shared among blocks
+constexpr int kPartsOfRow = 2;       // at most, of each part: warps that share a row
+constexpr int kUniters = 128;
+
+int64_t parts_of(int64_t keys) { return ceil_div(keys, kTile * kPartTurns); }
+
+// The largest (or smallest) of the 64 tokens, in all lanes.
+__device__ __forceinline__ int farthest(const int* tokens, bool largest) {
+  const int lane = threadIdx.x % kWarp;
+  int token = largest ? max(tokens[lane], tokens[lane + kWarp]) : min(tokens[lane], tokens[lane + kWarp]);
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    const int other = __shfl_xor_sync(kAllLanes, token, offset);
+    token = largest ? max(token, other) : min(token, other);
+  }
+  return token;
+}
+
+// `splits` blocks have a part each of the same rows' keys, or one has all.
 template <class T, bool kVector, bool kMasked>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
-    row_softmax_kernel(RowSoftmaxParams p, View<T> query, View<T> key) {
+    row_softmax_kernel(RowSoftmaxParams p, View<T> query, View<T> key, int splits) {
   extern __shared__ __align__(128) unsigned char storage[];
   auto& shared = *reinterpret_cast<TileShared<T, kStages>*>(storage);
   using Sums = TileSums<T>;
+  static_assert(kTile == 2 * kWarp && Sums::kRowWarps <= kPartsOfRow);
   __shared__ Part parts[Sums::kRowWarps][kTile];
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kTile, h = blockIdx.y, b = blockIdx.z;
-  const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), p.count - begin));
-  const int64_t key_head = h / (query.heads / key.heads);
   __shared__ int tokens[kTile];
+  __shared__ uint32_t keys_seen[3][2];  // bits of the last turn's 64 keys, this one's and the next one's
+  const int split = static_cast<int>(blockIdx.x) % splits;
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) / splits * kTile, h = blockIdx.y, b = blockIdx.z;
+  const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), p.count - begin));
   if (threadIdx.x < kTile) {
     const int i = threadIdx.x;
-    const int64_t token = i >= rows ? p.offset : p.rows ? p.rows[b * p.count + begin + i] : begin + i;
+    const int64_t row = begin + min(i, rows - 1), token = p.rows ? p.rows[b * p.count + row] : row;
     assert(token >= p.offset && token < p.tokens && "ficoco: the softmax of a token whose query is not there");
     tokens[i] = static_cast<int>(token);
+#pragma unroll
+    for (int w = 0; w < Sums::kRowWarps; ++w) parts[w][i] = {-INFINITY, 0.f, 0.f};
   }
   __syncthreads();
-  const int turns = static_cast<int>(ceil_div(p.tokens, kTile)), chunks = chunks_of(p.width);
-  const int row_turns = turns_to_load<kStages>(chunks);
-  const auto columns_of = [&](int turn) { return min(kTile, static_cast<int>(p.tokens) - turn * kTile); };
+  const int nearest = kMasked && p.causal ? farthest(tokens, false) : INT_MAX;
+  const int keys = kMasked && p.causal ? farthest(tokens, true) + 1 : static_cast<int>(p.tokens);
+  const int all_turns = (keys + kTile - 1) / kTile, first_turn = split * kPartTurns;
+  const int turns = splits > 1 ? min(kPartTurns, all_turns - first_turn) : all_turns, chunks = chunks_of(p.width);
+  const int row_turns = turns_to_load<kStages>(chunks), offset = static_cast<int>(p.offset);
+  const T* query_rows = query.row(b, h, 0);
+  const T* key_rows = key.row(b, h / (query.heads / key.heads), 0);
+  const bool* mask = kMasked && p.key_mask ? p.key_mask + b * p.tokens : nullptr;
+  const auto columns_of = [&](int turn) { return min(kTile, keys - (first_turn + turn) * kTile); };
+  const auto is_key = [&](int turn) {  // key threadIdx.x of the turn
+    const int j = static_cast<int>(threadIdx.x);
+    return j < columns_of(turn) && mask[(first_turn + turn) * kTile + j];
+  };
+  bool next_seen = kMasked && mask && threadIdx.x < kTile && is_key(0);
   const auto load = [&](int turn, int chunk, TileStep<T>& to) {
-    const int64_t j0 = static_cast<int64_t>(turn) * kTile, c = static_cast<int64_t>(chunk) * kTile;
+    const int64_t c = static_cast<int64_t>(chunk) * kTile;
+    const int j0 = (first_turn + turn) * kTile;
     if (turn < row_turns) {
-      to.a.template load<kVector>([&](int i) { return query.row(b, h, tokens[i] - p.offset); }, rows, c, p.width);
+      to.a.template load<kVector>([&](int i) { return query_rows + (tokens[i] - offset) * query.stride_n; }, rows, c,
+                                  p.width);
     }
-    to.b.template load<kVector>([&](int j) { return key.row(b, key_head, j0 + j); }, columns_of(turn), c, p.width);
+    to.b.template load<kVector>([&](int j) { return key_rows + (j0 + j) * key.stride_n; }, columns_of(turn), c,
+                                p.width);
+    if (kMasked && mask && chunk == 0 && threadIdx.x < kTile) {
+      const uint32_t seen = __ballot_sync(kAllLanes, next_seen);
+      if (threadIdx.x % kWarp == 0) keys_seen[turn % 3][threadIdx.x / kWarp] = seen;
+      next_seen = turn + 1 < turns && is_key(turn + 1);
+    }
   };
   // A negative scale turns the order around: the largest term belongs to the smallest product.
   const float sign = p.scale < 0.f ? -1.f : 1.f;
@@ -71,7 +127,10 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
   walk(shared, turns, chunks, load, [&](int turn, int chunk, const TileStep<T>& from) {
     sums.add(from.a, from.b);
     if (chunk != chunks - 1) return;
-    const int j0 = turn * kTile, columns = columns_of(turn);
+    const int j0 = (first_turn + turn) * kTile, columns = columns_of(turn);
+    const uint32_t low = kMasked && mask ? keys_seen[turn % 3][0] : kAllLanes;
+    const uint32_t high = kMasked && mask ? keys_seen[turn % 3][1] : kAllLanes;
+    const bool all_seen = columns == kTile && (!kMasked || ((low & high) == kAllLanes && j0 + kTile - 1 <= nearest));
 #pragma unroll
     for (int i = 0; i < Sums::kRows; ++i) {
       if (p.out.products && begin + Sums::row(i) == 0) {
@@ -84,12 +143,13 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
       float value[Sums::kColumns];
 #pragma unroll
       for (int j = 0; j < Sums::kColumns; ++j) value[j] = sums.at(i, j);
-      if (kMasked || columns < kTile || sign < 0.f) {
+      if (!all_seen || sign < 0.f) {
+        const int last = kMasked && p.causal ? tokens[Sums::row(i)] - j0 : kTile;  // column that the row attends to
 #pragma unroll
         for (int j = 0; j < Sums::kColumns; ++j) {
-          const bool seen =
-              Sums::column(j) < columns &&
-              (!kMasked || attends(p.causal, p.key_mask, p.tokens, b, tokens[Sums::row(i)], j0 + Sums::column(j)));
+          const int column = Sums::column(j);
+          const bool seen = column < columns &&
+                            (!kMasked || (column <= last && ((column < kWarp ? low : high) >> column % kWarp & 1u)));
           value[j] = seen ? sign * value[j] : -INFINITY;
         }
       }
@@ -109,30 +169,66 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
       }
     }
     sums.clear();
-  });
+    if (turn != turns - 1 && turn % kPartTurns != kPartTurns - 1) return;
 #pragma unroll
-  for (int i = 0; i < Sums::kRows; ++i) {
+    for (int i = 0; i < Sums::kRows; ++i) {
 #pragma unroll
-    for (int offset = 1; offset < Sums::kAcross; offset *= 2) {
-      const Part other{__shfl_xor_sync(kAllLanes, part[i].top, offset), __shfl_xor_sync(kAllLanes, part[i].sum, offset),
-                       __shfl_xor_sync(kAllLanes, part[i].first, offset)};
-      part[i].unite(other, scale_log2);
+      for (int offset = 1; offset < Sums::kAcross; offset *= 2) {
+        const Part other{__shfl_xor_sync(kAllLanes, part[i].top, offset),
+                         __shfl_xor_sync(kAllLanes, part[i].sum, offset),
+                         __shfl_xor_sync(kAllLanes, part[i].first, offset)};
+        part[i].unite(other, scale_log2);
+      }
+      if (threadIdx.x % Sums::kAcross == 0) parts[Sums::row_warp()][Sums::row(i)].unite(part[i], scale_log2);
+      part[i] = {-INFINITY, 0.f, 0.f};
     }
-    if (threadIdx.x % Sums::kAcross == 0) parts[Sums::row_warp()][Sums::row(i)] = part[i];
-  }
+  });
   __syncthreads();
   if (static_cast<int>(threadIdx.x) >= rows) return;
+  const int64_t at = (b * query.heads + h) * p.count + begin + threadIdx.x;
+  if (splits > 1) {
+    Part* out = reinterpret_cast<Part*>(p.out.parts) + (at * splits + split) * Sums::kRowWarps;
+#pragma unroll
+    for (int w = 0; w < Sums::kRowWarps; ++w) out[w] = parts[w][threadIdx.x];
+    return;
+  }
   Part whole = parts[0][threadIdx.x];
 #pragma unroll
   for (int w = 1; w < Sums::kRowWarps; ++w) whole.unite(parts[w][threadIdx.x], scale_log2);
-  const int64_t at = (b * query.heads + h) * p.count + begin + threadIdx.x;
-  const float total = whole.sum + whole.first;
-  p.out.top[at] = sign * whole.top;
-  p.out.inverse[at] = kMasked && total == 0.f ? 0.f : 1.f / total;  // a query that may attend to nobody
-  if (p.out.patch_sum) p.out.patch_sum[at] = whole.sum / total;
+  write_row(p, at, whole, sign);
+}
+
+// One thread a row of a head: its parts, made by different blocks, in the order in which one would have made them.
+template <class T>
+__global__ void __launch_bounds__(kUniters) unite_kernel(RowSoftmaxParams p, int64_t rows, int splits) {
+  constexpr int kWarps = TileSums<T>::kRowWarps;
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kUniters + threadIdx.x;
+  if (at >= rows) return;
+  const float sign = p.scale < 0.f ? -1.f : 1.f;
+  const float scale_log2 = p.scale == 0.f ? FLT_MIN : sign * p.scale * kLog2e;
+  const Part* parts = reinterpret_cast<const Part*>(p.out.parts) + at * splits * kWarps;
+  Part whole[kWarps];
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    whole[w] = {-INFINITY, 0.f, 0.f};
+    for (int split = 0; split < splits; ++split) whole[w].unite(parts[split * kWarps + w], scale_log2);
+    if (w > 0) whole[0].unite(whole[w], scale_log2);
+  }
+  write_row(p, at, whole[0], sign);
 }
 
 }  // namespace
+
+RowSoftmax take_row_softmax(Pieces& pieces, int64_t batch, int64_t heads, int64_t count, int64_t keys) {
+  RowSoftmax out{};
+  out.top = pieces.take<float>(batch, heads, count);
+  out.inverse = pieces.take<float>(batch, heads, count);
+  const int64_t parts = parts_of(keys);
+  if (parts > 1 && ceil_div(count, kTile) * heads * batch < kFewBlocks) {
+    out.parts = pieces.take<float>(batch, heads, count, parts, kPartsOfRow, sizeof(Part) / sizeof(float));
+  }
+  return out;
+}
 
 cudaError_t launch_row_softmax(const RowSoftmaxParams& p, cudaStream_t stream) {
   if (p.batch * p.count == 0) return cudaSuccess;
@@ -142,10 +238,15 @@ cudaError_t launch_row_softmax(const RowSoftmaxParams& p, cudaStream_t stream) {
     constexpr bool kVector = decltype(vector)::value;
     const auto kernel =
         p.causal || p.key_mask ? row_softmax_kernel<T, kVector, true> : row_softmax_kernel<T, kVector, false>;
-    const dim3 grid(ceil_div(p.count, kTile), p.query.heads, p.batch);
+    const int splits = p.out.parts ? static_cast<int>(parts_of(p.tokens)) : 1;
+    const dim3 grid(ceil_div(p.count, kTile) * splits, p.query.heads, p.batch);
     constexpr size_t kShared = sizeof(TileShared<T, kStages>);
     FICOCO_TRY(allow_shared(kernel, kShared));
-    kernel<<<grid, kTileThreads, kShared, stream>>>(p, view<T>(p.query), view<T>(p.key));
+    kernel<<<grid, kTileThreads, kShared, stream>>>(p, view<T>(p.query), view<T>(p.key), splits);
+    FICOCO_TRY(launched());
+    if (splits == 1) return cudaSuccess;
+    const int64_t rows = p.batch * p.query.heads * p.count;
+    unite_kernel<T><<<ceil_div(rows, kUniters), kUniters, 0, stream>>>(p, rows, splits);
     return launched();
   });
 }

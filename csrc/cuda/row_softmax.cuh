@@ -11,6 +11,7 @@ struct RowSoftmax {
   float* inverse;    // (B, H, R)
   float* patch_sum;  // (B, H, R) sum of p over the patches, or nullptr
   float* products;   // (B, H, N) the unscaled s of row 0, or nullptr: another sum would round them otherwise
+  float* parts;      // scratch, where a row's keys are shared among blocks, or nullptr
 };
 
 struct RowSoftmaxParams {
@@ -24,6 +25,9 @@ struct RowSoftmaxParams {
   bool causal = false;             // a query attends to no later token
   const bool* key_mask = nullptr;  // (B, N) false: nobody attends to it
 };
+
+// Room for the statistics of `count` rows of every head over `keys` keys.
+RowSoftmax take_row_softmax(Pieces& pieces, int64_t batch, int64_t heads, int64_t count, int64_t keys);
 
 // Whether the query of `token` attends to key j of image b.
 __device__ __forceinline__ bool attends(bool causal, const bool* key_mask, int64_t keys, int64_t b, int64_t token,

@@ -254,8 +254,7 @@ int64_t query_count(const TokenParams& p) { return p.column ? p.other_count : p.
 Workspace take(const TokenParams& p, Pieces& pieces) {
   Workspace w{};
   if (p.probs) {
-    w.rows.top = pieces.take<float>(p.batch, p.query.heads, query_count(p));
-    w.rows.inverse = pieces.take<float>(p.batch, p.query.heads, query_count(p));
+    w.rows = take_row_softmax(pieces, p.batch, p.query.heads, query_count(p), p.keys);
     w.partial = pieces.take<float>(p.batch, p.query.heads, p.sets, p.count);
   } else {
     const int64_t heads = summed_rows(p).heads;

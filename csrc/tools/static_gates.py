@@ -51,6 +51,7 @@ BUDGET = {
     "to_sequence_kernel": 40,
     "token_dots_kernel": 112,
     "token_pairs_kernel": 128,
+    "unite_kernel": 40,
     "weighted_sum_kernel": 112,
 }
 
