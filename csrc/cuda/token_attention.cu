@@ -4,7 +4,8 @@
 // chunks of 128, one adds the chunks, one takes inner products, a warp a token: 4 W (N + R) H d FLOPs, bound by memory.
 // Probabilities: softmax statistics of the query rows (row_softmax.cu), then 64 tokens a block against all others, 64
 // at a time, each tile summed and forgotten: 2 B Q (T + K) H d FLOPs for Q query rows and K looked-up keys, bound by
-// arithmetic; memory O((Q + W N) H).
+// arithmetic; memory O((Q + W N) H). Few queries over many keys go another way (few_queries.cu).
+#include "cuda/few_queries.cuh"
 #include "cuda/row_softmax.cuh"
 #include "cuda/tile.cuh"
 
@@ -246,6 +247,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 struct Workspace {
   float *partial, *sums;
   RowSoftmax rows;
+  FewQueries few;
 };
 
 const Rows& summed_rows(const TokenParams& p) { return p.column ? p.query : p.key; }
@@ -253,7 +255,9 @@ int64_t query_count(const TokenParams& p) { return p.column ? p.other_count : p.
 
 Workspace take(const TokenParams& p, Pieces& pieces) {
   Workspace w{};
-  if (p.probs) {
+  if (are_few_queries(p)) {
+    w.few = take_few_queries(p, pieces);
+  } else if (p.probs) {
     w.rows = take_row_softmax(pieces, p.batch, p.query.heads, query_count(p), p.keys);
     w.partial = pieces.take<float>(p.batch, p.query.heads, p.sets, p.count);
   } else {
@@ -332,6 +336,7 @@ cudaError_t launch_token_attention(const TokenParams& p, void* workspace, cudaSt
   }
   Pieces pieces(workspace);
   const Workspace w = take(p, pieces);
+  if (are_few_queries(p)) return launch_few_queries(p, w.few, stream);
   return p.probs ? launch_probabilities(p, w, stream) : launch_logits(p, w, stream);
 }
 

@@ -30,6 +30,7 @@ BUDGET = {
     "add_chunks_kernel": 40,
     "attention_block_kernel": 128,
     "add_kernel": 40,
+    "add_probabilities_kernel": 64,
     "add_way_kernel": 80,
     "choose_kernel": 40,
     "column_kernel": 128,
@@ -43,6 +44,7 @@ BUDGET = {
     "metric_kernel": 80,
     "nearest_kernel": 112,
     "pass_kernel": 112,
+    "query_dots_kernel": 96,
     "row_kernel": 48,
     "row_softmax_kernel": 128,
     "score_kernel": 128,
@@ -68,6 +70,7 @@ class Wanted(NamedTuple):
 TILED = ("score", "row_softmax", "column", "token_pairs", "attention_block")
 SASS = [
     *(Wanted("pass_kernel", f"I{t}Lb1E", r"LDG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),
+    *(Wanted("query_dots_kernel", f"I{t}Lb1E", r"LDG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),
     *(Wanted("compress_kernel", f"I{t}Lb1E", r"LDG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),
     *(Wanted("compress_kernel", f"I{t}Lb1E", r"STG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),
     *(
