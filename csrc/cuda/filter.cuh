@@ -43,25 +43,37 @@ __device__ void add_term(const float* scores, float weight, const FilterParams& 
   for (int k = 0; k < kItems; ++k) redundancy[k] += weight * term[k];
 }
 
-// The window of a patch, or -1 if it lies in none that is full.
-__device__ __forceinline__ int64_t window_of(const FilterParams& p, int64_t place) {
-  const int64_t rows = p.grid_height / p.window, columns = p.grid_width / p.window;
-  const int64_t row = place / p.grid_width / p.window, column = place % p.grid_width / p.window;
-  return place >= 0 && row < rows && column < columns ? row * columns + column : -1;
-}
+// The full windows of a grid, in 32 bits: a grid has fewer cells than 2^31.
+struct Windows {
+  uint32_t side, width, rows, columns;
+  __device__ __forceinline__ explicit Windows(const FilterParams& p)
+      : side(static_cast<uint32_t>(min(p.window, int64_t{1} << 31))),
+        width(static_cast<uint32_t>(p.grid_width)),
+        rows(static_cast<uint32_t>(p.grid_height) / side),
+        columns(width / side) {}
+  // The window of a place, or -1 if it lies in none.
+  __device__ __forceinline__ int of(int64_t place) const {
+    if (place < 0 || place > INT32_MAX) return -1;
+    const uint32_t row = static_cast<uint32_t>(place) / width / side;
+    const uint32_t column = static_cast<uint32_t>(place) % width / side;
+    return row < rows && column < columns ? static_cast<int>(row * columns + column) : -1;
+  }
+};
 
 // Multiplies the highest score of each window, the lowest place among equals.
 template <int kItems>
 __device__ void local_penalty(const FilterParams& p, const int64_t* ids, Cell* cells, float (&redundancy)[kItems]) {
   for (int64_t i = threadIdx.x; i < filter_cells(p); i += blockDim.x) cells[i] = 0;
   __syncthreads();
-  const auto bid = [&](int k, int64_t& window) -> Cell {
-    const int64_t i = threadIdx.x + k * blockDim.x;
-    const int64_t place = i >= p.patches ? -1 : ids ? ids[i] : i;
-    window = window_of(p, place);
+  const Windows windows(p);
+  const int patches = static_cast<int>(p.patches);
+  const auto bid = [&](int k, int& window) -> Cell {
+    const int i = threadIdx.x + k * blockDim.x;
+    const int64_t place = i >= patches ? -1 : ids ? ids[i] : i;
+    window = windows.of(place);
     return static_cast<Cell>(ordered(redundancy[k])) << 32 | (0xffffffffu - static_cast<uint32_t>(place));
   };
-  int64_t window;
+  int window;
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
     const Cell mine = bid(k, window);

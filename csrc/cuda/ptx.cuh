@@ -13,6 +13,7 @@ namespace ficoco {
 
 using cuemu::commit_copies;
 using cuemu::copy_async;
+using cuemu::count_in;
 using cuemu::exp2_fast;
 using cuemu::load_matrices;
 using cuemu::multiply_add;
@@ -71,6 +72,14 @@ __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_
 template <int kGroups>
 __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
+// Adds 1 to a counter and returns what it was. Whoever finds the 1 sees all that this thread, and those before it at a
+// barrier, wrote before: one fence of one thread, where __threadfence() in all of them is 256 that are stronger.
+__device__ __forceinline__ uint32_t count_in(uint32_t* counter) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
 }
 
 // 2^x within 2 units in the last place; what would be subnormal is 0. exp2f takes three instructions more for those.

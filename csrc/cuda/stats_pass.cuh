@@ -59,7 +59,7 @@ __device__ __forceinline__ void mean_vector(const PassParams& p, int64_t b, int6
                                             float (&out)[kPer<T>]) {
   const int64_t own = p.mean.heads, group = own > heads ? own / heads : 1;
   for (int64_t g = 0; g < group; ++g) {
-    const int64_t head = own > heads ? h * group + g : h * own / heads;
+    const int64_t head = own > heads ? h * group + g : own == heads ? h : h * own / heads;
     for (int64_t chunk = 0; chunk < p.mean.chunks; ++chunk) {
       const float* x = p.mean.data + ((b * p.mean.chunks + chunk) * own + head) * p.width + c;
 #pragma unroll
@@ -74,8 +74,10 @@ __device__ void stats_pass(const PassParams& p, const View<T>& rows, const View<
   const int64_t chunk = blockIdx.x, slice = blockIdx.y, b = blockIdx.z;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   constexpr int kWarps = kPassThreads / kWarp;
-  const int64_t pack = slice * kWarp + lane, h = pack / p.packs_per_head, c = pack % p.packs_per_head * kPer<T>;
+  const uint32_t per_head = static_cast<uint32_t>(p.packs_per_head), pack = static_cast<uint32_t>(slice) * kWarp + lane;
+  const int64_t h = pack / per_head, c = pack % per_head * kPer<T>;
   const bool mine = pack < p.packs;
+  const T* column = rows.row(b, mine ? h : 0, 0) + c;
   if (chunk == 0 && slice == 0 && threadIdx.x == 0) {
     if (p.counters) p.counters[b] = 0;
     if (p.later_counters) p.later_counters[b] = 0;
@@ -83,15 +85,16 @@ __device__ void stats_pass(const PassParams& p, const View<T>& rows, const View<
   float sum[kPer<T>] = {}, with_class[kPer<T>] = {}, with_mean[kPer<T>] = {};
   if (kClass && mine) class_vector<T, kVector>(query, p, b, h, rows.heads, c, with_class);
   if (kMean && mine) mean_vector<T>(p, b, h, rows.heads, c, with_mean);
-  const int64_t begin = chunk * kPassTokens, end = min(begin + kPassTokens, p.tokens);
-  const int64_t patches = p.tokens - p.first;
-  for (int64_t n0 = max(begin, p.first) + warp; n0 < end; n0 += kPassBatch * kWarps) {
+  const int begin = static_cast<int>(chunk) * kPassTokens, end = min(begin + kPassTokens, static_cast<int>(p.tokens));
+  const int first = static_cast<int>(p.first);
+  const int64_t dots = (b * gridDim.y + slice) * (p.tokens - p.first);
+  for (int n0 = max(begin, first) + warp; n0 < end; n0 += kPassBatch * kWarps) {
     Pack<T> x[kPassBatch];
 #pragma unroll
     for (int i = 0; i < kPassBatch; ++i) {
-      const int64_t n = n0 + i * kWarps;
+      const int n = n0 + i * kWarps;
       x[i] = {};
-      if (mine && n < end) x[i] = load_pack<T, kVector>(rows.row(b, h, n) + c, p.width - c);
+      if (mine && n < end) x[i] = load_pack<T, kVector>(column + n * rows.stride_n, p.width - c);
     }
 #pragma unroll
     for (int i = 0; i < kPassBatch; ++i) {
@@ -105,10 +108,10 @@ __device__ void stats_pass(const PassParams& p, const View<T>& rows, const View<
       }
       if (kClass) class_dot = warp_sum(class_dot);
       if (kMean) mean_dot = warp_sum(mean_dot);
-      const int64_t n = n0 + i * kWarps, at = (b * gridDim.y + slice) * patches + n - p.first;
+      const int n = n0 + i * kWarps;
       if (lane != 0 || n >= end) continue;
-      if (kClass) p.class_dots[at] = class_dot;
-      if (kMean) p.mean_dots[at] = mean_dot;
+      if (kClass) p.class_dots[dots + n - first] = class_dot;
+      if (kMean) p.mean_dots[dots + n - first] = mean_dot;
     }
   }
   if constexpr (kSum) {
@@ -116,8 +119,8 @@ __device__ void stats_pass(const PassParams& p, const View<T>& rows, const View<
     for (int e = 0; e < kPer<T>; ++e) warp_sums[warp][lane * kPer<T> + e] = sum[e];
     __syncthreads();
     for (int i = threadIdx.x; i < kWarp * kPer<T>; i += kPassThreads) {
-      const int64_t of = slice * kWarp + i / kPer<T>, head = of / p.packs_per_head;
-      const int64_t channel = of % p.packs_per_head * kPer<T> + i % kPer<T>;
+      const uint32_t of = static_cast<uint32_t>(slice) * kWarp + i / kPer<T>;
+      const int64_t head = of / per_head, channel = of % per_head * kPer<T> + i % kPer<T>;
       if (of >= p.packs || channel >= p.width) continue;
       float total = 0.f;
       for (int w = 0; w < kWarps; ++w) total += warp_sums[w][i];
@@ -129,9 +132,11 @@ __device__ void stats_pass(const PassParams& p, const View<T>& rows, const View<
 // out[i] = factor * sum of dots[slice][i]: the tail of a pass, by one block.
 __device__ __forceinline__ void add_slices(const float* dots, int64_t slices, int64_t patches, float factor,
                                            float* out) {
-  for (int64_t i = threadIdx.x; i < patches; i += blockDim.x) {
+  const int count = static_cast<int>(patches), all = static_cast<int>(slices);
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
     float total = 0.f;
-    for (int64_t slice = 0; slice < slices; ++slice) total += dots[slice * patches + i];
+#pragma unroll 4
+    for (int slice = 0; slice < all; ++slice) total += dots[slice * patches + i];
     out[i] = factor * total;
   }
 }

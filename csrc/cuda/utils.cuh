@@ -7,6 +7,7 @@
 #include <cassert>
 #include <cstdint>
 
+#include "cuda/ptx.cuh"
 #include "launch.h"
 
 namespace ficoco {
@@ -154,11 +155,9 @@ __device__ __forceinline__ void keep_better(uint32_t& key, int& place, uint32_t 
 // counter starts at 0.
 __device__ __forceinline__ bool last_block(uint32_t* counter, uint32_t blocks) {
   __shared__ bool last;
-  __threadfence();
+  __syncthreads();  // what the block wrote is before what its first thread does, and that is before what others see
+  if (threadIdx.x == 0) last = count_in(counter) == blocks - 1;
   __syncthreads();
-  if (threadIdx.x == 0) last = atomicAdd(counter, 1u) == blocks - 1;
-  __syncthreads();
-  __threadfence();
   return last;
 }
 

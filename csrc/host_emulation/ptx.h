@@ -78,6 +78,8 @@ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
   meet(~0u, reinterpret_cast<uint64_t>(&operands), 0, &multiply<T>, place);
 }
 
+inline uint32_t count_in(uint32_t* counter) { return (*counter)++; }
+
 inline float exp2_fast(float x) {
   const float y = std::exp2(x);
   return y < 0x1p-126f ? 0.f : y;
