@@ -135,9 +135,9 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpo
     embedded = local and path.resolve() == EMBEDDED.resolve()
     name = "embedded tiny LLaVA" if embedded else str(model)
     with _quiet():
-        with loading.reading("config", name):
-            config = configs.parse(source["pretrained_model_name_or_path"], local=local)
-            written = configs.written(source["pretrained_model_name_or_path"], local=local)
+        where = source["pretrained_model_name_or_path"]
+        with contextlib.nullcontext() if local else loading.reading("config", name):  # of a folder it names itself
+            config, written = configs.parse(where, local=local), configs.written(where, local=local)
         kind = config.model_type
         if kind != "llava":
             raise ValueError(f"model must be a LLaVA-1.5 checkpoint (model_type 'llava'), got {kind!r} in {model}")
