@@ -7,7 +7,6 @@ that are installed, never concluded from a version number. Nothing here imports 
 from __future__ import annotations
 
 import copy
-import functools
 import importlib
 import inspect
 import re
@@ -250,10 +249,8 @@ def structure_problems() -> dict[str, str]:
     """Families that the installed transformers no longer has in the form that we know.
 
     Returns:
-        The reason for each such family by its name, a key of :data:`MODELS`; empty if all is well.
-
-    Raises:
-        ImportError: transformers is not installed.
+        The reason for each such family by its name, a key of :data:`MODELS`; empty if all is well. Where transformers
+        is not installed, that is the reason.
 
     Cost: imports the model code of every family, about a second the first time.
     """
@@ -327,7 +324,6 @@ def _check_tower() -> None:
         raise _UnknownError(f"{attention.__module__} has no eager_attention_forward")
 
 
-@functools.cache
 def _shared_problem() -> str | None:
     from transformers import AttentionInterface
     from transformers.cache_utils import Cache
