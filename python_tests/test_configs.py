@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,6 +60,33 @@ def test_absurd_numbers_are_refused_by_name_at_once(tmp_path, path, value):
     with pytest.raises(ValueError, match=path):
         load(str(where), torch.float32, torch.device("cpu"))
     assert len(str(told.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "wanted"),
+    [
+        (
+            "text_config",
+            "num_attention_heads",
+            0,
+            "model: its text config: num_attention_heads must be an integer in 1",
+        ),
+        ("text_config", "num_hidden_layers", 10**6, "num_hidden_layers must be an integer in 1"),
+        ("text_config", "head_dim", "wide", "LanguageModel: head_dim must be in 1 .* got 'wide'"),
+        ("text_config", "num_key_value_heads", 1.5, "LanguageModel: kv_heads must be in 1 .* got 1.5"),
+        ("vision_config", "patch_size", 0, "model: its vision config: patch_size must be an integer in 1"),
+    ],
+)
+def test_configs_that_are_given_as_objects_are_checked_too(part, name, value, wanted):
+    config = SimpleNamespace(
+        model_type="llava",
+        text_config=SimpleNamespace(**OURS["text_config"]),
+        vision_config=SimpleNamespace(**OURS["vision_config"]),
+    )
+    assert cost.architecture(config).language_model.layers == OURS["text_config"]["num_hidden_layers"]
+    setattr(getattr(config, part), name, value)
+    with pytest.raises(ValueError, match=wanted):
+        cost.architecture(config)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ def _sane(thing: object) -> None:
     """Every integer is at least 1 and far above any model's at most: layers are counted one by one."""
     for field in fields(thing):  # type: ignore[arg-type]
         value, most = getattr(thing, field.name), _MOST.get(field.name, MOST_TOKENS)
-        if isinstance(value, int) and not isinstance(value, bool) and not 1 <= value <= most:
-            raise ValueError(f"{type(thing).__name__}: {field.name} must be in 1 ... {most}, got {value}")
+        if field.type != "int":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise ValueError(f"{type(thing).__name__}: {field.name} must be in 1 ... {most}, got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,7 @@ def _number(config: Any, what: str, *names: str) -> int:
         if isinstance(value, (tuple, list)) and len(set(value)) == 1:
             value = value[0]
         if isinstance(value, int) and not isinstance(value, bool):
+            configs.check({name: value}, f"model: its {what} config")
             return value
     raise ValueError(f"model: its {what} config says no {' or '.join(names)}; is it a multimodal model's config?")
 
@@ -252,6 +253,8 @@ def _qwen(vision: Any, language_model: LanguageModel, name: str, source: str) ->
     width = getattr(vision, "embed_dim", None)
     gated = width is None  # Qwen2.5-VL: hidden_size is the tower's, and its MLP has three matrices
     width = _number(vision, "vision", "hidden_size") if width is None else width
+    if not gated:
+        configs.check({"embed_dim": width, "mlp_ratio": vision.mlp_ratio}, "model: its vision config")
     mlp = _number(vision, "vision", "intermediate_size") if gated else int(width * vision.mlp_ratio)
     merge = vision.spatial_merge_size**2
     depth = _number(vision, "vision", "depth")
