@@ -1,5 +1,5 @@
 // The r most redundant patches. One block an image: scores stay in registers, the best of each window is found by
-// integer atomicMax (whose result does not depend on order), the r-th score by radix selection, places by prefix sums.
+// integer atomicMax (whose result does not depend on order), the r-th score by bisection, places by prefix sums.
 //
 // Shared memory: 3.2 KB, and 8 bytes a window. Moves 8 P bytes in and 12 P out an image; latency bound.
 #include "cuda/filter.cuh"
@@ -14,7 +14,10 @@ __global__ void __launch_bounds__(kThreads, 1) filter_kernel(FilterParams p, Cel
   __shared__ FilterShared shared;
   extern __shared__ Cell shared_cells[];
   const int64_t b = blockIdx.x;
-  filter_block<kItems>(p, b, cells ? cells + b * filter_cells(p) : shared_cells, shared);
+  float patch[kItems], cls[kItems];
+  load_scores(p.patch_attention + b * p.patches, p.lam, static_cast<int>(p.patches), patch);
+  load_scores(p.class_attention + b * p.patches, p.lam - 1.f, static_cast<int>(p.patches), cls);
+  filter_block<kItems>(p, b, patch, cls, cells ? cells + b * filter_cells(p) : shared_cells, shared);
 }
 
 Cell* pieces(const FilterParams& p, Pieces& all) {

@@ -1,15 +1,13 @@
-// Filter of one image by one block: scores in registers, selection by radix, compaction in ascending order.
+// Filter of one image by one block: scores in registers, selection by bisection, compaction in ascending order.
 #pragma once
+#include "cuda/select.cuh"
 #include "cuda/utils.cuh"
 
 namespace ficoco {
 
 struct FilterShared {
-  double sums[kWarp];
-  int histogram[256];
-  int counts[16 * kWarp];  // [item][warp]
-  uint32_t prefix;
-  int left;
+  double sums[2][kWarp];
+  SelectShared select;
 };
 
 using Cell = unsigned long long;  // the best of a window: score above, complement of the place below
@@ -18,29 +16,38 @@ inline __host__ __device__ int64_t filter_cells(const FilterParams& p) {
   return p.penalty == 1.f ? 0 : (p.grid_height / p.window) * (p.grid_width / p.window);
 }
 
-// Length of the vector that the block's items are. In double, or the squares of large scores would overflow.
+// This thread's scores of an image. A term without weight is not read.
 template <int kItems>
-__device__ float block_length(const float (&x)[kItems], FilterShared& shared) {
-  double sum = 0.;
-#pragma unroll
-  for (int k = 0; k < kItems; ++k) sum += static_cast<double>(x[k]) * x[k];
-  return fmaxf(static_cast<float>(sqrt(block_sum(sum, shared.sums))), 1e-12f);
-}
-
-// redundancy += weight * scores (/ their length). A term without weight is not read.
-template <int kItems>
-__device__ void add_term(const float* scores, float weight, const FilterParams& p, float (&redundancy)[kItems],
-                         FilterShared& shared) {
-  if (weight == 0.f) return;
-  float term[kItems];
+__device__ __forceinline__ void load_scores(const float* scores, float weight, int patches, float (&out)[kItems]) {
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
-    const int64_t i = threadIdx.x + k * blockDim.x;
-    term[k] = i < p.patches ? scores[i] : 0.f;
+    const int i = threadIdx.x + k * blockDim.x;
+    out[k] = weight != 0.f && i < patches ? scores[i] : 0.f;
   }
-  if (p.normalize) weight /= block_length(term, shared);
+}
+
+// Lengths of the two vectors that the block's items are. In double, or the squares of large scores would overflow.
+template <int kItems>
+__device__ void block_lengths(const float (&x)[kItems], const float (&y)[kItems], FilterShared& shared, float& of_x,
+                              float& of_y) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
+  double sum_x = 0., sum_y = 0.;
 #pragma unroll
-  for (int k = 0; k < kItems; ++k) redundancy[k] += weight * term[k];
+  for (int k = 0; k < kItems; ++k) {
+    sum_x += static_cast<double>(x[k]) * x[k];
+    sum_y += static_cast<double>(y[k]) * y[k];
+  }
+  sum_x = warp_sum(sum_x);
+  sum_y = warp_sum(sum_y);
+  if (lane == 0) {
+    shared.sums[0][warp] = sum_x;
+    shared.sums[1][warp] = sum_y;
+  }
+  __syncthreads();
+  sum_x = warp_sum(lane < warps ? shared.sums[0][lane] : 0.);
+  sum_y = warp_sum(lane < warps ? shared.sums[1][lane] : 0.);
+  of_x = fmaxf(static_cast<float>(sqrt(sum_x)), 1e-12f);
+  of_y = fmaxf(static_cast<float>(sqrt(sum_y)), 1e-12f);
 }
 
 // The full windows of a grid, in 32 bits: a grid has fewer cells than 2^31.
@@ -89,123 +96,46 @@ __device__ void local_penalty(const FilterParams& p, const int64_t* ids, Cell* c
   }
 }
 
-// The r-th largest key (shared.prefix), and how many keys equal to it are among the r largest (shared.left): four
-// passes over eight bits each.
+// One image, of which the block has the scores: thread t those of patches t, t + blockDim.x, .., 0 where there are
+// none. `p` are the params of the batch, `cells` this image's.
 template <int kItems>
-__device__ void select_threshold(const FilterParams& p, const uint32_t (&keys)[kItems], FilterShared& shared) {
-  if (threadIdx.x == 0) {
-    shared.prefix = 0;
-    shared.left = static_cast<int>(p.r);
+__device__ void filter_block(const FilterParams& p, int64_t b, const float (&patch)[kItems], const float (&cls)[kItems],
+                             Cell* cells, FilterShared& shared) {
+  float patch_weight = p.lam, class_weight = p.lam - 1.f;
+  if (p.normalize) {
+    float patch_length, class_length;
+    block_lengths(patch, cls, shared, patch_length, class_length);
+    patch_weight /= patch_length;
+    class_weight /= class_length;
   }
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    for (int i = threadIdx.x; i < 256; i += blockDim.x) shared.histogram[i] = 0;
-    __syncthreads();
-    const uint32_t above = shift == 24 ? 0u : 0xffffffffu << (shift + 8), prefix = shared.prefix;
-#pragma unroll
-    for (int k = 0; k < kItems; ++k) {
-      const bool exists = threadIdx.x + k * blockDim.x < p.patches;
-      if (exists && (keys[k] & above) == prefix) atomicAdd(&shared.histogram[keys[k] >> shift & 255u], 1);
-    }
-    __syncthreads();
-    if (threadIdx.x < kWarp) {  // lane l has the digits 255 - 8 l down to 248 - 8 l
-      int sum = 0;
-      for (int i = 0; i < 8; ++i) sum += shared.histogram[255 - 8 * threadIdx.x - i];
-      int higher = sum;  // keys with a digit above this lane's, after the scan
-#pragma unroll
-      for (int offset = 1; offset < kWarp; offset *= 2) {
-        const int below = __shfl_up_sync(kAllLanes, higher, offset);
-        if (static_cast<int>(threadIdx.x) >= offset) higher += below;
-      }
-      higher -= sum;
-      const int left = shared.left;
-      __syncwarp();
-      if (higher < left && left <= higher + sum) {
-        for (int i = 0; i < 8; ++i) {
-          const int digit = 255 - 8 * static_cast<int>(threadIdx.x) - i, here = shared.histogram[digit];
-          if (left <= higher + here) {
-            shared.prefix = prefix | static_cast<uint32_t>(digit) << shift;
-            shared.left = left - higher;
-            break;
-          }
-          higher += here;
-        }
-      }
-    }
-    __syncthreads();
-  }
-}
-
-// Flags of this thread's items, a bit each; their ranks among all flags of the block, which are ordered by index.
-template <int kItems>
-__device__ void prepare_ranks(uint32_t flags, FilterShared& shared) {
-  const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-  __syncthreads();
-#pragma unroll
-  for (int k = 0; k < kItems; ++k) {
-    const uint32_t votes = __ballot_sync(kAllLanes, flags >> k & 1u);
-    if (threadIdx.x % kWarp == 0) shared.counts[k * warps + warp] = __popc(votes);
-  }
-  __syncthreads();
-  if (warp == 0) warp_scan(shared.counts, kItems * warps);
-  __syncthreads();
-}
-
-// Flagged items before item k. All lanes of the warp call it.
-__device__ __forceinline__ int rank_of(uint32_t flags, int k, const FilterShared& shared) {
-  const uint32_t below = (1u << threadIdx.x % kWarp) - 1, votes = __ballot_sync(kAllLanes, flags >> k & 1u);
-  return shared.counts[k * (blockDim.x / kWarp) + threadIdx.x / kWarp] + __popc(votes & below);
-}
-
-// After select_threshold: a bit for each of this thread's items that is among the r largest.
-template <int kItems>
-__device__ uint32_t select_largest(const FilterParams& p, const uint32_t (&keys)[kItems], FilterShared& shared) {
-  const uint32_t threshold = shared.prefix;
-  const int equal_wanted = shared.left;
-  uint32_t equal = 0, chosen = 0;
-#pragma unroll
-  for (int k = 0; k < kItems; ++k) {
-    const bool exists = p.r > 0 && threadIdx.x + k * blockDim.x < p.patches;
-    equal |= static_cast<uint32_t>(exists && keys[k] == threshold) << k;
-    chosen |= static_cast<uint32_t>(exists && keys[k] > threshold) << k;
-  }
-  prepare_ranks<kItems>(equal, shared);
-#pragma unroll
-  for (int k = 0; k < kItems; ++k) {  // among equals the lowest indices
-    const bool wanted = rank_of(equal, k, shared) < equal_wanted;
-    chosen |= (equal >> k & static_cast<uint32_t>(wanted)) << k;
-  }
-  return chosen;
-}
-
-// kItems * blockDim.x >= patches. `p` are the params of the batch, `cells` this image's.
-template <int kItems>
-__device__ void filter_block(const FilterParams& p, int64_t b, Cell* cells, FilterShared& shared) {
   float redundancy[kItems] = {};
-  add_term(p.patch_attention + b * p.patches, p.lam, p, redundancy, shared);
-  add_term(p.class_attention + b * p.patches, p.lam - 1.f, p, redundancy, shared);
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    if (p.lam != 0.f) redundancy[k] += patch_weight * patch[k];
+    if (p.lam != 1.f) redundancy[k] += class_weight * cls[k];
+  }
   if (p.penalty != 1.f) local_penalty(p, p.ids ? p.ids + b * p.patches : nullptr, cells, redundancy);
+  const int patches = static_cast<int>(p.patches), first = static_cast<int>(p.first);
   uint32_t keys[kItems];
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
-    const int64_t i = threadIdx.x + k * blockDim.x;
-    keys[k] = ordered(redundancy[k]);
-    if (i < p.patches) p.redundancy[b * p.patches + i] = redundancy[k];
+    const int i = threadIdx.x + k * blockDim.x;
+    keys[k] = i < patches ? ordered(redundancy[k]) : 0;
+    if (i < patches) p.redundancy[b * p.patches + i] = redundancy[k];
   }
-  select_threshold(p, keys, shared);
-  const uint32_t chosen = select_largest(p, keys, shared);
-  prepare_ranks<kItems>(chosen, shared);
+  const uint32_t chosen = select_largest(patches, static_cast<int>(p.r), keys, shared.select);
   int64_t* sources = p.sources + b * p.r;
   int64_t* kept = p.kept + b * (p.patches + p.first - p.r);
   if (p.first && threadIdx.x == 0) kept[0] = 0;
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
-    const int64_t i = threadIdx.x + k * blockDim.x;
-    const int before = rank_of(chosen, k, shared);
-    if (i >= p.patches) continue;
+    const int i = threadIdx.x + k * blockDim.x;
+    const int before = rank_of(chosen, k, shared.select);
+    if (i >= patches) continue;
     if (chosen >> k & 1u) {
-      sources[before] = i + p.first;
+      sources[before] = i + first;
     } else {
-      kept[p.first + i - before] = i + p.first;
+      kept[first + i - before] = i + first;
     }
   }
 }

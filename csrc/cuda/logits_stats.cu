@@ -22,23 +22,28 @@ struct Tail {
   FilterParams filter;  // batch 0: do not filter
 };
 
+constexpr int kTailItems = kFusedPatches / kPassThreads;
+
 __device__ void finish(const Tail& tail, int64_t b, Cell* cells, FilterShared& shared) {
   const int64_t patches = tail.patches;
-  if (tail.class_dots) {
-    add_slices(tail.class_dots + b * tail.class_slices * patches, tail.class_slices, patches, tail.class_factor,
-               tail.class_attention + b * patches);
+  const float* class_dots = tail.class_dots ? tail.class_dots + b * tail.class_slices * patches : nullptr;
+  const float* mean_dots = tail.mean_dots ? tail.mean_dots + b * tail.mean_slices * patches : nullptr;
+  for (int64_t first = 0; first < patches; first += kTailItems * kPassThreads) {
+    float cls[kTailItems] = {}, patch[kTailItems] = {};
+    if (class_dots) add_slices(class_dots, tail.class_slices, first, patches, tail.class_factor, cls);
+    if (mean_dots) add_slices(mean_dots, tail.mean_slices, first, patches, tail.mean_factor, patch);
+#pragma unroll
+    for (int k = 0; k < kTailItems; ++k) {
+      const int64_t i = first + threadIdx.x + k * kPassThreads;
+      if (class_dots && i < patches) tail.class_attention[b * patches + i] = cls[k];
+      if (mean_dots && i < patches) tail.patch_attention[b * patches + i] = patch[k];
+    }
+    if (tail.filter.batch) filter_block<kTailItems>(tail.filter, b, patch, cls, cells, shared);  // which is all of it
   }
-  if (tail.mean_dots) {
-    add_slices(tail.mean_dots + b * tail.mean_slices * patches, tail.mean_slices, patches, tail.mean_factor,
-               tail.patch_attention + b * patches);
-  }
-  if (tail.filter.batch == 0) return;
-  __syncthreads();
-  filter_block<kFusedPatches / kPassThreads>(tail.filter, b, cells, shared);
 }
 
 template <class T, bool kVector, bool kSum, bool kClass, bool kMean>
-__global__ void __launch_bounds__(kPassThreads, 2) pass_kernel(PassParams p, View<T> rows, View<T> query, Tail tail) {
+__global__ void __launch_bounds__(kPassThreads, 3) pass_kernel(PassParams p, View<T> rows, View<T> query, Tail tail) {
   stats_pass<T, kVector, kSum, kClass, kMean>(p, rows, query);
   if constexpr (!kSum) {  // sums are for a pass to come
     if (!tail.counters) return;

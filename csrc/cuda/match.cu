@@ -2,11 +2,11 @@
 //
 // Keys are averaged over heads and made unit length (metric.cu). A block then holds 64 even tokens against 64 odd ones
 // and keeps of each row the best cosine and its column, so the matrix of similarities is never written. The last block
-// of an image adds the column tiles up, picks the r best rows by radix selection and writes places. Float by FMA:
+// of an image adds the column tiles up, picks the r best rows by bisection and writes places. Float by FMA:
 // rounded keys would choose other partners. 2 B (N / 2)^2 d FLOPs; k read once, the metric once for every 64 tokens:
 // bound by memory while Hk is larger than N / 512. Shared memory 74 KB.
-#include "cuda/filter.cuh"
 #include "cuda/metric.cuh"
+#include "cuda/select.cuh"
 #include "cuda/tile.cuh"
 
 namespace ficoco {
@@ -36,12 +36,9 @@ struct Nearest {
 
 // One image's selection by one block; kItems * blockDim.x >= patches.
 template <int kItems>
-__device__ void select_pairs(const MatchParams& p, const Nearest& n, int64_t b, FilterShared& shared) {
+__device__ void select_pairs(const MatchParams& p, const Nearest& n, int64_t b, SelectShared& shared) {
   const Side even = even_side(p);
   const int patches = static_cast<int>(p.tokens - p.first);
-  FilterParams selection{};  // what the selection reads of it
-  selection.patches = patches;
-  selection.r = p.r;
   uint32_t keys[kItems];
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
@@ -61,9 +58,7 @@ __device__ void select_pairs(const MatchParams& p, const Nearest& n, int64_t b, 
     }
     if (i < patches) p.redundancy[b * (p.tokens - p.first) + i] = best;
   }
-  select_threshold(selection, keys, shared);
-  const uint32_t chosen = select_largest(selection, keys, shared);
-  prepare_ranks<kItems>(chosen, shared);
+  const uint32_t chosen = select_largest(patches, static_cast<int>(p.r), keys, shared);
   int64_t *sources = p.sources + b * p.r, *kept = p.kept + b * (p.tokens - p.r);
   int* places = n.places + b * p.tokens;
   if (p.first && threadIdx.x == 0) kept[0] = places[0] = 0;
@@ -129,13 +124,13 @@ __global__ void __launch_bounds__(kTileThreads, 2) nearest_kernel(MatchParams p,
     }
   }
   if (!n.counters || !last_block(n.counters + b, gridDim.x * gridDim.y)) return;
-  __shared__ FilterShared selection;
+  __shared__ SelectShared selection;
   select_pairs<kTailTokens / kTileThreads>(p, n, b, selection);
 }
 
 template <int kItems, int kThreads>
 __global__ void __launch_bounds__(kThreads, 1) select_kernel(MatchParams p, Nearest n) {
-  __shared__ FilterShared shared;
+  __shared__ SelectShared shared;
   select_pairs<kItems>(p, n, blockIdx.x, shared);
 }
 

@@ -74,39 +74,44 @@ struct FinishParams {
   float *class_attention, *patch_attention;
 };
 
-// Patch i of image b: heads in order.
-__device__ __forceinline__ void finish(const FinishParams& p, int64_t b, int64_t i) {
-  const int64_t patches = p.tokens - p.first;
+// Patch i of image b: heads in order. The results are also written.
+__device__ __forceinline__ void finish(const FinishParams& p, int64_t b, int64_t i, float& class_mean,
+                                       float& patch_mean) {
+  const int64_t patches = p.tokens - p.first, at = b * p.heads * p.tokens + i + p.first;
+  const int heads = static_cast<int>(p.heads);
   float class_sum = 0.f, patch_sum = 0.f;
-#pragma unroll 4
-  for (int64_t h = 0; h < p.heads; ++h) {
-    const int64_t head = b * p.heads + h, row = head * p.stat_rows, at = head * p.tokens + i + p.first;
-    if (p.first) class_sum += softmax_term(p.products[at], p.top[row], p.scale * kLog2e) * p.inverse[row];
-    if (p.patch) patch_sum += p.patch[at];
+#pragma unroll 8
+  for (int h = 0; h < heads; ++h) {
+    const int64_t row = (b * p.heads + h) * p.stat_rows;
+    if (p.first) {
+      class_sum += softmax_term(p.products[at + h * p.tokens], p.top[row], p.scale * kLog2e) * p.inverse[row];
+    }
+    if (p.patch) patch_sum += p.patch[at + h * p.tokens];
   }
-  if (p.first) p.class_attention[b * patches + i] = class_sum / static_cast<float>(p.heads);
-  if (p.patch) {
-    p.patch_attention[b * patches + i] = patch_sum / (static_cast<float>(p.heads) * static_cast<float>(patches));
-  }
+  class_mean = class_sum / static_cast<float>(p.heads);
+  patch_mean = patch_sum / (static_cast<float>(p.heads) * static_cast<float>(patches));
+  if (p.first) p.class_attention[b * patches + i] = class_mean;
+  if (p.patch) p.patch_attention[b * patches + i] = patch_mean;
 }
 
 constexpr int kThreads = 256;
 
 __global__ void __launch_bounds__(kThreads, 2) finish_kernel(FinishParams p) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < p.tokens - p.first) finish(p, blockIdx.y, i);
+  float class_mean, patch_mean;
+  if (i < p.tokens - p.first) finish(p, blockIdx.y, i, class_mean, patch_mean);
 }
 
-// One block an image, which then filters it. Sets the image's counter to 0 for a later kernel.
-__global__ void __launch_bounds__(kThreads, 2)
+// One block an image, one thread a patch; it then filters the image. Sets its counter to 0 for a later kernel.
+__global__ void __launch_bounds__(kFusedPatches, 1)
     finish_filter_kernel(FinishParams p, FilterParams filter, uint32_t* counters) {
   __shared__ FilterShared shared;
   extern __shared__ Cell cells[];
   const int64_t b = blockIdx.x;
   if (threadIdx.x == 0) counters[b] = 0;
-  for (int64_t i = threadIdx.x; i < p.tokens - p.first; i += kThreads) finish(p, b, i);
-  __syncthreads();
-  filter_block<kFusedPatches / kThreads>(filter, b, cells, shared);
+  float cls[1] = {}, patch[1] = {};
+  if (threadIdx.x < p.tokens - p.first) finish(p, b, threadIdx.x, cls[0], patch[0]);
+  filter_block<1>(filter, b, patch, cls, cells, shared);
 }
 
 struct Workspace {
@@ -156,7 +161,7 @@ cudaError_t launch_probability_stats(const StatsParams& p, const FilterParams* f
                             w.rows.inverse, w.products,    w.patch, p.class_attention, p.patch_attention};
   if (filter) {
     const size_t cells = filter_cells(*filter) * sizeof(Cell);
-    finish_filter_kernel<<<p.batch, kThreads, cells, stream>>>(params, *filter, counters);
+    finish_filter_kernel<<<p.batch, round_up(p.tokens - p.first, kWarp), cells, stream>>>(params, *filter, counters);
   } else {
     finish_kernel<<<dim3(ceil_div(p.tokens - p.first, kThreads), p.batch), kThreads, 0, stream>>>(params);
   }

@@ -54,16 +54,23 @@ __device__ __forceinline__ void class_vector(const View<T>& query, const PassPar
 }
 
 // The same of the summed rows: added over shared heads for keys, looked up for queries.
-template <class T>
+template <class T, bool kVector>
 __device__ __forceinline__ void mean_vector(const PassParams& p, int64_t b, int64_t h, int64_t heads, int64_t c,
                                             float (&out)[kPer<T>]) {
   const int64_t own = p.mean.heads, group = own > heads ? own / heads : 1;
+  const int chunks = static_cast<int>(p.mean.chunks);
   for (int64_t g = 0; g < group; ++g) {
     const int64_t head = own > heads ? h * group + g : own == heads ? h : h * own / heads;
-    for (int64_t chunk = 0; chunk < p.mean.chunks; ++chunk) {
-      const float* x = p.mean.data + ((b * p.mean.chunks + chunk) * own + head) * p.width + c;
+    const float* from = p.mean.data + (b * p.mean.chunks * own + head) * p.width + c;
+    const int64_t step = own * p.width;
+#pragma unroll 4
+    for (int chunk = 0; chunk < chunks; ++chunk, from += step) {
 #pragma unroll
-      for (int e = 0; e < kPer<T>; ++e) out[e] += c + e < p.width ? x[e] : 0.f;
+      for (int e = 0; e < kPer<T>; e += 4) {
+        const Pack<float> four = load_pack<float, kVector>(from + e, p.width - c - e);
+#pragma unroll
+        for (int f = 0; f < 4; ++f) out[e + f] += four.x[f];
+      }
     }
   }
 }
@@ -84,7 +91,7 @@ __device__ void stats_pass(const PassParams& p, const View<T>& rows, const View<
   }
   float sum[kPer<T>] = {}, with_class[kPer<T>] = {}, with_mean[kPer<T>] = {};
   if (kClass && mine) class_vector<T, kVector>(query, p, b, h, rows.heads, c, with_class);
-  if (kMean && mine) mean_vector<T>(p, b, h, rows.heads, c, with_mean);
+  if (kMean && mine) mean_vector<T, kVector>(p, b, h, rows.heads, c, with_mean);
   const int begin = static_cast<int>(chunk) * kPassTokens, end = min(begin + kPassTokens, static_cast<int>(p.tokens));
   const int first = static_cast<int>(p.first);
   const int64_t dots = (b * gridDim.y + slice) * (p.tokens - p.first);
@@ -129,16 +136,23 @@ __device__ void stats_pass(const PassParams& p, const View<T>& rows, const View<
   }
 }
 
-// out[i] = factor * sum of dots[slice][i]: the tail of a pass, by one block.
-__device__ __forceinline__ void add_slices(const float* dots, int64_t slices, int64_t patches, float factor,
-                                           float* out) {
-  const int count = static_cast<int>(patches), all = static_cast<int>(slices);
-  for (int i = threadIdx.x; i < count; i += blockDim.x) {
-    float total = 0.f;
+// Of patches first + t, first + t + blockDim.x, .. of thread t: factor * sum of dots[slice][patch]. The tail of a pass,
+// by one block, so all reads of four slices are on their way at once.
+template <int kItems>
+__device__ __forceinline__ void add_slices(const float* dots, int64_t slices, int64_t first, int64_t patches,
+                                           float factor, float (&out)[kItems]) {
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) out[k] = 0.f;
 #pragma unroll 4
-    for (int slice = 0; slice < all; ++slice) total += dots[slice * patches + i];
-    out[i] = factor * total;
+  for (int64_t slice = 0; slice < slices; ++slice) {
+#pragma unroll
+    for (int k = 0; k < kItems; ++k) {
+      const int64_t i = first + threadIdx.x + k * blockDim.x;
+      if (i < patches) out[k] += dots[slice * patches + i];
+    }
   }
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) out[k] *= factor;
 }
 
 }  // namespace ficoco
