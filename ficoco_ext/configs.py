@@ -37,7 +37,7 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"model directory {folder} has no config.json")
+        raise FileNotFoundError(f"no config.json in {folder}")
     if path.stat().st_size > _BYTES:
         raise ValueError(f"{path} must have at most {_BYTES:,} bytes, got {path.stat().st_size:,}; is it a config?")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ pytest.importorskip("transformers")
 import torch
 import typer.testing
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from ficoco_ext import checkpoint, cost, demo, show
 from ficoco_ext.checkpoint import EMBEDDED
@@ -92,7 +94,7 @@ def test_every_command_that_asks_refuses_them(copy):
         ("tokenizer.json", r"no tokenizer \(none of tokenizer.json"),
         ("processor_config.json", r"no picture processor \(none of processor_config.json"),
         ("model.safetensors", r"no weights \(none of \*.safetensors"),
-        ("config.json", "has no config.json"),
+        ("config.json", "no config.json in .*copy"),
     ],
 )
 def test_a_missing_file_is_named(copy, file, message):
@@ -189,7 +191,7 @@ def test_numbers_that_follow_from_a_type_are_said(copy):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "paligemma"}, "how many visual tokens a model of the type 'paligemma'"),
+        ({"model_type": "vip"}, "vip"),
         ({"vision_feature_layer": 9}, r"must name layers of a tower of 8, in -8 ... 8 without 0, got 9"),
         ({"vision_feature_layer": -9}, r"got -9"),
         ({"vision_feature_layer": []}, r"got \[\]"),
@@ -201,6 +203,13 @@ def test_cost_refuses_what_it_cannot_know(copy, change, message):
     _json(copy, "config.json", lambda found: found.update(change))
     with pytest.raises(ValueError, match=message):
         cost.architecture(str(copy))
+
+
+def test_models_whose_visual_tokens_are_not_known_are_refused():
+    config = AutoConfig.from_pretrained(EMBEDDED)
+    other = SimpleNamespace(model_type="paligemma", vision_config=config.vision_config, text_config=config.text_config)
+    with pytest.raises(ValueError, match="how many visual tokens a model of the type 'paligemma'"):
+        cost.architecture(other)
 
 
 def test_several_feature_layers_are_billed_and_not_promised(copy):
@@ -232,10 +241,10 @@ def test_causes_are_told_whole(capsys):
 
     with pytest.raises(ValueError, match="cannot") as caught:
         fail()
-    assert whole(caught.value) == "cannot load\nYou need sentencepiece\n  because of OSError: line one\nline two"
+    assert whole(caught.value) == "cannot load\n  You need sentencepiece\n  because of OSError: line one\n  line two"
     import typer
 
     with pytest.raises(typer.Exit), reported(debug=False):
         fail()
     told = capsys.readouterr().err
-    assert told.startswith("ficoco: error: cannot load\nYou need sentencepiece") and told.endswith("line two\n")
+    assert told.startswith("ficoco: error: cannot load\n  You need sentencepiece") and told.endswith("line two\n")

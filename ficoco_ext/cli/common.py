@@ -61,9 +61,9 @@ def whole(error: BaseException) -> str:
         met.add(id(cause))
         text = str(cause).strip()
         if not text or text not in told:
-            told += f"\n  because of {type(cause).__name__}" + (f": {text}" if text else "")
+            told += f"\nbecause of {type(cause).__name__}" + (f": {text}" if text else "")
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    return told
+    return told.replace("\n", "\n  ")  # what others wrote begins no line of ours
 
 
 def notice(text: str) -> None:

@@ -131,10 +131,8 @@ def _resized(given: Architecture, image_size: int | None, crops: int | None) -> 
 def _of_directory(directory: Path, name: str) -> Architecture:
     """The shapes that a directory's config says, with what follows from its model types in the source."""
     written = configs.read(directory)
-    if "model_type" in written:
-        _require_known(written["model_type"])
-    defaulted = config_facts.defaulted(written, f"{directory / 'config.json'}")
     config = _read(directory, written)
+    defaulted = config_facts.defaulted(written, f"{directory / 'config.json'}")
     found = _from_config(config, name)
     meant = [
         f"{part} {number} {getattr(getattr(config, f'{part}_config', config), number, 'unknown')}"
@@ -144,14 +142,6 @@ def _of_directory(directory: Path, name: str) -> Architecture:
     if not meant:
         return found
     return dataclasses.replace(found, source=f"{found.source}; not in it, by its model types: {', '.join(meant)}")
-
-
-def _require_known(kind: object) -> None:
-    if kind not in _KINDS:
-        raise ValueError(
-            f"model: how many visual tokens a model of the type {kind!r} makes of a picture is not known; known are "
-            f"{', '.join(_KINDS)}"
-        )
 
 
 def _read(directory: Path, written: dict[str, Any]) -> Any:
@@ -183,8 +173,11 @@ def _from_config(config: Any, name: str) -> Architecture:
     language_model = _language_model(text)
     kind = str(getattr(config, "model_type", type(config).__name__))
     source = f"config of {name or kind}"
-    if hasattr(config, "model_type"):
-        _require_known(kind)
+    if hasattr(config, "model_type") and kind not in _KINDS:
+        raise ValueError(
+            f"model: how many visual tokens a model of the type {kind!r} makes of a picture is not known; known are "
+            f"{', '.join(_KINDS)}"
+        )
     if hasattr(vision, "spatial_merge_size"):
         return _qwen(vision, language_model, name or kind, source)
     tower = _tower(config, vision)
