@@ -38,14 +38,14 @@ def reading(what: str, model: str) -> Iterator[None]:
     """Name the part of which an error is; the error is its cause, whatever its kind.
 
     Raises:
-        OSError, ImportError, MemoryError: those inside, by these kinds; ValueError: all others.
+        FileNotFoundError, OSError, ImportError, MemoryError: those inside, by these kinds; ValueError: all others.
     """
     try:
         yield
     except MemoryError:
         raise
     except Exception as error:  # libraries have kinds of their own for files that they cannot read
-        kinds = (OSError, ImportError)
+        kinds = (FileNotFoundError, OSError, ImportError)
         kind = next((one for one in kinds if isinstance(error, one)), ValueError)
         raise kind(f"cannot load the {what} of {model}: {error}") from error
 
