@@ -103,6 +103,27 @@ def test_everyone_into_one(backend):
     assert torch.equal(out[0, 0], tokens[0, 0])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sources_are_added_in_their_order(backend, dtype):
+    """Bit for bit the sum in float32, one source after the other, where neighbours receive hundreds, as text does."""
+    if backend.name == "reference":
+        pytest.skip("a matrix product has an order of its own")
+    n, r, k, c = 900, 400, 4, 264
+    sources, kept = partition(1, n, r, True)
+    targets, _ = links(1, r, n - r, k, True)
+    targets[:, ::2, 0], targets[:, ::2, 1], targets[:, ::2, 2:] = 40, 41, torch.tensor([48, 499])
+    targets[:, 1::2, 0] = 41  # of two edges to one survivor the second is one more
+    tokens = torch.randn(1, n, c).to(dtype)
+    out, size, _ = backend("compress", tokens, sources, kept, targets, torch.ones(1, r, k), None, False)
+    sums, counts = tokens[0, kept[0]].float(), torch.ones(n - r)
+    for i in range(r):
+        for j in targets[0, i]:
+            sums[j] += tokens[0, sources[0, i]].float()
+            counts[j] += 1
+    assert torch.equal(out[0], (sums / counts[:, None]).to(dtype))
+    assert torch.equal(size.flatten(), counts)
+
+
 def test_first_of_equal_weights_holds_the_source(backend):
     targets, weights = torch.tensor([[[3, 1, 2]]]), torch.tensor([[[0.25, 0.375, 0.375]]])
     source_map = check(

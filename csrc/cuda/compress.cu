@@ -1,9 +1,14 @@
-// Merges every source into its targets. A warp owns one survivor: it looks through the image's edges for those that end
-// there and adds their sources in the order of the edges, in fp32. No atomics, no sorting; most survivors receive
-// nothing and are copied. One more block of each image writes the source map.
+// Merges every source into its targets. A block owns 32 survivors and 512 bytes of each of their rows; a warp has four
+// of the survivors, a lane 16 bytes. One more block of each image writes the source map.
+//
+// All threads together look through the image's edges and list those that end at the block, in order: of each its
+// source, its share of the mean and the original tokens that it moves. Then each warp adds the sources of its survivors
+// in that order, in fp32, eight reads on their way at once. A survivor that many sources chose is thus the work of as
+// many blocks as its row has slices, and none of them looks for an edge twice. No atomics on floats, no sorting. Most
+// survivors receive nothing: their rows are read before the edges and written while the list is made.
 //
 // Tokens are read once and written once, (N + M) C elements, 16 bytes at a time: bound by memory. 2 r k C FLOPs an
-// image. r = 0 is a plain copy. No shared memory.
+// image. r = 0 is a plain copy. Shared memory 56 KB (half), 40 KB (float).
 #include "cuda/utils.cuh"
 
 namespace ficoco {
@@ -11,6 +16,26 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
+constexpr int kRows = 4;  // survivors of a warp
+constexpr int kBlockRows = kRows * kWarps;
+constexpr int kEdges = 5;  // that a thread looks at before they are added up
+constexpr int kListed = kEdges * kThreads;
+template <bool kVector>
+constexpr int kBatch = kVector ? 8 : 2;  // packs of a lane on their way at once
+constexpr int kRowBit = 20;
+static_assert(kMaxTokens <= 1 << kRowBit && kBlockRows <= 32, "a row and a source share 32 bits");
+
+// Edges that end at the block, in order.
+struct EdgeList {
+  uint32_t ends[kListed];  // source, and the survivor's row in the block from bit kRowBit on
+  float share[kListed];    // of the source in the survivor's mean
+  float moved[kListed];    // original tokens
+};
+
+// What a survivor weighs: the divisor of its mean, and the original tokens it will stand for.
+struct Mass {
+  float divisor, size;
+};
 
 __device__ void write_source_map(const CompressParams& p, int64_t b) {
   int64_t* map = p.source_map + b * p.count;
@@ -32,81 +57,249 @@ __device__ void write_source_map(const CompressParams& p, int64_t b) {
   }
 }
 
-// Calls visit(edge) for each edge of the image that ends in survivor j, in order. All lanes call it.
-template <class Visit>
-__device__ __forceinline__ void incoming(const CompressParams& p, int64_t b, int64_t j, const Visit& visit) {
-  const int64_t edges = p.r * p.k;
-  for (int64_t base = 0; base < edges; base += kWarp) {
-    const int64_t edge = base + threadIdx.x % kWarp;
-    uint32_t hits = __ballot_sync(kAllLanes, edge < edges && p.targets[b * edges + edge] == j);
-    for (; hits; hits &= hits - 1) visit(base + __ffs(static_cast<int>(hits)) - 1);
+// Row of the block, or none of its, where each of this thread's edges from `base` on ends. A warp has kEdges runs
+// of 32.
+__device__ __forceinline__ void read_ends(const CompressParams& p, int64_t b, int64_t base, int64_t j0, int rows,
+                                          int (&row)[kEdges]) {
+  const int64_t edges = p.r * p.k, own = base + threadIdx.x / kWarp * (kEdges * kWarp) + threadIdx.x % kWarp;
+  int64_t target[kEdges];
+#pragma unroll
+  for (int e = 0; e < kEdges; ++e) {
+    target[e] = own + e * kWarp < edges ? p.targets[b * edges + own + e * kWarp] : -1;
+  }
+#pragma unroll
+  for (int e = 0; e < kEdges; ++e) {
+    const int64_t at = target[e] - j0;
+    row[e] = at >= 0 && at < rows ? static_cast<int>(at) : -1;
   }
 }
 
-// What survivor j weighs: the divisor of its mean, and the original tokens it will stand for.
-struct Mass {
-  float own, divisor, size;
-  bool receives;
-};
+// Lists this thread's edges, given how many other warps found before.
+__device__ __forceinline__ void list_edges(const CompressParams& p, int64_t b, int64_t base, const int (&row)[kEdges],
+                                           int before, EdgeList& list) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t edges = p.r * p.k, first = base / p.k;
+  const int64_t* sources = p.sources + b * p.r + first;
+  const float *weights = p.weights + b * edges + base, *sizes = p.size ? p.size + b * p.count : nullptr;
+  const uint32_t k = static_cast<uint32_t>(p.k),
+                 of_first = static_cast<uint32_t>(base - first * p.k);  // 32 bits divide
+  const uint32_t own = threadIdx.x / kWarp * (kEdges * kWarp) + lane;
+#pragma unroll
+  for (int e = 0; e < kEdges; ++e) {
+    const uint32_t hits = __ballot_sync(kAllLanes, row[e] >= 0);
+    if (row[e] >= 0) {
+      const int at = before + __popc(hits & ((1u << lane) - 1));
+      const uint32_t edge = own + e * kWarp;
+      const int64_t source = sources[(of_first + edge) / k];
+      assert(source >= 0 && source < p.count && "ficoco::compress: a source is no token");
+      const float weight = weights[edge], moved = sizes ? weight * sizes[source] : weight;
+      list.ends[at] = static_cast<uint32_t>(source) | static_cast<uint32_t>(row[e]) << kRowBit;
+      list.share[at] = p.size_weighted ? moved : weight;
+      list.moved[at] = moved;
+    }
+    before += __popc(hits);
+  }
+}
 
-__device__ __forceinline__ Mass mass_of(const CompressParams& p, int64_t b, int64_t j, int64_t kept) {
-  const auto size = [&](int64_t i) { return p.size ? p.size[b * p.count + i] : 1.f; };
-  Mass mass{p.size_weighted ? size(kept) : 1.f, 0.f, size(kept), false};
-  mass.divisor = mass.own;
-  incoming(p, b, j, [&](int64_t edge) {
-    const int64_t source = p.sources[b * p.r + edge / p.k];
-    assert(source >= 0 && source < p.count && "ficoco::compress: a source is no token");
-    const float weight = p.weights[b * p.r * p.k + edge], moved = weight * size(source);
-    mass.divisor += p.size_weighted ? moved : weight;
-    mass.size += moved;
-    mass.receives = true;
-  });
-  return mass;
+// 16 bytes as they lie in memory, or zeros if there is nothing. As one value: where a Pack of halves is either, the
+// compiler splits it into halves.
+template <class T, bool kVector>
+__device__ __forceinline__ uint4 load_bits(const T* from, int64_t left, bool exists) {
+  uint4 bits = make_uint4(0, 0, 0, 0);
+  if constexpr (kVector) {
+    if (exists) bits = __ldg(reinterpret_cast<const uint4*>(from));
+  } else if (exists) {
+    const Pack<T> pack = load_pack<T, false>(from, left);
+    bits = *reinterpret_cast<const uint4*>(&pack);
+  }
+  return bits;
 }
 
 template <class T, bool kVector>
-__global__ void __launch_bounds__(kThreads, 2) compress_kernel(CompressParams p, View<T> tokens) {
+__device__ __forceinline__ void store_bits(T* to, const uint4& bits, int64_t left) {
+  if constexpr (kVector) {
+    __stwb(reinterpret_cast<uint4*>(to), bits);
+  } else {
+    store_pack<T, false>(to, *reinterpret_cast<const Pack<T>*>(&bits), left);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ Pack<T> as_pack(const uint4& bits) {
+  Pack<T> pack;
+  *reinterpret_cast<uint4*>(&pack) = bits;
+  return pack;
+}
+
+// Sums of 16 bytes a lane of one survivor, and what it weighs.
+template <class T>
+struct Sums {
+  float of[kPer<T>];
+  Mass mass;
+
+  // Adds what is listed for the survivor, in order; whether there was something. All lanes call it.
+  template <bool kVector>
+  __device__ __forceinline__ bool add(const EdgeList& list, int listed, int row, const T* images, int64_t stride,
+                                      int64_t left) {
+    bool any = false;
+#pragma unroll 1
+    for (int at0 = 0; at0 < listed; at0 += kWarp) {
+      const int own = at0 + threadIdx.x % kWarp;
+      uint32_t hits = __ballot_sync(kAllLanes, own < listed && static_cast<int>(list.ends[own] >> kRowBit) == row);
+      any = any || hits;
+#pragma unroll 1
+      while (hits) {
+        uint32_t same_hits = hits;
+        uint4 bits[kBatch<kVector>];
+#pragma unroll
+        for (int i = 0; i < kBatch<kVector>; ++i) {
+          const int at = max(at0 + __ffs(static_cast<int>(hits)) - 1, 0);
+          const uint32_t source = list.ends[at] & ((1u << kRowBit) - 1);
+          bits[i] = load_bits<T, kVector>(images + source * stride, left, hits && left > 0);
+          hits &= hits - 1;
+        }
+#pragma unroll
+        for (int i = 0; i < kBatch<kVector>; ++i) {  // without a branch; adding -0 changes nothing, -0 neither
+          const int at = max(at0 + __ffs(static_cast<int>(same_hits)) - 1, 0);
+          const float share = same_hits ? list.share[at] : -0.f, moved = same_hits ? list.moved[at] : -0.f;
+          same_hits &= same_hits - 1;
+          mass.divisor += share;
+          mass.size += moved;
+          const Pack<T> x = as_pack<T>(bits[i]);
+#pragma unroll
+          for (int e = 0; e < kPer<T>; ++e) of[e] = fmaf(share, to_float(x.x[e]), of[e]);
+        }
+      }
+    }
+    return any;
+  }
+};
+
+// Where a survivor's sums wait while the next edges are listed. A lane reads only what it wrote.
+template <class T>
+struct Waiting {
+  float4 sums[kBlockRows][kPer<T> / 4][kWarp];
+  Mass masses[kBlockRows][kWarp];
+
+  __device__ __forceinline__ void put(int row, const Sums<T>& from) {
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int e = 0; e < kPer<T>; e += 4) {
+      sums[row][e / 4][lane] = make_float4(from.of[e], from.of[e + 1], from.of[e + 2], from.of[e + 3]);
+    }
+    masses[row][lane] = from.mass;
+  }
+  __device__ __forceinline__ Sums<T> get(int row) const {
+    const int lane = threadIdx.x % kWarp;
+    Sums<T> to;
+#pragma unroll
+    for (int e = 0; e < kPer<T>; e += 4) {
+      const float4 four = sums[row][e / 4][lane];
+      to.of[e] = four.x;
+      to.of[e + 1] = four.y;
+      to.of[e + 2] = four.z;
+      to.of[e + 3] = four.w;
+    }
+    to.mass = masses[row][lane];
+    return to;
+  }
+};
+
+template <class T>
+struct Shared {
+  Waiting<T> waiting;
+  EdgeList list;
+  int found[kWarps];  // edges, by each warp
+};
+
+template <class T, bool kVector>
+__global__ void __launch_bounds__(kThreads, 2) compress_kernel(CompressParams p, View<T> tokens, int slices) {
   const int64_t b = blockIdx.y;
-  if (blockIdx.x == gridDim.x - 1) {
+  if (blockIdx.x == 0) {
     write_source_map(p, b);
     return;
   }
-  const int64_t j = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  if (j >= p.kept_count) return;
-  const int lane = threadIdx.x % kWarp;
-  const int64_t kept = p.kept[b * p.kept_count + j];
-  assert(kept >= 0 && kept < p.count && "ficoco::compress: a kept index is no token");
-  const T* from = tokens.row(b, 0, kept);
-  T* to = static_cast<T*>(p.out) + (b * p.kept_count + j) * p.channels;
-  const Mass mass = mass_of(p, b, j, kept);
-  if (lane == 0) p.out_size[b * p.kept_count + j] = mass.size;
-  constexpr int64_t kStep = kWarp * kPer<T>;
-  if (!mass.receives) {
-#pragma unroll 4
-    for (int64_t c = lane * kPer<T>; c < p.channels; c += kStep) {
-      store_pack<T, kVector>(to + c, load_pack<T, kVector>(from + c, p.channels - c), p.channels - c);
-    }
-    return;
+  extern __shared__ __align__(16) unsigned char storage[];
+  auto& [waiting, list, found] = *reinterpret_cast<Shared<T>*>(storage);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int slice = static_cast<int>(blockIdx.x - 1) % slices;
+  const int64_t j0 = static_cast<int64_t>(static_cast<int>(blockIdx.x - 1) / slices) * kBlockRows;
+  const int rows = static_cast<int>(min(static_cast<int64_t>(kBlockRows), p.kept_count - j0));
+  const int64_t c = static_cast<int64_t>(slice * kWarp + lane) * kPer<T>, left = p.channels - c;
+  const T* images = tokens.row(b, 0, 0) + c;
+  T* out = static_cast<T*>(p.out) + (b * p.kept_count + j0) * p.channels + c;
+  float* out_size = p.out_size + b * p.kept_count + j0;
+  const auto row_of = [&](int i) { return warp + i * kWarps; };  // neighbours have different warps
+  int kept[kRows];
+  bool right = true;
+  uint4 bits[kRows];
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const int64_t token = row_of(i) < rows ? p.kept[b * p.kept_count + j0 + row_of(i)] : 0;
+    right = right && token >= 0 && token < p.count;
+    kept[i] = static_cast<int>(token);
   }
-  for (int64_t c0 = 0; c0 < p.channels; c0 += kStep) {  // all lanes go through `incoming` together
-    const int64_t c = c0 + lane * kPer<T>, left = p.channels - c;
-    const bool mine = left > 0;
-    float sum[kPer<T>] = {};
-    Pack<T> x = {};
-    if (mine) x = load_pack<T, kVector>(from + c, left);
+  (void)right;
+  assert(right && "ficoco::compress: a kept index is no token");
 #pragma unroll
-    for (int e = 0; e < kPer<T>; ++e) sum[e] = mass.own * to_float(x.x[e]);
-    incoming(p, b, j, [&](int64_t edge) {
-      const int64_t source = p.sources[b * p.r + edge / p.k];
-      float share = p.weights[b * p.r * p.k + edge];
-      if (p.size_weighted && p.size) share *= p.size[b * p.count + source];
-      if (mine) x = load_pack<T, kVector>(tokens.row(b, 0, source) + c, left);
+  for (int i = 0; i < kRows; ++i) {
+    bits[i] = load_bits<T, kVector>(images + kept[i] * tokens.stride_n, left, row_of(i) < rows && left > 0);
+  }
+  uint32_t receives = 0;  // bit i: survivor i of the warp
+  const int64_t edges = p.r * p.k;
+  for (int64_t base = 0; base == 0 || base < edges; base += kListed) {
+    int row[kEdges], own = 0;
+    read_ends(p, b, base, j0, rows, row);
 #pragma unroll
-      for (int e = 0; e < kPer<T>; ++e) sum[e] = fmaf(share, to_float(x.x[e]), sum[e]);
-    });
+    for (int e = 0; e < kEdges; ++e) own += __popc(__ballot_sync(kAllLanes, row[e] >= 0));
+    if (lane == 0) found[warp] = own;
+    __syncthreads();
+    int before = 0, listed = 0;
 #pragma unroll
-    for (int e = 0; e < kPer<T>; ++e) x.x[e] = from_float<T>(sum[e] / mass.divisor);
-    if (mine) store_pack<T, kVector>(to + c, x, left);
+    for (int w = 0; w < kWarps; ++w) {
+      before += w < warp ? found[w] : 0;
+      listed += found[w];
+    }
+    if (base == 0) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        if (row_of(i) >= rows) continue;
+        const float size = p.size ? p.size[b * p.count + kept[i]] : 1.f;
+        if (left > 0)
+          store_bits<T, kVector>(out + row_of(i) * p.channels, bits[i], left);  // until it receives something
+        if (slice == 0 && lane == 0) out_size[row_of(i)] = size;
+        if (edges == 0) continue;
+        const Pack<T> x = as_pack<T>(bits[i]);
+        Sums<T> sums;
+        sums.mass = {p.size_weighted ? size : 1.f, size};
+#pragma unroll
+        for (int e = 0; e < kPer<T>; ++e) sums.of[e] = sums.mass.divisor * to_float(x.x[e]);
+        waiting.put(row_of(i), sums);
+      }
+    }
+    if (own) list_edges(p, b, base, row, before, list);
+    __syncthreads();
+    if (listed == 0) continue;
+#pragma unroll 1
+    for (int i = 0; i < kRows; ++i) {
+      if (row_of(i) >= rows) break;
+      Sums<T> sums = waiting.get(row_of(i));
+      if (!sums.template add<kVector>(list, listed, row_of(i), images, tokens.stride_n, left)) continue;
+      receives |= 1u << i;
+      waiting.put(row_of(i), sums);
+    }
+  }
+#pragma unroll 1
+  for (int i = 0; i < kRows; ++i) {
+    if (!(receives >> i & 1u)) continue;
+    const Sums<T> sums = waiting.get(row_of(i));
+    Pack<T> mean;
+#pragma unroll
+    for (int e = 0; e < kPer<T>; ++e) mean.x[e] = from_float<T>(sums.of[e] / sums.mass.divisor);
+    if (left > 0) {
+      store_bits<T, kVector>(out + row_of(i) * p.channels, *reinterpret_cast<const uint4*>(&mean), left);
+    }
+    if (slice == 0 && lane == 0) out_size[row_of(i)] = sums.mass.size;
   }
 }
 
@@ -117,8 +310,12 @@ cudaError_t launch_compress(const CompressParams& p, cudaStream_t stream) {
   const bool aligned = reinterpret_cast<uintptr_t>(p.out) % 16 == 0;
   return with_type(p.tokens.dtype, aligned && vectorised(p.tokens, p.channels), [&](auto type, auto vector) {
     using T = decltype(type);
-    const dim3 grid(ceil_div(p.kept_count, kWarps) + 1, p.batch);
-    compress_kernel<T, decltype(vector)::value><<<grid, kThreads, 0, stream>>>(p, view<T>(p.tokens));
+    const auto kernel = compress_kernel<T, decltype(vector)::value>;
+    // Without channels there are sizes still.
+    const int64_t slices = p.channels ? ceil_div(p.channels, kWarp * kPer<T>) : 1;
+    const dim3 grid(ceil_div(p.kept_count, kBlockRows) * slices + 1, p.batch);
+    FICOCO_TRY(allow_shared(kernel, sizeof(Shared<T>)));
+    kernel<<<grid, kThreads, sizeof(Shared<T>), stream>>>(p, view<T>(p.tokens), static_cast<int>(slices));
     return launched();
   });
 }

@@ -34,7 +34,7 @@ BUDGET = {
     "add_way_kernel": 80,
     "choose_kernel": 40,
     "column_kernel": 128,
-    "compress_kernel": 80,
+    "compress_kernel": 128,
     "cosine_kernel": 64,
     "filter_kernel": 64,
     "finish_filter_kernel": 64,
