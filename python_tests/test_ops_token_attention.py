@@ -99,6 +99,17 @@ def test_bits_are_those_of_a_batch_where_keys_are_shared_among_blocks(dtype):
     assert_close(together, reference_decoder.token_attention(*double(alone), 0.5, True, True, True), 1100)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("d", "sets"), [(40, 1), (72, 5), (128, 1)])
+def test_more_tokens_than_a_block_has(backend, d, sets, dtype):
+    """A whole prompt, in order and not: of some tiles causality leaves nothing, of some all, and of some a part."""
+    args = inputs(b=1, h=2, hk=1, tq=300, t=330, d=d, n=290, others=270, sets=sets, dtype=dtype)
+    for ordered, column, causal in product((False, True), repeat=3):
+        if ordered:
+            args = *args[:2], args[2].sort(1).values, args[3].sort(1).values, *args[4:]
+        check(backend, args, d**-0.5, True, column, causal)
+
+
 @pytest.mark.parametrize("scale", [0.0, -0.7, 3.0, 40.0])
 def test_scale(backend, scale):
     for probs, column in FORMS:

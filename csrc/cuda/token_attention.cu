@@ -3,11 +3,13 @@
 // Logits: a weighted sum of inner products is one inner product with the weighted sum. One kernel adds rows up in
 // chunks of 128, one adds the chunks, one takes inner products, a warp a token: 4 W (N + R) H d FLOPs, bound by memory.
 // Probabilities: softmax statistics of the query rows (row_softmax.cu), then 64 tokens a block against all others, 64
-// at a time, each tile summed and forgotten: 2 B Q (T + K) H d FLOPs for Q query rows and K looked-up keys, bound by
-// arithmetic; memory O((Q + W N) H). Few queries over many keys go another way (few_queries.cu).
+// at a time, each tile summed and forgotten (in half precision and up to 128 channels a head by wide_pairs.cu): 2 B Q
+// (T + K) H d FLOPs for Q query rows and K looked-up keys, bound by arithmetic; memory O((Q + W N) H). Few queries over
+// many keys go another way (few_queries.cu).
 #include "cuda/few_queries.cuh"
 #include "cuda/row_softmax.cuh"
 #include "cuda/tile.cuh"
+#include "cuda/wide_pairs.cuh"
 
 namespace ficoco {
 namespace {
@@ -293,15 +295,9 @@ cudaError_t launch_logits(const TokenParams& p, const Workspace& w, cudaStream_t
   });
 }
 
-cudaError_t launch_probabilities(const TokenParams& p, const Workspace& w, cudaStream_t stream) {
-  RowSoftmaxParams rows{p.query, p.key, p.column ? p.others : p.tokens, p.batch, p.keys, p.width, query_count(p), 0,
-                        p.scale, w.rows};
-  rows.offset = p.offset;
-  rows.causal = p.causal;
-  rows.key_mask = p.key_mask;
-  FICOCO_TRY(launch_row_softmax(rows, stream));
+cudaError_t launch_pairs(const TokenParams& p, const Workspace& w, cudaStream_t stream) {
   const bool whole = vectorised(p.query, p.width) && vectorised(p.key, p.width);
-  FICOCO_TRY(with_type(p.query.dtype, whole, [&](auto type, auto vector) {
+  return with_type(p.query.dtype, whole, [&](auto type, auto vector) {
     using T = decltype(type);
     constexpr bool kVector = decltype(vector)::value;
     const auto kernel = p.column ? token_pairs_kernel<T, kVector, true> : token_pairs_kernel<T, kVector, false>;
@@ -313,7 +309,17 @@ cudaError_t launch_probabilities(const TokenParams& p, const Workspace& w, cudaS
       FICOCO_TRY(launched());
     }
     return cudaSuccess;
-  }));
+  });
+}
+
+cudaError_t launch_probabilities(const TokenParams& p, const Workspace& w, cudaStream_t stream) {
+  RowSoftmaxParams rows{p.query, p.key, p.column ? p.others : p.tokens, p.batch, p.keys, p.width, query_count(p), 0,
+                        p.scale, w.rows};
+  rows.offset = p.offset;
+  rows.causal = p.causal;
+  rows.key_mask = p.key_mask;
+  FICOCO_TRY(launch_row_softmax(rows, stream));
+  FICOCO_TRY(are_wide_pairs(p) ? launch_wide_pairs(p, w.rows, w.partial, stream) : launch_pairs(p, w, stream));
   const int64_t state = p.sets * p.count;
   head_mean_kernel<<<dim3(ceil_div(state, kThreads), p.batch), kThreads, 0, stream>>>(w.partial, p.query.heads, state,
                                                                                       p.out);

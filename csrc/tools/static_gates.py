@@ -31,7 +31,7 @@ BUDGET = {
     "attention_block_kernel": 128,
     "add_kernel": 40,
     "add_probabilities_kernel": 64,
-    "add_way_kernel": 80,
+    "add_way_kernel": 96,
     "choose_kernel": 40,
     "column_kernel": 128,
     "compress_kernel": 128,
@@ -55,6 +55,7 @@ BUDGET = {
     "token_pairs_kernel": 128,
     "unite_kernel": 40,
     "weighted_sum_kernel": 112,
+    "wide_pairs_kernel": 128,
 }
 
 
@@ -83,6 +84,11 @@ SASS = [
         for k in TILED
         for t in ("6__half", "13__nv_bfloat16")
         for instruction in (r"HMMA\.16816\.F32", r"LDSM\.16\.M88\.4")
+    ),
+    *(
+        Wanted("wide_pairs_kernel", f"I{t}Li", instruction)
+        for t in ("6__half", "13__nv_bfloat16")
+        for instruction in (r"LDGSTS\.E\.BYPASS\.128", r"HMMA\.16816\.F32", r"LDSM\.16\.M88\.4")
     ),
     *(Wanted(f"{k}_kernel", version, r"LDS\.128") for k, version in (("score", "IfLb1E"), ("nearest", ""))),
 ]
