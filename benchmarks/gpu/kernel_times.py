@@ -1,9 +1,10 @@
 """What each kernel of a reduction takes and how it was launched, from torch.profiler, and from ncu where that works.
 
     python benchmarks/gpu/kernel_times.py --json gpu_results/results.json
+    python benchmarks/gpu/kernel_times.py --counters --json gpu_results/results.json
 
 torch.profiler gives the time, grid, block, registers and shared memory of every kernel of ten reductions on warm
-caches. ncu (--set basic, clocks left alone) adds how busy memory, multiprocessors and warps were. Its replays are slow:
+caches. ncu (--counters, clocks left alone) says how busy memory, multiprocessors and warps were. Its replays are slow:
 times are the profiler's.
 """
 
@@ -133,27 +134,31 @@ def counters(recorder: Recorder, name: str) -> None:
 
 
 def tasks(args: argparse.Namespace, recorder: Recorder) -> Iterator[Task]:
-    """The profiler for every work, then ncu for those at B = 1 and 64."""
+    """The profiler for every work, or ncu for some of them."""
     need_kernels(args.rehearse)
     torch.set_grad_enabled(False)
     watch = Stopwatch(args.rehearse)
     recorder.facts(environment=hardware())
+    if args.counters:
+        for name in ("logits B 1", "probs B 1", "logits B 64", "probs B 64", "tome B 1", "tome B 64", "decoder"):
+            yield f"ncu: {name}", partial(counters, recorder, name)
+        return
     for name, make in works(watch):
         yield f"profiler: {name}", partial(profile, recorder, watch, name, make)
-    for name in () if args.rehearse else ("logits B 1", "probs B 1", "logits B 64", "tome B 1", "decoder"):
-        yield f"ncu: {name}", partial(counters, recorder, name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options(parser, budget=60.0)
+    parser.add_argument("--counters", action="store_true", help="ncu's counters instead of the profiler's times")
     parser.add_argument("--once", metavar="NAME", help="run one reduction and nothing else, under ncu")
     args = parser.parse_args()
     if args.once:
         with torch.no_grad():
             once(args.once)
         return
-    raise SystemExit(Program("kernels", tasks, 6.0 if args.rehearse else 105.0).main(args))
+    section, patience = ("counters", 105.0) if args.counters else ("kernels", 40.0)
+    raise SystemExit(Program(section, tasks, 6.0 if args.rehearse else patience).main(args))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def _first(built: tuple[str, ...], rehearse: bool) -> list[Step]:
         Step("contact", program("contact.py"), "contact.log", 20, 50, built, budget=True, beside="a" * rehearse),
         Step("whole", program("bench_gpu.py", "--rows", "whole"), "bench.log", 35, 70, built, budget=True,
              beside="a" * rehearse),
-        Step("kernels", program("kernel_times.py"), "bench.log", 20, 60, built, budget=True, beside="b" * rehearse),
+        Step("kernels", program("kernel_times.py"), "bench.log", 15, 40, built, budget=True, beside="b" * rehearse),
     ]  # fmt: skip
     if rehearse:
         return [*steps, Step("operators once", alone, "sanitize.log", 10, 60, budget=True, beside="b")]
@@ -102,7 +102,7 @@ def _first(built: tuple[str, ...], rehearse: bool) -> list[Step]:
         steps.append(
             Step(kind, [*command, *alone], "sanitize.log", 40, 90, built, skip, uncached, budget=True, beside="tests")
         )
-    tests = pytest("cuda and not compiles", "junit.xml")
+    tests = pytest("cuda and not compiles", "tests.xml")
     return [*steps, Step("tests", tests, "tests.log", 40, 90, built, beside="tests")]
 
 
@@ -113,9 +113,13 @@ def _rest(built: tuple[str, ...], rehearse: bool) -> list[Step]:
              beside="c" * rehearse)
         for name, least, most in rows
     ]  # fmt: skip
-    steps.insert(1, Step("end to end", program("end_to_end.py"), "bench.log", 90, 190, built, budget=True))
+    steps.insert(
+        2 if rehearse else 1, Step("end to end", program("end_to_end.py"), "bench.log", 90, 190, built, budget=True)
+    )
     if not rehearse:
-        tests = pytest("test_cuda_only and compiles", "junit_compile.xml")
+        counters = program("kernel_times.py", "--counters")
+        steps.append(Step("counters", counters, "bench.log", 30, 70, built, budget=True))
+        tests = pytest("test_cuda_only and compiles", "compile tests.xml")
         steps.append(Step("compile tests", tests, "tests.log", 20, 60, built))
     return steps
 

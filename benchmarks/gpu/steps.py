@@ -27,8 +27,7 @@ from rows import put, write_json
 GRACE = 8.0  # seconds to write what is left to write after an interrupt
 PATIENCE = 3.0  # of a rehearsal, on a machine that may be slow and busy
 LEAST = 10.0  # below that a step is not begun
-OURS = ("summary.json", "results.json", "junit.xml", "junit_compile.xml", "build.log", "tests.log", "sanitize.log",
-        "bench.log", "contact.log")  # fmt: skip
+OURS = ("summary.json", "results.json", "build.log", "contact.log", "bench.log", "tests.log", "sanitize.log")
 
 
 def refusal(wheel: Path | None) -> str | None:
@@ -175,9 +174,10 @@ class Runner:
             if problem:
                 entry |= {"status": "failed", "reason": problem}
             put(self.out / "results.json", environment=facts)
-        for name, report in (("tests", "junit.xml"), ("compile tests", "junit_compile.xml")):
-            if step.name == name:
-                entry["tests"] = counts(self.out / report)
+        report = self.out / f"{step.name}.xml"
+        if report.exists():  # pytest's; the log names what failed
+            entry["tests"] = counts(report)
+            report.unlink()
         if entry["status"] not in ("ok", "skipped"):
             self.bad.add(step.name)
 
