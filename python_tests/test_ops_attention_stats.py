@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from conftest import BACKENDS
 from op_helpers import DTYPES, LAYOUTS, SIZES, assert_close, laid, oracle, query_key
 
 from ficoco_ext import reference
@@ -189,3 +190,17 @@ def test_map_of_the_same_layer_agrees(backend, probs):
         by_map = backend("attention_stats.map", attn, True, column, True)
         for one, other in zip(by_key, by_map, strict=True):
             assert_close(one, other.double(), 64)
+
+
+@pytest.mark.skipif(bool(BACKENDS["emulated"].missing), reason=BACKENDS["emulated"].missing)
+@pytest.mark.parametrize("scale", [0.3, -0.3, 0.0])
+@pytest.mark.parametrize("d", [8, 64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_bits_are_those_of_a_batch_whose_blocks_have_more_rows(dtype, d, scale):
+    """Where there are many rows a block has 128 of them, else 64."""
+    query, key = query_key(5, 52, 26, 130, d, dtype)
+    together = BACKENDS["emulated"]("attention_stats", query, key, scale, True, True, False, True)
+    args = (query[4:], key[4:], scale, True, True, False, True)
+    for one, other in zip(BACKENDS["emulated"]("attention_stats", *args), together, strict=True):
+        assert torch.equal(one, other[4:])
+    check(BACKENDS["emulated"], query[4:], key[4:], scale, True, [(True, False, True)])

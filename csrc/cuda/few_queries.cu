@@ -25,13 +25,13 @@ constexpr int kTokens = 64;            // of one block of the second kernel
 constexpr int kSets = 4;               // sets of weights at once
 constexpr int kShares = kThreads / kTokens;
 
-struct Part {  // of exp(|scale| (s - top)), of products that are turned around if the scale is negative
+struct Part {  // as in row_softmax.cu
   float top, sum;
 };
 
-__device__ __forceinline__ Part unite(Part a, Part b, float scale_log2) {
+__device__ __forceinline__ Part unite(Part a, Part b) {
   const float top = fmaxf(a.top, b.top);
-  const auto sum = [&](Part x) { return x.top == -INFINITY ? 0.f : x.sum * softmax_term(x.top, top, scale_log2); };
+  const auto sum = [&](Part x) { return x.top == -INFINITY ? 0.f : x.sum * exp2_fast(x.top - top); };
   return {top, sum(a) + sum(b)};
 }
 
@@ -122,6 +122,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
 #pragma unroll
     for (int offset = kWarp / 2; offset > 0; offset /= 2) top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, offset));
+    top *= scale.log2;
     const float base = top == -INFINITY ? 0.f : top;
 #pragma unroll
     for (int i = 0; i < kKeys / kWarp; ++i) sum += softmax_term(value[i], base, scale.log2);
@@ -141,11 +142,10 @@ __global__ void __launch_bounds__(kThreads, 2) add_probabilities_kernel(TokenPar
   const Part* parts = reinterpret_cast<const Part*>(in.parts) + b * rows * chunks;
   for (int row = threadIdx.x / kWarp; row < rows; row += kWarps) {
     Part part{-INFINITY, 0.f};
-    for (int chunk = lane; chunk < chunks; chunk += kWarp) part = unite(part, parts[row * chunks + chunk], scale.log2);
+    for (int chunk = lane; chunk < chunks; chunk += kWarp) part = unite(part, parts[row * chunks + chunk]);
 #pragma unroll
     for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-      part = unite(part, {__shfl_xor_sync(kAllLanes, part.top, offset), __shfl_xor_sync(kAllLanes, part.sum, offset)},
-                   scale.log2);
+      part = unite(part, {__shfl_xor_sync(kAllLanes, part.top, offset), __shfl_xor_sync(kAllLanes, part.sum, offset)});
     }
     tops[row] = part.top;
     inverses[row] = part.sum == 0.f ? 0.f : 1.f / part.sum;  // a query that may attend to nobody

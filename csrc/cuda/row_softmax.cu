@@ -3,6 +3,10 @@
 // columns that it holds in registers; those of a row are united every 1024 keys, and these parts in their order. Where
 // there are few rows, a block takes one such part and a second kernel unites them: the same sums, bit for bit.
 //
+// Half precision, d <= 64, no mask and many rows: a block owns 128, whose q stays in registers as tensor cores want it.
+// A warp then multiplies what it reads of k with 32 rows instead of 16, and reads nothing else: 16 KB of shared memory
+// for 64 x 64 products instead of 48, less than the exponentials take. The same sums again.
+//
 // Which keys are masked is asked once for 64 of them, a turn ahead; rows of a tile that all may attend to are not
 // asked.
 //
@@ -11,75 +15,131 @@
 #include "cuda/row_softmax.cuh"
 
 #include <cfloat>
+#include <type_traits>
 
 #include "cuda/tile.cuh"
 
 namespace ficoco {
 namespace {
 
-// The softmax of part of a row, of products that are turned around if the scale is negative: sum and first are of
-// exp(|scale| * (s - top)); `first` is the class token's term, kept apart.
+// The softmax of part of a row: `top` is the largest of |scale| log2(e) s, sum and first are of 2 to the power of what
+// the others are less; products are turned around if the scale is negative. `first` is the class token's term, kept
+// apart.
 struct Part {
   float top, sum, first;
 
-  __device__ __forceinline__ void raise(float highest, float scale_log2) {
-    const float scaling = top == -INFINITY ? 0.f : softmax_term(top, highest, scale_log2);
+  __device__ __forceinline__ void raise(float highest) {
+    const float scaling = top == -INFINITY ? 0.f : exp2_fast(top - highest);
     top = highest;
     sum *= scaling;
     first *= scaling;
   }
-  __device__ __forceinline__ void unite(Part other, float scale_log2) {
+  __device__ __forceinline__ void unite(Part other) {
     const float highest = fmaxf(top, other.top);
-    raise(highest, scale_log2);
-    other.raise(highest, scale_log2);
+    raise(highest);
+    other.raise(highest);
     sum += other.sum;
     first += other.first;
   }
 };
 
 // What a row's statistics come to.
-__device__ __forceinline__ void write_row(const RowSoftmaxParams& p, int64_t at, const Part& whole, float sign) {
+__device__ __forceinline__ void write_row(const RowSoftmaxParams& p, int64_t at, const Part& whole) {
   const float total = whole.sum + whole.first;
-  p.out.top[at] = sign * whole.top;
+  p.out.top[at] = whole.top;
   p.out.inverse[at] =
       (p.causal || p.key_mask) && total == 0.f ? 0.f : 1.f / total;  // a query that may attend to nobody
   if (p.out.patch_sum) p.out.patch_sum[at] = whole.sum / total;
 }
 
+// Sums of a tile of 128 x 64 whose rows stay: warp w has rows 32 (w % 4) and columns 32 (w / 4) and their followers,
+// columns as TileSums has them.
+template <class T>
+class WideSums {
+ public:
+  static constexpr int kRows = 4, kColumns = TileSums<T>::kColumns, kAcross = 4, kRowWarps = 2;
+
+  __device__ WideSums() { clear(); }
+  __device__ static int row_warp() { return TileSums<T>::row_warp(); }
+  __device__ static int row(int i) { return threadIdx.x / kWarp % 4 * 32 + threadIdx.x % kWarp / 4 + 8 * i; }
+  __device__ static int column(int j) { return TileSums<T>::column(j); }
+  __device__ float at(int i, int j) const { return sums_[i / 2][j / 2][2 * (i % 2) + j % 2]; }
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int e = 0; e < 32; ++e) sums_[e / 16][e / 4 % 4][e % 4] = 0.f;
+  }
+  // Rows 0 to 63 and 64 to 127, of up to 64 channels.
+  __device__ __forceinline__ void keep(const TileRows<T>& low, const TileRows<T>& high) {
+    const int warp = threadIdx.x / kWarp % 4, lane = threadIdx.x % kWarp;
+    const T* of = (warp < 2 ? low : high).x + (warp % 2 * 32 + lane % 16) * TileRows<T>::kStride + lane / 16 * 8;
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) load_matrices(kept_[m][k], of + 16 * m * TileRows<T>::kStride + 16 * k);
+    }
+  }
+  // sums[i][j] += <kept row i, b row j>.
+  __device__ __forceinline__ void add(const TileRows<T>& b) {
+    constexpr int kStride = TileRows<T>::kStride;
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    const T* of_b = b.x + (warp / 4 * 32 + lane % 8 + lane / 16 * 8) * kStride + lane / 8 % 2 * 8;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {  // 16 columns
+        uint32_t fb[4];
+        load_matrices(fb, of_b + 16 * half * kStride + 16 * k);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          multiply_add<T>(sums_[m][2 * half], kept_[m][k], fb[0], fb[1]);
+          multiply_add<T>(sums_[m][2 * half + 1], kept_[m][k], fb[2], fb[3]);
+        }
+      }
+    }
+  }
+
+ private:
+  uint32_t kept_[2][4][4];
+  float sums_[2][4][4];
+};
+
 constexpr int kPartTurns = 16;       // of 64 keys, of which a part is made
 constexpr int64_t kFewBlocks = 256;  // fewer are so little that parts are shared among blocks
 constexpr int kPartsOfRow = 2;       // at most, of each part: warps that share a row
 constexpr int kUniters = 128;
+constexpr int64_t kManyBlocks = 512;  // of 128 rows: so many keep every multiprocessor busy
 
 int64_t parts_of(int64_t keys) { return ceil_div(keys, kTile * kPartTurns); }
 
-// The largest (or smallest) of the 64 tokens, in all lanes.
-__device__ __forceinline__ int farthest(const int* tokens, bool largest) {
+// The largest (or smallest) of the tokens, in all lanes.
+template <int kCount>
+__device__ __forceinline__ int farthest(const int (&tokens)[kCount], bool largest) {
   const int lane = threadIdx.x % kWarp;
-  int token = largest ? max(tokens[lane], tokens[lane + kWarp]) : min(tokens[lane], tokens[lane + kWarp]);
+  int token = tokens[lane];
 #pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    const int other = __shfl_xor_sync(kAllLanes, token, offset);
-    token = largest ? max(token, other) : min(token, other);
+  for (int i = kWarp; i < kCount; i += kWarp) {
+    token = largest ? max(token, tokens[lane + i]) : min(token, tokens[lane + i]);
   }
-  return token;
+  return largest ? __reduce_max_sync(kAllLanes, token) : __reduce_min_sync(kAllLanes, token);
 }
 
 // `splits` blocks have a part each of the same rows' keys, or one has all.
-template <class T, bool kVector, bool kMasked>
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
+template <class T, bool kVector, bool kMasked, bool kWide>
+__global__ void __launch_bounds__(kTileThreads, kWide ? 2 : kTileBlocks<T>)
     row_softmax_kernel(RowSoftmaxParams p, View<T> query, View<T> key, int splits) {
   extern __shared__ __align__(128) unsigned char storage[];
   auto& shared = *reinterpret_cast<TileShared<T, kStages>*>(storage);
-  using Sums = TileSums<T>;
-  static_assert(kTile == 2 * kWarp && Sums::kRowWarps <= kPartsOfRow);
-  __shared__ Part parts[Sums::kRowWarps][kTile];
-  __shared__ int tokens[kTile];
+  using Sums = std::conditional_t<kWide, WideSums<T>, TileSums<T>>;
+  constexpr int kBlockRows = kWide ? 2 * kTile : kTile;
+  static_assert(kTile == 2 * kWarp && kStages == 2 && Sums::kRowWarps <= kPartsOfRow);
+  __shared__ Part parts[Sums::kRowWarps][kBlockRows];
+  __shared__ int tokens[kBlockRows];
   __shared__ uint32_t keys_seen[3][2];  // bits of the last turn's 64 keys, this one's and the next one's
   const int split = static_cast<int>(blockIdx.x) % splits;
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) / splits * kTile, h = blockIdx.y, b = blockIdx.z;
-  const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), p.count - begin));
-  if (threadIdx.x < kTile) {
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) / splits * kBlockRows, h = blockIdx.y, b = blockIdx.z;
+  const int rows = static_cast<int>(min(static_cast<int64_t>(kBlockRows), p.count - begin));
+  if (threadIdx.x < kBlockRows) {
     const int i = threadIdx.x;
     const int64_t row = begin + min(i, rows - 1), token = p.rows ? p.rows[b * p.count + row] : row;
     assert(token >= p.offset && token < p.tokens && "ficoco: the softmax of a token whose query is not there");
@@ -102,13 +162,11 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
     return j < columns_of(turn) && mask[(first_turn + turn) * kTile + j];
   };
   bool next_seen = kMasked && mask && threadIdx.x < kTile && is_key(0);
+  const auto query_row = [&](int i) { return query_rows + (tokens[i] - offset) * query.stride_n; };
   const auto load = [&](int turn, int chunk, TileStep<T>& to) {
     const int64_t c = static_cast<int64_t>(chunk) * kTile;
     const int j0 = (first_turn + turn) * kTile;
-    if (turn < row_turns) {
-      to.a.template load<kVector>([&](int i) { return query_rows + (tokens[i] - offset) * query.stride_n; }, rows, c,
-                                  p.width);
-    }
+    if (!kWide && turn < row_turns) to.a.template load<kVector>(query_row, rows, c, p.width);
     to.b.template load<kVector>([&](int j) { return key_rows + (j0 + j) * key.stride_n; }, columns_of(turn), c,
                                 p.width);
     if (kMasked && mask && chunk == 0 && threadIdx.x < kTile) {
@@ -124,8 +182,20 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
 #pragma unroll
   for (int i = 0; i < Sums::kRows; ++i) part[i] = {-INFINITY, 0.f, 0.f};
   Sums sums;
+  if constexpr (kWide) {  // rows that are not there, as zeros
+    shared.steps[0].a.template load<kVector>(query_row, rows, 0, p.width);
+    shared.steps[1].a.template load<kVector>([&](int i) { return query_row(kTile + i); }, rows - kTile, 0, p.width);
+    commit_copies();
+    wait_for_copies<0>();
+    __syncthreads();
+    sums.keep(shared.steps[0].a, shared.steps[1].a);
+  }
   walk(shared, turns, chunks, load, [&](int turn, int chunk, const TileStep<T>& from) {
-    sums.add(from.a, from.b);
+    if constexpr (kWide) {
+      sums.add(from.b);
+    } else {
+      sums.add(from.a, from.b);
+    }
     if (chunk != chunks - 1) return;
     const int j0 = (first_turn + turn) * kTile, columns = columns_of(turn);
     const uint32_t low = kMasked && mask ? keys_seen[turn % 3][0] : kAllLanes;
@@ -153,10 +223,11 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
           value[j] = seen ? sign * value[j] : -INFINITY;
         }
       }
-      float highest = part[i].top;
+      float highest = value[0];
 #pragma unroll
-      for (int j = 0; j < Sums::kColumns; ++j) highest = fmaxf(highest, value[j]);
-      part[i].raise(highest, scale_log2);
+      for (int j = 1; j < Sums::kColumns; ++j) highest = fmaxf(highest, value[j]);
+      highest = fmaxf(part[i].top, highest * scale_log2);
+      part[i].raise(highest);
       const float base = highest == -INFINITY ? 0.f : highest;  // so far nobody, and -infinity - -infinity is NaN
 #pragma unroll
       for (int j = 0; j < Sums::kColumns; ++j) {
@@ -177,9 +248,9 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
         const Part other{__shfl_xor_sync(kAllLanes, part[i].top, offset),
                          __shfl_xor_sync(kAllLanes, part[i].sum, offset),
                          __shfl_xor_sync(kAllLanes, part[i].first, offset)};
-        part[i].unite(other, scale_log2);
+        part[i].unite(other);
       }
-      if (threadIdx.x % Sums::kAcross == 0) parts[Sums::row_warp()][Sums::row(i)].unite(part[i], scale_log2);
+      if (threadIdx.x % Sums::kAcross == 0) parts[Sums::row_warp()][Sums::row(i)].unite(part[i]);
       part[i] = {-INFINITY, 0.f, 0.f};
     }
   });
@@ -194,8 +265,8 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
   }
   Part whole = parts[0][threadIdx.x];
 #pragma unroll
-  for (int w = 1; w < Sums::kRowWarps; ++w) whole.unite(parts[w][threadIdx.x], scale_log2);
-  write_row(p, at, whole, sign);
+  for (int w = 1; w < Sums::kRowWarps; ++w) whole.unite(parts[w][threadIdx.x]);
+  write_row(p, at, whole);
 }
 
 // One thread a row of a head: its parts, made by different blocks, in the order in which one would have made them.
@@ -204,17 +275,30 @@ __global__ void __launch_bounds__(kUniters) unite_kernel(RowSoftmaxParams p, int
   constexpr int kWarps = TileSums<T>::kRowWarps;
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kUniters + threadIdx.x;
   if (at >= rows) return;
-  const float sign = p.scale < 0.f ? -1.f : 1.f;
-  const float scale_log2 = p.scale == 0.f ? FLT_MIN : sign * p.scale * kLog2e;
   const Part* parts = reinterpret_cast<const Part*>(p.out.parts) + at * splits * kWarps;
   Part whole[kWarps];
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) {
     whole[w] = {-INFINITY, 0.f, 0.f};
-    for (int split = 0; split < splits; ++split) whole[w].unite(parts[split * kWarps + w], scale_log2);
-    if (w > 0) whole[0].unite(whole[w], scale_log2);
+    for (int split = 0; split < splits; ++split) whole[w].unite(parts[split * kWarps + w]);
+    if (w > 0) whole[0].unite(whole[w]);
   }
-  write_row(p, at, whole[0], sign);
+  write_row(p, at, whole[0]);
+}
+
+template <class T, bool kVector, bool kMasked, bool kWide>
+cudaError_t launch(const RowSoftmaxParams& p, cudaStream_t stream) {
+  const auto kernel = row_softmax_kernel<T, kVector, kMasked, kWide>;
+  const int splits = p.out.parts ? static_cast<int>(parts_of(p.tokens)) : 1;
+  const dim3 grid(ceil_div(p.count, kWide ? 2 * kTile : kTile) * splits, p.query.heads, p.batch);
+  constexpr size_t kShared = sizeof(TileShared<T, kStages>);
+  FICOCO_TRY(allow_shared(kernel, kShared));
+  kernel<<<grid, kTileThreads, kShared, stream>>>(p, view<T>(p.query), view<T>(p.key), splits);
+  FICOCO_TRY(launched());
+  if (splits == 1) return cudaSuccess;
+  const int64_t rows = p.batch * p.query.heads * p.count;
+  unite_kernel<T><<<ceil_div(rows, kUniters), kUniters, 0, stream>>>(p, rows, splits);
+  return launched();
 }
 
 }  // namespace
@@ -233,21 +317,15 @@ RowSoftmax take_row_softmax(Pieces& pieces, int64_t batch, int64_t heads, int64_
 cudaError_t launch_row_softmax(const RowSoftmaxParams& p, cudaStream_t stream) {
   if (p.batch * p.count == 0) return cudaSuccess;
   const bool whole = vectorised(p.query, p.width) && vectorised(p.key, p.width);
+  const bool wide = p.width <= kTile && ceil_div(p.count, 2 * kTile) * p.query.heads * p.batch >= kManyBlocks;
   return with_type(p.query.dtype, whole, [&](auto type, auto vector) {
     using T = decltype(type);
     constexpr bool kVector = decltype(vector)::value;
-    const auto kernel =
-        p.causal || p.key_mask ? row_softmax_kernel<T, kVector, true> : row_softmax_kernel<T, kVector, false>;
-    const int splits = p.out.parts ? static_cast<int>(parts_of(p.tokens)) : 1;
-    const dim3 grid(ceil_div(p.count, kTile) * splits, p.query.heads, p.batch);
-    constexpr size_t kShared = sizeof(TileShared<T, kStages>);
-    FICOCO_TRY(allow_shared(kernel, kShared));
-    kernel<<<grid, kTileThreads, kShared, stream>>>(p, view<T>(p.query), view<T>(p.key), splits);
-    FICOCO_TRY(launched());
-    if (splits == 1) return cudaSuccess;
-    const int64_t rows = p.batch * p.query.heads * p.count;
-    unite_kernel<T><<<ceil_div(rows, kUniters), kUniters, 0, stream>>>(p, rows, splits);
-    return launched();
+    if (p.causal || p.key_mask) return launch<T, kVector, true, false>(p, stream);
+    if constexpr (kVector && sizeof(T) == 2) {
+      if (wide) return launch<T, kVector, false, true>(p, stream);
+    }
+    return launch<T, kVector, false, false>(p, stream);
   });
 }
 

@@ -5,9 +5,9 @@
 
 namespace ficoco {
 
-// What a row's softmax needs to be recomputed: p_j = exp2((s_j - top) * scale * log2(e)) * inverse, s unscaled.
+// What a row's softmax needs to be recomputed: p_j = exp2(s_j * scale * log2(e) - top) * inverse, s unscaled.
 struct RowSoftmax {
-  float* top;        // (B, H, R)
+  float* top;        // (B, H, R) the largest s * scale * log2(e)
   float* inverse;    // (B, H, R)
   float* patch_sum;  // (B, H, R) sum of p over the patches, or nullptr
   float* products;   // (B, H, N) the unscaled s of row 0, or nullptr: another sum would round them otherwise
@@ -37,9 +37,10 @@ __device__ __forceinline__ bool attends(bool causal, const bool* key_mask, int64
 
 constexpr float kLog2e = 1.4426950408889634f;
 
-// exp(scale * (s - top)) with `scale_log2` = scale * log2(e).
+// exp(scale * s) / 2^top with `scale_log2` = scale * log2(e). Whatever was rounded in `top` is so in the sum of the
+// terms.
 __device__ __forceinline__ float softmax_term(float s, float top, float scale_log2) {
-  return exp2_fast((s - top) * scale_log2);
+  return exp2_fast(fmaf(s, scale_log2, -top));
 }
 
 // What was found for all tokens' queries, (B, H, N); nullptr: nothing was.
