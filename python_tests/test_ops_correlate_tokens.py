@@ -76,6 +76,15 @@ def test_the_formula(backend, alpha, probs, gamma, causal):
 
 
 @pytest.mark.parametrize(("probs", "column"), FORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_more_than_a_tile_of_everything(backend, dtype, probs, column):
+    """Tiles of which causality leaves all, a part and nothing, and lists that end inside of one."""
+    for d, causal in ((72, True), (136, False)):
+        args = inputs(b=1, h=2, hk=1, tq=390, t=395, d=d, r=140, m=150, others=90, dtype=dtype)
+        check(backend, args, 3, d**-0.5, 0.4, "softmax", probs, column, causal)
+
+
+@pytest.mark.parametrize(("probs", "column"), FORMS)
 @pytest.mark.parametrize(("r", "m", "others", "k"), [(1, 1, 1, 1), (30, 70, 3, 5), (5, 66, 65, 2), (70, 20, 1, 20)])
 def test_counts(backend, r, m, others, k, probs, column):
     check(backend, inputs(t=150, tq=150, r=r, m=m, others=others), k, 0.3, 0.6, "softmax", probs, column, True)

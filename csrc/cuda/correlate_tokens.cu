@@ -1,116 +1,17 @@
 // Targets among candidates, by direct attention and by way of other tokens:
 // C = gamma A[s, c] + (1 - gamma) A[s, o] diag(w) A[o, c], with `column` A[o, s]^T in place of A[s, o].
 //
-// Blocks of A: 64 rows and 64 columns a block of threads, all heads into one mean, as in correlate.cu. Then one kernel
-// adds the others' rows to eight sources at a time. 2 B H d (r m + r R + R m) FLOPs for logits, for probabilities the
-// softmax statistics of the rows too; 2 B r R m for the way; bound by arithmetic. Shared memory 76 KB (half), 71 KB
-// (float).
+// Blocks of A by token_blocks.cu: the rows of the sources, and those of the others at all columns that are asked of
+// them. Then one kernel adds the others' rows to the sources', as a product of two matrices in float32, 32 x 64 entries
+// a block of threads. 2 B H d (r m + r R + R m) FLOPs for logits, for probabilities the softmax statistics of the rows
+// too; 2 B r R m for the way; bound by arithmetic. Shared memory 24 KB.
 #include "cuda/correlate.cuh"
+#include "cuda/ptx.cuh"
 #include "cuda/row_softmax.cuh"
-#include "cuda/tile.cuh"
+#include "cuda/token_blocks.cuh"
 
 namespace ficoco {
 namespace {
-
-struct List {
-  const int64_t* tokens;  // (B, count)
-  int64_t count;
-};
-
-// A block of A, rows x columns of each image.
-struct BlockOfA {
-  List rows, columns;
-  RowSoftmax softmax;                       // of the rows, for probabilities
-  const float *row_weight, *column_weight;  // (B, rows), (B, columns), or nullptr for 1
-  float* out;
-  int64_t image_step, row_step, column_step;  // between entries of `out`
-  int tiles, tile_columns;                    // of an image: all, and in a row of them
-};
-
-constexpr int kBlocksOfA = 3;
-
-struct BlockParams {
-  BlockOfA blocks[kBlocksOfA];  // of which those without tiles are not there
-  int64_t keys, offset, width;
-  float scale;
-  bool causal;
-  const bool* key_mask;
-};
-
-template <class T, bool kVector, bool kProbs>
-__global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
-    attention_block_kernel(const __grid_constant__ BlockParams p, View<T> query, View<T> key) {
-  extern __shared__ __align__(128) unsigned char storage[];
-  auto& shared = *reinterpret_cast<TileShared<T, kDeepStages<T>>*>(storage);
-  using Sums = TileSums<T>;
-  __shared__ int rows[kTile], columns[kTile];
-  int tile = static_cast<int>(blockIdx.x), block = 0;
-  for (; tile >= p.blocks[block].tiles; ++block) tile -= p.blocks[block].tiles;
-  const BlockOfA& of = p.blocks[block];
-  const int64_t j0 = static_cast<int64_t>(tile % of.tile_columns) * kTile;
-  const int64_t i0 = static_cast<int64_t>(tile / of.tile_columns) * kTile, b = blockIdx.y, heads = query.heads;
-  const int group = query.heads / key.heads;
-  const int row_count = static_cast<int>(min(static_cast<int64_t>(kTile), of.rows.count - i0));
-  const int column_count = static_cast<int>(min(static_cast<int64_t>(kTile), of.columns.count - j0));
-  if (threadIdx.x < kTile) {
-    const int i = threadIdx.x;
-    const int64_t row = i < row_count ? of.rows.tokens[b * of.rows.count + i0 + i] : p.offset;
-    const int64_t column = i < column_count ? of.columns.tokens[b * of.columns.count + j0 + i] : 0;
-    assert(row >= p.offset && row < p.keys && "ficoco::correlate: a token's query is not there");
-    assert(column >= 0 && column < p.keys && "ficoco::correlate: an index is no token");
-    rows[i] = static_cast<int>(row);
-    columns[i] = static_cast<int>(column);
-  }
-  __syncthreads();
-  const int chunks = chunks_of(p.width);
-  float mean[kProbs ? Sums::kRows : 1][kProbs ? Sums::kColumns : 1] = {};
-  Sums sums;
-  const auto load = [&](int h, int chunk, TileStep<T>& to) {
-    const int64_t c = static_cast<int64_t>(chunk) * kTile;
-    const int key_head = h / group;
-    to.a.template load<kVector>([&](int i) { return query.row(b, h, rows[i] - p.offset); }, row_count, c, p.width);
-    to.b.template load<kVector>([&](int j) { return key.row(b, key_head, columns[j]); }, column_count, c, p.width);
-    if constexpr (kProbs) {
-      const int64_t stats = (b * heads + h) * of.rows.count + i0;
-      to.load_softmax(of.softmax.top, of.softmax.inverse, [&](int i) { return stats + i; }, row_count);
-    }
-  };
-  walk(shared, query.heads, chunks, load, [&](int, int chunk, const TileStep<T>& from) {
-    sums.add(from.a, from.b);
-    if constexpr (kProbs) {
-      if (chunk != chunks - 1) return;
-#pragma unroll
-      for (int i = 0; i < Sums::kRows; ++i) {
-        const int at = Sums::row(i);
-#pragma unroll
-        for (int j = 0; j < Sums::kColumns; ++j) {
-          if (!attends(p.causal, p.key_mask, p.keys, b, rows[at], columns[Sums::column(j)])) continue;
-          mean[i][j] += softmax_term(sums.at(i, j), from.top[at], p.scale * kLog2e) * from.inverse[at];
-        }
-      }
-      sums.clear();
-    }
-  });
-  const float factor = (kProbs ? 1.f : p.scale) / static_cast<float>(heads);
-  float* out = of.out + b * of.image_step;
-#pragma unroll
-  for (int i = 0; i < Sums::kRows; ++i) {
-#pragma unroll
-    for (int j = 0; j < Sums::kColumns; ++j) {
-      if (Sums::row(i) >= row_count || Sums::column(j) >= column_count) continue;
-      const int64_t row = i0 + Sums::row(i), column = j0 + Sums::column(j);
-      float value = factor;
-      if constexpr (kProbs) {
-        value *= mean[i][j];
-      } else {
-        value *= sums.at(i, j);
-      }
-      if (of.row_weight) value *= of.row_weight[b * of.rows.count + row];
-      if (of.column_weight) value *= of.column_weight[b * of.columns.count + column];
-      out[row * of.row_step + column * of.column_step] = value;
-    }
-  }
-}
 
 constexpr int kWaySources = 32, kWayColumns = 64, kWayOthers = 32;  // of one block, the others at a time
 constexpr int kWayThreads = kWaySources * kWayColumns / 16;
@@ -135,14 +36,14 @@ __global__ void __launch_bounds__(kWayThreads, 4) add_way_kernel(TokenLinksParam
   const auto load = [&](int t0, WayStep& to) {
     constexpr int kWayPacks = kWaySources / 4, kFromPacks = kWayColumns / 4;
 #pragma unroll
-    for (int i = threadIdx.x; i < kWayOthers * kWayPacks; i += kWayThreads) {
-      const int t = i / kWayPacks, at = i % kWayPacks * 4;
+    for (int n = 0; n < kWayOthers * kWayPacks / kWayThreads; ++n) {
+      const int i = threadIdx.x + n * kWayThreads, t = i / kWayPacks, at = i % kWayPacks * 4;
       const bool exists = t0 + t < others && at < sources;
       copy_async<16>(&to.way[t][at], exists ? way + (t0 + t) * way_step + at : way, exists);
     }
 #pragma unroll
-    for (int i = threadIdx.x; i < kWayOthers * kFromPacks; i += kWayThreads) {
-      const int t = i / kFromPacks, at = i % kFromPacks * 4;
+    for (int n = 0; n < kWayOthers * kFromPacks / kWayThreads; ++n) {
+      const int i = threadIdx.x + n * kWayThreads, t = i / kFromPacks, at = i % kFromPacks * 4;
       const bool exists = t0 + t < others && at < candidates;
       copy_async<16>(&to.from[t][at], exists ? from + (t0 + t) * from_step + at : from, exists);
     }
@@ -206,38 +107,6 @@ cudaError_t launch_rows(const TokenLinksParams& p, const List& rows, const RowSo
   return launch_row_softmax(params, stream);
 }
 
-BlockOfA block_of(const List& rows, const List& columns, const RowSoftmax& softmax, float* out, int64_t row_step) {
-  const int64_t across = ceil_div(columns.count, kTile), tiles = across * ceil_div(rows.count, kTile);
-  return {rows,
-          columns,
-          softmax,
-          nullptr,
-          nullptr,
-          out,
-          rows.count * row_step,
-          row_step,
-          1,
-          static_cast<int>(tiles),
-          static_cast<int>(across)};
-}
-
-// The tiles of all blocks of A, which do not need each other, in one grid.
-cudaError_t launch_blocks(const TokenLinksParams& p, const BlockParams& params, cudaStream_t stream) {
-  int64_t tiles = 0;
-  for (const BlockOfA& block : params.blocks) tiles += block.tiles;
-  if (tiles == 0) return cudaSuccess;
-  const bool whole = vectorised(p.query, p.width) && vectorised(p.key, p.width);
-  return with_type(p.query.dtype, whole, [&](auto type, auto vector) {
-    using T = decltype(type);
-    constexpr bool kVector = decltype(vector)::value;
-    const auto kernel = p.probs ? attention_block_kernel<T, kVector, true> : attention_block_kernel<T, kVector, false>;
-    constexpr size_t kShared = sizeof(TileShared<T, kDeepStages<T>>);
-    FICOCO_TRY(allow_shared(kernel, kShared));
-    kernel<<<dim3(tiles, p.batch), kTileThreads, kShared, stream>>>(params, view<T>(p.query), view<T>(p.key));
-    return launched();
-  });
-}
-
 }  // namespace
 
 size_t workspace_bytes(const TokenLinksParams& p) {
@@ -252,24 +121,25 @@ cudaError_t launch_correlate_tokens(const TokenLinksParams& p, void* workspace, 
   const Workspace w = take(p, pieces);
   const List sources{p.sources, p.r}, candidates{p.candidates, p.candidate_count}, others{p.others, p.other_count};
   const int64_t way_step = round_up(p.r, 4), from_step = round_up(p.candidate_count, 4);
-  BlockParams params{{}, p.keys, p.offset, p.width, p.scale, p.causal, p.key_mask};
+  BlockParams params{{}, p.query, p.key, p.batch, p.keys, p.offset, p.width, p.scale, p.probs, p.causal, p.key_mask};
+  TokenBlock &of_sources = params.blocks[0], &of_others = params.blocks[1];
+  of_sources.rows = sources;
+  of_sources.softmax = w.sources;
+  of_sources.columns[0] = {candidates, nullptr, nullptr, w.direct, p.r * p.candidate_count, p.candidate_count, 1};
   if (p.probs) FICOCO_TRY(launch_rows(p, sources, w.sources, stream));
-  params.blocks[0] = block_of(sources, candidates, w.sources, w.direct, p.candidate_count);
   if (p.gamma < 1.f) {
-    if (p.probs) FICOCO_TRY(launch_rows(p, others, w.others, stream));
-    params.blocks[1] = block_of(others, candidates, w.others, w.from, from_step);
-    BlockOfA& way = params.blocks[2];  // weighted, and either way an other's row
+    of_others.rows = others;
+    of_others.softmax = w.others;
+    of_others.columns[0] = {candidates, nullptr, nullptr, w.from, p.other_count * from_step, from_step, 1};
+    const int64_t image = p.other_count * way_step;  // of `way`, which is weighted and lies by others
     if (p.column) {
-      way = block_of(others, sources, w.others, w.way, way_step);
-      way.row_weight = p.others_weight;
+      of_others.columns[1] = {sources, p.others_weight, nullptr, w.way, image, way_step, 1};
     } else {
-      way = block_of(sources, others, w.sources, w.way, 1);
-      way.column_weight = p.others_weight;
-      way.column_step = way_step;
-      way.image_step = p.other_count * way_step;
+      of_sources.columns[1] = {others, nullptr, p.others_weight, w.way, image, 1, way_step};
     }
+    if (p.probs) FICOCO_TRY(launch_rows(p, others, w.others, stream));
   }
-  FICOCO_TRY(launch_blocks(p, params, stream));
+  FICOCO_TRY(launch_token_blocks(params, stream));
   if (p.gamma < 1.f) {
     const dim3 grid(ceil_div(p.candidate_count, kWayColumns), ceil_div(p.r, kWaySources), p.batch);
     add_way_kernel<<<grid, kWayThreads, 0, stream>>>(p, w.way, way_step, w.from, from_step, w.direct);

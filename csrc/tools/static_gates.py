@@ -55,6 +55,7 @@ BUDGET = {
     "token_pairs_kernel": 128,
     "unite_kernel": 40,
     "weighted_sum_kernel": 112,
+    "wide_block_kernel": 128,
     "wide_pairs_kernel": 128,
 }
 
@@ -86,7 +87,8 @@ SASS = [
         for instruction in (r"HMMA\.16816\.F32", r"LDSM\.16\.M88\.4")
     ),
     *(
-        Wanted("wide_pairs_kernel", f"I{t}Li", instruction)
+        Wanted(kernel, f"I{t}L", instruction)
+        for kernel in ("wide_block_kernel", "wide_pairs_kernel")
         for t in ("6__half", "13__nv_bfloat16")
         for instruction in (r"LDGSTS\.E\.BYPASS\.128", r"HMMA\.16816\.F32", r"LDSM\.16\.M88\.4")
     ),
