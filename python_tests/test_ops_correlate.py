@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from conftest import BACKENDS
 from op_helpers import DTYPES, LAYOUTS, SIZES, assert_links, laid, partition, query_key
 
 from ficoco_ext import reference
@@ -261,3 +262,14 @@ def test_map_of_the_same_layer_agrees(backend, probs):
     by_key, by_map = backend(name, *args), backend("correlate.map", attn, sources, kept, k, alpha, class_token)
     assert torch.equal(by_key[0], by_map[0])
     assert torch.allclose(by_key[1], by_map[1], atol=1e-5)
+
+
+@pytest.mark.skipif(bool(BACKENDS["emulated"].missing), reason=BACKENDS["emulated"].missing)
+@pytest.mark.parametrize("form", ["logits", "probs"])
+def test_bits_are_those_of_a_device_with_less_shared_memory(form, monkeypatch):
+    """Few blocks have more of a row on its way at once, where there is room for it."""
+    name, args = arguments(form, 2, 150, 70, 3, "softmax", True, dtype=torch.bfloat16, h=3, hk=3, d=80)
+    wanted = BACKENDS["emulated"](name, *args)
+    monkeypatch.setenv("CUEMU_SHARED_KB", "100")
+    for one, other in zip(BACKENDS["emulated"](name, *args), wanted, strict=True):
+        assert torch.equal(one, other)

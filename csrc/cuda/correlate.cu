@@ -8,7 +8,8 @@
 //
 // 2 B r M H d FLOPs (probabilities: 2 B r (M + N) H d); the sources' q is read once for every 64 kept patches, the kept
 // k once for every 64 sources, from the second-level cache where statistics were computed just before. Bound by latency
-// at B = 1, by memory else: four steps are on their way at once. Shared memory: 76 KB (half), 71 KB (float). Half
+// at B = 1, by memory else: four steps are on their way at once, eight where there are few
+// blocks. Shared memory: 76 KB (half; few blocks: 148 KB), 71 KB (float). Half
 // precision on tensor cores, float by FMA.
 #include "cuda/choose.cuh"
 #include "cuda/correlate.cuh"
@@ -22,9 +23,11 @@ namespace {
 constexpr int64_t kTailSources = 128;  // more than these are shared among blocks of a second kernel
 constexpr int kThreads = 256;
 
-constexpr int64_t kListed = 8;  // targets a source that a tile lists
-constexpr int kGroup = 8;       // lanes that choose for one source in the last block
-constexpr int kChoosers = 64;   // threads of a block of the second kernel
+constexpr int64_t kListed = 8;          // targets a source that a tile lists
+constexpr int kGroup = 8;               // lanes that choose for one source in the last block
+constexpr int64_t kLoneBlocks = 128;    // of a grid that has a multiprocessor for each
+constexpr size_t kStaticShared = 2048;  // more than the kernel has
+constexpr int kChoosers = 64;           // threads of a block of the second kernel
 
 struct ScoreParams {
   CorrelateParams p;
@@ -82,11 +85,12 @@ __device__ __forceinline__ void list_best(Ranked* lists, int64_t stride, int k, 
   }
 }
 
-template <class T, bool kVector, bool kProbs>
-__global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
+template <class T, bool kVector, bool kProbs, int kAhead>
+__global__ void __launch_bounds__(kTileThreads, kAhead == kLoneStages ? 1
+                                                : kProbs              ? 2
+                                                                      : kTileBlocks<T>)
     score_kernel(ScoreParams s, View<T> query, View<T> key) {
   extern __shared__ __align__(128) unsigned char storage[];
-  constexpr int kAhead = kDeepStages<T>;
   auto& shared = *reinterpret_cast<TileShared<T, kAhead>*>(storage);
   using Sums = TileSums<T>;
   const CorrelateParams& p = s.p;
@@ -213,18 +217,29 @@ Workspace take(const CorrelateParams& p, Pieces& pieces) {
   return w;
 }
 
+template <class T, bool kVector, bool kProbs, int kAhead>
+cudaError_t launch_scores(const ScoreParams& s, const dim3& grid, cudaStream_t stream) {
+  const auto kernel = score_kernel<T, kVector, kProbs, kAhead>;
+  constexpr size_t kShared = sizeof(TileShared<T, kAhead>);
+  FICOCO_TRY(allow_shared(kernel, kShared));
+  kernel<<<grid, kTileThreads, kShared, stream>>>(s, view<T>(s.p.query), view<T>(s.p.key));
+  return launched();
+}
+
 template <bool kProbs>
 cudaError_t launch_scores(const ScoreParams& s, cudaStream_t stream) {
   const CorrelateParams& p = s.p;
+  const dim3 grid(ceil_div(candidates_of(p), kTile), ceil_div(p.r, kTile), p.batch);
+  bool lone = static_cast<int64_t>(grid.x) * grid.y * grid.z <= kLoneBlocks;
   FICOCO_TRY(
       with_type(p.key.dtype, vectorised(p.query, p.width) && vectorised(p.key, p.width), [&](auto type, auto vector) {
         using T = decltype(type);
-        const auto kernel = score_kernel<T, decltype(vector)::value, kProbs>;
-        constexpr size_t kShared = sizeof(TileShared<T, kDeepStages<T>>);
-        FICOCO_TRY(allow_shared(kernel, kShared));
-        const dim3 grid(ceil_div(candidates_of(p), kTile), ceil_div(p.r, kTile), p.batch);
-        kernel<<<grid, kTileThreads, kShared, stream>>>(s, view<T>(p.query), view<T>(p.key));
-        return launched();
+        constexpr bool kVector = decltype(vector)::value;
+        if constexpr (kVector && sizeof(T) == 2) {
+          if (lone) FICOCO_TRY(has_shared(sizeof(TileShared<T, kLoneStages>) + kStaticShared, lone));
+          if (lone) return launch_scores<T, kVector, kProbs, kLoneStages>(s, grid, stream);
+        }
+        return launch_scores<T, kVector, kProbs, kDeepStages<T>>(s, grid, stream);
       }));
   if (s.counters) return cudaSuccess;
   return s.scores ? launch_choose(p, s.scores, candidates_of(p), stream) : launch_choose(p, s.lists, s.listed, stream);

@@ -17,6 +17,14 @@ cudaError_t failed(cudaError_t error) {
   return error;
 }
 
+cudaError_t has_shared(size_t bytes, bool& has) {
+  int device = 0, most = 0;
+  FICOCO_TRY(cudaGetDevice(&device));
+  FICOCO_TRY(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  has = bytes <= static_cast<size_t>(most);
+  return cudaSuccess;
+}
+
 cudaError_t set_to_zero(void* data, size_t bytes, cudaStream_t stream) {
   const cudaError_t error = cudaMemsetAsync(data, 0, bytes, stream);
   return error == cudaSuccess ? error : failed(error);

@@ -59,7 +59,9 @@ cudaError_t launch_pass(PassParams pass, const Rows& rows, const Rows& query, in
   const PassShape shape = pass_shape(rows, pass.tokens, pass.width);
   pass.packs_per_head = shape.packs_per_head;
   pass.packs = shape.packs;
-  const dim3 grid(shape.chunks, shape.slices, batch);
+  const bool few = !kSum && shape.chunks * shape.slices * batch <= kFewPasses;
+  pass.block_tokens = few ? kFewTokens : kPassTokens;
+  const dim3 grid(ceil_div(pass.tokens, pass.block_tokens), shape.slices, batch);
   const size_t cells = tail.filter.batch ? filter_cells(tail.filter) * sizeof(Cell) : 0;
   return with_type(rows.dtype, vectorised(rows, pass.width) && vectorised(query, pass.width),
                    [&](auto type, auto vector) {

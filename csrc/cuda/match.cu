@@ -39,24 +39,38 @@ template <int kItems>
 __device__ void select_pairs(const MatchParams& p, const Nearest& n, int64_t b, SelectShared& shared) {
   const Side even = even_side(p);
   const int patches = static_cast<int>(p.tokens - p.first);
+  const float* bests = n.best + b * n.tiles * even.count;
+  int* partners = n.token + b * n.tiles * even.count;
+  const int tiles = static_cast<int>(n.tiles), edges = static_cast<int>(even.count);
   uint32_t keys[kItems];
+  constexpr int kAtOnce = kItems <= 4 ? kItems : 1;  // items, none of whose reads waits for another's
 #pragma unroll
-  for (int k = 0; k < kItems; ++k) {
-    const int i = threadIdx.x + k * blockDim.x, edge = i + static_cast<int>(p.first - even.first);
-    keys[k] = 0;  // below every score
-    float best = -INFINITY;
-    if (i < patches && edge >= 0 && edge % 2 == 0 && n.tiles > 0) {
-      const int64_t first = b * n.tiles * even.count + edge / 2;
-      int64_t winner = first;
-      for (int64_t tile = 1; tile < n.tiles; ++tile) {
-        const int64_t at = first + tile * even.count;
-        if (ordered(n.best[at]) > ordered(n.best[winner])) winner = at;
-      }
-      best = n.best[winner];
-      keys[k] = ordered(best);
-      n.token[first] = n.token[winner];
+  for (int k0 = 0; k0 < kItems; k0 += kAtOnce) {
+    float best[kAtOnce];
+    int edge[kAtOnce], winner[kAtOnce] = {};
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = threadIdx.x + (k0 + k) * blockDim.x, of = i + static_cast<int>(p.first - even.first);
+      edge[k] = i < patches && of >= 0 && of % 2 == 0 && tiles > 0 ? of / 2 : -1;
+      best[k] = edge[k] < 0 ? -INFINITY : bests[edge[k]];
     }
-    if (i < patches) p.redundancy[b * (p.tokens - p.first) + i] = best;
+#pragma unroll 2
+    for (int tile = 1; tile < tiles; ++tile) {
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        const float one = edge[k] < 0 ? -INFINITY : bests[tile * edges + edge[k]];
+        if (edge[k] < 0 || ordered(one) <= ordered(best[k])) continue;
+        best[k] = one;
+        winner[k] = tile;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = threadIdx.x + (k0 + k) * blockDim.x;
+      keys[k0 + k] = edge[k] < 0 ? 0 : ordered(best[k]);  // 0: below every score
+      if (winner[k]) partners[edge[k]] = partners[winner[k] * edges + edge[k]];
+      if (i < patches) p.redundancy[b * (p.tokens - p.first) + i] = best[k];
+    }
   }
   const uint32_t chosen = select_largest(patches, static_cast<int>(p.r), keys, shared);
   int64_t *sources = p.sources + b * p.r, *kept = p.kept + b * (p.tokens - p.r);

@@ -1,7 +1,8 @@
 // One read of all patch rows of q or k: their sum over tokens and their inner products with up to two vectors.
 //
-// A block has 128 tokens and 32 packs of 16 bytes of the concatenated heads; a warp takes tokens in turn, a lane one
-// pack. Sums over tokens and over packs leave as partial results, which a reader adds up in a fixed order.
+// A block has 128 tokens (32 where there are few blocks and no sums over tokens) and 32 packs of 16 bytes of the
+// concatenated heads; a warp takes tokens in turn, a lane one pack. Sums over tokens and over packs leave as partial
+// results, which a reader adds up in a fixed order.
 #pragma once
 #include <algorithm>
 
@@ -11,7 +12,9 @@ namespace ficoco {
 
 constexpr int kPassTokens = 128;
 constexpr int kPassThreads = 256;
-constexpr int kPassBatch = 4;  // reads of a lane on their way at once
+constexpr int kPassBatch = 4;        // reads of a lane on their way at once
+constexpr int kFewTokens = 32;       // of a block of a small grid, where nothing is summed over tokens
+constexpr int64_t kFewPasses = 128;  // blocks of 128 tokens that make a small grid
 
 // Partial results of one pass over rows with `channels` = heads * width.
 struct PassShape {
@@ -34,6 +37,7 @@ struct PartialSums {
 struct PassParams {
   int64_t tokens, width, first;
   int64_t packs_per_head, packs;
+  int block_tokens;
   float* sums;        // (B, chunks, heads * width) sums over the block's patches, or nullptr
   float* class_dots;  // (B, slices, P) with the class token's query, or nullptr
   float* mean_dots;   // (B, slices, P) with `mean`, or nullptr
@@ -92,7 +96,8 @@ __device__ void stats_pass(const PassParams& p, const View<T>& rows, const View<
   float sum[kPer<T>] = {}, with_class[kPer<T>] = {}, with_mean[kPer<T>] = {};
   if (kClass && mine) class_vector<T, kVector>(query, p, b, h, rows.heads, c, with_class);
   if (kMean && mine) mean_vector<T, kVector>(p, b, h, rows.heads, c, with_mean);
-  const int begin = static_cast<int>(chunk) * kPassTokens, end = min(begin + kPassTokens, static_cast<int>(p.tokens));
+  const int begin = static_cast<int>(chunk) * p.block_tokens;
+  const int end = min(begin + p.block_tokens, static_cast<int>(p.tokens));
   const int first = static_cast<int>(p.first);
   const int64_t dots = (b * gridDim.y + slice) * (p.tokens - p.first);
   for (int n0 = max(begin, first) + warp; n0 < end; n0 += kPassBatch * kWarps) {

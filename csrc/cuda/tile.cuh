@@ -71,6 +71,9 @@ constexpr int kStages = 2;
 template <class T>
 constexpr int kDeepStages = sizeof(T) == 4 ? 2 : 4;
 
+// So many that nearly all of a row is on its way at once, for a grid that leaves multiprocessors empty: 148 KB (half).
+constexpr int kLoneStages = 8;
+
 template <class T, int kCount>
 struct TileShared {
   TileStep<T> steps[kCount];

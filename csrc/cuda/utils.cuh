@@ -190,6 +190,8 @@ cudaError_t allow_shared(void (*kernel)(Parameters...), size_t bytes) {
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
   return error == cudaSuccess ? error : failed(error);
 }
+// Whether a block on this device can have so much shared memory in all.
+cudaError_t has_shared(size_t bytes, bool& has);
 cudaError_t set_to_zero(void* data, size_t bytes, cudaStream_t stream);
 
 // Hands out 256-byte aligned pieces of a workspace, or only adds them up if there is none yet.
@@ -216,10 +218,10 @@ class Pieces {
   size_t used_ = 0;
 };
 
-#define FICOCO_TRY(call)                                  \
-  do {                                                    \
-    const cudaError_t ficoco_error = (call);              \
-    if (ficoco_error != cudaSuccess) return ficoco_error; \
+#define FICOCO_TRY(call)                                                    \
+  do {                                                                      \
+    const cudaError_t ficoco_error = (call);                                \
+    if (ficoco_error != cudaSuccess) return ::ficoco::failed(ficoco_error); \
   } while (0)
 
 }  // namespace ficoco
