@@ -5,10 +5,12 @@
 // source, its share of the mean and the original tokens that it moves. Then each warp adds the sources of its survivors
 // in that order, in fp32, eight reads on their way at once. A survivor that many sources chose is thus the work of as
 // many blocks as its row has slices, and none of them looks for an edge twice. No atomics on floats, no sorting. Most
-// survivors receive nothing: their rows are read before the edges and written while the list is made.
+// survivors receive nothing: their rows are read before the edges and written while the list is made, and they are
+// done. The few that receive read their row once more, from the cache. Only where an image has more edges than one list
+// holds do sums wait in shared memory while the next are listed.
 //
 // Tokens are read once and written once, (N + M) C elements, 16 bytes at a time: bound by memory. 2 r k C FLOPs an
-// image. r = 0 is a plain copy. Shared memory 56 KB (half), 40 KB (float).
+// image. r = 0 is a plain copy. Shared memory 3 KB; with more than 256 edges 56 KB (half), 40 KB (float).
 #include "cuda/utils.cuh"
 
 namespace ficoco {
@@ -18,18 +20,25 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kRows = 4;  // survivors of a warp
 constexpr int kBlockRows = kRows * kWarps;
-constexpr int kEdges = 5;  // that a thread looks at before they are added up
-constexpr int kListed = kEdges * kThreads;
-template <bool kVector>
-constexpr int kBatch = kVector ? 8 : 2;  // packs of a lane on their way at once
+// kOnce: all edges of an image fit into one list. Then a block is small, and many of them hide each other's waits;
+// otherwise a popular survivor has many sources, and reads on their way at once hide theirs.
+template <bool kOnce>
+constexpr int kEdges = kOnce ? 1 : 5;  // that a thread looks at before they are added up
+template <bool kOnce>
+constexpr int kListed = kEdges<kOnce> * kThreads;
+template <bool kVector, bool kOnce>
+constexpr int kBatch = !kVector ? 2
+                       : kOnce  ? 4
+                                : 8;  // packs of a lane on their way at once
 constexpr int kRowBit = 20;
 static_assert(kMaxTokens <= 1 << kRowBit && kBlockRows <= 32, "a row and a source share 32 bits");
 
 // Edges that end at the block, in order.
+template <bool kOnce>
 struct EdgeList {
-  uint32_t ends[kListed];  // source, and the survivor's row in the block from bit kRowBit on
-  float share[kListed];    // of the source in the survivor's mean
-  float moved[kListed];    // original tokens
+  uint32_t ends[kListed<kOnce>];  // source, and the survivor's row in the block from bit kRowBit on
+  float share[kListed<kOnce>];    // of the source in the survivor's mean
+  float moved[kListed<kOnce>];    // original tokens
 };
 
 // What a survivor weighs: the divisor of its mean, and the original tokens it will stand for.
@@ -59,6 +68,7 @@ __device__ void write_source_map(const CompressParams& p, int64_t b) {
 
 // Row of the block, or none of its, where each of this thread's edges from `base` on ends. A warp has kEdges runs
 // of 32.
+template <int kEdges>
 __device__ __forceinline__ void read_ends(const CompressParams& p, int64_t b, int64_t base, int64_t j0, int rows,
                                           int (&row)[kEdges]) {
   const int64_t edges = p.r * p.k, own = base + threadIdx.x / kWarp * (kEdges * kWarp) + threadIdx.x % kWarp;
@@ -74,9 +84,10 @@ __device__ __forceinline__ void read_ends(const CompressParams& p, int64_t b, in
   }
 }
 
-// Lists this thread's edges, given how many other warps found before.
+// Lists this thread's edges, given how many other warps found before, and marks the rows where they end.
+template <int kEdges, bool kOnce>
 __device__ __forceinline__ void list_edges(const CompressParams& p, int64_t b, int64_t base, const int (&row)[kEdges],
-                                           int before, EdgeList& list) {
+                                           int before, EdgeList<kOnce>& list, uint32_t& receivers) {
   const int lane = threadIdx.x % kWarp;
   const int64_t edges = p.r * p.k, first = base / p.k;
   const int64_t* sources = p.sources + b * p.r + first;
@@ -96,6 +107,7 @@ __device__ __forceinline__ void list_edges(const CompressParams& p, int64_t b, i
       list.ends[at] = static_cast<uint32_t>(source) | static_cast<uint32_t>(row[e]) << kRowBit;
       list.share[at] = p.size_weighted ? moved : weight;
       list.moved[at] = moved;
+      atomicOr(&receivers, 1u << row[e]);
     }
     before += __popc(hits);
   }
@@ -104,7 +116,7 @@ __device__ __forceinline__ void list_edges(const CompressParams& p, int64_t b, i
 // 16 bytes as they lie in memory, or zeros if there is nothing. As one value: where a Pack of halves is either, the
 // compiler splits it into halves.
 template <class T, bool kVector>
-__device__ __forceinline__ uint4 load_bits(const T* from, int64_t left, bool exists) {
+__device__ __forceinline__ uint4 load_bits(const T* from, int left, bool exists) {
   uint4 bits = make_uint4(0, 0, 0, 0);
   if constexpr (kVector) {
     if (exists) bits = __ldg(reinterpret_cast<const uint4*>(from));
@@ -116,7 +128,7 @@ __device__ __forceinline__ uint4 load_bits(const T* from, int64_t left, bool exi
 }
 
 template <class T, bool kVector>
-__device__ __forceinline__ void store_bits(T* to, const uint4& bits, int64_t left) {
+__device__ __forceinline__ void store_bits(T* to, const uint4& bits, int left) {
   if constexpr (kVector) {
     __stwb(reinterpret_cast<uint4*>(to), bits);
   } else {
@@ -137,29 +149,42 @@ struct Sums {
   float of[kPer<T>];
   Mass mass;
 
-  // Adds what is listed for the survivor, in order; whether there was something. All lanes call it.
-  template <bool kVector>
-  __device__ __forceinline__ bool add(const EdgeList& list, int listed, int row, const T* images, int64_t stride,
-                                      int64_t left) {
-    bool any = false;
+  // What the survivor is before it receives anything.
+  __device__ __forceinline__ void begin(const uint4& bits, float size, bool weighted) {
+    const Pack<T> x = as_pack<T>(bits);
+    mass = {weighted ? size : 1.f, size};
+#pragma unroll
+    for (int e = 0; e < kPer<T>; ++e) of[e] = mass.divisor * to_float(x.x[e]);
+  }
+
+  __device__ __forceinline__ uint4 mean() const {
+    Pack<T> pack;
+#pragma unroll
+    for (int e = 0; e < kPer<T>; ++e) pack.x[e] = from_float<T>(of[e] / mass.divisor);
+    return *reinterpret_cast<const uint4*>(&pack);
+  }
+
+  // Adds what is listed for the survivor, in order. All lanes call it.
+  template <bool kVector, bool kOnce>
+  __device__ __forceinline__ void add(const EdgeList<kOnce>& list, int listed, int row, const T* images, int64_t stride,
+                                      int left) {
 #pragma unroll 1
     for (int at0 = 0; at0 < listed; at0 += kWarp) {
       const int own = at0 + threadIdx.x % kWarp;
       uint32_t hits = __ballot_sync(kAllLanes, own < listed && static_cast<int>(list.ends[own] >> kRowBit) == row);
-      any = any || hits;
 #pragma unroll 1
       while (hits) {
         uint32_t same_hits = hits;
-        uint4 bits[kBatch<kVector>];
+        uint4 bits[kBatch<kVector, kOnce>];
 #pragma unroll
-        for (int i = 0; i < kBatch<kVector>; ++i) {
+        for (int i = 0; i < kBatch<kVector, kOnce>; ++i) {
           const int at = max(at0 + __ffs(static_cast<int>(hits)) - 1, 0);
           const uint32_t source = list.ends[at] & ((1u << kRowBit) - 1);
           bits[i] = load_bits<T, kVector>(images + source * stride, left, hits && left > 0);
           hits &= hits - 1;
         }
 #pragma unroll
-        for (int i = 0; i < kBatch<kVector>; ++i) {  // without a branch; adding -0 changes nothing, -0 neither
+        for (int i = 0; i < kBatch<kVector, kOnce>; ++i) {  // without a branch; adding -0 changes nothing, -0 neither
           const int at = max(at0 + __ffs(static_cast<int>(same_hits)) - 1, 0);
           const float share = same_hits ? list.share[at] : -0.f, moved = same_hits ? list.moved[at] : -0.f;
           same_hits &= same_hits - 1;
@@ -171,7 +196,6 @@ struct Sums {
         }
       }
     }
-    return any;
   }
 };
 
@@ -205,37 +229,51 @@ struct Waiting {
   }
 };
 
+template <bool kOnce>
+struct Listed {
+  EdgeList<kOnce> list;
+  int found[kWarps];   // edges, by each warp
+  uint32_t receivers;  // bit j: row j of the block has received something
+};
+template <class T, bool kOnce>
+struct Shared : Listed<true> {};
 template <class T>
-struct Shared {
+struct Shared<T, false> : Listed<false> {
   Waiting<T> waiting;
-  EdgeList list;
-  int found[kWarps];  // edges, by each warp
 };
 
-template <class T, bool kVector>
-__global__ void __launch_bounds__(kThreads, 2) compress_kernel(CompressParams p, View<T> tokens, int slices) {
+template <class T, bool kVector, bool kOnce>
+__global__ void __launch_bounds__(kThreads, kOnce ? 3 : 2)
+    compress_kernel(CompressParams p, View<T> tokens, int slices) {
   const int64_t b = blockIdx.y;
   if (blockIdx.x == 0) {
     write_source_map(p, b);
     return;
   }
   extern __shared__ __align__(16) unsigned char storage[];
-  auto& [waiting, list, found] = *reinterpret_cast<Shared<T>*>(storage);
+  auto& shared = *reinterpret_cast<Shared<T, kOnce>*>(storage);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int slice = static_cast<int>(blockIdx.x - 1) % slices;
   const int64_t j0 = static_cast<int64_t>(static_cast<int>(blockIdx.x - 1) / slices) * kBlockRows;
   const int rows = static_cast<int>(min(static_cast<int64_t>(kBlockRows), p.kept_count - j0));
-  const int64_t c = static_cast<int64_t>(slice * kWarp + lane) * kPer<T>, left = p.channels - c;
+  const int64_t c = static_cast<int64_t>(slice * kWarp + lane) * kPer<T>;
+  const int left = static_cast<int>(max(min(p.channels - c, int64_t{kPer<T>}), int64_t{0}));  // of the lane's channels
   const T* images = tokens.row(b, 0, 0) + c;
-  T* out = static_cast<T*>(p.out) + (b * p.kept_count + j0) * p.channels + c;
-  float* out_size = p.out_size + b * p.kept_count + j0;
+  // Addresses are made where they are used: kept, they would cost registers that rows on their way need.
+  const auto survivor = [&](int row) { return b * p.kept_count + j0 + row; };
+  const auto size_of = [&](int64_t token) { return p.size ? p.size[b * p.count + token] : 1.f; };
+  const auto write = [&](int row, const uint4& bits, float size) {
+    T* to = static_cast<T*>(p.out) + survivor(row) * p.channels + c;
+    if (left > 0) store_bits<T, kVector>(to, bits, left);
+    if (slice == 0 && lane == 0) p.out_size[survivor(row)] = size;
+  };
   const auto row_of = [&](int i) { return warp + i * kWarps; };  // neighbours have different warps
   int kept[kRows];
   bool right = true;
   uint4 bits[kRows];
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
-    const int64_t token = row_of(i) < rows ? p.kept[b * p.kept_count + j0 + row_of(i)] : 0;
+    const int64_t token = row_of(i) < rows ? p.kept[survivor(row_of(i))] : 0;
     right = right && token >= 0 && token < p.count;
     kept[i] = static_cast<int>(token);
   }
@@ -245,62 +283,76 @@ __global__ void __launch_bounds__(kThreads, 2) compress_kernel(CompressParams p,
   for (int i = 0; i < kRows; ++i) {
     bits[i] = load_bits<T, kVector>(images + kept[i] * tokens.stride_n, left, row_of(i) < rows && left > 0);
   }
-  uint32_t receives = 0;  // bit i: survivor i of the warp
+  if (threadIdx.x == 0) shared.receivers = 0;
+  uint32_t waits = 0;  // bit i: sums of survivor i of the warp are in shared memory
   const int64_t edges = p.r * p.k;
-  for (int64_t base = 0; base == 0 || base < edges; base += kListed) {
-    int row[kEdges], own = 0;
+  for (int64_t base = 0; base == 0 || base < edges; base += kListed<kOnce>) {
+    int row[kEdges<kOnce>], own = 0;
     read_ends(p, b, base, j0, rows, row);
 #pragma unroll
-    for (int e = 0; e < kEdges; ++e) own += __popc(__ballot_sync(kAllLanes, row[e] >= 0));
-    if (lane == 0) found[warp] = own;
+    for (int e = 0; e < kEdges<kOnce>; ++e) own += __popc(__ballot_sync(kAllLanes, row[e] >= 0));
+    if (lane == 0) shared.found[warp] = own;
     __syncthreads();
     int before = 0, listed = 0;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      before += w < warp ? found[w] : 0;
-      listed += found[w];
+      before += w < warp ? shared.found[w] : 0;
+      listed += shared.found[w];
     }
     if (base == 0) {
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         if (row_of(i) >= rows) continue;
-        const float size = p.size ? p.size[b * p.count + kept[i]] : 1.f;
-        if (left > 0)
-          store_bits<T, kVector>(out + row_of(i) * p.channels, bits[i], left);  // until it receives something
-        if (slice == 0 && lane == 0) out_size[row_of(i)] = size;
-        if (edges == 0) continue;
-        const Pack<T> x = as_pack<T>(bits[i]);
-        Sums<T> sums;
-        sums.mass = {p.size_weighted ? size : 1.f, size};
-#pragma unroll
-        for (int e = 0; e < kPer<T>; ++e) sums.of[e] = sums.mass.divisor * to_float(x.x[e]);
-        waiting.put(row_of(i), sums);
+        write(row_of(i), bits[i], p.size ? size_of(p.kept[survivor(row_of(i))]) : 1.f);  // until it receives something
       }
     }
-    if (own) list_edges(p, b, base, row, before, list);
+    if (own) list_edges(p, b, base, row, before, shared.list, shared.receivers);
+    if (listed == 0 && kOnce) return;
     __syncthreads();
     if (listed == 0) continue;
+    const uint32_t receivers = shared.receivers;
 #pragma unroll 1
     for (int i = 0; i < kRows; ++i) {
-      if (row_of(i) >= rows) break;
-      Sums<T> sums = waiting.get(row_of(i));
-      if (!sums.template add<kVector>(list, listed, row_of(i), images, tokens.stride_n, left)) continue;
-      receives |= 1u << i;
-      waiting.put(row_of(i), sums);
+      const int at = row_of(i);
+      if (!(receivers >> at & 1u)) continue;
+      Sums<T> sums;
+      const int64_t token = p.kept[survivor(at)];
+      if constexpr (!kOnce) {
+        if (waits >> i & 1u) sums = shared.waiting.get(at);
+      }
+      if (!(waits >> i & 1u)) {
+        const uint4 own_bits = load_bits<T, kVector>(images + token * tokens.stride_n, left, left > 0);
+        sums.begin(own_bits, size_of(token), p.size_weighted);
+      }
+      sums.template add<kVector>(shared.list, listed, at, images, tokens.stride_n, left);
+      if constexpr (kOnce) {
+        write(at, sums.mean(), sums.mass.size);
+      } else {
+        waits |= 1u << i;
+        shared.waiting.put(at, sums);
+      }
     }
   }
+  if constexpr (!kOnce) {
 #pragma unroll 1
-  for (int i = 0; i < kRows; ++i) {
-    if (!(receives >> i & 1u)) continue;
-    const Sums<T> sums = waiting.get(row_of(i));
-    Pack<T> mean;
-#pragma unroll
-    for (int e = 0; e < kPer<T>; ++e) mean.x[e] = from_float<T>(sums.of[e] / sums.mass.divisor);
-    if (left > 0) {
-      store_bits<T, kVector>(out + row_of(i) * p.channels, *reinterpret_cast<const uint4*>(&mean), left);
+    for (int i = 0; i < kRows; ++i) {
+      if (!(waits >> i & 1u)) continue;
+      const Sums<T> sums = shared.waiting.get(row_of(i));
+      write(row_of(i), sums.mean(), sums.mass.size);
     }
-    if (slice == 0 && lane == 0) out_size[row_of(i)] = sums.mass.size;
   }
+}
+
+template <class T, bool kVector, bool kOnce>
+cudaError_t launch(const CompressParams& p, cudaStream_t stream) {
+  const auto kernel = compress_kernel<T, kVector, kOnce>;
+  // Without channels there are sizes still.
+  const int64_t slices = p.channels ? ceil_div(p.channels, kWarp * kPer<T>) : 1;
+  const dim3 grid(ceil_div(p.kept_count, kBlockRows) * slices + 1, p.batch);
+  constexpr size_t bytes = sizeof(Shared<T, kOnce>);
+  FICOCO_TRY(allow_shared(kernel, bytes));
+  kernel<<<grid, kThreads, bytes, stream>>>(p, view<T>(p.tokens), static_cast<int>(slices));
+  return launched();
 }
 
 }  // namespace
@@ -310,13 +362,8 @@ cudaError_t launch_compress(const CompressParams& p, cudaStream_t stream) {
   const bool aligned = reinterpret_cast<uintptr_t>(p.out) % 16 == 0;
   return with_type(p.tokens.dtype, aligned && vectorised(p.tokens, p.channels), [&](auto type, auto vector) {
     using T = decltype(type);
-    const auto kernel = compress_kernel<T, decltype(vector)::value>;
-    // Without channels there are sizes still.
-    const int64_t slices = p.channels ? ceil_div(p.channels, kWarp * kPer<T>) : 1;
-    const dim3 grid(ceil_div(p.kept_count, kBlockRows) * slices + 1, p.batch);
-    FICOCO_TRY(allow_shared(kernel, sizeof(Shared<T>)));
-    kernel<<<grid, kThreads, sizeof(Shared<T>), stream>>>(p, view<T>(p.tokens), static_cast<int>(slices));
-    return launched();
+    constexpr bool kVector = decltype(vector)::value;
+    return p.r * p.k <= kListed<true> ? launch<T, kVector, true>(p, stream) : launch<T, kVector, false>(p, stream);
   });
 }
 
