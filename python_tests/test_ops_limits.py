@@ -182,7 +182,6 @@ def test_a_launch_that_fails_leaves_no_error_behind(monkeypatch):
         "correlate.tokens",
         "match",
         "reduce",
-        "token_attention",
     }
     monkeypatch.delenv("CUEMU_SHARED_KB")
     for name, args in cases:

@@ -42,7 +42,7 @@ BUDGET = {
     "head_mean_kernel": 40,
     "map_kernel": 64,
     "metric_kernel": 80,
-    "nearest_kernel": 112,
+    "nearest_kernel": 128,
     "pass_kernel": 80,
     "query_dots_kernel": 96,
     "row_kernel": 48,
