@@ -4,8 +4,9 @@
 //   row:    read k once (sum of keys, inner products with the class query), then q once (inner products with the sum)
 //   column: read q once (sum of queries), then k once (inner products with the class query and with the sum)
 //
-// The last block of an image to finish the second read adds the partial inner products up, and filters the image if it
-// is told to. 4 B H N d FLOPs, q and k read once: bound by memory. Shared memory 8.4 KB. No N x N map.
+// The last block to finish the second read of some tokens adds their partial inner products up, or if the image is to
+// be filtered, the last of the image all of them. 4 B H N d FLOPs, q and k read once: bound by memory. Shared
+// memory 8.4 KB. No N x N map.
 #include "cuda/filter.cuh"
 #include "cuda/logits_stats.cuh"
 #include "cuda/stats_pass.cuh"
@@ -14,7 +15,7 @@ namespace ficoco {
 namespace {
 
 struct Tail {
-  uint32_t* counters;  // (B) blocks that are done; nullptr: no tail
+  uint32_t* counters;  // (B, pass_counters) blocks that are done; nullptr: no tail
   const float *class_dots, *mean_dots;
   int64_t class_slices, mean_slices, patches;
   float class_factor, mean_factor;
@@ -24,21 +25,24 @@ struct Tail {
 
 constexpr int kTailItems = kFusedPatches / kPassThreads;
 
-__device__ void finish(const Tail& tail, int64_t b, Cell* cells, FilterShared& shared) {
+// The statistics of patches [begin, end) of an image, of which there are at most kItems a thread.
+template <int kItems>
+__device__ __forceinline__ void finish(const Tail& tail, int64_t b, int begin, int end, float (&patch)[kItems],
+                                       float (&cls)[kItems]) {
   const int64_t patches = tail.patches;
-  const float* class_dots = tail.class_dots ? tail.class_dots + b * tail.class_slices * patches : nullptr;
-  const float* mean_dots = tail.mean_dots ? tail.mean_dots + b * tail.mean_slices * patches : nullptr;
-  for (int64_t first = 0; first < patches; first += kTailItems * kPassThreads) {
-    float cls[kTailItems] = {}, patch[kTailItems] = {};
-    if (class_dots) add_slices(class_dots, tail.class_slices, first, patches, tail.class_factor, cls);
-    if (mean_dots) add_slices(mean_dots, tail.mean_slices, first, patches, tail.mean_factor, patch);
+  if (tail.class_dots) {
+    const float* dots = tail.class_dots + b * tail.class_slices * patches;
+    add_slices(dots, tail.class_slices, patches, begin, end, tail.class_factor, cls);
+  }
+  if (tail.mean_dots) {
+    const float* dots = tail.mean_dots + b * tail.mean_slices * patches;
+    add_slices(dots, tail.mean_slices, patches, begin, end, tail.mean_factor, patch);
+  }
 #pragma unroll
-    for (int k = 0; k < kTailItems; ++k) {
-      const int64_t i = first + threadIdx.x + k * kPassThreads;
-      if (class_dots && i < patches) tail.class_attention[b * patches + i] = cls[k];
-      if (mean_dots && i < patches) tail.patch_attention[b * patches + i] = patch[k];
-    }
-    if (tail.filter.batch) filter_block<kTailItems>(tail.filter, b, patch, cls, cells, shared);  // which is all of it
+  for (int k = 0; k < kItems; ++k) {
+    const int i = begin + threadIdx.x + k * kPassThreads;
+    if (tail.class_dots && i < end) tail.class_attention[b * patches + i] = cls[k];
+    if (tail.mean_dots && i < end) tail.patch_attention[b * patches + i] = patch[k];
   }
 }
 
@@ -49,7 +53,19 @@ __global__ void __launch_bounds__(kPassThreads, 3) pass_kernel(PassParams p, Vie
     if (!tail.counters) return;
     __shared__ FilterShared shared;
     extern __shared__ Cell cells[];
-    if (last_block(tail.counters + blockIdx.z, gridDim.x * gridDim.y)) finish(tail, blockIdx.z, cells, shared);
+    const int64_t b = blockIdx.z;
+    uint32_t* counters = tail.counters + b * pass_counters(p.tokens);
+    if (tail.filter.batch) {
+      if (!last_block(counters, gridDim.x * gridDim.y)) return;
+      float patch[kTailItems] = {}, cls[kTailItems] = {};
+      finish(tail, b, 0, static_cast<int>(tail.patches), patch, cls);
+      filter_block<kTailItems>(tail.filter, b, patch, cls, cells, shared);
+    } else if (last_block(counters + blockIdx.x, gridDim.y)) {  // of these tokens
+      float patch[1] = {}, cls[1] = {};
+      const int begin = static_cast<int>(blockIdx.x) * p.block_tokens, first = static_cast<int>(p.first);
+      finish(tail, b, max(begin - first, 0), min(begin + p.block_tokens, static_cast<int>(p.tokens)) - first, patch,
+             cls);
+    }
   }
 }
 
@@ -87,7 +103,7 @@ Workspace take(const StatsParams& p, Pieces& pieces) {
   if (p.patches) w.sums = pieces.take<float>(p.batch, key.chunks, heads, p.width);
   if (p.first) w.class_dots = pieces.take<float>(p.batch, key.slices, patches);
   if (p.patches) w.mean_dots = pieces.take<float>(p.batch, (p.column ? key : query).slices, patches);
-  w.counters = pieces.take<uint32_t>(p.batch);
+  w.counters = pieces.take<uint32_t>(p.batch, pass_counters(p.tokens));
   return w;
 }
 
@@ -123,7 +139,7 @@ cudaError_t launch_logits_stats(const StatsParams& p, const FilterParams* filter
   pass.first = p.first;
   if (!p.patches) {
     if (counters) FICOCO_TRY(set_to_zero(counters, p.batch * sizeof(uint32_t), stream));
-    FICOCO_TRY(set_to_zero(w.counters, p.batch * sizeof(uint32_t), stream));
+    FICOCO_TRY(set_to_zero(w.counters, p.batch * pass_counters(p.tokens) * sizeof(uint32_t), stream));
     pass.class_dots = w.class_dots;
     return launch_pass<false, true, false>(pass, p.key, p.query, p.batch, tail, stream);
   }

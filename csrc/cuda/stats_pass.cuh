@@ -16,6 +16,9 @@ constexpr int kPassBatch = 4;        // reads of a lane on their way at once
 constexpr int kFewTokens = 32;       // of a block of a small grid, where nothing is summed over tokens
 constexpr int64_t kFewPasses = 128;  // blocks of 128 tokens that make a small grid
 
+// Counters of an image, one for the tokens of a block.
+__host__ __device__ inline int64_t pass_counters(int64_t tokens) { return ceil_div(tokens, kFewTokens); }
+
 // Partial results of one pass over rows with `channels` = heads * width.
 struct PassShape {
   int64_t packs_per_head, packs, slices, chunks;
@@ -42,7 +45,8 @@ struct PassParams {
   float* class_dots;  // (B, slices, P) with the class token's query, or nullptr
   float* mean_dots;   // (B, slices, P) with `mean`, or nullptr
   PartialSums mean;
-  uint32_t *counters, *later_counters;  // (B): set to 0 for later kernels, or nullptr
+  uint32_t* counters;        // (B, pass_counters), set to 0 for the second pass, or nullptr
+  uint32_t* later_counters;  // (B): set to 0 for later kernels, or nullptr
 };
 
 // Channel (h, c) of the class token's query, summed over the query heads that share key head h.
@@ -89,9 +93,12 @@ __device__ void stats_pass(const PassParams& p, const View<T>& rows, const View<
   const int64_t h = pack / per_head, c = pack % per_head * kPer<T>;
   const bool mine = pack < p.packs;
   const T* column = rows.row(b, mine ? h : 0, 0) + c;
-  if (chunk == 0 && slice == 0 && threadIdx.x == 0) {
-    if (p.counters) p.counters[b] = 0;
-    if (p.later_counters) p.later_counters[b] = 0;
+  if (slice == 0 && p.counters) {
+    const int counters = static_cast<int>(pass_counters(p.tokens)), step = static_cast<int>(gridDim.x) * kPassThreads;
+    for (int i = static_cast<int>(chunk) * kPassThreads + threadIdx.x; i < counters; i += step) {
+      p.counters[b * counters + i] = 0;
+    }
+    if (chunk == 0 && threadIdx.x == 0 && p.later_counters) p.later_counters[b] = 0;
   }
   float sum[kPer<T>] = {}, with_class[kPer<T>] = {}, with_mean[kPer<T>] = {};
   if (kClass && mine) class_vector<T, kVector>(query, p, b, h, rows.heads, c, with_class);
@@ -141,19 +148,20 @@ __device__ void stats_pass(const PassParams& p, const View<T>& rows, const View<
   }
 }
 
-// Of patches first + t, first + t + blockDim.x, .. of thread t: factor * sum of dots[slice][patch]. The tail of a pass,
-// by one block, so all reads of four slices are on their way at once.
+// Of patches begin + t, begin + t + blockDim.x, .. below `end`, of thread t: factor * sum of dots[slice][patch]. The
+// tail of a pass, so all reads of four slices are on their way at once.
 template <int kItems>
-__device__ __forceinline__ void add_slices(const float* dots, int64_t slices, int64_t first, int64_t patches,
+__device__ __forceinline__ void add_slices(const float* dots, int64_t slices, int64_t patches, int begin, int end,
                                            float factor, float (&out)[kItems]) {
+  const int all = static_cast<int>(slices);
 #pragma unroll
   for (int k = 0; k < kItems; ++k) out[k] = 0.f;
 #pragma unroll 4
-  for (int64_t slice = 0; slice < slices; ++slice) {
+  for (int slice = 0; slice < all; ++slice) {
 #pragma unroll
     for (int k = 0; k < kItems; ++k) {
-      const int64_t i = first + threadIdx.x + k * blockDim.x;
-      if (i < patches) out[k] += dots[slice * patches + i];
+      const int i = begin + threadIdx.x + k * blockDim.x;
+      if (i < end) out[k] += dots[slice * patches + i];
     }
   }
 #pragma unroll
