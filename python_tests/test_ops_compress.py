@@ -183,6 +183,22 @@ def test_a_token_that_is_nowhere(backend):
         assert backend("compress", *args, None, False)[2][0, 2] == -1
 
 
+@pytest.mark.parametrize(("r", "k"), [(51, 5), (128, 2), (257, 1), (256, 5), (427, 3), (520, 5)])
+def test_as_many_edges_as_one_list_holds_and_more(backend, r, k):
+    """255, 256, 257, 1280, 1281 and 2600 edges, most of them in three survivors: sums go on from list to list."""
+    n = 600
+    sources, kept = partition(1, n, r, True)
+    popular = torch.tensor([1, 40, n - r - 1])
+    targets = torch.rand(1, r, n - r - 1).argsort(-1)[..., :k] + 1
+    for i in range(0, r, 2):
+        chosen = popular[torch.randperm(3)[: min(k, 3)]]
+        others = targets[0, i][~torch.isin(targets[0, i], chosen)][: k - len(chosen)]
+        targets[0, i] = torch.cat([chosen, others])
+    weights = torch.rand(1, r, k)
+    size = torch.randint(1, 5, (1, n, 1)).float()
+    check(backend, torch.randn(1, n, 9), sources, kept, targets, weights / weights.sum(-1, keepdim=True), size, True)
+
+
 @pytest.mark.parametrize("size_weighted", [False, True])
 def test_conservation(backend, size_weighted):
     """T1, T2: nothing is lost, equal tokens stay equal."""
