@@ -41,6 +41,8 @@ cudaError_t launch_filter(const FilterParams& p, void* workspace, cudaStream_t s
   const unsigned blocks = static_cast<unsigned>(p.batch);
   if (p.patches <= 1024) {
     filter_kernel<4, 256><<<blocks, 256, shared, stream>>>(p, cells);
+  } else if (p.patches <= 4096) {
+    filter_kernel<4, 1024><<<blocks, 1024, shared, stream>>>(p, cells);
   } else {
     filter_kernel<16, 1024><<<blocks, 1024, shared, stream>>>(p, cells);
   }

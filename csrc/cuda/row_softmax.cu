@@ -61,6 +61,10 @@ class WideSums {
 
   __device__ WideSums() { clear(); }
   __device__ static int row_warp() { return TileSums<T>::row_warp(); }
+  // Whether this warp has none of so many rows, or of so many columns.
+  __device__ static bool idle(int rows, int columns) {
+    return static_cast<int>(threadIdx.x / kWarp % 4) * 32 >= rows || row_warp() * 32 >= columns;
+  }
   __device__ static int row(int i) { return threadIdx.x / kWarp % 4 * 32 + threadIdx.x % kWarp / 4 + 8 * i; }
   __device__ static int column(int j) { return TileSums<T>::column(j); }
   __device__ float at(int i, int j) const { return sums_[i / 2][j / 2][2 * (i % 2) + j % 2]; }
@@ -191,18 +195,21 @@ __global__ void __launch_bounds__(kTileThreads, kWide ? 2 : kTileBlocks<T>)
     sums.keep(shared.steps[0].a, shared.steps[1].a);
   }
   walk(shared, turns, chunks, load, [&](int turn, int chunk, const TileStep<T>& from) {
+    const int j0 = (first_turn + turn) * kTile, columns = columns_of(turn);
+    bool idle = false;  // the warp, whose sums would all be of what is not there
+    if constexpr (kWide) idle = Sums::idle(rows, columns);
     if constexpr (kWide) {
-      sums.add(from.b);
+      if (!idle) sums.add(from.b);
     } else {
       sums.add(from.a, from.b);
     }
     if (chunk != chunks - 1) return;
-    const int j0 = (first_turn + turn) * kTile, columns = columns_of(turn);
     const uint32_t low = kMasked && mask ? keys_seen[turn % 3][0] : kAllLanes;
     const uint32_t high = kMasked && mask ? keys_seen[turn % 3][1] : kAllLanes;
     const bool all_seen = columns == kTile && (!kMasked || ((low & high) == kAllLanes && j0 + kTile - 1 <= nearest));
 #pragma unroll
     for (int i = 0; i < Sums::kRows; ++i) {
+      if (idle) break;
       if (p.out.products && begin + Sums::row(i) == 0) {
         float* products = p.out.products + (b * query.heads + h) * p.tokens + j0;
 #pragma unroll
