@@ -46,8 +46,12 @@ __device__ __forceinline__ void finish(const Tail& tail, int64_t b, int begin, i
   }
 }
 
+template <bool kSum, bool kVector>
+constexpr int kPassBlocks = kSum && kVector ? 4 : 3;  // that registers leave room for
+
 template <class T, bool kVector, bool kSum, bool kClass, bool kMean>
-__global__ void __launch_bounds__(kPassThreads, 3) pass_kernel(PassParams p, View<T> rows, View<T> query, Tail tail) {
+__global__ void __launch_bounds__(kPassThreads, kPassBlocks<kSum, kVector>)
+    pass_kernel(PassParams p, View<T> rows, View<T> query, Tail tail) {
   stats_pass<T, kVector, kSum, kClass, kMean>(p, rows, query);
   if constexpr (!kSum) {  // sums are for a pass to come
     if (!tail.counters) return;
