@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
   }
 }
 
-constexpr int kWideRows = 128, kWideStages = 3;
+constexpr int kWideRows = 128;
 template <bool kProbs>
 constexpr int kWideColumns = kProbs ? 64 : 128;
 
@@ -133,7 +133,7 @@ struct alignas(128) WideStep {
 };
 
 // A warp has 64 columns and 16 rows of probabilities or 32 of logits.
-template <class T, bool kProbs>
+template <class T, bool kProbs, int kWideStages>
 __global__ void __launch_bounds__(kTileThreads, 2)
     wide_block_kernel(const __grid_constant__ BlockParams p, View<T> query, View<T> key) {
   extern __shared__ __align__(128) unsigned char storage[];
@@ -291,11 +291,19 @@ template <class T, bool kProbs>
 cudaError_t launch_wide(BlockParams& p, cudaStream_t stream) {
   const int64_t tiles = count_tiles(p, kWideRows, kWideColumns<kProbs>);
   if (tiles == 0) return cudaSuccess;
-  constexpr size_t kShared = kWideStages * sizeof(WideStep<T, kProbs>);
-  const auto kernel = wide_block_kernel<T, kProbs>;
-  FICOCO_TRY(allow_shared(kernel, kShared));
-  kernel<<<dim3(tiles, p.batch), kTileThreads, kShared, stream>>>(p, view<T>(p.query), view<T>(p.key));
-  return launched();
+  const dim3 grid(tiles, p.batch);
+  constexpr size_t kStep = sizeof(WideStep<T, kProbs>);
+  const auto go = [&](auto kernel, size_t shared) {
+    FICOCO_TRY(allow_shared(kernel, shared));
+    kernel<<<grid, kTileThreads, shared, stream>>>(p, view<T>(p.query), view<T>(p.key));
+    return launched();
+  };
+  if constexpr (!kProbs) {  // a GPU with less shared memory than those for data centers: up to 99 KB a block
+    if (allow_shared(wide_block_kernel<T, kProbs, 3>, 3 * kStep) != cudaSuccess) {
+      return go(wide_block_kernel<T, kProbs, 2>, 2 * kStep);
+    }
+  }
+  return go(wide_block_kernel<T, kProbs, 3>, 3 * kStep);
 }
 
 }  // namespace
