@@ -4,7 +4,7 @@
 // Blocks of A by token_blocks.cu: the rows of the sources, and those of the others at all columns that are asked of
 // them. Then one kernel adds the others' rows to the sources', as a product of two matrices in float32, 32 x 64 entries
 // a block of threads. 2 B H d (r m + r R + R m) FLOPs for logits, for probabilities the softmax statistics of the rows
-// too; 2 B r R m for the way; bound by arithmetic. Shared memory 24 KB.
+// too; 2 B r R m for the way; bound by arithmetic. Shared memory 48 KB.
 #include "cuda/correlate.cuh"
 #include "cuda/ptx.cuh"
 #include "cuda/row_softmax.cuh"
@@ -14,6 +14,7 @@ namespace ficoco {
 namespace {
 
 constexpr int kWaySources = 32, kWayColumns = 64, kWayOthers = 32;  // of one block, the others at a time
+constexpr int kWayStages = 4;                                       // of others on their way
 constexpr int kWayThreads = kWaySources * kWayColumns / 16;
 
 struct WayStep {
@@ -24,7 +25,7 @@ struct WayStep {
 // sources and four candidates. Rows of `way` and `from` begin every `way_step` and `from_step`, multiples of four.
 __global__ void __launch_bounds__(kWayThreads, 4) add_way_kernel(TokenLinksParams p, const float* way, int64_t way_step,
                                                                  const float* from, int64_t from_step, float* direct) {
-  __shared__ __align__(16) WayStep steps[2];
+  __shared__ __align__(16) WayStep steps[kWayStages];
   const int64_t j0 = static_cast<int64_t>(blockIdx.x) * kWayColumns,
                 i0 = static_cast<int64_t>(blockIdx.y) * kWaySources;
   const int64_t b = blockIdx.z;
@@ -51,11 +52,12 @@ __global__ void __launch_bounds__(kWayThreads, 4) add_way_kernel(TokenLinksParam
   };
   const int row = threadIdx.x / (kWayColumns / 4) * 4, column = threadIdx.x % (kWayColumns / 4) * 4;
   float sums[4][4] = {};
-  load(0, steps[0]);
-  for (int t0 = 0, stage = 0; t0 < others; t0 += kWayOthers, stage ^= 1) {
-    load(t0 + kWayOthers, steps[stage ^ 1]);  // zeros behind the last
-    wait_for_copies<1>();
-    __syncthreads();
+#pragma unroll
+  for (int stage = 0; stage < kWayStages - 1; ++stage) load(stage * kWayOthers, steps[stage]);
+  for (int t0 = 0, stage = 0; t0 < others; t0 += kWayOthers, stage = (stage + 1) % kWayStages) {
+    wait_for_copies<kWayStages - 2>();
+    __syncthreads();  // everyone's copies are there, and nobody reads what the next ones overwrite
+    load(t0 + (kWayStages - 1) * kWayOthers, steps[(stage + kWayStages - 1) % kWayStages]);  // zeros behind the last
 #pragma unroll 8
     for (int t = 0; t < kWayOthers; ++t) {
       const float4 w = *reinterpret_cast<const float4*>(&steps[stage].way[t][row]);
@@ -67,7 +69,6 @@ __global__ void __launch_bounds__(kWayThreads, 4) add_way_kernel(TokenLinksParam
         for (int j = 0; j < 4; ++j) sums[i][j] = fmaf(x[i], y[j], sums[i][j]);
       }
     }
-    __syncthreads();
   }
   wait_for_copies<0>();
 #pragma unroll
