@@ -21,6 +21,7 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kTokens = 16 * kWarps;  // of a block
 constexpr int kOthers = 64;           // of a turn
 constexpr int kStages = 3;
+constexpr int kListReads = 4;   // of a thread on their way at once
 constexpr int kBitWords = 256;  // turns of which is known what causality leaves
 
 // Rows of one turn. 16 bytes of padding a row keep the banks apart.
@@ -114,20 +115,28 @@ __global__ void __launch_bounds__(kThreads, 2)
     last = max(last, __shfl_xor_sync(kAllLanes, last, lanes));
   }
   const bool known = turns <= kBitWords * 32;
-  for (int i = threadIdx.x; i < turns * kOthers; i += kThreads) {
-    int bound = kColumn ? -1 : INT_MAX;  // of nobody
-    if (i < count) {
-      const int64_t other = list[i];
-      assert(other >= (kColumn ? offset : 0) && other < keys &&
-             "ficoco::token_attention: an index is no token, or its query is not there");
-      bound = bound_of(static_cast<int>(other));
+  for (int at0 = 0; at0 < turns * kOthers; at0 += kListReads * kThreads) {
+    int64_t other[kListReads];
+#pragma unroll
+    for (int n = 0; n < kListReads; ++n) {
+      const int i = at0 + n * kThreads + static_cast<int>(threadIdx.x);
+      other[n] = i < count ? list[i] : -1;
     }
-    const bool some = __any_sync(kAllLanes, kColumn ? first <= bound : bound <= last);  // a warp has half a turn
-    const bool mixed = __any_sync(kAllLanes, kColumn ? bound < last : first < bound);
-    const int turn = i / kOthers;
-    if (lane != 0 || !known) continue;
-    if (some) atomicOr(&shared.some[turn / 32], 1u << turn % 32);
-    if (mixed) atomicOr(&shared.mixed[turn / 32], 1u << turn % 32);
+#pragma unroll
+    for (int n = 0; n < kListReads; ++n) {
+      const int i = at0 + n * kThreads + static_cast<int>(threadIdx.x), turn = i / kOthers;
+      int bound = kColumn ? -1 : INT_MAX;  // of nobody
+      if (i < count) {
+        assert(other[n] >= (kColumn ? offset : 0) && other[n] < keys &&
+               "ficoco::token_attention: an index is no token, or its query is not there");
+        bound = bound_of(static_cast<int>(other[n]));
+      }
+      const bool some = __any_sync(kAllLanes, kColumn ? first <= bound : bound <= last);  // a warp has half a turn
+      const bool mixed = __any_sync(kAllLanes, kColumn ? bound < last : first < bound);
+      if (lane != 0 || !known || turn >= turns) continue;
+      if (some) atomicOr(&shared.some[turn / 32], 1u << turn % 32);
+      if (mixed) atomicOr(&shared.mixed[turn / 32], 1u << turn % 32);
+    }
   }
   wait_for_copies<0>();
   __syncthreads();
