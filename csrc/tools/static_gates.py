@@ -107,6 +107,11 @@ class Kernel(NamedTuple):
     spilled: int
 
 
+# Bytes that a kernel may spill, by architecture: where a block less on a multiprocessor would cost more than the spill.
+# wide_pairs_kernel with heads of 128 channels and one set of weights needs 3 registers more than two blocks leave it.
+SPILLS = {("wide_pairs_kernel", "80"): 12}
+
+
 def compile_one(source: Path, arch: str, folder: Path) -> list[Kernel]:
     """Compiles to ``folder`` and reads what ptxas prints."""
     target = folder / f"{source.stem}.sm_{arch}.cubin"
@@ -149,7 +154,7 @@ def judge(kernels: list[Kernel]) -> list[str]:
             wrong.append(f"{place}: not in the table of csrc/tools/static_gates.py")
         elif k.registers > BUDGET[k.name]:
             wrong.append(f"{place}: {k.registers} registers, budget {BUDGET[k.name]}")
-        if k.spilled:
+        if k.spilled > SPILLS.get((k.name, k.arch), 0):
             wrong.append(f"{place}: spills {k.spilled} bytes")
     unused = set(BUDGET) - {k.name for k in kernels}
     return wrong + [f"{name}: in the table, but no such kernel" for name in sorted(unused)]
