@@ -38,6 +38,13 @@ def test_says_how_the_kernels_were_built():
     assert info["built_for_torch"].split(".")[:2] == torch.__version__.split(".")[:2]
 
 
+@needs_kernels
+def test_one_build_serves_every_python():
+    """The module asks for nothing beyond the stable ABI: a wheel made with one Python is taken by the next."""
+    assert _backend.KERNELS.__file__.endswith(".abi3.so" if os.name == "posix" else ".pyd")
+    assert _backend.KERNELS.__name__.startswith("ficoco_ext._C_torch")
+
+
 def test_an_unknown_instruction_set_is_refused(monkeypatch):
     for known in ("", "baseline", "avx2", "avx512vnni"):
         monkeypatch.setenv("FICOCO_CPU_SIMD", known)

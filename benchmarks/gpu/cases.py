@@ -73,7 +73,7 @@ def decoder(batch: int, dtype: torch.dtype) -> Shape:
 
 
 def tiny(class_token: bool, dtype: torch.dtype) -> Shape:
-    """For smoke runs."""
+    """For rehearsals."""
     return Shape("tiny", 2, 48 + int(class_token), 2, 8, 6, (6, 8), class_token, dtype)
 
 

@@ -153,17 +153,6 @@ def _exponentials(rehearse: bool) -> float:
     return 16 * torch.cuda.get_device_properties(0).multi_processor_count * megahertz * 1e6
 
 
-class Deadline:
-    """How much of the time that a program was given is left."""
-
-    def __init__(self, seconds: float) -> None:
-        self._given, self._start = seconds, time.perf_counter()
-
-    def left(self, share: float = 1.0) -> bool:
-        """Whether less than ``share`` of the time is used."""
-        return time.perf_counter() - self._start < share * self._given
-
-
 def query_smi(what: str) -> str | None:
     """One number or name from nvidia-smi, of the first GPU."""
     try:
@@ -236,4 +225,4 @@ def main() -> None:
 if __name__ == "__main__":
     main()
 
-__all__ = ["Deadline", "Replay", "Stopwatch", "agreement", "hardware", "need_kernels", "timing_dict"]
+__all__ = ["Replay", "Stopwatch", "agreement", "hardware", "need_kernels", "timing_dict"]
