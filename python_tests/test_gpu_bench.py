@@ -314,6 +314,12 @@ def test_an_old_gpu_is_refused(monkeypatch, modules):
     assert modules[1].refusal(None).startswith("T4 has compute capability 7.5; the kernels need 8.0")
 
 
+def test_an_old_torch_is_refused(monkeypatch, modules):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch, "__version__", "2.7.1+cu126")
+    assert modules[1].refusal(None).startswith("torch is 2.7.1+cu126; the extension needs 2.8 or newer")
+
+
 def test_texts_hold_what_was_measured(modules):
     """README and docs are what the script makes of the committed results."""
     tables = modules[2]

@@ -119,7 +119,7 @@ def _rest(built: tuple[str, ...], rehearse: bool) -> list[Step]:
     if not rehearse:
         counters = program("kernel_times.py", "--counters")
         steps.append(Step("counters", counters, "bench.log", 30, 70, built, budget=True))
-        tests = pytest("test_cuda_only and compiles", "compile tests.xml")
+        tests = pytest("test_cuda_only and compiles", "compile_tests.xml")
         steps.append(Step("compile tests", tests, "tests.log", 20, 60, built))
     return steps
 

@@ -38,9 +38,11 @@ def refusal(wheel: Path | None) -> str | None:
     if major < 8:
         name = torch.cuda.get_device_name()
         return f"{name} has compute capability {major}.{minor}; the kernels need 8.0 (A100) or newer: use another GPU"
+    release = ".".join(torch.__version__.split("+")[0].split(".")[:2])
+    if tuple(map(int, release.split("."))) < (2, 8):
+        return f"torch is {torch.__version__}; the extension needs 2.8 or newer: install one (pip install -U torch)"
     if wheel is None:
         return build_tools()
-    release = ".".join(torch.__version__.split("+")[0].split(".")[:2])
     try:
         names = zipfile.ZipFile(wheel).namelist()
     except (OSError, zipfile.BadZipFile) as error:
@@ -174,7 +176,7 @@ class Runner:
             if problem:
                 entry |= {"status": "failed", "reason": problem}
             put(self.out / "results.json", environment=facts)
-        report = self.out / f"{step.name}.xml"
+        report = self.out / f"{step.name.replace(' ', '_')}.xml"
         if report.exists():  # pytest's; the log names what failed
             entry["tests"] = counts(report)
             report.unlink()
