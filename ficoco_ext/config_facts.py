@@ -36,7 +36,7 @@ def defaulted(config: Mapping[str, Any], source: str) -> dict[str, list[str]]:
         For ``"vision"`` and ``"text"`` the numbers that are not in the file and follow from the type.
 
     Raises:
-        ValueError: a part is missing, or a number that its type does not tell either; the message names them.
+        ValueError: a part is missing, or a number that does not follow from its type either; the message names them.
 
     Example:
         >>> from ficoco_ext.config_facts import defaulted

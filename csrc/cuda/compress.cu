@@ -3,7 +3,7 @@
 //
 // All threads together look through the image's edges and list those that end at the block, in order: of each its
 // source, its share of the mean and the original tokens that it moves. Then each warp adds the sources of its survivors
-// in that order, in fp32, eight reads on their way at once. A survivor that many sources chose is thus the work of as
+// in that order, in fp32, several reads on their way at once. A survivor that many sources chose is thus the work of as
 // many blocks as its row has slices, and none of them looks for an edge twice. No atomics on floats, no sorting. Most
 // survivors receive nothing: their rows are read before the edges and written while the list is made, and they are
 // done. The few that receive read their row once more, from the cache. Only where an image has more edges than one list

@@ -23,11 +23,10 @@ namespace {
 constexpr int64_t kTailSources = 128;  // more than these are shared among blocks of a second kernel
 constexpr int kThreads = 256;
 
-constexpr int64_t kListed = 8;          // targets a source that a tile lists
-constexpr int kGroup = 8;               // lanes that choose for one source in the last block
-constexpr int64_t kLoneBlocks = 128;    // of a grid that has a multiprocessor for each
-constexpr size_t kStaticShared = 2048;  // more than the kernel has
-constexpr int kChoosers = 64;           // threads of a block of the second kernel
+constexpr int64_t kListed = 8;        // targets a source that a tile lists
+constexpr int kGroup = 8;             // lanes that choose for one source in the last block
+constexpr int64_t kLoneBlocks = 128;  // of a grid that has a multiprocessor for each
+constexpr int kChoosers = 64;         // threads of a block of the second kernel
 
 struct ScoreParams {
   CorrelateParams p;
@@ -253,7 +252,8 @@ cudaError_t launch_choose(const CorrelateParams& p, const float* scores, cudaStr
 
 void take_correlate_workspace(const CorrelateParams& p, Pieces& pieces) { take(p, pieces); }
 
-bool can_choose_in_tail(const CorrelateParams& p) { return p.r <= kTailSources && lists(p); }
+// The list of one source must fit into the shared memory that the tail has.
+bool can_choose_in_tail(const CorrelateParams& p) { return p.r <= kTailSources && lists(p) && listed(p) <= 8192; }
 
 cudaError_t launch_correlate(const CorrelateParams& p, const KnownSoftmax& known, uint32_t* counters, Pieces& pieces,
                              cudaStream_t stream) {

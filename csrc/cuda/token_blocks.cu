@@ -298,10 +298,10 @@ cudaError_t launch_wide(BlockParams& p, cudaStream_t stream) {
     kernel<<<grid, kTileThreads, shared, stream>>>(p, view<T>(p.query), view<T>(p.key));
     return launched();
   };
-  if constexpr (!kProbs) {  // a GPU with less shared memory than those for data centers: up to 99 KB a block
-    if (allow_shared(wide_block_kernel<T, kProbs, 3>, 3 * kStep) != cudaSuccess) {
-      return go(wide_block_kernel<T, kProbs, 2>, 2 * kStep);
-    }
+  if constexpr (!kProbs) {  // GPUs other than those for data centers have up to 99 KB of shared memory a block
+    bool has = true;
+    FICOCO_TRY(has_shared(3 * kStep + kStaticShared, has));
+    if (!has) return go(wide_block_kernel<T, kProbs, 2>, 2 * kStep);
   }
   return go(wide_block_kernel<T, kProbs, 3>, 3 * kStep);
 }

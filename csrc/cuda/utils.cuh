@@ -190,6 +190,8 @@ cudaError_t allow_shared(void (*kernel)(Parameters...), size_t bytes) {
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
   return error == cudaSuccess ? error : failed(error);
 }
+constexpr size_t kStaticShared = 2048;  // more than a kernel has beside its dynamic shared memory
+
 // Whether a block on this device can have so much shared memory in all.
 cudaError_t has_shared(size_t bytes, bool& has);
 cudaError_t set_to_zero(void* data, size_t bytes, cudaStream_t stream);

@@ -107,9 +107,19 @@ class Kernel(NamedTuple):
     spilled: int
 
 
-# Bytes that a kernel may spill, by architecture: where a block less on a multiprocessor would cost more than the spill.
-# wide_pairs_kernel with heads of 128 channels and one set of weights needs 3 registers more than two blocks leave it.
-SPILLS = {("wide_pairs_kernel", "80"): 12}
+# Bytes that a kernel may spill, by a part of its mangled name and architecture: where a block less on a multiprocessor
+# would cost more. Heads of 128 channels, one set of weights, columns: 3 registers more than two blocks leave.
+SPILLS = {("wide_pairs_kernel", "Li128ELi1ELb1E", arch): 12 for arch in ("80", "86", "89")}
+
+
+def may_spill(kernel: Kernel) -> int:
+    """Bytes."""
+    fitting = (
+        bytes_
+        for (name, part, arch), bytes_ in SPILLS.items()
+        if (name, arch) == (kernel.name, kernel.arch) and part in kernel.mangled
+    )
+    return max(fitting, default=0)
 
 
 def compile_one(source: Path, arch: str, folder: Path) -> list[Kernel]:
@@ -154,7 +164,7 @@ def judge(kernels: list[Kernel]) -> list[str]:
             wrong.append(f"{place}: not in the table of csrc/tools/static_gates.py")
         elif k.registers > BUDGET[k.name]:
             wrong.append(f"{place}: {k.registers} registers, budget {BUDGET[k.name]}")
-        if k.spilled > SPILLS.get((k.name, k.arch), 0):
+        if k.spilled > may_spill(k):
             wrong.append(f"{place}: spills {k.spilled} bytes")
     unused = set(BUDGET) - {k.name for k in kernels}
     return wrong + [f"{name}: in the table, but no such kernel" for name in sorted(unused)]

@@ -49,7 +49,7 @@ def attach(
     Args:
         model: a model of :data:`ficoco_ext.models.families.FAMILIES`; single instance, changed in place until
             ``handle.detach()``. Several threads may call it at once, each call with its own state and cache; the
-            handle tells of the call that ended last. Attach and detach while none runs. A deep copy is attached too,
+            handle reports the call that ended last. Attach and detach while none runs. A deep copy is attached too,
             through its own ``copy.ficoco_handle``.
         method: a name (``ficoco_ext.METHODS``), a :class:`Method`, :class:`Split`, :class:`Staged`,
             :class:`DecoderMethod` or :class:`VisionAndDecoder`, or a sequence with one for each layer.
@@ -194,7 +194,7 @@ def _require_transformers() -> None:
 
 
 def _require_known(family: Family) -> None:
-    """Raise unless the installed transformers has the family as we know it; warn where nobody tested that release."""
+    """Raise unless the installed transformers has the family as we know it; warn about an untested release."""
     from transformers import __version__ as version
 
     tested = f"{api.TESTED_OLDEST} to {api.TESTED_NEWEST}"
