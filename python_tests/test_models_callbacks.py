@@ -17,6 +17,7 @@ from transformers import (
     LogitsProcessorList,
     MaxLengthCriteria,
     MinLengthLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -53,7 +54,7 @@ def test_a_criterion_that_counts_from_the_prompt(model, method):
 
     with ficoco_ext.attach(model, method, **METHODS[method]):
         free = model.generate(**inputs, max_new_tokens=6, do_sample=False)
-        for criteria in (StoppingCriteriaList([AfterTwo()]), [AfterTwo()]):
+        for criteria in (StoppingCriteriaList([AfterTwo()]), [AfterTwo()], (AfterTwo(),)):
             out = model.generate(**inputs, max_new_tokens=6, do_sample=False, stopping_criteria=criteria)
             assert torch.equal(out, free[:, : length + 2])
             assert type(criteria[0]) is AfterTwo  # the caller's list is left as it was
@@ -99,6 +100,30 @@ def test_all_of_them_see_the_callers_prompt(model, method, options):
         )
     assert {ids.shape[1] - prompt.shape[1] for ids in seen} == {0, 1, 2, 3}
     assert all(begin_with(prompt, ids) for ids in seen)
+
+
+@every
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2, "num_return_sequences": 2}], ids=["greedy", "beams"])
+def test_a_function_inside_one_of_transformers_own(model, method, options):
+    """Given as a processor it is called as it is as an argument."""
+    inputs = batch(*TWO)
+    prompt, seen = inputs["input_ids"], []
+
+    def allowed(row, ids):
+        assert torch.equal(ids[: prompt.shape[1]], prompt[row])
+        seen.append(len(ids))
+        return [7, 8, EOS]
+
+    processor = PrefixConstrainedLogitsProcessor(allowed, options.get("num_beams", 1))
+    with ficoco_ext.attach(model, method, **METHODS[method]):
+        out = model.generate(
+            **inputs, max_new_tokens=3, do_sample=False, logits_processor=LogitsProcessorList([processor]), **options
+        )
+        wanted = model.generate(
+            **inputs, max_new_tokens=3, do_sample=False, prefix_allowed_tokens_fn=allowed, **options
+        )
+    assert min(seen) == prompt.shape[1]
+    assert torch.equal(out, wanted)
 
 
 @every

@@ -40,21 +40,26 @@ class Callbacks:
         told: dict[str, Any] = {}
         for name, kind in (("stopping_criteria", _Criterion), ("logits_processor", _Processor)):
             given = options.get(name)
-            if isinstance(given, list):
-                told[name] = copy.copy(given)
-                told[name][:] = [self._one(each, kind) for each in given]
+            if isinstance(given, (list, tuple)):
+                told[name] = copy.copy(given) if isinstance(given, list) else []
+                told[name][:] = [self._one(each, kind, sequences) for each in given]
         if options.get("prefix_allowed_tokens_fn") is not None:
             told["prefix_allowed_tokens_fn"] = _Prefix(self, options["prefix_allowed_tokens_fn"], sequences)
         if options.get("streamer") is not None:
             told["streamer"] = _Streamer(self, options["streamer"])
         return told
 
-    def _one(self, given: Any, kind: Callable[[Callbacks, Any], Any]) -> Any:
-        """transformers' own ones keep their type, by which ``generate`` finds doubles; their lengths move instead."""
+    def _one(self, given: Any, kind: Callable[[Callbacks, Any], Any], sequences: int) -> Any:
+        """transformers' own ones keep their type, by which ``generate`` finds doubles; their lengths move instead, and
+        the caller's function in one of them is wrapped."""
         if not api.is_own(given):
             return kind(self, given)
         lengths = {name: getattr(given, name, None) for name in api.PROMPT_LENGTHS}
-        moved = {name: max(value - self.removed, 0) for name, value in lengths.items() if isinstance(value, int)}
+        moved: dict[str, Any] = {
+            name: max(value - self.removed, 0) for name, value in lengths.items() if isinstance(value, int)
+        }
+        if (function := getattr(given, api.PREFIX_FUNCTION, None)) is not None:
+            moved[api.PREFIX_FUNCTION] = _Prefix(self, function, sequences)
         if moved:
             given = copy.copy(given)
             vars(given).update(moved)
@@ -64,6 +69,11 @@ class Callbacks:
 class _Criterion:
     def __init__(self, owner: Callbacks, given: Any) -> None:
         self.owner, self.given = owner, given
+
+    def __getattr__(self, name: str) -> Any:  # generate looks for an eos_token_id
+        if name in ("owner", "given"):
+            raise AttributeError(name)
+        return getattr(self.given, name)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         return self.given(self.owner.ids(input_ids), scores, **kwargs)

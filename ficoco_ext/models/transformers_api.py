@@ -218,6 +218,10 @@ PROMPT_LENGTHS = (
 )
 
 
+# The caller's function in the logits processor that restricts tokens by what came before.
+PREFIX_FUNCTION = "_prefix_allowed_tokens_fn"
+
+
 def is_own(callback: Any) -> bool:
     """Whether a logits processor or a stopping criterion is one of transformers itself."""
     return type(callback).__module__.startswith("transformers.")
