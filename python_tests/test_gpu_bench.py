@@ -59,7 +59,7 @@ def test_summary_says_what_ran(rehearsal):
     assert summary["rehearsal"] is results["rehearsal"] is True
     assert summary["ok"] is True
     assert summary["seconds"] > 0
-    assert sorted(step["name"] for step in summary["steps"]) == sorted((*PROGRAMS, "operators once"))
+    assert sorted(step["name"] for step in summary["steps"]) == sorted((*PROGRAMS, "emulation", "operators once"))
     for step in summary["steps"]:
         assert step["status"] == "ok"
         assert step["exit"] == 0
@@ -210,7 +210,7 @@ def test_without_torch_nothing_is_done(tmp_path):
         (["--part", "second"], "usage:"),
         (["--wheel", "/nowhere.whl"], "there is no file '/nowhere.whl'"),
         (["--nonsense"], "usage:"),
-        (["--rehearse", "--only", "contact,nonsense"], "nonsense is not among contact, whole"),
+        (["--rehearse", "--only", "contact,nonsense"], "nonsense is not among emulation, contact, whole"),
     ],
 )
 def test_wrong_arguments_are_refused(tmp_path, arguments, said):

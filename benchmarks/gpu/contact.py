@@ -105,9 +105,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options(parser, budget=60.0)
     parser.add_argument("--beside", type=int, default=6, help="processes at a time")
+    parser.add_argument("--prepare", action="store_true", help="build what a rehearsal needs, and nothing else")
     args = parser.parse_args()
-    if args.rehearse and args.lines is None:
-        namespace(True)  # built once, before several children want it
+    if args.prepare:
+        print(namespace(True)[1])
+        return
     program = Program(
         "contact",
         tasks,

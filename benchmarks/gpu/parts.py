@@ -95,6 +95,7 @@ def _first(built: tuple[str, ...], rehearse: bool) -> list[Step]:
         Step("kernels", program("kernel_times.py"), "bench.log", 15, 40, built, budget=True, beside="b" * rehearse),
     ]  # fmt: skip
     if rehearse:
+        steps.insert(0, Step("emulation", program("contact.py", "--prepare"), "contact.log", 10, 200))
         return [*steps, Step("operators once", alone, "sanitize.log", 10, 60, budget=True, beside="b")]
     for kind in ("racecheck", "memcheck", "synccheck"):
         command = [tool or "compute-sanitizer", "--tool", kind, "--error-exitcode", "9", "--report-api-errors", "no"]
