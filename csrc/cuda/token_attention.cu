@@ -19,7 +19,6 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kChunk = 128;  // rows that a block adds up
 constexpr int kSets = 4;     // sets of weights that a kernel takes at once
 constexpr int kBatch = 4;    // reads of a lane on their way at once
-constexpr int kDotThreads = 128, kDotTokens = 4;
 
 __device__ __forceinline__ void check_token(int64_t token, int64_t first, int64_t keys) {
   assert(token >= first && token < keys && "ficoco::token_attention: an index is no token, or its query is not there");
@@ -96,41 +95,29 @@ __global__ void __launch_bounds__(kThreads, 2)
   sums[b * state + i] = total;
 }
 
-// Four tokens a warp: inner products of their rows with the weighted sums, over all query heads. The sums are read once
-// for all four.
+// One warp a token: inner products of its rows with the weighted sums, over all query heads.
 template <class T, bool kVector>
-__global__ void __launch_bounds__(kDotThreads, 3)
+__global__ void __launch_bounds__(kThreads, 2)
     token_dots_kernel(TokenParams p, View<T> rows, int64_t shift, int64_t sum_heads, const float* sums) {
-  constexpr int kSteps = 2;  // packs of each token on their way at once
   const int lane = threadIdx.x % kWarp;
-  const int64_t b = blockIdx.y;
-  const int64_t i0 = (static_cast<int64_t>(blockIdx.x) * (kDotThreads / kWarp) + threadIdx.x / kWarp) * kDotTokens;
-  if (i0 >= p.count) return;
-  const int heads = p.query.heads, group = heads / rows.heads, sum_group = heads / static_cast<int>(sum_heads);
-  const int per_head = static_cast<int>(ceil_div(p.width, kPer<T>)), packs = per_head * heads;
-  const T* of_token[kDotTokens];  // the last one again where there are no more
-#pragma unroll
-  for (int t = 0; t < kDotTokens; ++t) {
-    const int64_t token = p.tokens[b * p.count + min(i0 + t, p.count - 1)];
-    check_token(token, shift, p.keys);
-    of_token[t] = rows.row(b, 0, token - shift);
-  }
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp, b = blockIdx.y;
+  if (i >= p.count) return;
+  const int64_t token = p.tokens[b * p.count + i], heads = p.query.heads;
+  const int per_head = static_cast<int>(ceil_div(p.width, kPer<T>)), packs = per_head * static_cast<int>(heads);
+  const int group = static_cast<int>(heads / rows.heads), sum_group = static_cast<int>(heads / sum_heads);
+  check_token(token, shift, p.keys);
   for (int64_t w = 0; w < p.sets; ++w) {
-    const float* set_sums = sums + (b * p.sets + w) * sum_heads * p.width;
-    float dots[kDotTokens] = {};
-    for (int at0 = lane; at0 < packs; at0 += kSteps * kWarp) {
-      Pack<T> x[kSteps][kDotTokens];
-      float y[kSteps][kPer<T>];
+    float dot = 0.f;
+    for (int at0 = lane; at0 < packs; at0 += kBatch * kWarp) {
+      Pack<T> x[kBatch];
+      float y[kBatch][kPer<T>];
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
+      for (int i = 0; i < kBatch; ++i) {
         const int at = at0 + i * kWarp, h = at / per_head;
         const int64_t c = at % per_head * kPer<T>, left = at < packs ? p.width - c : 0;
-#pragma unroll
-        for (int t = 0; t < kDotTokens; ++t) {
-          x[i][t] = {};
-          if (left > 0) x[i][t] = load_pack<T, kVector>(of_token[t] + h / group * rows.stride_h + c, left);
-        }
-        const float* from = set_sums + h / sum_group * p.width + c;
+        x[i] = {};
+        if (left > 0) x[i] = load_pack<T, kVector>(rows.row(b, h / group, token - shift) + c, left);
+        const float* from = sums + ((b * p.sets + w) * sum_heads + h / sum_group) * p.width + c;
 #pragma unroll
         for (int e = 0; e < kPer<T>; e += 4) {
           Pack<float> four = {};
@@ -140,21 +127,13 @@ __global__ void __launch_bounds__(kDotThreads, 3)
         }
       }
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
+      for (int i = 0; i < kBatch; ++i) {
 #pragma unroll
-        for (int t = 0; t < kDotTokens; ++t) {
-#pragma unroll
-          for (int e = 0; e < kPer<T>; ++e) dots[t] = fmaf(to_float(x[i][t].x[e]), y[i][e], dots[t]);
-        }
+        for (int e = 0; e < kPer<T>; ++e) dot = fmaf(to_float(x[i].x[e]), y[i][e], dot);
       }
     }
-#pragma unroll
-    for (int t = 0; t < kDotTokens; ++t) {
-      const float dot = warp_sum(dots[t]);
-      if (lane == 0 && i0 + t < p.count) {
-        p.out[(b * p.sets + w) * p.count + i0 + t] = dot * p.scale / static_cast<float>(heads);
-      }
-    }
+    dot = warp_sum(dot);
+    if (lane == 0) p.out[(b * p.sets + w) * p.count + i] = dot * p.scale / static_cast<float>(heads);
   }
 }
 
@@ -310,9 +289,8 @@ cudaError_t launch_logits(const TokenParams& p, const Workspace& w, cudaStream_t
   FICOCO_TRY(launched());
   return with_type(other.dtype, vectorised(other, p.width), [&](auto type, auto vector) {
     using T = decltype(type);
-    const dim3 grid(ceil_div(p.count, kDotThreads / kWarp * kDotTokens), p.batch);
-    token_dots_kernel<T, decltype(vector)::value>
-        <<<grid, kDotThreads, 0, stream>>>(p, view<T>(other), p.offset - shift, summed.heads, w.sums);
+    token_dots_kernel<T, decltype(vector)::value><<<dim3(ceil_div(p.count, kWarps), p.batch), kThreads, 0, stream>>>(
+        p, view<T>(other), p.offset - shift, summed.heads, w.sums);
     return launched();
   });
 }

@@ -25,7 +25,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 
 # Registers a thread may use. A block of 256 threads that is to have a second one beside it can have 128; the passes
-# over memory want more blocks than that; add_way and token_dots have blocks of 128. A kernel that is not here fails.
+# over memory want more blocks than that. A kernel that is not here fails.
 BUDGET = {
     "add_chunks_kernel": 40,
     "attention_block_kernel": 128,
@@ -51,7 +51,7 @@ BUDGET = {
     "select_kernel": 128,
     "sum_kernel": 40,
     "to_sequence_kernel": 40,
-    "token_dots_kernel": 136,
+    "token_dots_kernel": 112,
     "token_pairs_kernel": 128,
     "unite_kernel": 40,
     "weighted_sum_kernel": 112,
