@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from . import config_facts, configs, images, loading
+from .models import transformers_api as api
 
 EMBEDDED = Path(__file__).parent / "data" / "tiny_llava"
 SCENES = EMBEDDED / "samples"
@@ -137,11 +138,12 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpo
     with _quiet():
         where = source["pretrained_model_name_or_path"]
         with contextlib.nullcontext() if local else loading.reading("config", name):  # of a folder it names itself
-            config, written = configs.parse(where, local=local), configs.written(where, local=local)
+            config, written = configs.parse(where, local=local)
         kind = config.model_type
         if kind != "llava":
             raise ValueError(f"model must be a LLaVA-1.5 checkpoint (model_type 'llava'), got {kind!r} in {model}")
         config_facts.defaulted(written, f"config.json of {name}")
+        _require_served(config, name)
         if local:
             loading.require_files(path)
         with loading.reading("processor", name):
@@ -149,11 +151,30 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpo
         loading.require_processor(processor, config, name)
         with loading.reading("weights", name):
             loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-                **source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+                **source, **_attention(config), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
             )
         llava, told = loaded
         loading.require_weights(told, name)
     return Checkpoint(llava.to(device).eval(), processor, name, embedded)
+
+
+def _require_served(config: Any, model: str) -> None:
+    """Raise unless both parts are of types that are served: of others transformers may ask for code to run."""
+    served = {"text": api.MODELS["LLaVA-1.5"].decoders, "vision": api.LLAVA_TOWERS}
+    for part, kinds in served.items():
+        kind = getattr(getattr(config, f"{part}_config", None), "model_type", None)
+        if kind not in kinds:
+            raise ValueError(
+                f"config.json of {model}: {part}_config.model_type must be one of {', '.join(kinds)}, got {kind!r}; no "
+                "other one is served"
+            )
+
+
+def _attention(config: Any) -> dict[str, Any]:
+    """SDPA, which transformers takes by itself, unless a config that was checked names its own."""
+    parts = (config, config.text_config, config.vision_config)
+    named = any(getattr(part, "_attn_implementation", None) is not None for part in parts)
+    return {} if named else {"attn_implementation": "sdpa"}
 
 
 def files_of(model: str | None) -> list[Path]:

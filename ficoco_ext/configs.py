@@ -5,6 +5,7 @@ Imports neither torch nor, until :func:`parse` is called, transformers.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import reprlib
@@ -26,22 +27,31 @@ _MOST: dict[str, int] = {
     "vocab_size": 2**24,
 }
 _FRACTIONS = ("mlp_ratio",)
-_ATTENTION = ("attn_implementation", "_attn_implementation")
+_ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+# All others are names of kernels that transformers would fetch.
+_ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 def read(folder: Path) -> dict[str, Any]:
     """The ``config.json`` of a folder, checked.
 
     Raises:
-        FileNotFoundError: there is none. ValueError: it is no JSON object, or :func:`check` refuses it.
+        FileNotFoundError: there is none. ValueError: it is no JSON object, begins with a byte order mark, which
+            transformers does not read, or :func:`check` refuses it.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"no config.json in {folder}")
     if path.stat().st_size > _BYTES:
         raise ValueError(f"{path} must have at most {_BYTES:,} bytes, got {path.stat().st_size:,}; is it a config?")
+    content = path.read_bytes()
+    if content.startswith(codecs.BOM_UTF8):
+        raise ValueError(
+            f"{path} must be JSON without a byte order mark, with which transformers does not read it; save it as "
+            "UTF-8 without one"
+        )
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, an integer without end, lists without end
         raise ValueError(f"{path} must be JSON: {error}") from None
     if not isinstance(found, dict):
@@ -51,7 +61,10 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def check(config: Mapping[str, Any], where: str) -> None:
-    """Refuse numbers that no model has, and attention that would be fetched from a hub.
+    """Refuse numbers that no model has, and what would run code: attention from a hub, and a part's own classes.
+
+    An ``auto_map`` at the top asks transformers for code too, but there a caller can say no; of a part transformers
+    asks on the terminal. An ``attribute_map`` gives entries other names, by which both would get past here.
 
     Args:
         config: as JSON has it, with the configs of its parts inside.
@@ -68,10 +81,17 @@ def check(config: Mapping[str, Any], where: str) -> None:
         ValueError: config.json: text_config.num_hidden_layers must be an integer in 1 ... 1000, got 1000000
     """
     for path, name, value in _entries(config):
-        if name in _ATTENTION and isinstance(value, str) and "/" in value:
+        if name in _ATTENTION:
+            for one in value.values() if isinstance(value, Mapping) else (value,):
+                if one is not None and not (isinstance(one, str) and one in _ATTENTIONS):
+                    raise ValueError(
+                        f"{where}: {path} must be attention that transformers has ({', '.join(_ATTENTIONS)}), got "
+                        f"{reprlib.repr(one)}: code from a hub is never fetched"
+                    )
+        if (name == "auto_map" and path != name) or name == "attribute_map":
             raise ValueError(
-                f"{where}: {path} must be attention that transformers has, got {reprlib.repr(value)}: code from a hub "
-                "is never fetched"
+                f"{where}: {path} must not be there, got {reprlib.repr(value)}: code that comes with a part of a model "
+                "is never run; take the entry out if transformers has the part's model_type"
             )
         if name in _MOST:
             for one in value if isinstance(value, (list, tuple)) else (value,):
@@ -88,14 +108,21 @@ def _fits(value: Any, most: int, fraction: bool) -> bool:
 
 def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """Every entry with its path, those of parts inside included; JSON's own depth is bounded by its parser."""
-    pending = [("", config)]
+    pending: list[tuple[str, Any]] = [("", config)]
     while pending:
         before, found = pending.pop()
+        if not isinstance(found, Mapping):
+            pending += ((f"{before}[{place}]", one) for place, one in enumerate(found) if _holds(one))
+            continue
         for name, value in found.items():
-            path = f"{before}{name}"
+            path = f"{before}.{name}" if before else str(name)
             yield path, name, value
-            if isinstance(value, Mapping):
-                pending.append((f"{path}.", value))
+            if _holds(value):
+                pending.append((path, value))
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, (Mapping, list, tuple))
 
 
 def written(source: str, *, local: bool) -> dict[str, Any]:
@@ -113,8 +140,8 @@ def written(source: str, *, local: bool) -> dict[str, Any]:
     return found
 
 
-def parse(source: str, *, local: bool) -> Any:
-    """The transformers config of a folder or of a hub name. Code that comes with it never runs.
+def parse(source: str, *, local: bool) -> tuple[Any, dict[str, Any]]:
+    """The transformers config of a folder or of a hub name, and as it was written. Code that comes with it never runs.
 
     Raises:
         ImportError: no transformers. OSError: not found. ValueError: not readable, absurd, or it asks to run code.
@@ -123,7 +150,7 @@ def parse(source: str, *, local: bool) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+        return AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False), found
     except OSError:
         raise
     except Exception as error:  # whatever a file that anybody may have written makes transformers raise

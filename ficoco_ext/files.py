@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -10,16 +11,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+_MOST_LINKS = 40  # more no system follows
+
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[IO[bytes]]:
     """A file to write: it gets its name when it is whole, and an older one stays until then, or if writing fails.
 
-    It is written beside its place under a name that nothing has. A symbolic link stays one and what it points to is
-    replaced; a device or a pipe is written as it is.
+    It is written beside its place under a name that nothing has, with the permissions of the older one. A symbolic link
+    stays one and what it points to is replaced; a device, a pipe or a file that a process has open, as /dev/stdout and
+    /dev/fd/3 name it, is written as it is.
 
     Raises:
-        OSError: it cannot be written; names ``path``.
+        OSError: it cannot be written, or is read-only; names ``path``. ValueError: links in a circle.
 
     Example:
         >>> import pathlib, tempfile
@@ -30,27 +34,64 @@ def replacing(path: Path | str) -> Iterator[IO[bytes]]:
         >>> place.read_text(), len(list(place.parent.iterdir()))
         ('whole', 1)
     """
-    target = Path(path).resolve()
-    if target.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file in it")
-    there = target.stat() if target.exists() else None
-    if there is not None and not stat.S_ISREG(there.st_mode):
-        with target.open("wb") as file:
+    if _written_as_it_is(path):
+        with open(path, "wb") as file:
             yield file
         return
+    target = Path(os.path.realpath(path))
+    there = target.stat() if target.exists() else None
+    if there is not None and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, "the file is read-only; make it writable or give another name", str(path))
     part = target.with_name(f".{secrets.token_hex(8)}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
-        descriptor = os.open(part, flags, 0o666 if there is None else stat.S_IMODE(there.st_mode))
+        descriptor = os.open(part, flags, 0o666)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         with os.fdopen(descriptor, "wb") as file:
+            if there is not None and hasattr(os, "fchmod"):
+                os.fchmod(descriptor, stat.S_IMODE(there.st_mode))  # what os.open is told is cut by the umask
             yield file
         os.replace(part, target)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _written_as_it_is(path: Path | str) -> bool:
+    """Whether something that has no place to be replaced is at ``path``: a pipe, a device, what a process has open.
+
+    Links are followed by the system: of /dev/stdout into a pipe, none of Python's ways finds the end.
+
+    Raises:
+        ValueError: links in a circle. OSError: a folder, or a place that cannot be looked at.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(f"{path} is a link that leads back to itself; give another name") from None
+        raise
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(f"{path} is a folder; name a file in it")
+    return not stat.S_ISREG(found.st_mode) or _of_a_process(path)
+
+
+def _of_a_process(path: Path | str) -> bool:
+    """Whether a name, or a link on its way, is in /dev or /proc, as /dev/stdout is where it is a file."""
+    at = os.path.abspath(path)
+    for _ in range(_MOST_LINKS):
+        folder, name = os.path.split(at)
+        at = os.path.join(os.path.realpath(folder), name)
+        if at.startswith(("/dev/", "/proc/")) and not at.startswith("/dev/shm/"):
+            return True
+        if not os.path.islink(at):
+            return False
+        at = os.path.normpath(os.path.join(os.path.dirname(at), os.readlink(at)))
+    return False
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -95,4 +136,4 @@ def _same(a: Path, b: Path) -> bool:
     try:
         return os.path.samefile(a, b)
     except OSError:  # one is not there
-        return a.resolve() == b.resolve()
+        return os.path.realpath(a) == os.path.realpath(b)

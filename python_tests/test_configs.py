@@ -116,12 +116,6 @@ def test_ours_and_the_largest_that_there_are_pass():
     configs.check({"image_size": [224, 224], "vision_config": {"mlp_ratio": 3.7362, "depth": 63}}, "config.json")
 
 
-def test_attention_from_a_hub_is_refused(tmp_path):
-    for path in ("_attn_implementation", "text_config._attn_implementation", "attn_implementation"):
-        with pytest.raises(ValueError, match=rf"{path} must be attention that transformers has, got 'org/kernel'"):
-            configs.check(changed(path, "org/kernel"), "config.json")
-
-
 @pytest.fixture
 def bait(tmp_path, monkeypatch):
     """A function that puts code into a folder, and the file that it would write; nobody is asked whether to run it."""
@@ -180,3 +174,96 @@ def test_code_in_a_checkpoint_never_runs(tmp_path, bait, file):
         checkpoint.model.generate(torch.tensor([[1, 2]]), max_new_tokens=1)
     except (ValueError, OSError, KeyError):
         pass  # refused is as well
+
+
+NESTED = {"model_type": "align_text_model", "auto_map": {"AutoModel": "evil.Evil"}}
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "path"),
+    [
+        ("text_config", NESTED, "text_config.auto_map"),
+        ("vision_config", {**NESTED, "model_type": "align_vision_model"}, "vision_config.auto_map"),
+        ("text_config", {"model_type": "llama", "more": [[{"auto_map": {}}]]}, r"text_config.more\[0\]\[0\].auto_map"),
+        ("parts", [NESTED], r"parts\[0\].auto_map"),
+        ("text_config", {**NESTED, "auto_map": None}, "text_config.auto_map"),
+        (
+            "text_config",
+            {"model_type": "align_text_model", "attribute_map": {"auto_map": "x"}, "x": NESTED["auto_map"]},
+            "text_config.attribute_map",
+        ),
+        ("attribute_map", {"auto_map": "x"}, "attribute_map"),
+    ],
+)
+def test_code_of_a_part_never_runs(tmp_path, bait, part, value, path):
+    put, _ = bait
+    where = tmp_path / "model"
+    shutil.copytree(EMBEDDED, where, ignore=shutil.ignore_patterns("samples"))
+    if isinstance(value, dict):
+        value = {**OURS.get(part, {}), **value, "_name_or_path": str(where)}
+    put(folder(where, {**OURS, part: value}))
+    for ask in (lambda: load(str(where), torch.float32, torch.device("cpu")), lambda: cost.architecture(str(where))):
+        with pytest.raises(ValueError, match=rf"config\.json: {path} must not be there, got "):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"), [("text", "align_text_model"), ("text", "opt"), ("vision", "align_vision_model")]
+)
+def test_parts_that_are_not_served_are_refused_before_weights_are_read(tmp_path, part, kind):
+    where = tmp_path / "model"
+    shutil.copytree(EMBEDDED, where, ignore=shutil.ignore_patterns("samples"))
+    folder(where, changed(f"{part}_config.model_type", kind))
+    (where / "model.safetensors").write_text("never read")
+    with pytest.raises(ValueError, match=rf"{part}_config.model_type must be one of .*, got '{kind}'; no other"):
+        load(str(where), torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        ("org/kernel", "org/kernel"),
+        ("org:kernel", "org:kernel"),
+        ("paged|flash_attention_2", "paged"),
+        ({"text_config": "evil-org/kern"}, "evil-org/kern"),
+        ({"": "evil-org/kern"}, "evil-org/kern"),
+        ({"": "sdpa", "vision_config": "evil-org/kern"}, "evil-org/kern"),
+        ({"text_config": {"": "evil-org/kern"}}, "evil-org/kern"),
+        (["evil-org/kern"], "evil-org/kern"),
+        (7, "7"),
+    ],
+)
+def test_attention_is_one_of_transformers(name, value, got):
+    for path in (name, f"text_config.{name}"):
+        with pytest.raises(ValueError, match=rf"{path} must be attention that transformers has .*got .*{got}"):
+            configs.check(changed(path, value), "config.json")
+    for fine in ("eager", "sdpa", "flash_attention_2", None, {"": "sdpa", "text_config": "eager"}, {}):
+        configs.check(changed(name, fine), "config.json")
+
+
+def test_attention_is_sdpa_or_what_the_config_names(tmp_path):
+    assert load(None, torch.float32, torch.device("cpu")).model.config._attn_implementation == "sdpa"
+    where = tmp_path / "model"
+    shutil.copytree(EMBEDDED, where, ignore=shutil.ignore_patterns("samples"))
+    folder(where, changed("attn_implementation", "eager"))
+    model = load(str(where), torch.float32, torch.device("cpu")).model
+    assert model.config._attn_implementation == "eager" == model.config.text_config._attn_implementation
+
+
+def test_a_byte_order_mark_is_refused_by_name(tmp_path):
+    where = tmp_path / "model"
+    shutil.copytree(EMBEDDED, where, ignore=shutil.ignore_patterns("samples"))
+    folder(where, "\ufeff" + json.dumps(OURS))
+    for ask in (lambda: load(str(where), torch.float32, torch.device("cpu")), lambda: cost.architecture(str(where))):
+        with pytest.raises(ValueError, match="must be JSON without a byte order mark"):
+            ask()
+
+
+def test_a_config_is_read_once(monkeypatch):
+    read, found = configs.read, []
+    monkeypatch.setattr(configs, "read", lambda folder: found.append(folder) or read(folder))
+    cost.architecture(str(EMBEDDED))
+    assert found == [EMBEDDED]
+    load(None, torch.float32, torch.device("cpu"))
+    assert found == [EMBEDDED] * 2

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,76 @@ def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
     assert link.is_symlink() and target.read_text() == "new"
     files.write_text("/dev/null", "gone")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def _writes(place, **options):
+    call = [sys.executable, "-c", f"from ficoco_ext import files; files.write_text({place!r}, 'whole')"]
+    return subprocess.run(call, cwd=Path(files.__file__).parent.parent, check=True, **options)
+
+
+@pytest.mark.parametrize("place", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_a_pipe_that_a_process_holds_is_written(place):
+    assert _writes(place, stdout=subprocess.PIPE).stdout == b"whole"
+
+
+def test_a_pipe_that_another_name_leads_to_is_written(tmp_path):
+    (tmp_path / "out").symlink_to("/dev/stdout")
+    assert _writes(str(tmp_path / "out"), stdout=subprocess.PIPE).stdout == b"whole"
+    assert (tmp_path / "out").is_symlink()
+
+
+@pytest.mark.parametrize("place", ["/dev/stderr", "/dev/fd/2", "/proc/self/fd/2"])
+def test_a_file_that_a_process_holds_is_not_replaced(tmp_path, place):
+    with (tmp_path / "log").open("wb") as log:
+        inode = os.fstat(log.fileno()).st_ino
+        _writes(place, stderr=log)
+    assert names(tmp_path) == ["log"] and (tmp_path / "log").stat().st_ino == inode
+    assert (tmp_path / "log").read_bytes() == b"whole"
+
+
+def test_a_named_pipe_is_written(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE)
+    files.write_text(tmp_path / "pipe", "whole")
+    assert reader.communicate(timeout=10)[0] == b"whole" and names(tmp_path) == ["pipe"]
+
+
+def test_links_in_a_circle_are_named(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"/a is a link that leads back to itself; give another name"):
+        files.write_text(tmp_path / "a", "x")
+    files.require_apart([tmp_path / "c"], output=tmp_path / "a")
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_a_link_to_what_is_not_there_makes_it(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    files.write_text(tmp_path / "link", "x")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "new").read_text() == "x"
+
+
+def test_the_mode_is_that_of_the_older_file_whatever_the_umask(tmp_path):
+    place = tmp_path / "out"
+    place.write_text("old")
+    place.chmod(0o666)
+    before = os.umask(0o077)
+    try:
+        files.write_text(place, "new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(place.stat().st_mode) == 0o666 and place.read_text() == "new"
+
+
+def test_a_read_only_file_stays(tmp_path, monkeypatch):
+    place = tmp_path / "out"
+    place.write_text("old")
+    place.chmod(0o444)
+    if os.access(place, os.W_OK):  # root may write all
+        monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(PermissionError, match="the file is read-only; make it writable or give another name"):
+        files.write_text(place, "new")
+    assert place.read_text() == "old" and names(tmp_path) == ["out"]
 
 
 def test_what_cannot_be_written_is_named(tmp_path):

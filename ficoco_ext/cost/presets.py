@@ -130,8 +130,7 @@ def _resized(given: Architecture, image_size: int | None, crops: int | None) -> 
 
 def _of_directory(directory: Path, name: str) -> Architecture:
     """The shapes that a directory's config says, with what follows from its model types in the source."""
-    written = configs.read(directory)
-    config = _read(directory, written)
+    config, written = _read(directory)
     defaulted = config_facts.defaulted(written, f"{directory / 'config.json'}")
     found = _from_config(config, name)
     meant = [
@@ -144,12 +143,13 @@ def _of_directory(directory: Path, name: str) -> Architecture:
     return dataclasses.replace(found, source=f"{found.source}; not in it, by its model types: {', '.join(meant)}")
 
 
-def _read(directory: Path, written: dict[str, Any]) -> Any:
-    """The config as transformers understands it; without transformers only what its file spells out."""
+def _read(directory: Path) -> tuple[Any, dict[str, Any]]:
+    """The config as transformers understands it, and as written; without transformers only what its file spells out."""
     try:
         return configs.parse(str(directory), local=True)
     except ImportError:
-        return json.loads(json.dumps(written), object_hook=lambda found: SimpleNamespace(**found))
+        written = configs.read(directory)
+        return json.loads(json.dumps(written), object_hook=lambda found: SimpleNamespace(**found)), written
 
 
 def _number(config: Any, what: str, *names: str) -> int:

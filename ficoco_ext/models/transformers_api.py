@@ -51,6 +51,7 @@ class LanguageModel(NamedTuple):
 
 
 _LLAVA_DECODERS = ("llama", "mistral", "qwen2")
+LLAVA_TOWERS = ("clip_vision_model", "siglip_vision_model")  # the second one is not reduced, its language model is
 MODELS = {
     "LLaVA-1.5": Model(
         "llava.modeling_llava", "LlavaForConditionalGeneration", "LlavaModel", _LLAVA_DECODERS, tower=True
