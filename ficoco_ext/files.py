@@ -40,7 +40,7 @@ def replacing(path: Path | str) -> Iterator[IO[bytes]]:
         return
     target = Path(os.path.realpath(path))
     there = target.stat() if target.exists() else None
-    if there is not None and not os.access(target, os.W_OK):
+    if there is not None and not (there.st_mode & 0o222 and os.access(target, os.W_OK)):  # root has access to all
         raise PermissionError(errno.EACCES, "the file is read-only; make it writable or give another name", str(path))
     part = target.with_name(f".{secrets.token_hex(8)}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
