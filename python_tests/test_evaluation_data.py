@@ -235,6 +235,7 @@ def test_every_turn_of_a_conversation_is_a_question(folder):
         ({"conversations": "how many ?"}, "conversations"),
         ({"conversations": []}, "conversations"),
         ({"conversations": _said(("how ?", "2"))[:1]}, "conversations"),
+        ({"conversations": [{"from": ["human"], "value": "how ?"}, {"from": {}, "value": "2"}]}, "conversations"),
         ({"conversations": _said(("how ?", "2"))[::-1]}, "conversations"),
         ({"conversations": _said(("how ?", "2"), ("how ?", "2"))}, "question"),
         ({"conversations": _said(("how ?", "2"), ("who ?", "?"))}, "answer"),
@@ -279,3 +280,57 @@ def test_later_frames_are_said(folder):
     found = questions_of_file(_file(folder, [_asked(image="pictures/moving.gif")]))
     (remark,) = found.remarks
     assert "moving.gif has 2 frames or pages: only the first" in remark
+
+
+LONG, DEEP = "9" * 5000, "[" * 10**5 + "]" * 10**5
+GOOD = '{"image": "pictures/a.png", "question": "how many ?", "answer": "2"}'
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        (GOOD.replace('"2"', LONG), "answer"),
+        (GOOD.replace('"2"', f"-{LONG}"), "answer"),
+        (GOOD.replace('"2"', f'"no", "scene": {LONG}'), "scene"),
+        (GOOD.replace('"2"', f'"no", "kind": {LONG}'), "kind"),
+        (GOOD.replace('"2"', f'"no", "id": {DEEP}'), "row"),
+        (GOOD.replace('"2"', "[" * 800 + "]" * 800), "answer"),
+        (GOOD.replace("pictures/a.png", "x" * 10**4), "image"),
+        (GOOD.replace("pictures/a.png", "x\\\\" * 10**4), "image"),
+        (GOOD.replace("pictures/a.png", "x\\\\\\u0000"), "image"),
+        (GOOD.replace('"2"', '"no", "conversations": [{"from": ["x"], "value": "y"}]'), "conversations"),
+    ],
+    ids=lambda one: one[-30:],
+)
+def test_what_python_does_not_read_is_a_bad_row(folder, row, field):
+    row = row.replace("how many ?", "what else ?")
+    for name, text in (("a.jsonl", f"{GOOD}\n{row}\n"), ("b.json", f"{GOOD}\n{row}\n"), ("c.json", f"[{GOOD}, {row}]")):
+        (folder / name).write_text(text)
+        if field == "row" and name == "c.json":  # nobody can say where in it
+            with pytest.raises(ValueError, match=r"c\.json must be JSON, one list of objects: .* too deep"):
+                questions_of_file(folder / name, bad_rows="count")
+            continue
+        found = questions_of_file(folder / name, bad_rows="count")
+        assert len(found.items) == 1 and [(one.row, one.field) for one in found.bad] == [(2, field)]
+        with pytest.raises(ValueError, match=f"{name}: row 2, field '{field}'"):
+            questions_of_file(folder / name)
+    (folder / "first.json").write_text(f"{row}\n{GOOD}\n")
+    assert [one.row for one in questions_of_file(folder / "first.json", bad_rows="count").bad] == [1]
+
+
+def test_a_long_integer_that_nobody_reads_is_no_matter(folder):
+    (folder / "a.jsonl").write_text(GOOD.replace('"2"', f'"2", "id": {LONG}'))
+    assert len(questions_of_file(folder / "a.jsonl").items) == 1
+
+
+def test_a_long_integer_of_a_program_is_a_bad_row():
+    (bad,) = questions([_row(), _row(answer=10**5000)], bad_rows="count").bad
+    assert (bad.row, bad.field) == (2, "answer") and "int that is too long to be shown" in bad.reason
+
+
+def test_kinds_have_an_end():
+    picture = _picture()
+    rows = [_row(image=picture, question=f"number {one} ?", kind=f"kind {one}") for one in range(1001)]
+    assert len(questions(rows[:1000]).kinds) == 1000
+    with pytest.raises(ValueError, match="the data: kind must have at most 1,000 different values, got 1,001"):
+        questions(rows)

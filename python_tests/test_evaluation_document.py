@@ -123,3 +123,24 @@ def test_a_setting_that_was_answered_twice(tmp_path):
 @pytest.mark.parametrize("file", sorted((Path(__file__).parent.parent / "benchmarks/results").glob("accuracy_*.json")))
 def test_the_committed_ones_are_read(file):
     Results.load(file)
+
+
+def test_kinds_have_an_end(tmp_path):
+    file = tmp_path / "out.json"
+    for count in (1000, 1001, 200_000):
+        file.write_text(json.dumps(damaged("tables.0.kinds", [f"kind {one}" for one in range(count)])))
+        if count <= 1000:
+            Results.load(file)
+            continue
+        start = time.perf_counter()
+        with pytest.raises(ValueError, match=rf"tables\[0\]\.kinds must be at most 1,000 names, got {count}"):
+            Results.load(file)
+        assert time.perf_counter() - start < 1
+    halves = copy.deepcopy(GOOD)
+    table = halves["tables"][0]
+    halves["tables"] = [
+        {**table, "seed": seed, "kinds": [f"kind {seed} {one}" for one in range(600)]} for seed in (0, 1)
+    ]
+    file.write_text(json.dumps(halves))
+    with pytest.raises(ValueError, match="tables must be of at most 1,000 different kinds, got 1200"):
+        Results.load(file)

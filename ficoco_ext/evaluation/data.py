@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,11 @@ from typing import Any
 from ..gridvqa import KINDS, GridVQA
 from ..images import rgb
 from ..judging.text import nothing
+from .document import MOST_KINDS
 
 BAD_ROWS = ("fail", "count")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
 _ANY = "all"  # the kind of rows that name none
 _MARK = "<image>"  # where the picture stands, in the format of LLaVA's data
 _SPEAKERS = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer", "system": "system"}
@@ -137,8 +142,8 @@ def _objects(text: str, path: Path) -> Iterator[tuple[int, Any, str | None]]:
     listed = text.lstrip().startswith("[")
     if listed or (path.suffix.lower() == ".json" and not _is_lines(text)):
         try:
-            found = json.loads(text)
-        except json.JSONDecodeError as error:
+            found = _parsed(text)
+        except ValueError as error:
             raise ValueError(f"data file {path} must be JSON, one list of objects: {error}") from None
         if not isinstance(found, list):
             raise ValueError(f"data file {path} must hold one list of objects, got {type(found).__name__}")
@@ -149,18 +154,50 @@ def _objects(text: str, path: Path) -> Iterator[tuple[int, Any, str | None]]:
         if not line:
             continue
         try:
-            yield number, json.loads(line), None
-        except json.JSONDecodeError as error:
-            yield number, None, f"must be one JSON object a line: {error}"
+            row, broken = _parsed(line), None
+        except ValueError as error:
+            row, broken = None, f"must be one JSON object a line: {error}"
+        yield number, row, broken
 
 
 def _is_lines(text: str) -> bool:
     """Several lines, each an object of its own."""
     first, _, rest = text.strip().partition("\n")
     try:
-        return bool(rest) and isinstance(json.loads(first), dict)
-    except json.JSONDecodeError:
+        return bool(rest) and isinstance(_parsed(first), dict)
+    except _TooDeepError:
+        return first.startswith("{")
+    except ValueError:
         return False
+
+
+class _TooDeepError(ValueError):
+    pass
+
+
+class _Long:
+    """An integer that Python does not read, such as one of 5000 digits: a fault only of a field that is looked at."""
+
+    def __init__(self, digits: str) -> None:
+        self._shown = f"an integer of {len(digits.lstrip('-'))} digits"
+
+    def __repr__(self) -> str:
+        return self._shown
+
+
+def _parsed(text: str) -> Any:
+    """What JSON says; ValueError for none, and for lists inside of lists beyond what Python reads."""
+    try:
+        return json.loads(text, parse_int=_integer)
+    except RecursionError:
+        raise _TooDeepError("lists or objects are inside of each other too deep") from None
+
+
+def _integer(digits: str) -> int | _Long:
+    try:
+        return int(digits)
+    except ValueError:
+        return _Long(digits)
 
 
 def _read(
@@ -184,6 +221,8 @@ def _read(
             f"{source} must hold at least one row that can be asked, got {len(bad)} bad rows of {len(bad)}"
         )
     met = dict.fromkeys(item.kind for item in reader.items)
+    if len(met) > MOST_KINDS:
+        raise ValueError(f"{source}: kind must have at most {MOST_KINDS:,} different values, got {len(met):,}")
     kinds = (*(kind for kind in KINDS if kind in met), *(kind for kind in met if kind not in KINDS))
     items, pictures, remarks = map(tuple, (reader.items, reader.pictures, reader.remarks))
     return Questions(items, pictures, tuple(bad), kinds, reader.digest.hexdigest(), remarks)
@@ -215,7 +254,7 @@ class _Reader:
             met[question] = number
         scene = _field(row, "scene")
         if isinstance(scene, bool) or not (scene is None or isinstance(scene, (int, str))):
-            raise _Bad("scene", f"must be an integer or a string, got {scene!r}")
+            raise _Bad("scene", f"must be an integer or a string, got {_shown(scene)}")
         if pixels is not None:  # kept only now, so that a bad row leaves nothing behind
             self.digest.update(f"{pixels.size}".encode() + pixels.tobytes())
             self._places[key] = picture
@@ -231,9 +270,9 @@ class _Reader:
         held: Any = image
         if self.folder is not None:
             if not isinstance(image, str) or not image:
-                raise _Bad("image", f"must be the path of a picture, got {image!r}")
+                raise _Bad("image", f"must be the path of a picture, got {_shown(image)}")
             held = self.folder / image
-            if "\\" in image and not held.exists():  # written on Windows
+            if "\\" in image and not os.path.exists(held):  # written on Windows
                 held = self.folder / image.replace("\\", "/")
         elif image is None:
             raise _Bad("image", "must be a picture, got None")
@@ -254,24 +293,28 @@ def _pairs(row: Any) -> list[tuple[Any, Any]]:
     if turns is None:
         return [(_first(row, "question", "text"), _first(row, "answer", "label"))]
     if not isinstance(turns, (list, tuple)) or not all(isinstance(turn, Mapping) for turn in turns):
-        raise _Bad("conversations", f"must be a list of objects, got {turns!r}")
-    said = [(_SPEAKERS.get(_first(turn, "from", "role")), _first(turn, "value", "content")) for turn in turns]
+        raise _Bad("conversations", f"must be a list of objects, got {_shown(turns)}")
+    said = [(_speaker(_first(turn, "from", "role")), _first(turn, "value", "content")) for turn in turns]
     said = [one for one in said if one[0] != "system"]
     if not said or [who for who, _ in said] != ["question", "answer"] * (len(said) // 2):
         raise _Bad("conversations", "must go from human to gpt (or user to assistant) and back, ending with an answer")
     return [(asked[1], answered[1]) for asked, answered in zip(said[::2], said[1::2], strict=True)]
 
 
+def _speaker(name: Any) -> str | None:
+    return _SPEAKERS.get(name) if isinstance(name, str) else None
+
+
 def _checked(question: Any, answer: Any) -> tuple[str, str]:
     """A question without the mark of its picture, which the prompt has, and an answer that can be looked for."""
     asked, told = _text(_joined(question), "question"), _text(_joined(answer), "answer")
     if asked.count(_MARK) > 1 or "<video>" in asked:
-        raise _Bad("question", f"must be about one picture, got {asked!r}")
+        raise _Bad("question", f"must be about one picture, got {_shown(asked)}")
     asked = re.sub(rf"[ \t]*{_MARK}[ \t]*", " ", asked).strip()
     if not asked:
         raise _Bad("question", f"must say something besides {_MARK}")
     if nothing(told):
-        raise _Bad("answer", f"must hold a letter or a digit to be compared, got {told!r}")
+        raise _Bad("answer", f"must hold a letter or a digit to be compared, got {_shown(told)}")
     return asked, told
 
 
@@ -304,5 +347,13 @@ def _field(row: Any, name: str) -> Any:
 def _text(value: Any, name: str, default: str | None = None) -> str:
     value = default if value is None else value
     if not isinstance(value, str) or not value.strip():
-        raise _Bad(name, f"must be a string that is not empty, got {value!r}")
+        raise _Bad(name, f"must be a string that is not empty, got {_shown(value)}")
     return value.strip()
+
+
+def _shown(value: Any) -> str:
+    """At most a line or two of it, however long or deep it is."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return f"an {type(value).__name__} that is too long to be shown"

@@ -7,6 +7,7 @@ import reprlib
 from collections.abc import Callable, Collection
 from typing import Any
 
+MOST_KINDS = 1000  # of questions: the accuracy of each is computed for every setting, and printed
 _VERDICTS = frozenset("01?")
 _MOST_CELLS = 10**8  # of the table of scenes and kinds that is resampled
 
@@ -59,6 +60,8 @@ def check(document: Any, where: str) -> None:
         raise at.fault("tables", "of different seeds", drawn)
     scenes = sum(max(table.value["scene"]) + 1 for table in tables)
     kinds = len({kind for table in tables for kind in table.value["kinds"]})
+    if kinds > MOST_KINDS:
+        raise at.fault("tables", f"of at most {MOST_KINDS:,} different kinds", kinds)
     if scenes * kinds > _MOST_CELLS:
         raise at.fault("tables", f"of scenes times kinds of at most {_MOST_CELLS:,}", f"{scenes:,} times {kinds:,}")
     met: set[tuple[int, int]] = set()
@@ -154,6 +157,8 @@ def _table(at: _At, words: int) -> None:
     at._get("seed", "an integer or null", lambda value: value is None or _is(value, int))
     at.text("questions")
     kinds = at.list_("kinds")
+    if len(kinds) > MOST_KINDS:
+        raise at.fault("kinds", f"at most {MOST_KINDS:,} names", len(kinds))
     if not kinds or not all(isinstance(kind, str) for kind in kinds) or len(set(kinds)) != len(kinds):
         raise at.fault("kinds", "different names, at least one", kinds)
     asked = len(at.integers("kind", least=0, most=len(kinds) - 1))
