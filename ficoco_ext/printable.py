@@ -8,12 +8,12 @@ _STEERS = ("Cc", "Cs", "Zl", "Zp")  # control characters, bytes that are no text
 _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # make later text run the other way
 
 
-def printable(text: str, keep: str = "\n") -> str:
+def printable(text: str, keep: str = "") -> str:
     r"""``text`` with everything that would move a cursor, change colours, or fake a line written as an escape.
 
     Args:
         text: of a user, a file or a model.
-        keep: characters that may stay.
+        keep: characters that may stay; a line end only where the text has lines and none of them can pass for ours.
 
     Example:
         >>> from ficoco_ext.printable import printable

@@ -38,12 +38,12 @@ def steers(text):
         ("a\u202eb\u2066", "a\\u202eb\\u2066"),
         ("\u2028\u2029", "\\u2028\\u2029"),
         (os.fsdecode(b"name\xff"), "name\\udcff"),
-        ("two\nlines", None),
+        ("two\nlines", "two\\nlines"),
     ],
 )
 def test_what_steers_is_shown_instead(text, shown):
     assert printable(text) == (text if shown is None else shown)
-    assert printable("two\nlines", keep="") == "two\\nlines"
+    assert printable("two\nlines", keep="\n") == "two\nlines"
     printable(text).encode()
 
 
@@ -60,6 +60,40 @@ def test_a_console_takes_text_as_it_is(monkeypatch, terminal):
     assert not steers(said.replace("\x1b[1m", "").replace("\x1b[0m", "")) if terminal else not steers(said)
     for name in ("column", "title", "cell", "piece", "line", "alone"):
         assert f"{name} {printable(EVIL)}" in said
+
+
+FAKE = "yes\nficoco: error: all is lost\r\n\x0b\x0c\x1c\x85"
+
+
+def test_nobody_fakes_a_line(monkeypatch):
+    out = io.StringIO()
+    console = common._Console(file=out, width=300)
+    made = common.table("column " + FAKE, title="title " + FAKE)
+    made.add_row("cell " + FAKE)
+    made.add_row(common.text("piece " + FAKE))
+    for one in ("line " + FAKE, common.text("alone " + FAKE), made):
+        console.print(one)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 2 + 1 + 6  # of the table: its title, three rules, its head and two rows, less one
+    assert not [line for line in lines if line.strip(" \u2502").startswith("ficoco: error")]
+
+
+def test_commands_let_nobody_fake_a_line(tmp_path):
+    picture = tmp_path / "p\nficoco: error: all is lost.png"
+    shutil.copy(SCENES / "scene_4.png", picture)
+    row = {"image": picture.name, "question": f"is there a star {FAKE} ?", "answer": "no", "kind": f"k {FAKE}"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    asked = f"is there a star {FAKE} ?"
+    for line in (
+        ["demo", str(picture), "--question", asked, "--repeats", "1", "-o", str(tmp_path / "out.png")],
+        ["show", str(picture), "--question", asked, "-o", str(tmp_path / "a\nficoco: error: all is lost.svg")],
+        ["eval", "--data", str(tmp_path / "rows.jsonl"), "--methods", f"a{FAKE}=topk", "--keep-ratios", "0.5"],
+        ["demo", str(tmp_path / FAKE)],
+    ):
+        told = CliRunner().invoke(app, line)
+        said = [line for line in told.output.splitlines() if line.startswith("ficoco: error")]  # causes are indented
+        assert "all is lost" in told.output and all(one.startswith("ficoco: error: image not") for one in said), line
+        assert told.exit_code == (2 if said else 0), told.output
 
 
 def test_there_is_one_way_to_the_terminal():

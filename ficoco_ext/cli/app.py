@@ -20,7 +20,7 @@ def _printable_errors() -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(getattr(error, "message", None), str):
-            error.message = printable(error.message, keep="")  # type: ignore[attr-defined]
+            error.message = printable(error.message)  # type: ignore[attr-defined]
         raise
 
 

@@ -68,7 +68,7 @@ def whole(error: BaseException) -> str:
 
 def notice(text: str) -> None:
     """One sentence on stderr."""
-    typer.echo(printable(f"ficoco: note: {text}", keep=""), err=True)
+    typer.echo(printable(f"ficoco: note: {text}"), err=True)
 
 
 def assignments(given: list[str] | None) -> dict[str, Any]:
@@ -139,7 +139,10 @@ def print_json(document: Any) -> None:
 
 
 class _Console(Console):
-    """Prints strings as they are: brackets and colons are no markup, and what would steer the terminal is escaped."""
+    """Prints strings as they are: brackets and colons are no markup, and what would steer the terminal is escaped.
+
+    So are line ends: a string is a line or a cell, and what others wrote begins no line of ours.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)

@@ -150,7 +150,7 @@ def _literal(text: str) -> str:
         >>> print(_literal("a|b <img src=x> keep_ratio"))
         a\|b \<img src=x\> keep_ratio
     """
-    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", printable(text, keep=""))
+    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", printable(text))
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

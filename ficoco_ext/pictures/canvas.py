@@ -84,6 +84,6 @@ def save(figure: Figure, path: Path | str, dpi: int = 120) -> None:
     require(path)
     for text in figure.findobj(Text):  # dollars in a question are no formula, and control characters no glyphs
         text.set_parse_math(False)
-        text.set_text(printable(text.get_text()))
+        text.set_text(printable(text.get_text(), keep="\n"))
     with replacing(path) as file:
         figure.savefig(file, dpi=dpi, format=Path(path).suffix[1:].lower())
