@@ -17,6 +17,7 @@ _TEXT = {
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
     "intermediate_size": ("intermediate_size", "ffn_dim", "n_inner"),
     "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
+    "num_key_value_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv"),
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers"),
     "vocab_size": ("vocab_size",),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -186,6 +187,24 @@ def test_numbers_that_follow_from_a_type_are_said(copy):
     assert "not in it, by its model types: text num_hidden_layers 32" in cost.architecture(str(copy)).source
     assert "text num_hidden_layers 32" in " ".join(_ficoco("cost", copy).stdout.split())
     assert "not in it" not in cost.architecture(str(EMBEDDED)).source
+
+
+def test_key_heads_are_a_fact(copy, monkeypatch):
+    _json(copy, "config.json", lambda found: found["text_config"].pop("num_key_value_heads"))
+    found = cost.architecture(str(copy))
+    assert found.source.endswith("not in it, by its model types: text num_key_value_heads 4")
+    _json(copy, "config.json", lambda found: found["text_config"].update(model_type="mistral", num_attention_heads=16))
+    found = cost.architecture(str(copy))
+    assert found.language_model.kv_heads == 8 and "text num_key_value_heads 8" in found.source
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"text_config says no num_key_value_heads, and .* is not installed"):
+        cost.architecture(str(copy))
+    monkeypatch.undo()
+    _json(copy, "config.json", lambda found: found["text_config"].update(model_type="opt", ffn_dim=96))
+    assert "num_key_value_heads" not in cost.architecture(str(copy)).source  # every head has its own
+    _json(copy, "config.json", lambda found: found["text_config"].pop("model_type"))
+    with pytest.raises(ValueError, match="its text_config says neither num_key_value_heads nor its model_type"):
+        cost.architecture(str(copy))
 
 
 @pytest.mark.parametrize(

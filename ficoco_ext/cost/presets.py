@@ -79,6 +79,7 @@ PRESETS: dict[str, Architecture] = {
 
 # Of other model types it is not known how many visual tokens they make of a picture.
 _KINDS = ("llava", "llava_next", "llava_onevision", "vipllava", "video_llava", "qwen2_vl", "qwen2_5_vl")
+_HEADS = "num_key_value_heads"
 # Language models whose MLP has two matrices; all others that are met in multimodal models are gated.
 _TWO_MATRICES = ("opt", "gpt2", "gptj", "gpt_neox", "bloom", "falcon", "phi", "mpt")
 
@@ -133,8 +134,16 @@ def _of_directory(directory: Path, name: str) -> Architecture:
     config, written = _read(directory)
     defaulted = config_facts.defaulted(written, f"{directory / 'config.json'}")
     found = _from_config(config, name)
+    parts = {part: getattr(config, f"{part}_config", config) for part in defaulted}
+    if _HEADS in defaulted["text"] and getattr(parts["text"], _HEADS, None) is None:
+        if isinstance(config, SimpleNamespace):
+            raise ValueError(
+                f"{directory / 'config.json'}: its text_config says no {_HEADS}, and what follows from its model_type "
+                "is known to transformers alone, which is not installed; install it, or complete the file"
+            )
+        defaulted["text"].remove(_HEADS)  # of this type every head has its own
     meant = [
-        f"{part} {number} {getattr(getattr(config, f'{part}_config', config), number, 'unknown')}"
+        f"{part} {number} {getattr(parts[part], number, 'unknown')}"
         for part, numbers in defaulted.items()
         for number in numbers
     ]
