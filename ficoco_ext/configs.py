@@ -108,14 +108,14 @@ def _fits(value: Any, most: int, fraction: bool) -> bool:
 
 def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """Every entry with its path, those of parts inside included; JSON's own depth is bounded by its parser."""
-    pending: list[tuple[str, Any]] = [("", config)]
+    pending: list[tuple[str | None, Any]] = [(None, config)]
     while pending:
         before, found = pending.pop()
         if not isinstance(found, Mapping):
             pending += ((f"{before}[{place}]", one) for place, one in enumerate(found) if _holds(one))
             continue
         for name, value in found.items():
-            path = f"{before}.{name}" if before else str(name)
+            path = str(name) if before is None else f"{before}.{name}"
             yield path, name, value
             if _holds(value):
                 pending.append((path, value))

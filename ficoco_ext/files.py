@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
@@ -35,7 +37,7 @@ def replacing(path: Path | str) -> Iterator[IO[bytes]]:
         ('whole', 1)
     """
     if _written_as_it_is(path):
-        with open(path, "wb") as file:
+        with _opened(path) as file:
             yield file
         return
     target = Path(os.path.realpath(path))
@@ -77,21 +79,34 @@ def _written_as_it_is(path: Path | str) -> bool:
         raise
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(f"{path} is a folder; name a file in it")
-    return not stat.S_ISREG(found.st_mode) or _of_a_process(path)
+    return not stat.S_ISREG(found.st_mode) or _of_a_process(path) is not None
 
 
-def _of_a_process(path: Path | str) -> bool:
-    """Whether a name, or a link on its way, is in /dev or /proc, as /dev/stdout is where it is a file."""
-    at = os.path.abspath(path)
+def _opened(path: Path | str) -> IO[bytes]:
+    """What is at ``path``; of what we have open ourselves, the place where we are, behind what is printed so far."""
+    ours = re.fullmatch(rf"/(?:dev|proc/(?:self|{os.getpid()}))/fd/(\d+)", _of_a_process(path) or "")
+    if ours is None:
+        return open(path, "wb")
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # as it is without a console
+            stream.flush()
+    return os.fdopen(os.dup(int(ours[1])), "wb")
+
+
+def _of_a_process(path: Path | str) -> str | None:
+    """The name in /dev or /proc that ``path`` leads to, of /dev/stdout that of its descriptor; None: to none there."""
+    at, found = os.path.abspath(path), None
     for _ in range(_MOST_LINKS):
         folder, name = os.path.split(at)
         at = os.path.join(os.path.realpath(folder), name)
         if at.startswith(("/dev/", "/proc/")) and not at.startswith("/dev/shm/"):
-            return True
+            found = at
+            if os.path.basename(folder) == "fd":  # what it leads to may have no name
+                break
         if not os.path.islink(at):
-            return False
+            break
         at = os.path.normpath(os.path.join(os.path.dirname(at), os.readlink(at)))
-    return False
+    return found
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -185,6 +185,7 @@ NESTED = {"model_type": "align_text_model", "auto_map": {"AutoModel": "evil.Evil
         ("text_config", NESTED, "text_config.auto_map"),
         ("vision_config", {**NESTED, "model_type": "align_vision_model"}, "vision_config.auto_map"),
         ("text_config", {"model_type": "llama", "more": [[{"auto_map": {}}]]}, r"text_config.more\[0\]\[0\].auto_map"),
+        ("", NESTED, r"\.auto_map"),
         ("parts", [NESTED], r"parts\[0\].auto_map"),
         ("text_config", {**NESTED, "auto_map": None}, "text_config.auto_map"),
         (

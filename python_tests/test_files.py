@@ -86,6 +86,17 @@ def test_a_file_that_a_process_holds_is_not_replaced(tmp_path, place):
     assert (tmp_path / "log").read_bytes() == b"whole"
 
 
+def test_what_is_printed_before_and_after_stays(tmp_path):
+    text = "print('before'); files.write_text('/dev/stdout', 'whole '); print('after')"
+    with (tmp_path / "log").open("wb") as log:
+        call = [sys.executable, "-c", f"from ficoco_ext import files; {text}"]
+        subprocess.run(call, cwd=Path(files.__file__).parent.parent, check=True, stdout=log)
+    assert (tmp_path / "log").read_text() == "before\nwhole after\n"
+    assert subprocess.run(call, cwd=Path(files.__file__).parent.parent, stdout=subprocess.PIPE, check=True).stdout == (
+        b"before\nwhole after\n"
+    )
+
+
 def test_a_named_pipe_is_written(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE)
