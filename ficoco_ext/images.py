@@ -10,6 +10,7 @@ from typing import Any
 
 LARGEST = 178_956_970  # pixels; also the number from which on Pillow takes a file for an attack
 _ORIENTATION = 0x0112  # the EXIF tag
+_TURNING = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow looks for the orientation
 _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 _CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -31,7 +32,8 @@ def rgb(source: Any, *, say: Say = lambda text: None, name: str | None = None) -
         name: what messages call it; None: its path or kind.
 
     Returns:
-        A ``PIL.Image.Image`` of mode RGB; ``source`` itself if it is one already. The source is not changed.
+        A ``PIL.Image.Image`` of mode RGB; ``source`` itself if it is one already, upright and opaque; so what is
+        returned may be passed again. The source is not changed.
 
     Raises:
         ValueError: not a picture, a truncated or damaged one, one of more than :data:`LARGEST` pixels, or levels that
@@ -109,7 +111,12 @@ def _converted(image: Any, say: Say, name: str) -> Any:
         found = _on_white(image)
     else:
         found = image if image.mode == "RGB" and not hasattr(image, "fp") else image.convert("RGB")
-    return found if turn is None else found.transpose(turn)
+    if turn is None:
+        return found
+    turned = found.transpose(turn)  # with an info of its own
+    for key in _TURNING:  # it is upright now: who reads it again must not turn it again
+        turned.info.pop(key, None)
+    return turned
 
 
 def _orientation(image: Any) -> Any:
@@ -123,7 +130,7 @@ def _orientation(image: Any) -> Any:
 def _on_white(image: Any) -> Any:
     from PIL import Image
 
-    clear = image.convert("RGBA")
+    clear = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", clear.size, (255, 255, 255, 255)), clear).convert("RGB")
 
 
@@ -160,8 +167,12 @@ def _eight_bits(levels: Any) -> Any:
         low, high = 0.0, 1.0
     elif low >= 0 and high <= 255:
         low, high = 0.0, 255.0
+    levels = levels.astype(np.float64)
+    if not np.isfinite(high - low):  # it is too large for a number
+        levels, low, high = levels / 2, low / 2, high / 2
     scale = 255 / (high - low) if high > low else 0.0
-    return np.rint((levels.astype(np.float64) - low) * scale).astype(np.uint8)
+    shares = (levels - low) * scale if np.isfinite(scale) else (levels - low) / (high - low) * 255
+    return np.rint(shares).astype(np.uint8)
 
 
 def _of_array(source: Any) -> Any:
@@ -170,7 +181,7 @@ def _of_array(source: Any) -> Any:
 
     if hasattr(source, "detach"):  # a tensor, wherever it is
         source = source.detach().cpu()
-        source = source.float() if source.is_floating_point() else source
+        source = source.double() if source.is_floating_point() else source
     if not hasattr(source, "__array__"):
         raise ValueError(f"it must be a path, bytes, a PIL image or an array, got {type(source).__name__}")
     levels = np.asarray(source)

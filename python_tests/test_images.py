@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ficoco_ext import images
 from ficoco_ext.images import rgb
@@ -113,6 +114,7 @@ CLEAR = {
     "RGBA": _transparent("RGBA"),
     "LA": _transparent("LA"),
     "RGBa": _transparent("RGBa"),
+    "La": _transparent("LA").convert("La"),
     "RGBA png": _saved(_transparent("RGBA"), "PNG"),
     "LA png": _saved(_transparent("LA"), "PNG"),
     "webp": _saved(_transparent("RGBA"), "WEBP", lossless=True, exact=True),
@@ -169,6 +171,39 @@ def test_orientation(orientation, mode):
     data = _saved(plain, "PNG", exif=exif)
     assert (_grey(_pixels(data)) == wanted).all()
     assert (_grey(_pixels(Image.open(io.BytesIO(data)))) == wanted).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "png by xmp", "png by raw profile"])
+def test_an_upright_picture_is_not_turned_again(kind, orientation):
+    picture = Image.fromarray(np.arange(96, dtype=np.uint8).reshape(8, 12) * 2).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if kind.startswith("png by"):
+        known, raw = PngInfo(), exif.tobytes()
+        if kind == "png by xmp":
+            known.add_itxt("XML:com.adobe.xmp", f'<x:xmpmeta tiff:Orientation="{orientation}"/>')
+        else:
+            known.add_text("Raw profile type exif", f"\nexif\n{len(raw):8}\n{raw.hex()}\n")
+        data = _saved(picture, "PNG", pnginfo=known)
+    else:
+        data = _saved(picture, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    opened = Image.open(io.BytesIO(data))
+    before = dict(opened.info)
+    once = rgb(opened)
+    assert once.size == ((8, 12) if orientation > 4 else (12, 8))
+    assert (_pixels(once) == np.asarray(once)).all() and rgb(once) is once
+    assert (_pixels(rgb(data)) == np.asarray(once)).all()
+    assert dict(opened.info).keys() >= before.keys() and (_pixels(opened) == np.asarray(once)).all()
+
+
+@pytest.mark.parametrize("top", [1.7e308, 1e300, 1e-310, 5e-324])
+def test_levels_at_the_ends_of_double_precision(top):
+    levels = np.array([[-top, 0.0], [top, top]])
+    for source in (levels, torch.from_numpy(levels)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert _grey(_pixels(source)).tolist() == [[0, 128], [255, 255]]
 
 
 def test_a_damaged_orientation_is_left_aside():
