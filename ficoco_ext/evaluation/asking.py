@@ -24,7 +24,7 @@ _FEW = 4  # questions to warm up with
 
 
 JUDGES: dict[str, Judge] = {"exact": exact, "contained": contained}
-RULES = {"contained": 2}  # of judges whose rules have changed: runs judged by others are not continued
+RULES = {"contained": 3}  # of judges whose rules have changed: runs judged by others are not continued
 
 
 @dataclass(frozen=True)

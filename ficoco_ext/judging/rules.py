@@ -12,19 +12,27 @@ from .lists import (
     BETWEEN,
     CHOICES,
     CORRECTIONS,
+    DENYING,
     DOUBTS,
+    ENDORSING,
     FIGURES,
     GOES_ON,
+    IGNORANCE,
+    LEADING,
     LEADS,
     NEGATING,
     NEGATIONS,
     PARTICLES,
     PICKS,
+    REFUSALS,
+    RETRACTIONS,
 )
 from .text import Reading, Token, nothing, read
 
 _PAIRS = (("yes", "no"), ("true", "false"))
 _LONGEST = 1000  # words of an answer
+_REASONS = ("because", "since", "which", "as")
+_SET_OFF = tuple('.,:;)]}!?*<\n"”」|$\\。')  # behind an option
 _LIST = re.compile(r"\s*[,/;|&\n]\s*")  # between things that are only named
 
 
@@ -83,9 +91,32 @@ def _clear(said: Reading, first: int, last: int) -> bool:
     outside = [token.text for token in (*said.tokens[start:first], *said.tokens[last + 1 : clause])]
     rest = [token.text for token in (*said.tokens[start:first], *said.tokens[last + 1 : end])]
     joined = "".join(rest)
-    later = {token.text for place, token in enumerate(said.tokens) if place >= end and said.begins(place)}
     denied = NEGATIONS & set(outside) or any(part in joined for part in NEGATING)  # "red, not blue" says red
-    return not (denied or DOUBTS & set(rest) or CORRECTIONS & later)
+    phrased = DENYING.search(" ".join(outside))
+    return not (denied or phrased or DOUBTS & set(rest) or _taken_back(said, end) or _ignorant(said, first, last))
+
+
+def _taken_back(said: Reading, end: int, but: frozenset[str] = frozenset()) -> bool:
+    """What is said from the token ``end`` on, where a sentence begins, is about its being wrong."""
+    begin = {token.text for place, token in enumerate(said.tokens) if place >= end and said.begins(place)}
+    later = {token.text for token in said.tokens[end:]}
+    return bool((CORRECTIONS & begin or (RETRACTIONS | REFUSALS) & later) - but)
+
+
+def _ignorant(said: Reading, first: int, last: int) -> bool:
+    """Beside the tokens ``first`` to ``last`` it is said that the answer is not known."""
+    others = " ".join(token.text for token in (*said.tokens[:first], *said.tokens[last + 1 :]))
+    return IGNORANCE.search(others) is not None
+
+
+def _changed(said: Reading, wanted: Reading, place: int) -> bool:
+    """Signs beside what is found at ``place`` make something else of it: ``!= 4``, ``5%``."""
+    last = place + len(wanted.tokens) - 1
+    behind = said.tokens[last + 1].text if last + 1 < len(said.tokens) else ""
+    signs = said.sign_before(place), said.sign_behind(last)
+    return signs != (wanted.sign_before(0), wanted.sign_behind(len(wanted.tokens) - 1)) or (
+        behind == "%" and said.tokens[last].figures
+    )
 
 
 def _asks(said: Reading, last: int) -> bool:
@@ -101,13 +132,23 @@ def _polar(said: Reading, wanted: str, pair: tuple[str, str]) -> bool | None:
         return None
     for place in places:
         start, end = said.sentence(place, place)
-        before = {token.text for token in said.tokens[start:place]}
-        whole = {token.text for token in said.tokens[start:end]}
-        denied = NEGATIONS & (before if said.tokens[place].text == pair[1] else whole)
-        later = {token.text for other, token in enumerate(said.tokens) if other >= end and said.begins(other)}
-        if denied - {pair[1]} or DOUBTS & whole or CORRECTIONS & later - set(pair) or _asks(said, place):
+        before, behind = ({token.text for token in said.tokens[a:b]} for a, b in ((start, place), (place + 1, end)))
+        denied = NEGATIONS & (before if said.tokens[place].text == pair[1] else before | behind)
+        doubted = DOUBTS & (before | behind) or RETRACTIONS & behind or _ignorant(said, place, place)
+        if denied - {pair[1]} or doubted or _taken_back(said, end, frozenset(pair)) or _asks(said, place):
+            return None
+        if _stands(said, place) and not _led(said, start, place):
             return None
     return said.tokens[places[0]].text == wanted
+
+
+def _led(said: Reading, start: int, place: int) -> bool:
+    """Nothing stands before it in its clause but what leads to an answer; "almost true" and "hard to say no" do not."""
+    first = place
+    while first > start and not set(said.tokens[first].gap) & set(",:"):
+        first -= 1
+    lead = {token.text for token in said.tokens[first:place]}
+    return lead <= LEADING and not said.sign_before(place)
 
 
 def _stands(said: Reading, place: int) -> bool:
@@ -133,9 +174,21 @@ def _letter(said: Reading, wanted: str) -> bool | None:
     found = {said.tokens[place].text for place in options | stray}
     if not options or len(found) != 1:
         return None
-    if not all(_clear(said, place, place) and not _asks(said, place) for place in options):
-        return None
-    return found == {wanted}
+    fine = all(_clear(said, place, place) and not _asks(said, place) and _endorsed(said, place) for place in options)
+    return found == {wanted} if fine else None
+
+
+def _endorsed(said: Reading, place: int) -> bool:
+    """No sign denies it, and what "B is" goes on with says that it is the answer."""
+    _, end = said.sentence(place, place)
+    last = place + 2
+    if said.sign_before(place):
+        return False
+    if place + 1 >= end or said.gap_behind(place).strip() or said.tokens[place + 1].text != "is":
+        return True
+    while last < end and not set(said.tokens[last].gap) & set(",:") and said.tokens[last].text not in _REASONS:
+        last += 1
+    return {token.text for token in said.tokens[place + 2 : last]} <= ENDORSING
 
 
 def _may_be_word(said: Reading, place: int) -> bool:
@@ -149,12 +202,8 @@ def _is_option(said: Reading, place: int) -> bool:
         return True
     end = place + 1 == len(said.tokens)
     following = None if end else said.tokens[place + 1].text
-    set_off = (
-        end
-        or behind.startswith(" - ")
-        or behind.lstrip(" ")[:1] in tuple(".,:;)]!*<\n")
-        or following in ("because", "since", "which")
-    )
+    mark = behind.lstrip(" ")[:1]
+    set_off = mark in _SET_OFF or (end and mark in ("", "'")) or behind.startswith(" - ") or following in _REASONS[:3]
     upright = token.raw.isupper() and following in ("is", "because", "since")
     if place == 0:
         return set_off or upright
@@ -163,7 +212,7 @@ def _is_option(said: Reading, place: int) -> bool:
         before.pop()
     if before and before[-1] in CHOICES and (set_off or upright):
         return True
-    return end and token.raw.isupper() and said.tokens[place - 1].text in PICKS
+    return end and set_off and token.raw.isupper() and said.tokens[place - 1].text in PICKS
 
 
 def _number(said: Reading, wanted: Reading) -> bool | None:
@@ -174,8 +223,12 @@ def _number(said: Reading, wanted: Reading) -> bool | None:
     others = any(token.number is not None and token.number != value for token in said.tokens)
     unread = any(token.unread for token in said.tokens)
     if not places:
-        return None if unread or _matches(said, wanted) else False
-    fine = all(_clear(said, place, place + width - 1) and not _joined(said, place, width) for place in places)
+        pronoun = value == 1 and any(token.text == "one" for token in said.tokens)
+        return None if unread or pronoun or _matches(said, wanted) else False
+    fine = all(
+        _clear(said, place, place + width - 1) and not _joined(said, place, width) and not _changed(said, wanted, place)
+        for place in places
+    )
     return None if others or unread or not fine else True
 
 
@@ -224,7 +277,7 @@ def _words(said: Reading, wanted: Reading) -> bool | None:
         listed = width < len(said.tokens) and all(_LIST.fullmatch(token.gap) for token in said.tokens[1:])
         if listed or not places:
             return None
-        fine = all(_clear(said, place, place + width - 1) for place in places)
+        fine = all(_clear(said, one, one + width - 1) and not _changed(said, wanted, one) for one in places)
         whole = any(not _joined(said, place, width) for place in places)
         return True if fine and whole else None
     return _with_particle(said, wanted) if width == 1 and _hangul(wanted.tokens[0].text) else False

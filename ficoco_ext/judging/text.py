@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from .lists import COMPARING, LARGE, SPELLED
+from .lists import ALTERING, BESIDE, BOUNDING, COMPARING, FIGURES, FOLLOWING, LARGE, RANKS, SPELLED
 
 _LONGEST = 400  # characters of a number that is worked out
 _UNSPACED = (  # scripts that leave no blanks between words: Thai, Lao, Myanmar, Khmer, kana, bopomofo, Han
@@ -27,23 +27,28 @@ _SAME = str.maketrans(
         **dict.fromkeys(map(chr, (0x2018, 0x2019, 0x201B, 0x2BC, 0x60, 0xB4)), "'"),
         **dict.fromkeys(map(chr, (0x2010, 0x2011, 0x2012, 0x2013, 0x2212, 0xFE58, 0xFE63)), "-"),
         **dict.fromkeys(map(chr, (0x2014, 0x2015)), ","),
-        **dict.fromkeys(map(chr, (0xD7, 0xB7, 0x22C5, 0x2217)), "*"),
+        **dict.fromkeys(map(chr, (0xD7, 0xB7, 0x22C5, 0x2217)), "\u00d7"),
         chr(0x2044): "/",
         chr(0x66B): ".",  # the Arabic decimal separator
         chr(0x66C): ",",
     }
 )
-_JOINERS = ".,:/'*^-+%"
+_JOINERS = ".,:/'*\u00d7^-+%"
 # Over the classes of characters: d digit, a other letter, u letter of a script without blanks, m mark behind one.
 _TOKEN = re.compile(
     r"(?:(?<![adm%)\]])[+-](?=\$?\.?d)\$?)?(?:(?<![adm.])\.(?=d))?"
-    r"[ad](?:[ad]|(?<=d)[.,:/'*](?=d)|-(?=d)|(?<=d)-(?=a)|\^-?(?=[ad]))*|um*|%"
+    r"[ad](?:[ad]|(?<=d)[.,:/'*\u00d7](?=d)|-(?=d)|(?<=d)-(?=a)|\^-?(?=[ad]))*|um*|%"
 )
 _NUMBER = re.compile(
     r"[+-]?(?=\.?\d)(?:0|[1-9]\d*|[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d?(?:,\d{2})+,\d{3}|[1-9]\d{0,2}(?:'\d{3})+)?"
     r"(?:\.\d+)?(?:e[+-]?\d{1,3})?"
 )
 _POINTS = re.compile(r"[+-]?[1-9]\d{0,2}(?:(?:\.\d{3}){2,}|(?:\.\d{3})+,\d+)")  # 1.000.000 and 1.000,5
+# Beside a number: nothing but these leaves it the number that it is. Fewer stand directly before it, see sign_before.
+_HARMLESS = frozenset(" \t\n\r()[]{}\"'“”„‟«»「」『』【】〈〉《》.,:;!?、。।؟،*_|\\#°")
+_CALL = re.compile(r"[(\[{]+")  # directly behind a word: sqrt(4)
+_FRAMES = ("boxed", "text", "textbf", "mathbf", "mathrm")  # of a formula, whose braces are no call's
+_GRADE = re.compile(r"(?:[+#♯]+|-)(?=[\s.,;:!?)\]*\"'<])")  # behind a letter: C++, C#, A-
 _BREAK = re.compile(r"[!?;\n。।؟]|\.(?:\W|$)")
 
 
@@ -70,6 +75,11 @@ class Token:
         """Of a script that leaves no blanks between words."""
         return _unspaced(self.text[0])
 
+    @property
+    def figures(self) -> bool:
+        """It is a number, or holds digits, or may be a number of a script that leaves no blanks between words."""
+        return self.number is not None or self.unread or self.text in FIGURES
+
     def same(self, other: Token) -> bool:
         """The same number, or the same word."""
         if self.number is not None or other.number is not None:
@@ -87,6 +97,29 @@ class Reading:
     def gap_behind(self, place: int) -> str:
         """What stands between the token at ``place`` and the next one."""
         return self.tokens[place + 1].gap if place + 1 < len(self.tokens) else self.tail
+
+    def sign_before(self, place: int) -> str:
+        """What stands before the token at ``place`` and makes something else of it, as in ``≠ 4``; empty if nothing."""
+        gap, token = self.tokens[place].gap, self.tokens[place]
+        sign = gap.strip()
+        if not token.figures:
+            kept = [one for one in sign if unicodedata.category(one) == "Sm" and one not in "+=|<>→⇒⟹"]
+            return sign if kept or gap[-1:] in ("!", "~") or sign.endswith(("!=", "/=")) else ""
+        called = place > 0 and _CALL.fullmatch(gap) and self.tokens[place - 1].text not in _FRAMES
+        tag = sign == ">" and place > 0 and self.tokens[place - 1].gap.endswith("<")
+        product = "*" in sign and place > 0 and "\n" not in gap and "*" not in self.gap_behind(place)
+        if called or product or gap[-1:] == "!" or (gap == "_" and place > 0):
+            return sign
+        return "" if tag or sign in ("=", "==") or all(_harmless(one) for one in sign) else sign
+
+    def sign_behind(self, place: int) -> str:
+        """Likewise behind it, as in ``5 +``."""
+        gap, last = self.gap_behind(place), place + 1 == len(self.tokens)
+        sign = re.sub(r"^\s+-+\s+", "", gap).strip()
+        if not self.tokens[place].figures or sign == "</":
+            return ""
+        product = sign and not sign.strip("*") and not last and (gap[-1] == "*" or gap[0] == " ")
+        return sign if product or not all(_harmless(one) for one in sign) else ""
 
     def begins(self, place: int) -> bool:
         """The token at ``place`` is the first of a sentence."""
@@ -119,12 +152,13 @@ def read(text: str) -> Reading:
     classes, found, end = _classes(plain), list[Token](), 0
     for match in _TOKEN.finditer(classes):
         raw = plain[match.start() : match.end()]
-        folded = unicodedata.normalize("NFKC", raw.casefold())
+        folded = unicodedata.normalize("NFKC", raw.casefold()).replace("\u00d7", "*")
         number = _value(folded)
         digits = any(one.isdecimal() for one in raw)
         found.append(Token(folded, raw, number, digits and number is None, plain[end : match.start()]))
         end = match.end()
-    return Reading(tuple(_signed(_spelled(found), plain[end:])), plain[end:])
+    tail = plain[end:]
+    return Reading(tuple(_signed(_spelled(_graded(found, tail)), tail)), tail)
 
 
 def nothing(text: str) -> bool:
@@ -136,6 +170,10 @@ def nothing(text: str) -> bool:
         (True, False, False)
     """
     return all(token.text == "%" for token in read(text).tokens)
+
+
+def _harmless(character: str) -> bool:
+    return character in _HARMLESS or unicodedata.category(character) == "Sc"
 
 
 def _unspaced(character: str) -> bool:
@@ -192,6 +230,17 @@ def _value(text: str) -> Fraction | None:
     return Fraction(text.replace(",", "").replace("'", "")) if _NUMBER.fullmatch(text) else None
 
 
+def _graded(tokens: list[Token], tail: str) -> list[Token]:
+    """Letters with what belongs to them: C++ is not C, and A- is not A."""
+    found = list(tokens)
+    for place, token in enumerate(tokens):
+        behind = tokens[place + 1].gap if place + 1 < len(tokens) else f"{tail} "
+        grade = _GRADE.match(behind)
+        if grade and len(token.text) == 1 and token.text.isalpha():
+            found[place] = replace(token, text=token.text + grade[0])
+    return found
+
+
 def _spelled(tokens: list[Token]) -> list[Token]:
     """English number words as numbers where one stands alone; with others, or behind digits, they are not worked out.
 
@@ -199,9 +248,7 @@ def _spelled(tokens: list[Token]) -> list[Token]:
     """
     found, place = list(tokens), 0
     while place < len(tokens):
-        end = place
-        while end < len(tokens) and _numeric(tokens[end]) and (end == place or not tokens[end].gap.strip(" -")):
-            end += 1
+        end = _run(tokens, place)
         run = tokens[place:end]
         words = [token for token in run if token.number is None]
         if len(run) == 1 and words and run[0].text in SPELLED and (run[0].text != "one" or len(tokens) == 1):
@@ -216,22 +263,51 @@ def _spelled(tokens: list[Token]) -> list[Token]:
     return found
 
 
-def _numeric(token: Token) -> bool:
-    return token.number is not None or token.text in SPELLED or token.text in LARGE
+def _run(tokens: list[Token], start: int) -> int:
+    """Behind the last of the number words and numbers that stand together from ``start`` on."""
+    end = start
+    while end < len(tokens):
+        token = tokens[end]
+        apart = end > start and token.gap.strip(" -")
+        ranked = end > start and token.text in RANKS
+        joined = end > start and token.text == "and" and tokens[end - 1].text in LARGE and _numeric(tokens, end + 1)
+        if apart or not (_numeric(tokens, end) or ranked or joined):
+            break
+        end += 1
+    return end
+
+
+def _numeric(tokens: list[Token], place: int) -> bool:
+    if place >= len(tokens):
+        return False
+    return tokens[place].number is not None or tokens[place].text in SPELLED or tokens[place].text in LARGE
 
 
 def _signed(tokens: list[Token], tail: str) -> list[Token]:
     """Signs in words; a sign set apart may be a list's mark, and a number that is a bound is not that number."""
-    found = list(tokens)
+    found, whole, altered, end = list(tokens), Reading(tuple(tokens), tail), False, 0
     for place, token in enumerate(tokens):
+        if place == end:  # of the sentence before
+            _, end = whole.sentence(place, place)
+            words = [one.text for one in tokens[place:end]]
+            altered = bool(not ALTERING.isdisjoint(words) or BOUNDING.search(" ".join(words)))
         if token.number is None:
             continue
-        behind = tokens[place + 1].gap if place + 1 < len(tokens) else tail
-        bound = place and tokens[place - 1].text in COMPARING
-        if bound or re.search(r"(?:-\s+|[±<>≤≥≠~]\s*)$", token.gap) or re.match(r"\+(?!\s*\d)", behind):
+        signed = re.search(r"(?:-\s+|[±<≤≥≠~]\s*)$", token.gap) or re.match(r"\+(?!\s*\d)", whole.gap_behind(place))
+        if altered or signed or _bound(whole, place):
             found[place] = replace(token, number=None, unread=True)
         elif place and tokens[place - 1].text in ("minus", "negative"):
             found[place] = replace(token, number=-token.number)
     if len(found) == 2 and found[0].text in ("minus", "negative", "plus") and found[1].number is not None:
         return found[1:]
-    return [replace(one, text="%") if one.text in ("percent", "prozent") else one for one in found]
+    return [replace(one, text="%") if one.text in ("percent", "prozent", "pct") else one for one in found]
+
+
+def _bound(whole: Reading, place: int) -> bool:
+    """A word beside the number at ``place`` makes another of it: "more than 5", "5 below"."""
+    before = place
+    while not whole.begins(before) and whole.tokens[before - 1].text in BESIDE - COMPARING and place - before < 3:
+        before -= 1
+    compared = before > 0 and whole.tokens[before - 1].text in COMPARING  # also behind a point, as in "max. 5"
+    last = place + 1 == len(whole.tokens)
+    return compared or not (last or whole.begins(place + 1) or whole.tokens[place + 1].text not in FOLLOWING)
