@@ -170,7 +170,21 @@ DENIALS = [
     *("inte", "ikke", "nem", "není", "değil", "không", "tidak", "δεν", "όχι", "не", "нет", "لم", "لن", "ليست", "مش"),
     *("אינו", "לא", "না", "নেই", "இல்லை", "नहीं"),
 ]
+MORE = [
+    *((one, "5") for one in ("5 and up", "5 and change", "log 5", "5 mil", "5 pourcent")),
+    *((one, "yes") for one in ("Yes, partly", "Yes. I doubt it", "Yes. This is wrong", "Yes. But that's wrong")),
+    ("no, I am joking", "no"),
+    *(
+        (f"{one} red", "red")
+        for one in ("besides", "the opposite of", "less", "refused to be", "used to be", "could be")
+    ),
+    *((f"{one} red", "red") for one in ("almost", "excluding", "other than", "apart from", "devoid of", "free of")),
+    *((f"{one} red", "red") for one in ("too far to be", "It's hard to call it")),
+    ("可能是猫", "猫"),
+    ("B'", "B"),
+]
 RIGHT = [
+    ("B. It is on the left. A is incorrect.", "B"),
     ("There are 5 dogs.", "5"),
     ("x = 4", "4"),
     ("= 4", "4"),
@@ -248,6 +262,11 @@ RIGHT = [
 @pytest.mark.parametrize(("truth", "answer"), [(truth, one) for truth, said in NEVER.items() for one in said])
 def test_never_right(truth, answer):
     assert contained(answer, truth) is not True
+
+
+@pytest.mark.parametrize(("answer", "truth"), MORE)
+def test_left_open(answer, truth):
+    assert contained(answer, truth) is None
 
 
 @pytest.mark.parametrize("word", DENIALS)

@@ -14,7 +14,8 @@ NEGATIONS = (
     _words(
         "not no non never neither nor none nothing nobody without cannot hardly barely scarcely instead rather except "
         "unlike lacks lack wrong incorrect false untrue absent unclear unsure unlikely improbable impossible excluded "
-        "eliminated rejected worst least doubt doubts doubtful doubted fail fails failed deny denies denied zero 0 "
+        "eliminated rejected worst least doubt doubts doubtful doubted besides excluding opposite refused refuses devoid "
+        "stopped ceased wrongly mistakenly falsely fail fails failed deny denies denied zero 0 "
         "isnt arent wasnt werent aint dont doesnt didnt cant couldnt wont wouldnt shouldnt shant mustnt neednt mightnt "
         "hasnt havent hadnt"
     )
@@ -29,28 +30,18 @@ NEGATIONS = (
     | _words("không chẳng chưa tidak bukan tak tanpa hindi wala 안")
     | frozenset("不没沒非无無未别別勿否")
 )
-NEGATING = (  # inside of words
-    *(
-        "ない",
-        "なく",
-        "なかっ",
-        "ません",
-        "じゃね",
-        "아니",
-        "아닌",
-        "아닙",
-        "아님",
-        "아냐",
-        "않",
-        "없",
-        "못",
-        "모르",
-        "모릅",
-    ),
-    *("ไม่", "มิใช่", "มิได้", "ບໍ່", "မဟုတ်", "မရှိ", "မိន", "មិន", "គ្មាន"),
+NEGATING = (  # inside of words, or leave open
+    *("ない", "なく", "なかっ", "ません", "じゃね", "かもしれ"),
+    *("可能", "也许", "也許", "或许"),
+    *("아니", "아닌", "아닙", "아님", "아냐", "않", "없", "못", "모르", "모릅"),
+    *("ไม่", "มิใช่", "มิได้", "ບໍ່", "မဟုတ်", "မရှိ", "មិន", "គ្មាន"),
 )
 # Deny as phrases.
-DENYING = re.compile(r"\bfar from\b|\b(?:any|every)thing but\b|\ball but\b|\brul(?:e[sd]?|ing) \w* ?out\b")
+DENYING = re.compile(
+    r"\bfar from\b|\b(?:any|every)thing but\b|\ball but\b"
+    r"|\b(?:other than|apart from|aside from|free of|used to be|less|almost|nearly|hard to|difficult to)\b"
+    r"|\btoo \w+ to\b|\brul(?:e[sd]?|ing) \w* ?out\b"
+)
 # Somebody does not know, wherever it stands.
 IGNORANCE = re.compile(
     r"\b(?:not|cannot|never|dont|doesnt|cant|couldnt|unable to|impossible to|hard to|difficult to)"
@@ -59,11 +50,15 @@ IGNORANCE = re.compile(
     r"|\bno (?:idea|clue)\b|\b(?:unsure|uncertain|idk|dunno)\b"
 )
 # Leave open what is meant.
-DOUBTS = _words("or either if whether maybe perhaps possibly might thought oder ou или либо") | frozenset("或")
+DOUBTS = _words("or either if whether could maybe perhaps possibly might thought oder ou или либо") | frozenset("或")
 # Take back what was said, at the beginning of a later sentence.
 CORRECTIONS = _words("no not wait actually sorry correction rather")
-RETRACTIONS = _words("wait sorry correction actually")  # wherever they stand later
-REFUSALS = _words("incorrect wrong false untrue mistake mistaken kidding joking lie lying nonsense")  # likewise
+RETRACTIONS = _words("wait sorry correction actually joking kidding")  # wherever they stand later
+REFUSALS = _words("incorrect wrong false untrue mistake mistaken doubt lie lying nonsense")  # in a sentence about it
+ABOUT = _words(
+    "that this it which i my answer thats its wrong incorrect false nonsense"
+)  # what such a sentence begins with
+PARTS = _words("partly partially somewhat")  # a yes of which only a part is meant
 # All that may stand before a yes or no in its clause.
 LEADING = _words(
     "the a an my your our his final correct right short simple best answer answers answered reply response statement "
@@ -100,7 +95,7 @@ _TENS = "thirty forty fifty sixty seventy eighty ninety"
 SPELLED = {word: place for place, word in enumerate(_SMALL.split())}
 SPELLED |= {word: 10 * place for place, word in enumerate(_TENS.split(), 3)}
 COMPARING = _words(  # a number directly behind: "more than 5" is not 5
-    "than least most under over below above almost nearly beyond about around approximately roughly circa approx min "
+    "than least most under over below above almost nearly beyond about around approximately roughly circa approx log min "
     "within before after until till times by plus minimum maximum max"
 )
 BESIDE = _words("the a some only just about around roughly")  # may stand between
@@ -111,7 +106,10 @@ ALTERING = _words(  # a number in the same sentence
     "half halves double doubled twice thrice triple tripled third thirds quarter quarters squared cubed sqrt root "
     "factorial divided multiplied plus minimum maximum more less fewer another additional"
 )
-BOUNDING = re.compile(r"\bat (?:the )?(?:very )?(?:most|least|best|max|min)\b|\bup to\b|\b(?:max|tops)$|\bupwards of\b")
+BOUNDING = re.compile(
+    r"\bat (?:the )?(?:very )?(?:most|least|best|max|min)\b|\bup to\b|\b(?:max|tops)$|\bupwards of\b"
+    r"|\band (?:up|change|counting|above|over|beyond)\b"
+)
 # Behind a number they make another of it, or an ordinal.
 RANKS = _words(
     "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth "
@@ -121,5 +119,5 @@ RANKS = _words(
 )
 LARGE = _words(
     "hundred hundreds thousand thousands million millions billion billions trillion dozen dozens lakh "
-    "lakhs crore crores score scores gross pair pairs couple couples k half halves point"
+    "lakhs crore crores score scores mil mio mrd bn gross pair pairs couple couples k half halves point"
 ) | frozenset("十百千万萬亿億半")

@@ -6,6 +6,7 @@ import re
 import unicodedata
 
 from .lists import (
+    ABOUT,
     BEFORE,
     BEHIND,
     BEHIND_FIGURES,
@@ -23,6 +24,7 @@ from .lists import (
     NEGATING,
     NEGATIONS,
     PARTICLES,
+    PARTS,
     PICKS,
     REFUSALS,
     RETRACTIONS,
@@ -99,8 +101,13 @@ def _clear(said: Reading, first: int, last: int) -> bool:
 def _taken_back(said: Reading, end: int, but: frozenset[str] = frozenset()) -> bool:
     """What is said from the token ``end`` on, where a sentence begins, is about its being wrong."""
     begin = {token.text for place, token in enumerate(said.tokens) if place >= end and said.begins(place)}
-    later = {token.text for token in said.tokens[end:]}
-    return bool((CORRECTIONS & begin or (RETRACTIONS | REFUSALS) & later) - but)
+    wrong, refuses = set[str](), False
+    for place, token in enumerate(said.tokens[end:], end):
+        if said.begins(place):
+            refuses = bool(ABOUT & {one.text for one in said.tokens[place : place + 2]})
+        if token.text in RETRACTIONS or (refuses and token.text in REFUSALS):
+            wrong.add(token.text)
+    return bool((CORRECTIONS & begin | wrong) - but)
 
 
 def _ignorant(said: Reading, first: int, last: int) -> bool:
@@ -134,7 +141,7 @@ def _polar(said: Reading, wanted: str, pair: tuple[str, str]) -> bool | None:
         start, end = said.sentence(place, place)
         before, behind = ({token.text for token in said.tokens[a:b]} for a, b in ((start, place), (place + 1, end)))
         denied = NEGATIONS & (before if said.tokens[place].text == pair[1] else before | behind)
-        doubted = DOUBTS & (before | behind) or RETRACTIONS & behind or _ignorant(said, place, place)
+        doubted = DOUBTS & (before | behind) or (RETRACTIONS | PARTS) & behind or _ignorant(said, place, place)
         if denied - {pair[1]} or doubted or _taken_back(said, end, frozenset(pair)) or _asks(said, place):
             return None
         if _stands(said, place) and not _led(said, start, place):
@@ -203,7 +210,7 @@ def _is_option(said: Reading, place: int) -> bool:
     end = place + 1 == len(said.tokens)
     following = None if end else said.tokens[place + 1].text
     mark = behind.lstrip(" ")[:1]
-    set_off = mark in _SET_OFF or (end and mark in ("", "'")) or behind.startswith(" - ") or following in _REASONS[:3]
+    set_off = mark in _SET_OFF or (end and not mark) or behind.startswith(" - ") or following in _REASONS[:3]
     upright = token.raw.isupper() and following in ("is", "because", "since")
     if place == 0:
         return set_off or upright

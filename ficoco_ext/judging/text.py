@@ -300,7 +300,10 @@ def _signed(tokens: list[Token], tail: str) -> list[Token]:
             found[place] = replace(token, number=-token.number)
     if len(found) == 2 and found[0].text in ("minus", "negative", "plus") and found[1].number is not None:
         return found[1:]
-    return [replace(one, text="%") if one.text in ("percent", "prozent", "pct") else one for one in found]
+    return [
+        replace(one, text="%") if one.text in ("percent", "prozent", "pct", "pourcent", "procent", "prosent") else one
+        for one in found
+    ]
 
 
 def _bound(whole: Reading, place: int) -> bool:
