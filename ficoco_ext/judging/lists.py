@@ -14,8 +14,8 @@ NEGATIONS = (
     _words(
         "not no non never neither nor none nothing nobody without cannot hardly barely scarcely instead rather except "
         "unlike lacks lack wrong incorrect false untrue absent unclear unsure unlikely improbable impossible excluded "
-        "eliminated rejected worst least doubt doubts doubtful doubted besides excluding opposite refused refuses devoid "
-        "stopped ceased wrongly mistakenly falsely fail fails failed deny denies denied zero 0 "
+        "eliminated rejected worst least doubt doubts doubtful doubted besides excluding opposite refused refuses "
+        "devoid stopped ceased wrongly mistakenly falsely fail fails failed deny denies denied zero 0 "
         "isnt arent wasnt werent aint dont doesnt didnt cant couldnt wont wouldnt shouldnt shant mustnt neednt mightnt "
         "hasnt havent hadnt"
     )
@@ -95,8 +95,8 @@ _TENS = "thirty forty fifty sixty seventy eighty ninety"
 SPELLED = {word: place for place, word in enumerate(_SMALL.split())}
 SPELLED |= {word: 10 * place for place, word in enumerate(_TENS.split(), 3)}
 COMPARING = _words(  # a number directly behind: "more than 5" is not 5
-    "than least most under over below above almost nearly beyond about around approximately roughly circa approx log min "
-    "within before after until till times by plus minimum maximum max"
+    "than least most under over below above almost nearly beyond about around approximately roughly circa approx log "
+    "min within before after until till times by plus minimum maximum max"
 )
 BESIDE = _words("the a some only just about around roughly")  # may stand between
 FOLLOWING = _words(  # a number directly before: "5 below"
