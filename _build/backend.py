@@ -34,7 +34,7 @@ Install PyTorch first, then ficoco_ext:
     pip install .
 
 If `python -c "import torch"` works here nevertheless, this build cannot see what you see. Let it, with setuptools >=
-{setuptools} and ninja installed (with uv the same behind `uv`, with build: python -m build --no-isolation):
+{setuptools} and ninja installed (with uv: the same after `uv`; with build: python -m build --no-isolation):
 
     pip install --no-build-isolation .
 

@@ -1,4 +1,4 @@
-"""What a build needs besides torch, for whoever builds without isolation."""
+"""What a build needs besides torch, for builds without isolation."""
 
 import setuptools
 

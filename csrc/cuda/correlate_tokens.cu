@@ -56,8 +56,8 @@ __global__ void __launch_bounds__(kWayThreads, 4) add_way_kernel(TokenLinksParam
   for (int stage = 0; stage < kWayStages - 1; ++stage) load(stage * kWayOthers, steps[stage]);
   for (int t0 = 0, stage = 0; t0 < others; t0 += kWayOthers, stage = (stage + 1) % kWayStages) {
     wait_for_copies<kWayStages - 2>();
-    __syncthreads();  // everyone's copies are there, and nobody reads what the next ones overwrite
-    load(t0 + (kWayStages - 1) * kWayOthers, steps[(stage + kWayStages - 1) % kWayStages]);  // zeros behind the last
+    __syncthreads();  // everyone's copies are there, and no thread reads what the next ones overwrite
+    load(t0 + (kWayStages - 1) * kWayOthers, steps[(stage + kWayStages - 1) % kWayStages]);  // zeros after the last
 #pragma unroll 8
     for (int t = 0; t < kWayOthers; ++t) {
       const float4 w = *reinterpret_cast<const float4*>(&steps[stage].way[t][row]);

@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, 2) add_probabilities_kernel(TokenPar
       part = unite(part, {__shfl_xor_sync(kAllLanes, part.top, offset), __shfl_xor_sync(kAllLanes, part.sum, offset)});
     }
     tops[row] = part.top;
-    inverses[row] = part.sum == 0.f ? 0.f : 1.f / part.sum;  // a query that may attend to nobody
+    inverses[row] = part.sum == 0.f ? 0.f : 1.f / part.sum;  // a query that may attend to no key
   }
   __syncthreads();
   const int64_t token = i < p.count ? p.tokens[b * p.count + i] : 0;

@@ -48,7 +48,7 @@ __device__ __forceinline__ void write_row(const RowSoftmaxParams& p, int64_t at,
   const float total = whole.sum + whole.first;
   p.out.top[at] = whole.top;
   p.out.inverse[at] =
-      (p.causal || p.key_mask) && total == 0.f ? 0.f : 1.f / total;  // a query that may attend to nobody
+      (p.causal || p.key_mask) && total == 0.f ? 0.f : 1.f / total;  // a query that may attend to no key
   if (p.out.patch_sum) p.out.patch_sum[at] = whole.sum / total;
 }
 

@@ -111,7 +111,7 @@ __device__ __forceinline__ void walk(TileShared<T, kCount>& shared, int turns, i
   for (int turn = 0; turn < turns; ++turn) {
     for (int chunk = 0; chunk < chunks; ++chunk) {
       wait_for_copies<kCount - 2>();
-      __syncthreads();  // everyone's copies are there, and nobody reads what the next ones overwrite
+      __syncthreads();  // everyone's copies are there, and no thread reads what the next ones overwrite
       load_next((stage + kCount - 1) % kCount);
       use(turn, chunk, shared.steps[stage]);
       stage = (stage + 1) % kCount;

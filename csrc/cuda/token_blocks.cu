@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   [[maybe_unused]] int chunk = 0;
   for (; steps > 0; --steps) {
     wait_for_copies<kWideStages - 2>();
-    __syncthreads();  // everyone's copies are there, and nobody reads what the next ones overwrite
+    __syncthreads();  // everyone's copies are there, and no thread reads what the next ones overwrite
     load(shared[stage == 0 ? kWideStages - 1 : stage - 1]);
     const Step& from = shared[stage];
     stage = stage == kWideStages - 1 ? 0 : stage + 1;

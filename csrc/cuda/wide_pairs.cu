@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   ask_other(turn1);
   for (int step = 0; turn < turns; ++step) {
     wait_for_copies<1>();
-    __syncthreads();  // everyone's copies are there, and nobody reads what the next ones overwrite
+    __syncthreads();  // everyone's copies are there, and no thread reads what the next ones overwrite
     if (threadIdx.x < kOthers) shared.others[(step + 1) % 2][threadIdx.x] = next;
     copy(turn2, (step + 2) % kStages);
     const int turn3 = from(turn2 + 1);
