@@ -85,7 +85,7 @@ def sources() -> list[str]:
 
 
 # The name carries the torch release, so that a module is never loaded into another one: class layouts may differ
-# without a symbol missing. See ficoco_ext/_backend.py.
+# without a symbol missing. See ficoco_ext/ops/backend.py.
 kernels = CppExtension(
     f"ficoco_ext._C_torch{MAJOR}_{MINOR}",
     sources=sources(),

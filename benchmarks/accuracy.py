@@ -24,7 +24,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from ficoco_ext import checkpoint, visualize
+from ficoco_ext import viz
+from ficoco_ext.apps import checkpoint
 from ficoco_ext.evaluation import Setting, evaluate, markdown, plot
 from ficoco_ext.gridvqa import GridVQA
 from ficoco_ext.schedule import geometric
@@ -223,7 +224,7 @@ def main(
         )
     summary = results.summary(KINDS)
     json.with_suffix(".md").write_text(markdown.page(results, summary))
-    visualize.save(plot.draw(results, summary), json.with_suffix(".png"))
+    viz.save(plot.draw(results, summary), json.with_suffix(".png"))
 
 
 if __name__ == "__main__":

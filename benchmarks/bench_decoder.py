@@ -20,7 +20,8 @@ import torch
 from harness import interleave, require_kernels, save, timing_dict
 
 import ficoco_ext
-from ficoco_ext import flops, geometry
+from ficoco_ext.apps import timing
+from ficoco_ext.cost import flop_counter
 from ficoco_ext.models.transformers_api import output_cache
 
 LAYERS, HIDDEN, HEADS, MLP, TEXT = 8, 1024, 16, 2752, 60
@@ -37,10 +38,10 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def model_and_inputs(rows: int) -> tuple[Any, dict[str, Any]]:
     """The model, and a prompt of one picture between words in every row."""
-    geometry.GEOMETRIES["benchmark"] = geometry.Decoder(layers=LAYERS, hidden=HIDDEN, heads=HEADS, mlp=MLP)
-    model = geometry.shapes("benchmark", 2, LAYERS, torch.float32)
-    geometry.materialize(model, torch.device("cpu"))
-    one = geometry.random_inputs(model, TEXT)
+    timing.GEOMETRIES["benchmark"] = timing.Decoder(layers=LAYERS, hidden=HIDDEN, heads=HEADS, mlp=MLP)
+    model = timing.shapes("benchmark", 2, LAYERS, torch.float32)
+    timing.materialize(model, torch.device("cpu"))
+    one = timing.random_inputs(model, TEXT)
     return model, {name: torch.cat([value] * rows) for name, value in one.items()}
 
 
@@ -58,10 +59,10 @@ def bench(rows: int, seconds: float) -> list[dict[str, Any]]:
         def attached(options: dict[str, Any] = options) -> Any:
             return ficoco_ext.attach(model, **options)
 
-        full, output = flops.count(model, prefill)
+        full, output = flop_counter.count(model, prefill)
         full_bytes = cache_bytes(output)
         with attached():
-            reduced, output = flops.count(model, prefill)
+            reduced, output = flop_counter.count(model, prefill)
         timings = interleave({"all tokens": prefill, name: within(attached, prefill)}, seconds=seconds, warm_up=2)
         speedup = timings["all tokens"].median_ms / timings[name].median_ms
         ratio = full.total / reduced.total

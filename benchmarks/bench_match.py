@@ -18,7 +18,7 @@ import torch
 from harness import copy_bandwidth, interleave, require_kernels, save, timing_dict
 from torch_formulations import match_late, match_unit, match_unit_topk
 
-from ficoco_ext.matching import match
+from ficoco_ext.ops import match
 
 TOKENS, WIDTH, R = 577, 64, 42
 Pairs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from harness import extra_memory, require_kernels, save
 
-from ficoco_ext import QueryKey, decoder_ops
+from ficoco_ext import QueryKey, ops
 
 METER = "torch one head's map"
 FORMS = [
@@ -66,14 +66,12 @@ def call_of(form: str, prompt: Prompt) -> Callable[[], Any]:
     if operator == "token_attention":
         weights = torch.zeros(1, 2, prompt.tokens)
         weights[:, 0, : prompt.visual], weights[:, 1, prompt.visual :] = 1 / prompt.visual, 1 / prompt.text
-        return lambda: decoder_ops.token_attention(attn, visual, everyone, weights, **how)
+        return lambda: ops.token_attention(attn, visual, everyone, weights, **how)
     leaves = torch.zeros(prompt.visual, dtype=torch.bool)
     leaves[torch.arange(prompt.sources) * prompt.visual // prompt.sources] = True
     sources, kept = visual[:, leaves], visual[:, ~leaves]
     weights = torch.full((1, prompt.text), 1 / prompt.text)
-    return lambda: decoder_ops.correlate_tokens(
-        attn, sources, kept, text, weights, 2, gamma=0.6, alpha="softmax", **how
-    )
+    return lambda: ops.correlate_tokens(attn, sources, kept, text, weights, 2, gamma=0.6, alpha="softmax", **how)
 
 
 def measure_here(form: str, prompt: Prompt) -> int:

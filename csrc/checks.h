@@ -1,4 +1,4 @@
-// Argument checks of the operators, the C++ twin of ficoco_ext/checks.py: op, argument, what was wanted, what came, and
+// Argument checks of the operators, the C++ twin of ficoco_ext/ops/checks.py: op, argument, what was wanted, what came, and
 // what to do. They look at shapes, dtypes and devices; values are read only where an index could leave its tensor.
 #pragma once
 #include <ATen/core/Tensor.h>
@@ -34,7 +34,7 @@ inline void floating(const char* op, const char* argument, const at::Tensor& t) 
   const auto type = t.scalar_type();
   FICOCO_TYPE(type == at::kFloat || type == at::kHalf || type == at::kBFloat16, op, argument,
               "float32, float16 or bfloat16", describe(t),
-              "convert it first, or call ficoco_ext.reference for another precision");
+              "convert it first, or call ficoco_ext.ops.reference for another precision");
 }
 
 // As `floating`, for small operands that are converted to float32 anyway.

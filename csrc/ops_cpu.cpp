@@ -1,4 +1,4 @@
-// The operators on CPU tensors. The schemas are in ficoco_ext/ops.py.
+// The operators on CPU tensors. The schemas are in ficoco_ext/ops/library.py.
 #include <torch/library.h>
 
 #include "calls.h"

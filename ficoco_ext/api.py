@@ -7,12 +7,11 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from . import checks
-from .decoder_stages import Layout
 from .methods import AnyMethod, DecoderMethod, Staged, VisionAndDecoder, get_method
 from .methods.base import identity
-from .ops import Attention, QueryKey
+from .ops import Attention, QueryKey, checks
 from .reduction import Reduction
+from .stages import Layout
 
 Visual = tuple[int, int] | Tensor
 
@@ -143,8 +142,8 @@ def reduce(
             N x N map is formed.
         r: tokens to remove from each item, 0 <= r <= patches - 1; for ToMe at most half of them.
         method: a name (``ficoco_ext.METHODS``, ``ficoco methods`` describes them), a :class:`ficoco_ext.Method` or
-            :class:`ficoco_ext.Split`, a :class:`ficoco_ext.Staged` (what it does in a single layer), or a
-            :class:`ficoco_ext.DecoderMethod`, whose tokens are a sequence of text and visual tokens.
+            :class:`ficoco_ext.methods.Split`, a :class:`ficoco_ext.methods.Staged` (what it does in a single layer),
+            or a :class:`ficoco_ext.methods.DecoderMethod`, whose tokens are a sequence of text and visual tokens.
         class_token: token 0 is a class token: never removed, never a target, copied bit for bit. None is True, and
             False for a decoder method.
         grid: (height, width) of the patches; None means a square (decoder methods: unknown). Only the local penalty

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,8 @@ class Step:
 class Schedule:
     """r for every reducing layer of a stack that starts with ``patches`` tokens (class token not counted).
 
-    Build one with :meth:`build`, or from a budget with :meth:`for_budget`. Printing it shows the staircase. A layer
-    reduces between its attention and its MLP, or with ``before_attention`` before both.
+    Build one with :meth:`build`, or from a budget with :func:`ficoco_ext.cost.plan`. Printing it shows the staircase.
+    A layer reduces between its attention and its MLP, or with ``before_attention`` before both.
 
     Example:
         >>> from ficoco_ext import Schedule
@@ -130,81 +129,6 @@ class Schedule:
             each, left = (*each, min(step, left)), left - min(step, left)
         return cls(patches, layers, each, before_attention)
 
-    @classmethod
-    def for_budget(
-        cls,
-        model: Any,
-        method: Any,
-        *,
-        tflops: float | None = None,
-        kv_mb: float | None = None,
-        average_tokens: float | None = None,
-        ttft_ms: float | None = None,
-        hardware: Any = None,
-        text_tokens: int = 60,
-        images: int = 1,
-        layers: Iterable[int] | None = None,
-        floor: int = 1,
-        convention: str = "llmviewer",
-        precision: Any = "fp16",
-    ) -> Any:
-        """The integer schedule whose cost comes closest to exactly one of four budgets.
-
-        All layers remove the same number of tokens, or some at the front one more. If that empties the picture before
-        the last layer, as a small budget in the language model must, the layers behind remove nothing.
-
-        Args:
-            model: what :func:`ficoco_ext.cost.architecture` takes: ``"llava-1.5-7b"``, a config, a directory.
-            method: name or value, see :func:`ficoco_ext.get_method`.
-            tflops: operations of the prefill / 1e12, in ``convention``.
-            kv_mb: size of the KV cache behind the prefill / 1e6 bytes.
-            average_tokens: visual tokens that enter attention, mean over all layers of the language model.
-            ttft_ms: time to the first token by the roofline of ``hardware``, tower included: a lower bound.
-            hardware: name or :class:`ficoco_ext.cost.Hardware`; only ``ttft_ms`` needs it.
-            text_tokens: tokens of the prompt besides the visual ones.
-            images: in the prompt. A tower's schedule is that of every image, a language model's that of all together.
-            layers: those that reduce, ascending. None: as ``attach`` has it.
-            floor: visual tokens that stay at least.
-            convention: ``"llmviewer"``: of the language model alone, as papers count; ``"matmul"``: of everything
-                that runs, as torch counts.
-            precision: of weights, activations and cache, see :class:`ficoco_ext.cost.Precision`.
-
-        Returns:
-            A :class:`Schedule`; for a method of two parts, such as ``"ficoco-vl"``, a tuple of the tower's and the
-            language model's, which keep about the same share of what they get, as ``attach`` divides it.
-
-        Raises:
-            ValueError: a budget out of reach (the message names the range), none or several, or an unknown name.
-
-        Cost: some tens of evaluations of the cost model, well below a second. Deterministic.
-
-        Example:
-            >>> from ficoco_ext import Schedule
-            >>> Schedule.for_budget("llava-1.5-7b", "ficoco-v", tflops=3.3).final
-            192
-            >>> vision, decoder = Schedule.for_budget("llava-1.5-7b", "ficoco-vl", tflops=1.5)
-            >>> vision.final, decoder.final
-            (90, 18)
-        """
-        from .cost import planner  # it builds on schedules
-
-        found = planner.plan(
-            model,
-            method,
-            tflops=tflops,
-            kv_mb=kv_mb,
-            average_tokens=average_tokens,
-            ttft_ms=ttft_ms,
-            hardware=hardware,
-            text_tokens=text_tokens,
-            images=images,
-            layers=layers,
-            floor=floor,
-            convention=convention,
-            precision=precision,
-        )
-        return found.schedule
-
     @property
     def steps(self) -> tuple[Step, ...]:
         """The staircase, one step per reducing layer."""
@@ -252,7 +176,7 @@ def geometric(keep_ratio: float, layers: int) -> tuple[float, ...]:
     """Ratios for ``layers`` layers that each keep the same share of what they get, ``keep_ratio`` in the end.
 
     A single ``keep_ratio`` removes the same number in every layer instead: mild at first, severe for the last ones,
-    where :class:`ficoco_ext.Match`, which removes half at most, may refuse.
+    where :class:`ficoco_ext.stages.Match`, which removes half at most, may refuse.
 
     Raises:
         ValueError: a ratio that is not in (0, 1], or no layer.

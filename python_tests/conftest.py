@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ficoco_ext
-from ficoco_ext import reference, reference_decoder
+from ficoco_ext.ops import reference, reference_decoder
 
 NO_GPU = "needs a GPU"
 KERNELS = ficoco_ext.build_info()["cpu"] == "kernels"

@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from ficoco_ext import checkpoint
+from ficoco_ext.apps import checkpoint
 from ficoco_ext.gridvqa import GridVQA
 
 METHODS = {

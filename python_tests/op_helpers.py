@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import KERNELS, tolerance
 
-from ficoco_ext import reference
+from ficoco_ext.ops import reference
 
 SIZES = (1, 2, 31, 32, 33, 575, 576, 577, 2880)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

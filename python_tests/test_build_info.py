@@ -13,7 +13,7 @@ import torch
 from op_helpers import needs_kernels
 
 import ficoco_ext
-from ficoco_ext import _backend
+from ficoco_ext.ops import backend
 
 PACKAGE = Path(ficoco_ext.__file__).parent
 
@@ -41,19 +41,19 @@ def test_says_how_the_kernels_were_built():
 @needs_kernels
 def test_one_build_serves_every_python():
     """The module asks for nothing beyond the stable ABI: a wheel made with one Python is taken by the next."""
-    assert _backend.KERNELS.__file__.endswith(".abi3.so" if os.name == "posix" else ".pyd")
-    assert _backend.KERNELS.__name__.startswith("ficoco_ext._C_torch")
+    assert backend.KERNELS.__file__.endswith(".abi3.so" if os.name == "posix" else ".pyd")
+    assert backend.KERNELS.__name__.startswith("ficoco_ext._C_torch")
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch):
     for known in ("", "baseline", "avx2", "avx512vnni"):
         monkeypatch.setenv("FICOCO_CPU_SIMD", known)
-        _backend.check_environment()
+        backend.check_environment()
     monkeypatch.setenv("FICOCO_CPU_SIMD", "avx512")
     with pytest.raises(
         ValueError, match="FICOCO_CPU_SIMD must be one of avx512vnni, avx2, baseline, got 'avx512'; unset"
     ):
-        _backend.check_environment()
+        backend.check_environment()
 
 
 def test_asked_again_it_says_the_same():
@@ -64,7 +64,7 @@ def test_asked_again_it_says_the_same():
 
 def test_a_build_for_another_torch_is_not_loaded(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "1.99.0+cpu")
-    kernels, reason = _backend.load_kernels()
+    kernels, reason = backend.load_kernels()
     assert kernels is None
     assert "1.99.0" in reason or "nothing was compiled" in reason or "not compiled" in reason
     if ficoco_ext.build_info()["compiled"]:
@@ -76,9 +76,9 @@ def test_a_build_that_does_not_load_is_explained(monkeypatch):
     def broken(name):
         raise ImportError("undefined symbol: _Z3foo")
 
-    monkeypatch.setattr(_backend.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(_backend.importlib, "import_module", broken)
-    kernels, reason = _backend.load_kernels()
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(backend.importlib, "import_module", broken)
+    kernels, reason = backend.load_kernels()
     assert kernels is None
     assert "undefined symbol: _Z3foo" in reason
     assert "pip install" in reason
@@ -152,7 +152,7 @@ def test_a_source_folder_without_kernels_is_named_once(tmp_path, installed):
     (clone / "setup.py").write_text("")
     if installed:
         (site / "ficoco_ext").mkdir(parents=True)
-        (site / "ficoco_ext" / f"{_backend._module_name()}.so").write_text("")
+        (site / "ficoco_ext" / f"{backend._module_name()}.so").write_text("")
     done = subprocess.run(
         [sys.executable, "-c", "import ficoco_ext; print(ficoco_ext.build_info()['reasons']['cpu'])"],
         cwd=clone,
@@ -170,5 +170,5 @@ def test_a_source_folder_without_kernels_is_named_once(tmp_path, installed):
 def test_kernels_of_another_torch_in_a_source_folder_are_said_to_be(tmp_path):
     (tmp_path / "ficoco_ext").mkdir()
     (tmp_path / "ficoco_ext" / "_C_torch1_99.so").write_text("")
-    said = _backend._in_source(tmp_path, "compiled for torch 1.99")
+    said = backend._in_source(tmp_path, "compiled for torch 1.99")
     assert "source folder" in said and "compiled for torch 1.99. Run from another folder" in said

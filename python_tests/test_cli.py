@@ -13,7 +13,8 @@ import typer.testing
 from PIL import Image
 
 import ficoco_ext
-from ficoco_ext import cli, geometry
+from ficoco_ext import cli
+from ficoco_ext.apps import timing
 from ficoco_ext.cli.app import app
 from ficoco_ext.models.families import FAMILIES
 
@@ -299,7 +300,7 @@ def test_notices_go_to_stderr(tmp_path):
     ],
 )
 def test_a_mistake_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, arguments, message):
-    monkeypatch.setattr(geometry, "available_bytes", lambda device: 2**30)
+    monkeypatch.setattr(timing, "available_bytes", lambda device: 2**30)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text").write_text("no picture, no tensors")
     (tmp_path / "empty").mkdir()

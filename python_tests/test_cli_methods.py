@@ -8,10 +8,11 @@ import pytest
 import typer.testing
 
 import ficoco_ext
-from ficoco_ext import METHODS, Filter, Method, Staged, describe
+from ficoco_ext import METHODS, Method, describe
 from ficoco_ext.cli.app import app
-from ficoco_ext.methods import hyperparameters
+from ficoco_ext.methods import Staged, hyperparameters
 from ficoco_ext.methods.description import _leaves, _meanings
+from ficoco_ext.stages import Filter
 
 NEW = ("prune-then-merge", "evit", "prumerge", "prumerge+", "pool", "random")
 

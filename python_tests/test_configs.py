@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from ficoco_ext import configs, cost
-from ficoco_ext.checkpoint import EMBEDDED, load
+from ficoco_ext import cost
+from ficoco_ext.apps.checkpoint import EMBEDDED, load
+from ficoco_ext.io import configs
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

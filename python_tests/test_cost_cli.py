@@ -13,7 +13,8 @@ import typer.testing
 from PIL import Image
 
 import ficoco_ext
-from ficoco_ext import checkpoint, cost
+from ficoco_ext import cost
+from ficoco_ext.apps import checkpoint
 from ficoco_ext.cli import cost_tables
 from ficoco_ext.cli.app import app
 from ficoco_ext.cli.plan import attach_call

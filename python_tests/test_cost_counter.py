@@ -8,7 +8,9 @@ from decoder_helpers import decoder_config, tiny
 from model_helpers import PATCHES, TRAINED, batch, image, one_thread, tiny_llava, words  # noqa: F401
 
 import ficoco_ext
-from ficoco_ext import Schedule, cost, flops, geometry
+from ficoco_ext import Schedule, cost
+from ficoco_ext.apps import timing
+from ficoco_ext.cost import flop_counter
 
 EXACT = 1e-9  # relative; the difference is 0
 TEXT, BEHIND = 7, 4
@@ -97,7 +99,7 @@ def test_a_whole_prefill_with_and_without_reduction(method, given, images):
     model = tiny("llama", "eager")
     inputs = prompt(images)
     with attached(model, method, given) as handle:
-        counted, output = flops.count(model, lambda: model(**inputs, use_cache=True, logits_to_keep=1))
+        counted, output = flop_counter.count(model, lambda: model(**inputs, use_cache=True, logits_to_keep=1))
         vision, decoder = (None, None) if handle is None else schedules(handle, PATCHES)
         if decoder is not None:
             decoder = handle.plan.schedule(images * (PATCHES if vision is None else vision.final))
@@ -126,7 +128,7 @@ def test_the_class_token_may_go_to_the_language_model(method):
     model = tiny_llava(attention="eager", strategy="full")
     inputs = batch([*words(1, 2), *image(PATCHES + 1), *words(3)], images=1)
     with attached(model, method, {"tokens": 9}) as handle:
-        counted, _ = flops.count(model, lambda: model(**inputs, use_cache=True, logits_to_keep=1))
+        counted, _ = flop_counter.count(model, lambda: model(**inputs, use_cache=True, logits_to_keep=1))
         vision = None if handle is None else handle.schedule
     predicted = cost.prefill(model.config, vision=vision, text_tokens=3, method=method)
     assert predicted.tokens.entering == (PATCHES if method is None else 9) + 1
@@ -148,7 +150,7 @@ def test_a_plan_serves_as_the_schedule_of_the_decoder():
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_families_grouped_heads_and_kernels(kind, kv_heads, attention):
     model = tiny(kind, attention, kv_heads=kv_heads)
-    counted, _ = flops.count(model, lambda: model(**prompt(), use_cache=True, logits_to_keep=1))
+    counted, _ = flop_counter.count(model, lambda: model(**prompt(), use_cache=True, logits_to_keep=1))
     compare(cost.prefill(model.config, text_tokens=TEXT), counted)
 
 
@@ -160,7 +162,7 @@ def test_new_tokens(method, given):
         decoder = None if handle is None else handle.plan.schedule(PATCHES)
         for generated in range(3):
             cache, ids = output.past_key_values, torch.tensor([[20]])
-            with flops.counter() as mode:
+            with flop_counter.counter() as mode:
                 output = model(input_ids=ids, past_key_values=cache, use_cache=True)
             predicted = cost.decode(model.config, decoder=decoder, text_tokens=TEXT, generated=generated)
             assert predicted.total.operations == pytest.approx(mode.get_total_flops(), rel=EXACT)
@@ -174,7 +176,7 @@ def test_the_trained_model_from_its_directory():
     vision = model.config.vision_config
     ids = torch.tensor([[7, 8, *[model.config.image_token_id] * shape.visual_tokens, 9]])
     picture = torch.zeros(1, 3, vision.image_size, vision.image_size)
-    counted, _ = flops.count(model, lambda: model(input_ids=ids, pixel_values=picture, logits_to_keep=1))
+    counted, _ = flop_counter.count(model, lambda: model(input_ids=ids, pixel_values=picture, logits_to_keep=1))
     compare(cost.prefill(shape, text_tokens=3), counted)
 
 
@@ -184,7 +186,7 @@ def test_two_matrices_of_an_mlp():
 
     config = OPTConfig(hidden_size=32, ffn_dim=80, num_hidden_layers=2, num_attention_heads=4, vocab_size=60)
     config._attn_implementation = "eager"
-    with flops.counter() as mode, torch.no_grad():
+    with flop_counter.counter() as mode, torch.no_grad():
         OPTModel(config.__class__(**config.to_dict())).eval()(input_ids=torch.ones(1, 9, dtype=torch.long))
     shape = cost.LanguageModel(2, 32, 80, 4, 4, 8, 60, gated=False)
     base = cost.architecture("llava-1.5-7b")
@@ -200,7 +202,7 @@ def meta(*shape, dtype=torch.float16):
 
 
 def counted_on_meta(run):
-    with flops.counter() as mode, torch.inference_mode():
+    with flop_counter.counter() as mode, torch.inference_mode():
         run()
     return mode.get_total_flops()
 
@@ -208,7 +210,7 @@ def counted_on_meta(run):
 @pytest.fixture(scope="module", params=["llava-1.5-7b", "llava-1.5-13b"])
 def full_size(request):
     layers = {"llava-1.5-7b": 32, "llava-1.5-13b": 40}[request.param]
-    return request.param, geometry.shapes(request.param, 24, layers, torch.float16)
+    return request.param, timing.shapes(request.param, 24, layers, torch.float16)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ficoco_ext
-from ficoco_ext import Schedule, VisionAndDecoder, get_method
+from ficoco_ext import Schedule, cost, get_method
 from ficoco_ext.cost import architecture, planner, scope
+from ficoco_ext.methods import VisionAndDecoder
 
 TOWER, DECODER = ("ficoco-v", "topk", "tome"), ("ficoco-l", "fastv", "pyramiddrop")
 MODELS = ("llava-1.5-7b", "llava-1.5-13b", "llava-next-7b")
@@ -120,7 +121,7 @@ def test_both_parts_keep_the_same_share(quantity):
     full = _value(architecture("llava-1.5-7b"), None, quantity, None, None, hardware="h200")
     wanted = {"tflops": 1.5, "kv_mb": 65.0, "average_tokens": 64.0, "ttft_ms": 4.0}[quantity]
     assert wanted < full
-    vision, decoder = Schedule.for_budget("llava-1.5-7b", "ficoco-vl", **{quantity: wanted}, hardware="h200")
+    vision, decoder = cost.plan("llava-1.5-7b", "ficoco-vl", **{quantity: wanted}, hardware="h200").schedule
     assert decoder.patches == vision.final
     assert vision.keep_ratio == pytest.approx(decoder.keep_ratio, abs=0.06)
     reached = _value(architecture("llava-1.5-7b"), "ficoco-vl", quantity, vision, decoder, hardware="h200")
@@ -148,32 +149,32 @@ def test_spread(patches, layers, halves):
 
 def test_known_rows_of_the_papers():
     for tflops, left in ((3.3, 192), (2.45, 128), (1.6, 62)):
-        found = Schedule.for_budget("llava-1.5-7b", "ficoco-v", tflops=tflops)
+        found = cost.plan("llava-1.5-7b", "ficoco-v", tflops=tflops).schedule
         assert abs(found.final - left) <= 1
         assert found.layers == tuple(range(12, 23))
-    assert Schedule.for_budget("llava-1.5-7b", "ficoco-v", kv_mb=65.0, layers=range(11, 23)).r == (43,) * 8 + (42,) * 4
-    found = Schedule.for_budget("llava-1.5-13b", "ficoco-v", tflops=15.42, text_tokens=512, layers=range(11, 23))
+    assert cost.plan("llava-1.5-7b", "ficoco-v", kv_mb=65.0, layers=range(11, 23)).schedule.r == (43,) * 8 + (42,) * 4
+    found = cost.plan("llava-1.5-13b", "ficoco-v", tflops=15.42, text_tokens=512, layers=range(11, 23)).schedule
     assert found.r == (41,) * 12
 
 
 def test_out_of_reach_names_the_range():
     with pytest.raises(ValueError, match=r"tflops=1\.5 is out of reach.* reaches 1\.594 to 8\.453 TFLOPs.*all visual"):
-        Schedule.for_budget("llava-1.5-7b", "ficoco-l", tflops=1.5, layers=range(3, 32))
-    assert Schedule.for_budget("llava-1.5-7b", "ficoco-l", tflops=1.5, layers=range(2, 32)).final == 1
+        cost.plan("llava-1.5-7b", "ficoco-l", tflops=1.5, layers=range(3, 32))
+    assert cost.plan("llava-1.5-7b", "ficoco-l", tflops=1.5, layers=range(2, 32)).schedule.final == 1
     with pytest.raises(ValueError, match=r"8\.453 is what it costs when nothing is removed"):
-        Schedule.for_budget("llava-1.5-7b", "ficoco-v", tflops=9)
+        cost.plan("llava-1.5-7b", "ficoco-v", tflops=9)
     for wanted in (0.5, 9):
         with pytest.raises(ValueError, match=r"ficoco-v \+ ficoco-l in layers 12.* reaches 0\.8329 to 8\.453 TFLOPs"):
-            Schedule.for_budget("llava-1.5-7b", "ficoco-vl", tflops=wanted)
+            cost.plan("llava-1.5-7b", "ficoco-vl", tflops=wanted)
     with pytest.raises(ValueError, match="at most half"):
-        Schedule.for_budget("llava-1.5-7b", "tome", average_tokens=100, layers=[12, 13])
+        cost.plan("llava-1.5-7b", "tome", average_tokens=100, layers=[12, 13])
 
 
 def test_a_floor_holds():
-    found = Schedule.for_budget("llava-1.5-7b", "ficoco-l", average_tokens=192, floor=64)
+    found = cost.plan("llava-1.5-7b", "ficoco-l", average_tokens=192, floor=64).schedule
     assert found.final == 64
     with pytest.raises(ValueError, match="all visual tokens but 300"):
-        Schedule.for_budget("llava-1.5-7b", "ficoco-l", average_tokens=192, floor=300)
+        cost.plan("llava-1.5-7b", "ficoco-l", average_tokens=192, floor=300)
 
 
 def test_images_and_precision_count():
@@ -193,7 +194,7 @@ def test_the_two_conventions_cover_different_parts():
 
 def test_methods_as_values():
     both = VisionAndDecoder(get_method("tome"), get_method("fastv", layer=4))
-    vision, decoder = Schedule.for_budget("llava-1.5-7b", both, average_tokens=100)
+    vision, decoder = cost.plan("llava-1.5-7b", both, average_tokens=100).schedule
     assert decoder.layers == (3,)
     assert all(2 * step.r <= step.before for step in vision.steps)
 
@@ -222,18 +223,18 @@ def test_methods_as_values():
 )
 def test_mistakes(method, given, message):
     with pytest.raises(ValueError, match=message):
-        Schedule.for_budget("llava-1.5-7b", method, **given)
+        cost.plan("llava-1.5-7b", method, **given)
 
 
 def test_layers_must_be_a_sequence():
     with pytest.raises(TypeError, match="layers must be a sequence of layer indices, got 3"):
-        Schedule.for_budget("llava-1.5-7b", "ficoco-l", tflops=3, layers=3)
+        cost.plan("llava-1.5-7b", "ficoco-l", tflops=3, layers=3)
 
 
 def test_mistakes_in_the_model():
     with pytest.raises(ValueError, match="16 is what it costs when all patches of a crop but one leave"):
-        Schedule.for_budget("video-llava-7b", "ficoco-v", average_tokens=5)
+        cost.plan("video-llava-7b", "ficoco-v", average_tokens=5)
     with pytest.raises(ValueError, match=r"model must be one of llava-1\.5-7b"):
-        Schedule.for_budget("llava-9", "ficoco-v", tflops=1)
+        cost.plan("llava-9", "ficoco-v", tflops=1)
     with pytest.raises(ValueError, match="the tower of qwen2-vl-7b has no class token"):
-        Schedule.for_budget("qwen2-vl-7b", "ficoco-v", tflops=1)
+        cost.plan("qwen2-vl-7b", "ficoco-v", tflops=1)

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from ficoco_ext import Compress, Method, Plan, Schedule, cost
+from ficoco_ext import Method, Plan, Schedule, cost
+from ficoco_ext.stages import Compress
 
 BASE = cost.architecture("llava-1.5-7b")
 LATE = Schedule(576, (40,), (1,))

@@ -9,7 +9,10 @@ from op_helpers import assert_close, double, query_key
 from test_ops_torch import operator, samples
 
 import ficoco_ext
-from ficoco_ext import Match, Method, QueryKey, Split, _backend, fused
+from ficoco_ext import Method, QueryKey, ops
+from ficoco_ext.methods import Split
+from ficoco_ext.ops import backend
+from ficoco_ext.stages import Match
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
 
@@ -120,7 +123,7 @@ def make(name, seed=0, b=2, dtype=torch.float32, oracle=False):
         method, _, variant = name.partition(" ")
         tensors = layer(b, 49, 12, dtype)
         options = {"variant": variant} if variant else {}
-        decodes = isinstance(ficoco_ext.get_method(method), ficoco_ext.DecoderMethod)
+        decodes = isinstance(ficoco_ext.get_method(method), ficoco_ext.methods.DecoderMethod)
         options |= {"visual": (9, 30)} if decodes else {"grid": (6, 8)}
         return of_method(double(tensors) if oracle else tensors, method, **options)
     op, args = list(samples(b=b, dtype=dtype))[OPERATORS.index(name)]
@@ -131,7 +134,7 @@ def make(name, seed=0, b=2, dtype=torch.float32, oracle=False):
     ]
     if not oracle:
         return of_operator(operator(op), args)
-    composed = {"reduce": fused._from_query_key, "reduce.map": fused._compose}
+    composed = {"reduce": ops._from_query_key, "reduce.map": ops._compose}
     return of_operator(composed.get(op) or BACKENDS["reference"].find(op), double(args))
 
 
@@ -266,9 +269,9 @@ def test_reduce_with_tensors_on_different_devices():
 def launches(call):
     """Kernels of ours that ``call`` launches, once everything is warm."""
     call()
-    before = _backend.KERNELS.cuda_launches()
+    before = backend.KERNELS.cuda_launches()
     call()
-    return _backend.KERNELS.cuda_launches() - before
+    return backend.KERNELS.cuda_launches() - before
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

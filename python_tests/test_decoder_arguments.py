@@ -6,7 +6,8 @@ import pytest
 import torch
 from score_helpers import HK, LENGTH, VISUAL, B, N, sequence
 
-from ficoco_ext import DecoderMethod, QueryKey, VisionAndDecoder, get_method, reduce
+from ficoco_ext import QueryKey, get_method, reduce
+from ficoco_ext.methods import DecoderMethod, VisionAndDecoder
 
 TOKENS, ATTN = sequence()
 FLAGS = torch.zeros(B, N, dtype=torch.bool)

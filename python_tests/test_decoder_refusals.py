@@ -17,7 +17,8 @@ from model_helpers import (
 )
 
 import ficoco_ext
-from ficoco_ext import VisionAndDecoder, get_method
+from ficoco_ext import get_method
+from ficoco_ext.methods import VisionAndDecoder
 
 pytest.importorskip("transformers")
 

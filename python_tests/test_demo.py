@@ -11,7 +11,9 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import ficoco_ext
-from ficoco_ext import checkpoint, demo, flops, geometry, ops, questions
+from ficoco_ext import ops
+from ficoco_ext.apps import checkpoint, demo, questions, timing
+from ficoco_ext.cost import flop_counter
 from ficoco_ext.stages import adaptive_targets
 
 WIDTH, MLP, TEXT_MLP, VOCABULARY, LAYERS, TEXT_LAYERS, PATCHES, PIXELS = 128, 512, 352, 128, 8, 6, 144, 3 * 14 * 14
@@ -143,7 +145,7 @@ def test_any_flop_counter_knows_our_operators():
 
 def test_counting_attention_on_the_cpu_is_right_and_leaves_the_counter_alone():
     q, k = torch.randn(1, 4, 9, 8), torch.randn(1, 4, 13, 8)
-    with flops.counter() as mode:
+    with flop_counter.counter() as mode:
         torch.nn.functional.scaled_dot_product_attention(q, k, k)
     assert mode.get_total_flops() == 2 * 4 * 9 * 13 * (8 + 8)
 
@@ -211,8 +213,8 @@ def test_right(answer, truth, exact, wanted):
     assert questions.right(answer, truth, exact) is wanted
 
 
-def _prefill(runs: list[float]) -> geometry.Prefill:
-    return geometry.Prefill(1, 1, (1,), flops.Flops(1, 1, 0, 0, 0, 0), sorted(runs)[len(runs) // 2], tuple(runs))
+def _prefill(runs: list[float]) -> timing.Prefill:
+    return timing.Prefill(1, 1, (1,), flop_counter.Flops(1, 1, 0, 0, 0, 0), sorted(runs)[len(runs) // 2], tuple(runs))
 
 
 @pytest.mark.parametrize(
@@ -236,15 +238,15 @@ def test_verdict_says_what_the_runs_show(full, reduced, wanted):
 @pytest.fixture
 def narrow(monkeypatch):
     """A geometry that is built in a moment."""
-    monkeypatch.setitem(geometry.GEOMETRIES, "llava-1.5-7b", geometry.Decoder(32, hidden=64, heads=2, mlp=96))
-    original = geometry._config
+    monkeypatch.setitem(timing.GEOMETRIES, "llava-1.5-7b", timing.Decoder(32, hidden=64, heads=2, mlp=96))
+    original = timing._config
 
     def thin(name, vision_layers, text_layers):
         config = original(name, vision_layers, text_layers)
         config.vision_config.hidden_size, config.vision_config.intermediate_size = 64, 96
         return config
 
-    monkeypatch.setattr(geometry, "_config", thin)
+    monkeypatch.setattr(timing, "_config", thin)
 
 
 def test_geometry_is_timed_and_says_that_it_knows_nothing(narrow):
@@ -258,11 +260,11 @@ def test_geometry_is_timed_and_says_that_it_knows_nothing(narrow):
 
 
 def test_geometry_has_finite_activations_and_true_positions(narrow):
-    model = geometry.shapes("llava-1.5-7b", 3, 2, torch.float32)
+    model = timing.shapes("llava-1.5-7b", 3, 2, torch.float32)
     assert model.device.type == "meta"
-    geometry.materialize(model, torch.device("cpu"))
+    timing.materialize(model, torch.device("cpu"))
     with torch.inference_mode():
-        assert torch.isfinite(model(**geometry.random_inputs(model, 5)).logits).all()
+        assert torch.isfinite(model(**timing.random_inputs(model, 5)).logits).all()
     assert model.model.language_model.rotary_emb.inv_freq[0] == 1
     assert model.model.vision_tower.embeddings.position_ids.flatten().tolist() == list(range(577))
     assert all(not tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
@@ -270,7 +272,7 @@ def test_geometry_has_finite_activations_and_true_positions(narrow):
 
 @pytest.mark.parametrize(("name", "layers", "c", "mlp"), [("7b", 32, 4096, 11008), ("13b", 40, 5120, 13824)])
 def test_geometry_has_the_true_number_of_parameters(name, layers, c, mlp):
-    model = geometry.shapes(f"llava-1.5-{name}", 24, layers, torch.bfloat16)
+    model = timing.shapes(f"llava-1.5-{name}", 24, layers, torch.bfloat16)
     tower = 1024 * (1 + 577 + 3 * 14 * 14) + 4 * 1024  # embeddings, two norms
     tower += 24 * (4 * (1024 * 1024 + 1024) + 2 * 1024 * 4096 + 4096 + 1024 + 4 * 1024)
     text = 2 * 32064 * c + c + layers * (4 * c * c + 3 * c * mlp + 2 * c)
@@ -278,13 +280,13 @@ def test_geometry_has_the_true_number_of_parameters(name, layers, c, mlp):
 
 
 def test_geometry_that_does_not_fit_says_what_it_needs(monkeypatch):
-    monkeypatch.setattr(geometry, "available_bytes", lambda device: 2**30)
+    monkeypatch.setattr(timing, "available_bytes", lambda device: 2**30)
     with pytest.raises(MemoryError, match=r"needs [\d,]{13,} bytes .*--vision-layers and --text-layers.*bfloat16"):
         demo.run(demo.Request(geometry="llava-1.5-7b"))
 
 
 def test_available_memory_is_known_here():
-    found = geometry.available_bytes(torch.device("cpu"))
+    found = timing.available_bytes(torch.device("cpu"))
     assert found is None or found > 2**20
 
 
@@ -310,7 +312,7 @@ def test_errors_name_what_is_wrong(change, error, message):
 
 def test_model_is_as_before_when_drawing_and_timing_are_done(embedded):
     before = set(vars(embedded.model))
-    geometry.measure(
+    timing.measure(
         embedded.model,
         embedded.inputs(checkpoint.open_image(checkpoint.SCENES / "scene_0.png"), "how many shapes ?"),
         lambda: ficoco_ext.attach(embedded.model, keep_ratio=0.5),

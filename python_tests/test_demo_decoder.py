@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from test_demo import LAYERS, MLP, PATCHES, PIXELS, TEXT_MLP, VOCABULARY, WIDTH
 
-from ficoco_ext import demo, geometry, visualize
+from ficoco_ext import viz
+from ficoco_ext.apps import demo, timing
 from ficoco_ext.schedule import Schedule
 
 METHODS = ("ficoco-l", "ficoco-vl", "fastv", "pyramiddrop")
@@ -156,24 +157,24 @@ def test_what_the_demonstration_says_of_its_own_model_is_true():
 @pytest.mark.parametrize("method", METHODS)
 def test_picture_tells_every_patch_of_tower_and_language_model(tmp_path, monkeypatch, method):
     drawn = {}
-    overview = visualize.overview
+    overview = viz.overview
 
     def watch(image, reductions, **options):
         drawn.update(options, reductions=reductions)
         return overview(image, reductions, **options)
 
-    monkeypatch.setattr(visualize, "overview", watch)
+    monkeypatch.setattr(viz, "overview", watch)
     path = tmp_path / "out.png"
     found = demo.run(demo.Request(method=method, question=QUESTION, repeats=1, output=path))
     assert found.picture == str(path)
     records = drawn["reductions"]
-    gone = visualize.removal_layers(records, drawn["layers"])
+    gone = viz.removal_layers(records, drawn["layers"])
     names = [("vision ", layer) for layer in found.layers] if method == "ficoco-vl" else []
     names += [("text " if method == "ficoco-vl" else "", layer) for layer in found.text_layers]
     removed = {f"{side}{layer.layer}": layer.removed for side, layer in names if layer.removed}
     assert {str(layer): gone.count(layer) for layer in drawn["layers"]} == removed
     assert gone.count(None) == found.left
-    held = visualize.holders(records[-1])
+    held = viz.holders(records[-1])
     assert [i for i, holder in enumerate(held) if holder == i] == [i for i, layer in enumerate(gone) if layer is None]
     assert held.count(-1) == (0 if method.startswith("ficoco") else PATCHES - found.left)
     assert float(records[-1].size.sum()) == pytest.approx(PATCHES - held.count(-1))
@@ -184,7 +185,7 @@ def test_picture_tells_every_patch_of_tower_and_language_model(tmp_path, monkeyp
 
 
 def test_geometry_of_a_language_model_that_reduces(monkeypatch):
-    monkeypatch.setitem(geometry.GEOMETRIES, "llava-1.5-7b", geometry.Decoder(32, hidden=64, heads=2, mlp=96))
+    monkeypatch.setitem(timing.GEOMETRIES, "llava-1.5-7b", timing.Decoder(32, hidden=64, heads=2, mlp=96))
     request = demo.Request(
         geometry="llava-1.5-7b", vision_layers=2, text_layers=4, text_tokens=7, repeats=1, method="ficoco-l"
     )

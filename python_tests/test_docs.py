@@ -72,7 +72,7 @@ def test_links_of_the_readme_lead_somewhere():
 
 def test_the_readme_attaches():
     pytest.importorskip("transformers")
-    from ficoco_ext import checkpoint
+    from ficoco_ext.apps import checkpoint
 
     names = {"ficoco_ext": ficoco_ext, "model": checkpoint.load(None, torch.float32, torch.device("cpu")).model}
     lines = re.findall(r'^ficoco_ext\.attach\(model, ".*$', (ROOT / "README.md").read_text(), re.MULTILINE)
@@ -90,7 +90,7 @@ def test_the_readmes_table_of_methods_is_complete():
 
 @pytest.mark.parametrize(
     ("name", "least"),
-    [("ficoco_ext.api", 1), ("ficoco_ext.ops", 5), ("ficoco_ext.stages", 1), ("ficoco_ext.schedule", 1)],
+    [("ficoco_ext.api", 1), ("ficoco_ext.ops.library", 5), ("ficoco_ext.stages.core", 1), ("ficoco_ext.schedule", 1)],
 )
 def test_examples_are_found(name, least):
     module = load(name)

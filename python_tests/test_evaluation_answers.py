@@ -13,7 +13,7 @@ from evaluation_helpers import METHODS, embedded, grid, one_thread  # noqa: F401
 from model_helpers import snapshot
 
 import ficoco_ext
-from ficoco_ext.checkpoint import EMBEDDED, load
+from ficoco_ext.apps.checkpoint import EMBEDDED, load
 from ficoco_ext.evaluation import Asking, Prompts, answers, questions
 from ficoco_ext.evaluation.asking import as_it_was_trained, contained, exact
 from ficoco_ext.evaluation.sharing import SharedPictures

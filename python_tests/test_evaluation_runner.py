@@ -18,17 +18,9 @@ from evaluation_helpers import embedded, grid, one_thread  # noqa: F401
 from model_helpers import snapshot
 
 import ficoco_ext
-from ficoco_ext import flops, get_method, methods
-from ficoco_ext.evaluation import (
-    Results,
-    Setting,
-    asking,
-    evaluate,
-    markdown,
-    questions,
-    runner,
-    settings_of,
-)
+from ficoco_ext import get_method, methods
+from ficoco_ext.cost import flop_counter
+from ficoco_ext.evaluation import Results, Setting, asking, evaluate, markdown, questions, runner, settings_of
 from ficoco_ext.evaluation.runner import weights_digest
 from ficoco_ext.schedule import geometric
 
@@ -201,7 +193,7 @@ def test_costs_are_those_that_a_counter_finds():
     def counted(method):
         handle = None if method is None else ficoco_ext.attach(embedded().model, method, keep_ratio=0.25)
         prefill = lambda: embedded().model(**inputs, use_cache=True, logits_to_keep=1)  # noqa: E731
-        total, output = flops.count(embedded().model, prefill)
+        total, output = flop_counter.count(embedded().model, prefill)
         if handle is not None:
             handle.detach()
         layers = output.past_key_values.layers

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ficoco_ext import files
-from ficoco_ext.checkpoint import EMBEDDED, SCENES
+from ficoco_ext.apps.checkpoint import EMBEDDED, SCENES
+from ficoco_ext.io import files
 
 pytest.importorskip("typer")
 from typer.testing import CliRunner

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ficoco_ext import images
-from ficoco_ext.images import rgb
+from ficoco_ext.io import images
+from ficoco_ext.io.images import rgb
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 COLOUR = np.stack([GREY, GREY.T, 255 - GREY], axis=-1)
@@ -285,8 +285,8 @@ def test_what_is_no_picture_is_named(tmp_path):
 
 def test_the_model_and_the_figures_see_the_same_pixels():
     pytest.importorskip("transformers")
-    from ficoco_ext import checkpoint
-    from ficoco_ext.pictures.colours import patch_means
+    from ficoco_ext.apps import checkpoint
+    from ficoco_ext.viz.colours import patch_means
 
     loaded = checkpoint.load(None, torch.float32, torch.device("cpu"))
     clear = Image.new("RGBA", (168, 168), (0, 0, 0, 0))

@@ -16,8 +16,9 @@ import typer.testing
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from ficoco_ext import checkpoint, cost, demo, show
-from ficoco_ext.checkpoint import EMBEDDED
+from ficoco_ext import cost
+from ficoco_ext.apps import checkpoint, demo, show
+from ficoco_ext.apps.checkpoint import EMBEDDED
 from ficoco_ext.cli.app import app
 from ficoco_ext.cli.common import reported, whole
 from ficoco_ext.cost import schedules

@@ -23,7 +23,9 @@ from model_helpers import (
 )
 
 import ficoco_ext
-from ficoco_ext import Match, Method, Split, Staged, VisionAndDecoder, get_method
+from ficoco_ext import Method, get_method
+from ficoco_ext.methods import Split, Staged, VisionAndDecoder
+from ficoco_ext.stages import Match
 
 pytest.importorskip("transformers")
 

@@ -9,7 +9,7 @@ import torch
 from test_reduce import inputs, record
 
 from ficoco_ext import QueryKey, reduce
-from ficoco_ext.places import _hash, bands_of
+from ficoco_ext.stages.positional import _hash, bands_of
 
 
 def test_a_seed_is_a_choice():

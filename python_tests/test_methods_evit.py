@@ -6,7 +6,9 @@ import pytest
 import torch
 from test_reduce import inputs, record, same
 
-from ficoco_ext import Compress, Correlate, Filter, Fuse, Method, QueryKey, reduce, reference
+from ficoco_ext import Method, QueryKey, reduce
+from ficoco_ext.ops import reference
+from ficoco_ext.stages import Compress, Correlate, Filter, Fuse
 
 P = 64
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from test_reduce import inputs, record
 
-from ficoco_ext import QueryKey, get_method, outlier_count, reduce, single_head_attention
+from ficoco_ext import QueryKey, get_method, reduce
+from ficoco_ext.stages import outlier_count, single_head_attention
 
 P, C = 64, 12
 

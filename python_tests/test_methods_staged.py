@@ -6,8 +6,9 @@ import pytest
 import torch
 from test_reduce import inputs, record, same
 
-from ficoco_ext import Match, Method, QueryKey, Split, Staged, VisionAndDecoder, get_method, reduce
-from ficoco_ext.methods import hyperparameters
+from ficoco_ext import Method, QueryKey, get_method, reduce
+from ficoco_ext.methods import Split, Staged, VisionAndDecoder, hyperparameters
+from ficoco_ext.stages import Match
 
 TOPK, TOME = get_method("topk"), get_method("tome")
 FICOCO2 = get_method("ficoco-v", targets=2)

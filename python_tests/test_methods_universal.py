@@ -13,7 +13,7 @@ from op_helpers import assert_selects
 from test_reduce import inputs, record
 
 import ficoco_ext
-from ficoco_ext import METHODS, QueryKey, Reduction, Schedule, cost, get_method, reduce
+from ficoco_ext import METHODS, QueryKey, Reduction, cost, get_method, reduce
 from ficoco_ext.cost import schedules
 
 NEW = {
@@ -28,7 +28,7 @@ NEW = {
     "random 7": {"method": "random", "seed": 7},
     "prune-then-merge": {"method": "prune-then-merge"},
     "weighed": {"method": "prune-then-merge", "weigh": 0.5, "prune": "ficoco"},
-    "split": {"method": ficoco_ext.Split("half", get_method("ficoco-v"), get_method("tome"), 0.5)},
+    "split": {"method": ficoco_ext.methods.Split("half", get_method("ficoco-v"), get_method("tome"), 0.5)},
 }
 MEANS = ("convergent", "evit mean", "prumerge mean", "pool", "random", "prune-then-merge", "weighed", "split")
 CHAINED = tuple(name for name in NEW if name != "pool")
@@ -252,7 +252,7 @@ def test_the_cost_model_knows_every_method(name):
         (lambda: get_method("prune-then-merge", prune="all"), "prune must be one of 'topk', 'ficoco', got 'all'"),
         (lambda: get_method("prune-then-merge", weigh=-1), "Match: weigh must be"),
         (lambda: get_method("prune-then-merge", proportional_attention=1), "must be True or False, got 1"),
-        (lambda: Schedule.for_budget("llava-1.5-7b", "pool", tflops=3.3, layers=[3, 4]), "name one layer"),
+        (lambda: cost.plan("llava-1.5-7b", "pool", tflops=3.3, layers=[3, 4]).schedule, "name one layer"),
     ],
 )
 def test_values_out_of_range(call, message):

@@ -18,7 +18,8 @@ from model_helpers import (
 )
 
 import ficoco_ext
-from ficoco_ext import Correlate, Method, Schedule
+from ficoco_ext import Method, Schedule
+from ficoco_ext.stages import Correlate
 
 pytest.importorskip("transformers")
 

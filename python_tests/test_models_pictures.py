@@ -15,7 +15,7 @@ from model_helpers import (
 )
 
 import ficoco_ext
-from ficoco_ext import visualize
+from ficoco_ext import viz
 from ficoco_ext.models.pictures import picture_reductions
 
 pytest.importorskip("transformers")
@@ -68,7 +68,9 @@ CASES = {
     "several targets": ({"method": "ficoco-l", "r": 9, "targets": 3}, 36),
     "both, pruning in the tower": (
         {
-            "method": ficoco_ext.VisionAndDecoder(ficoco_ext.get_method("topk"), ficoco_ext.get_method("ficoco-l")),
+            "method": ficoco_ext.methods.VisionAndDecoder(
+                ficoco_ext.get_method("topk"), ficoco_ext.get_method("ficoco-l")
+            ),
             "keep_ratio": 0.25,
         },
         18,
@@ -89,7 +91,7 @@ def test_every_patch_is_accounted_for(case):
     left = set(last.kept[0].tolist())
     assert sum(map(len, gone)) + len(left) == PATCHES  # each leaves once, or stays
     assert set.union(left, *gone) == set(range(PATCHES))
-    held = visualize.holders(last)
+    held = viz.holders(last)
     assert held == [holder_by_hand(patch, tower, decoder, columns, 0) for patch in range(PATCHES)]
     assert left == {patch for patch, holder in enumerate(held) if holder == patch}
     assert float(last.size.sum()) == pytest.approx(PATCHES - held.count(-1), rel=1e-5)
@@ -117,7 +119,7 @@ def test_pictures_of_a_padded_row_are_told_apart(method):
     kept = 0
     for item, columns in ((1, second), (2, third)):
         told, tower, decoder = story(rows, columns, row=1, item=item, **options)
-        held = visualize.holders(told[-1])
+        held = viz.holders(told[-1])
         assert held == [holder_by_hand(patch, tower, decoder, columns, item) for patch in range(PATCHES)]
         kept += told[-1].kept.shape[1]
     assert kept == 2 * PATCHES // 4
@@ -127,7 +129,7 @@ def test_what_went_into_another_picture_is_held_by_nobody_here():
     lost = 0
     for start in (1, 2 + PATCHES):
         told, _, decoder = story([TWO], torch.arange(start, start + PATCHES), method="ficoco-l", keep_ratio=0.25)
-        lost += visualize.holders(told[-1]).count(-1)
+        lost += viz.holders(told[-1]).count(-1)
         assert float(told[-1].size.sum()) <= PATCHES + 1e-4
     columns = [*range(1, 1 + PATCHES), *range(2 + PATCHES, 2 + 2 * PATCHES)]
     picture = dict.fromkeys(columns[:PATCHES], 0) | dict.fromkeys(columns[PATCHES:], 1)

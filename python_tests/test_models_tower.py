@@ -17,7 +17,8 @@ from model_helpers import (
 )
 
 import ficoco_ext
-from ficoco_ext import Compress, Correlate, Filter, Method
+from ficoco_ext import Method
+from ficoco_ext.stages import Compress, Correlate, Filter
 
 pytest.importorskip("transformers")
 

@@ -7,7 +7,7 @@ import torch
 from conftest import BACKENDS
 from op_helpers import DTYPES, LAYOUTS, SIZES, assert_close, laid, oracle, query_key
 
-from ficoco_ext import reference
+from ficoco_ext.ops import reference
 
 FLAGS = list(product((False, True), (False, True), (True, False)))  # probs, column, patches
 

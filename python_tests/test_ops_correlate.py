@@ -7,7 +7,7 @@ import torch
 from conftest import BACKENDS
 from op_helpers import DTYPES, LAYOUTS, SIZES, assert_links, laid, partition, query_key
 
-from ficoco_ext import reference
+from ficoco_ext.ops import reference
 
 FORMS = ("logits", "probs", "key", "map3", "map4")
 

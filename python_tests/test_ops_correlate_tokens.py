@@ -7,7 +7,8 @@ import torch
 from conftest import BACKENDS, tolerance
 from op_helpers import DTYPES, LAYOUTS, needs_kernels, needs_opcheck, query_key
 
-from ficoco_ext import QueryKey, decoder_ops, flops
+from ficoco_ext import QueryKey, ops
+from ficoco_ext.cost import flop_counter
 
 KINDS = [("softmax", False), ("average", False), ("softmax", True), ("ratio", True)]  # alpha, probs
 FORMS = list(product((False, True), (False, True)))  # probs, column
@@ -243,7 +244,7 @@ def test_wrapper_takes_float64():
     attn = QueryKey(query.double(), key.double(), 0.3)
     for column in (False, True):
         how = {"gamma": 0.6, "alpha": "softmax", "probs": True, "column": column, "causal": True, "key_mask": mask}
-        _, got = decoder_ops.correlate_tokens(attn, *rest, weights.double(), 2, **how)
+        _, got = ops.correlate_tokens(attn, *rest, weights.double(), 2, **how)
         assert got.dtype == torch.float64
 
 
@@ -251,8 +252,8 @@ def test_flops_are_counted():
     query, key, *rest = inputs(b=2, h=4, d=8, t=40, r=6, m=11, others=9)
     for (probs, column), gamma in product(FORMS, (1.0, 0.6)):
         how = {"gamma": gamma, "alpha": "softmax", "probs": probs, "column": column, "key_mask": rest[4]}
-        with flops.counter() as mode:
-            decoder_ops.correlate_tokens(QueryKey(query, key), *rest[:4], 2, **how)
+        with flop_counter.counter() as mode:
+            ops.correlate_tokens(QueryKey(query, key), *rest[:4], 2, **how)
         indirect = gamma < 1
         blocks = 6 * 11 + (6 * 9 + 9 * 11) * indirect
         rows = 6 + 9 * indirect

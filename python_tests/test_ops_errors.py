@@ -8,7 +8,7 @@ from conftest import BACKENDS
 from op_helpers import needs_kernels
 from test_ops_torch import samples
 
-from ficoco_ext import checks
+from ficoco_ext.ops import checks
 
 GOOD = {name: args for name, args in samples() if name != "correlate"}  # the last sample of each overload
 GOOD["correlate"] = next(args for name, args in samples() if name == "correlate")  # logits

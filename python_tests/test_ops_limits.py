@@ -13,7 +13,7 @@ from op_helpers import assert_close, assert_links, double, oracle, partition, qu
 from test_ops_torch import SAMPLES, operator, sample, samples
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ficoco_ext import checks
+from ficoco_ext.ops import checks
 
 needs_emulation = pytest.mark.skipif(bool(BACKENDS["emulated"].missing), reason=BACKENDS["emulated"].missing)
 IMAGES = 5  # that a launcher takes at once, in the emulation

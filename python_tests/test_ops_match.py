@@ -14,8 +14,9 @@ from conftest import tolerance
 from op_helpers import DTYPES, LAYOUTS, SIZES, assert_selects, laid, needs_kernels, query_key
 
 import ficoco_ext
-from ficoco_ext import flops, ops, reference
-from ficoco_ext.matching import match
+from ficoco_ext import ops
+from ficoco_ext.cost import flop_counter
+from ficoco_ext.ops import match, reference
 
 PROTECTED = [(False, False), (True, False), (True, True)]
 
@@ -222,7 +223,7 @@ def test_wrapper_and_float64():
 LEVELS = """
     import sys, torch
     import ficoco_ext
-    from ficoco_ext.matching import match
+    from ficoco_ext.ops import match
 
     assert ficoco_ext.build_info()["cpu"] == "kernels"
     generator = torch.Generator().manual_seed(0)
@@ -291,6 +292,6 @@ def test_flops():
     """2 B |A| |B| d, protected tokens left out."""
     key = torch.randn(2, 4, 21, 8)
     for flags, even, odd in ((PROTECTED[0], 11, 10), (PROTECTED[1], 10, 10), (PROTECTED[2], 10, 9)):
-        with flops.counter() as mode:
+        with flop_counter.counter() as mode:
             torch.ops.ficoco.match(key, 3, *flags)
         assert mode.get_total_flops() == 2 * 2 * even * odd * 8

@@ -8,7 +8,8 @@ from op_helpers import DTYPES, LAYOUTS, assert_close, assert_links, assert_selec
 from test_ops_compress import check as check_compress
 from test_ops_compress import links
 
-from ficoco_ext import QueryKey, reduce, reference
+from ficoco_ext import QueryKey, reduce
+from ficoco_ext.ops import reference
 
 CPU = BACKENDS["cpu"]
 bounded = settings(max_examples=60, deadline=None, derandomize=True, database=None)

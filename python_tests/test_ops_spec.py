@@ -8,7 +8,7 @@ import pytest
 import torch
 from op_helpers import merge_matrix, partition, query_key
 
-from ficoco_ext import reference
+from ficoco_ext.ops import reference
 from ficoco_ext.stages import adaptive_targets
 
 

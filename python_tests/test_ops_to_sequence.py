@@ -5,7 +5,8 @@ import torch
 from conftest import BACKENDS
 from op_helpers import needs_kernels, partition
 
-from ficoco_ext import decoder_ops, flops, ops
+from ficoco_ext import ops
+from ficoco_ext.cost import flop_counter
 
 NAMES = ("visual", "sources", "kept", "targets", "tokens")
 
@@ -96,7 +97,7 @@ def test_places_hold_the_tokens_that_they_held():
     for r in (7, 1, 20):
         sources, kept = partition(2, visual.shape[1], r, False)
         targets = torch.zeros(2, r, 1, dtype=torch.int64)
-        placed = decoder_ops.to_sequence(visual, sources, kept, targets, names.shape[1])
+        placed = ops.to_sequence(visual, sources, kept, targets, names.shape[1])
         assert torch.equal(names.gather(1, placed.sources), held.gather(1, sources))
         names, visual, held = names.gather(1, placed.kept), placed.visual, held.gather(1, kept)
         assert torch.equal(names.gather(1, visual), held)
@@ -107,7 +108,7 @@ def test_compress_of_the_sequence_is_compress_of_its_visual_tokens():
     """Merged by places in the sequence or cut out, merged and put back: the same bits, and text is left alone."""
     visual, sources, kept, targets, length = inputs()
     tokens, weights = torch.randn(2, length, 8), torch.rand(2, 5, 2).softmax(-1)
-    placed = decoder_ops.to_sequence(visual, sources, kept, targets, length)
+    placed = ops.to_sequence(visual, sources, kept, targets, length)
     got, size, _ = ops.compress(tokens, placed.sources, placed.kept, placed.targets, weights)
 
     def columns(of, index):
@@ -134,15 +135,15 @@ def test_launches(name):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile(dynamic):
-    compiled = torch.compile(decoder_ops.to_sequence, fullgraph=True, dynamic=dynamic, backend="eager")
+    compiled = torch.compile(ops.to_sequence, fullgraph=True, dynamic=dynamic, backend="eager")
     for tokens in (20, 33):
         args = inputs(tokens=tokens)
-        assert all(map(torch.equal, compiled(*args), decoder_ops.to_sequence(*args)))
+        assert all(map(torch.equal, compiled(*args), ops.to_sequence(*args)))
 
 
 def test_it_counts_no_flops():
-    with flops.counter() as mode:
-        decoder_ops.to_sequence(*inputs())
+    with flop_counter.counter() as mode:
+        ops.to_sequence(*inputs())
     assert mode.get_total_flops() == 0
 
 

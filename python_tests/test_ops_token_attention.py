@@ -9,7 +9,9 @@ from op_helpers import DTYPES, LAYOUTS, assert_close, double, laid, needs_kernel
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from ficoco_ext import QueryKey, decoder_ops, flops, reference, reference_decoder
+from ficoco_ext import QueryKey, ops
+from ficoco_ext.cost import flop_counter
+from ficoco_ext.ops import reference, reference_decoder
 
 FORMS = list(product((False, True), (False, True)))  # probs, column
 
@@ -167,7 +169,7 @@ def test_the_last_token_row_is_that_of_eager_attention():
     """FastV's score: what the last token gives to each visual one, averaged over heads."""
     query, key = query_key(1, 4, 2, 20, 8)
     visual = torch.arange(3, 12)[None]
-    got = decoder_ops.token_attention(
+    got = ops.token_attention(
         QueryKey(query, key), visual, torch.tensor([[19]]), torch.ones(1, 1, 1), probs=True, column=True, causal=True
     )
     causal = torch.ones(20, 20).tril().log()
@@ -205,7 +207,7 @@ def test_bits_depend_on_neither_threads_nor_batch(probs, column):
 def test_float64_goes_to_the_specification():
     query, key, *rest = inputs()
     attn = QueryKey(query.double(), key.double(), 0.3)
-    got = decoder_ops.token_attention(attn, *rest[:3], probs=True, column=True, causal=True, key_mask=rest[3])
+    got = ops.token_attention(attn, *rest[:3], probs=True, column=True, causal=True, key_mask=rest[3])
     wanted = reference_decoder.token_attention(query.double(), key.double(), *rest, 0.3, True, True, True)
     assert torch.equal(got, wanted)
 
@@ -249,9 +251,7 @@ def test_indices_out_of_range_are_found_on_the_cpu():
 @pytest.mark.parametrize(("probs", "column"), FORMS)
 def test_flops_are_counted(probs, column):
     query, key, tokens, others, weights, mask = inputs(b=2, h=4, d=8, t=20, n=7, others=5, sets=3)
-    with flops.counter() as mode:
-        decoder_ops.token_attention(
-            QueryKey(query, key), tokens, others, weights, probs=probs, column=column, key_mask=mask
-        )
+    with flop_counter.counter() as mode:
+        ops.token_attention(QueryKey(query, key), tokens, others, weights, probs=probs, column=column, key_mask=mask)
     rows = 5 if column else 7
     assert mode.get_total_flops() == (2 * 2 * rows * 20 * 4 * 8 if probs else 2 * 2 * 3 * 12 * 4 * 8)

@@ -8,7 +8,8 @@ from test_ops_compress import links
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from ficoco_ext import fused, ops, reference
+from ficoco_ext import ops
+from ficoco_ext.ops import reference
 
 
 def samples(b=2, n=20, dtype=torch.float32):
@@ -161,7 +162,7 @@ def test_bits_do_not_depend_on_threads_at_full_size():
 def test_reduce_is_its_stages(index, dtype):
     """Bitwise what the four operators give in a row."""
     name, args = sample(index, b=3, n=70, dtype=dtype)
-    composed = fused._compose if name == "reduce.map" else fused._from_query_key
+    composed = ops._compose if name == "reduce.map" else ops._from_query_key
     assert all(map(torch.equal, operator(name)(*args), composed(*args)))
 
 
@@ -220,7 +221,7 @@ def test_reduce_names_an_unknown_correlation(name):
     args = (*args[:-3], "cosine", *args[-2:])
     if name != "composed" and BACKENDS[name].missing:
         pytest.skip(BACKENDS[name].missing)
-    run = fused._from_query_key if name == "composed" else lambda *given: BACKENDS[name]("reduce", *given)
+    run = ops._from_query_key if name == "composed" else lambda *given: BACKENDS[name]("reduce", *given)
     with pytest.raises(
         ValueError, match=r"ficoco::reduce: correlation must be one of logits, probs, key, got .?cosine"
     ):

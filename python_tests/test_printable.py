@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ficoco_ext.checkpoint import SCENES
-from ficoco_ext.printable import printable
+from ficoco_ext.apps.checkpoint import SCENES
+from ficoco_ext.io.printable import printable
 
 pytest.importorskip("typer")
 from typer.testing import CliRunner

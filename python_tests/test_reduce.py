@@ -8,7 +8,9 @@ from conftest import tolerance
 from op_helpers import LAYOUTS, assert_selects, laid, needs_kernels, query_key
 
 import ficoco_ext
-from ficoco_ext import Compress, Correlate, Filter, Method, QueryKey, Reduction, reduce, reference
+from ficoco_ext import Method, QueryKey, Reduction, reduce
+from ficoco_ext.ops import reference
+from ficoco_ext.stages import Compress, Correlate, Filter
 
 N, P, C = 65, 64, 12  # a class token and a grid of 8 x 8
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_reduce import C, N, inputs, record
 
-from ficoco_ext import Reduction, reference
+from ficoco_ext import Reduction
+from ficoco_ext.ops import reference
 
 
 def small(**changes):

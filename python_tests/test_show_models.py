@@ -23,7 +23,7 @@ from test_show_trace import compare
 import ficoco_ext
 from ficoco_ext.models.attention import class_attention, has_class_token, sharpest, word_attention
 from ficoco_ext.models.pictures import picture_reductions, watched
-from ficoco_ext.trace import trace
+from ficoco_ext.viz.traces import trace
 
 pytest.importorskip("transformers")
 

@@ -11,15 +11,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from show_helpers import chain, picture
 
-from ficoco_ext import visualize
-from ficoco_ext.pictures.colours import group_colours, mean_colours, neighbours, patch_means
-from ficoco_ext.trace import groups, holders, trace
+from ficoco_ext import viz
+from ficoco_ext.viz.colours import group_colours, mean_colours, neighbours, patch_means
+from ficoco_ext.viz.traces import groups, holders, trace
 
 
 def story(method, grid=(6, 6), layers=2, patch=None, **options):
     told = chain((method,) * layers, grid, batch=1, ratio=0.5, **options)
     names = [f"vision layer {12 + i}" for i in range(layers)]
-    return visualize.Story(method, told, names, None if patch is None else trace(told, patch, layers=names))
+    return viz.Story(method, told, names, None if patch is None else trace(told, patch, layers=names))
 
 
 def hue_distance(a, b):
@@ -82,8 +82,8 @@ def test_no_text_lies_on_another_or_outside(grid, many):
     stories = [story("ficoco-v", grid, 9 if many else 1, patch, ficoco_v={"targets": 3})]
     if many:
         stories += [story("topk", grid, 3, patch), story("tome", grid, 3, patch)]
-    heats = [visualize.Heat("Word 'refrigerator', text layer 31", torch.rand(grid[0] * grid[1]).tolist())] * (1 + many)
-    figure = visualize.comparison(
+    heats = [viz.Heat("Word 'refrigerator', text layer 31", torch.rand(grid[0] * grid[1]).tolist())] * (1 + many)
+    figure = viz.comparison(
         picture(grid), stories, heats=heats, title="a model, a picture, and a question that is quite long " * 3
     )
     boxes = texts(figure)
@@ -97,7 +97,7 @@ def test_no_text_lies_on_another_or_outside(grid, many):
 
 def test_panels_say_method_layer_and_counts(tmp_path):
     stories = [story("ficoco-v", layers=3, patch=0), story("topk", layers=1, patch=0)]
-    figure = visualize.comparison(picture(), stories, title="two methods")
+    figure = viz.comparison(picture(), stories, title="two methods")
     said = [text for text, _ in texts(figure)]
     assert {"two methods", "ficoco-v", "topk", "Merge groups", "What is left", "Patch 0,0 in the end"} <= set(said)
     assert "36 -> 18 patches; 18 dropped" in said
@@ -106,7 +106,7 @@ def test_panels_say_method_layer_and_counts(tmp_path):
         assert f"{step.sources.shape[1]} merged here" in said
     assert said.count("18 dropped here") == 1
     assert {"merged before", "dropped in this layer", "the traced patch"} <= set(said)
-    visualize.save(figure, tmp_path / "out.png")
+    viz.save(figure, tmp_path / "out.png")
     drawn = Image.open(tmp_path / "out.png")
     assert 1200 < drawn.width < 3400 and 800 < drawn.height < 3000
     assert len(drawn.convert("RGB").getcolors(maxcolors=2**24)) > 500
@@ -114,16 +114,16 @@ def test_panels_say_method_layer_and_counts(tmp_path):
 
 def test_of_many_layers_some_are_shown_and_that_is_said():
     stories = [story("topk", layers=6)]
-    said = [text for text, _ in texts(visualize.comparison(picture(), stories, panels=3))]
+    said = [text for text, _ in texts(viz.comparison(picture(), stories, panels=3))]
     assert any(text.endswith("3 of 6 reducing layers are shown") for text in said)
     shown = [text.partition(":")[0] for text in said if text.startswith("After")]
     assert shown == [f"After vision layer {layer}" for layer in (12, 14, 17)]
-    last = [text for text, _ in texts(visualize.comparison(picture(), stories, panels=1)) if text.startswith("After")]
+    last = [text for text, _ in texts(viz.comparison(picture(), stories, panels=1)) if text.startswith("After")]
     assert last == ["After vision layer 17: 18 left"]
 
 
 def test_the_legend_names_what_there_is():
-    said = [text for text, _ in texts(visualize.comparison(picture(), [story("topk", layers=1)]))]
+    said = [text for text, _ in texts(viz.comparison(picture(), [story("topk", layers=1)]))]
     assert not {"merged in this layer", "dropped before", "the traced patch"} & set(said)
     assert "dropped in this layer" in said
 
@@ -131,17 +131,17 @@ def test_the_legend_names_what_there_is():
 def test_errors_say_what_does_not_fit():
     one, other = story("topk"), story("topk", (4, 9))
     with pytest.raises(ValueError, match="stories is empty"):
-        visualize.comparison(picture(), [])
+        viz.comparison(picture(), [])
     with pytest.raises(ValueError, match=r"one grid of patches, got \[\(4, 9\), \(6, 6\)\]"):
-        visualize.comparison(picture(), [one, other])
+        viz.comparison(picture(), [one, other])
     with pytest.raises(ValueError, match="panels must be at least 1, got 0"):
-        visualize.comparison(picture(), [one], panels=0)
+        viz.comparison(picture(), [one], panels=0)
     with pytest.raises(ValueError, match="36 values, one a patch, got 35 in 'map'"):
-        visualize.comparison(picture(), [one], heats=[visualize.Heat("map", [0.0] * 35)])
+        viz.comparison(picture(), [one], heats=[viz.Heat("map", [0.0] * 35)])
 
 
 def test_a_picture_is_whole_or_the_older_one_stays(tmp_path, monkeypatch):
-    figure, path = visualize.comparison(picture(), [story("topk", layers=1)]), tmp_path / "out.png"
+    figure, path = viz.comparison(picture(), [story("topk", layers=1)]), tmp_path / "out.png"
     path.write_text("older")
 
     def breaks(part, **_):
@@ -150,6 +150,6 @@ def test_a_picture_is_whole_or_the_older_one_stays(tmp_path, monkeypatch):
 
     monkeypatch.setattr(figure, "savefig", breaks)
     with pytest.raises(OSError, match="no space"):
-        visualize.save(figure, path)
+        viz.save(figure, path)
     assert path.read_text() == "older"
     assert [file.name for file in tmp_path.iterdir()] == ["out.png"]

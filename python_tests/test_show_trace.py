@@ -9,8 +9,9 @@ import torch
 from show_helpers import chain, merge_matrix
 from test_reduce import inputs, record
 
-from ficoco_ext import Split, get_method
-from ficoco_ext.trace import groups, holders, trace
+from ficoco_ext import get_method
+from ficoco_ext.methods import Split
+from ficoco_ext.viz.traces import groups, holders, trace
 
 CHAINS = {
     "several targets": (("ficoco-v",) * 3, {"ficoco_v": {"targets": 3}}),

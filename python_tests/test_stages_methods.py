@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_reduce import inputs, record, same
 
-from ficoco_ext import METHODS, Compress, Correlate, Filter, Method, QueryKey, get_method, reduce
+from ficoco_ext import METHODS, Method, QueryKey, get_method, reduce
 from ficoco_ext.methods import ficoco_v, square_grid, topk
-from ficoco_ext.stages import Links, Selection
+from ficoco_ext.stages import Compress, Correlate, Filter, Links, Selection
 
 
 def test_stages_have_value_and_are_unhashable_without_it():

@@ -6,8 +6,9 @@ import pytest
 import torch
 from test_reduce import inputs, record, same
 
-from ficoco_ext import Compress, Correlate, Filter, Match, Method, QueryKey, get_method, reduce
+from ficoco_ext import Method, QueryKey, get_method, reduce
 from ficoco_ext.methods import tome
+from ficoco_ext.stages import Compress, Correlate, Filter, Match
 
 
 def chain(steps, n=65, **options):

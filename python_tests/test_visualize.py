@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import ficoco_ext
-from ficoco_ext import Schedule, visualize
+from ficoco_ext import Schedule, viz
 
 
 def _chain(patches: int = 16, methods=("ficoco-v", "ficoco-v"), batch: int = 2):
@@ -31,7 +31,7 @@ def _picture(size=(56, 56)):
 def test_holders_follow_every_patch():
     _, done = _chain()
     for item in (0, 1):
-        held, left = visualize.holders(done[-1], item), done[-1].patch_ids[item].tolist()
+        held, left = viz.holders(done[-1], item), done[-1].patch_ids[item].tolist()
         assert len(held) == 16
         assert all(holder in left for holder in held)
         assert [place for place, holder in enumerate(held) if holder == place] == left
@@ -39,13 +39,13 @@ def test_holders_follow_every_patch():
 
 def test_dropped_patches_are_held_by_nobody():
     _, done = _chain(methods=("topk", "topk"))
-    held = visualize.holders(done[-1])
+    held = viz.holders(done[-1])
     assert held.count(-1) == 8
 
 
 def test_removal_layers_name_the_layer_of_each_patch():
     schedule, done = _chain()
-    gone = visualize.removal_layers(done, schedule.layers)
+    gone = viz.removal_layers(done, schedule.layers)
     assert [gone.count(layer) for layer in schedule.layers] == list(schedule.r)
     assert [place for place, layer in enumerate(gone) if layer is None] == done[-1].patch_ids[0].tolist()
 
@@ -55,10 +55,10 @@ def test_removal_layers_name_the_layer_of_each_patch():
 def test_overview_is_written_and_not_blank(tmp_path, methods, rows):
     schedule, done = _chain(methods=methods)
     answers = [("what is it ?", "red", "red", "a very long answer " * 20)] * rows
-    figure = visualize.overview(
+    figure = viz.overview(
         _picture(), done, layers=schedule.layers, title="title", answers=answers, wrong={(0, 3)}, item=1
     )
-    visualize.save(figure, tmp_path / "out.png")
+    viz.save(figure, tmp_path / "out.png")
     drawn = Image.open(tmp_path / "out.png").convert("RGB")
     assert 1500 < drawn.width < 2500
     assert 400 < drawn.height < 1200
@@ -71,16 +71,16 @@ def test_overview_is_written_and_not_blank(tmp_path, methods, rows):
 def test_stages_have_panels_of_their_own(tmp_path, layers, shown):
     schedule, done = _chain(methods=("ficoco-v",) * layers)
     labels = [f"text {layer}" for layer in schedule.layers]
-    figure = visualize.overview(_picture(), done, layers=labels, stages=True)
+    figure = viz.overview(_picture(), done, layers=labels, stages=True)
     titles = [axes.get_title(loc="left") for axes in figure.axes[4:]]
     left = [done[step].patch_ids.shape[1] for step in shown]
     assert titles == [
         f"After {labels[step]}: {n} left, {schedule.r[step]} removed there" for step, n in zip(shown, left, strict=True)
     ]
-    flat = visualize.overview(_picture(), done, layers=labels)
+    flat = viz.overview(_picture(), done, layers=labels)
     assert len(flat.axes) == 4
     assert figure.get_figheight() > 1.7 * flat.get_figheight()
-    visualize.save(figure, tmp_path / "out.png")
+    viz.save(figure, tmp_path / "out.png")
     drawn = Image.open(tmp_path / "out.png").convert("RGB")
     below = drawn.crop((0, drawn.height // 2 + 60, drawn.width // 4, drawn.height - 40))
     assert len(below.getcolors(maxcolors=2**24)) > 50
@@ -88,7 +88,7 @@ def test_stages_have_panels_of_their_own(tmp_path, layers, shown):
 
 def test_wide_pictures_and_single_reductions():
     _, done = _chain()
-    figure = visualize.overview(_picture((112, 56)), done[0])
+    figure = viz.overview(_picture((112, 56)), done[0])
     assert figure.get_figwidth() > 2.5 * figure.get_figheight()
 
 
@@ -96,7 +96,7 @@ def test_no_backend_is_chosen_and_nothing_is_left_open():
     import matplotlib
 
     before = matplotlib.rcParams._get_backend_or_none()
-    visualize.overview(_picture(), _chain()[1])
+    viz.overview(_picture(), _chain()[1])
     assert matplotlib.rcParams._get_backend_or_none() == before
     if "matplotlib.pyplot" in sys.modules:
         assert not sys.modules["matplotlib.pyplot"].get_fignums()
@@ -105,24 +105,24 @@ def test_no_backend_is_chosen_and_nothing_is_left_open():
 def test_missing_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'pip install "ficoco_ext\[viz\]"'):
-        visualize.overview(_picture(), _chain()[1])
+        viz.overview(_picture(), _chain()[1])
 
 
 def test_errors_say_what_is_missing(tmp_path):
     _, done = _chain()
     with pytest.raises(ValueError, match="empty"):
-        visualize.overview(_picture(), [])
+        viz.overview(_picture(), [])
     with pytest.raises(ValueError, match="item"):
-        visualize.overview(_picture(), done, item=2)
+        viz.overview(_picture(), done, item=2)
     with pytest.raises(ValueError, match="all be different"):
-        visualize.overview(_picture(), done, layers=[1, 1])
+        viz.overview(_picture(), done, layers=[1, 1])
     with pytest.raises(ValueError, match="one layer a reduction"):
-        visualize.overview(_picture(), done, layers=[1])
+        viz.overview(_picture(), done, layers=[1])
     tokens, attn = torch.randn(1, 8, 4), torch.rand(1, 8, 8)
     flat = ficoco_ext.reduce(tokens, attn, 2, method="topk", return_reduction=True)  # 7 patches have no grid
     with pytest.raises(ValueError, match="grid"):
-        visualize.overview(_picture(), flat)
+        viz.overview(_picture(), flat)
     with pytest.raises(ValueError, match="must end in"):
-        visualize.require(tmp_path / "x.txt")
+        viz.require(tmp_path / "x.txt")
     with pytest.raises(FileNotFoundError, match="no folder"):
-        visualize.require(tmp_path / "no" / "x.png")
+        viz.require(tmp_path / "no" / "x.png")

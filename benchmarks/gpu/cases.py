@@ -18,7 +18,8 @@ import torch_formulations as batched
 from torch import Tensor
 
 import ficoco_ext
-from ficoco_ext import QueryKey, ops, reference
+from ficoco_ext import QueryKey, ops
+from ficoco_ext.ops import reference
 from ficoco_ext.stages import adaptive_targets
 
 Results = tuple[Tensor, ...]

@@ -11,7 +11,7 @@ import torch_decoder
 from cases import Inputs, Results, Shape, Work, wide
 
 import ficoco_ext
-from ficoco_ext import QueryKey, decoder_ops
+from ficoco_ext import QueryKey, ops
 
 VISUAL = (35, 2880)  # first column and number of the visual tokens in `sequence`
 LAST, GAMMA, TARGETS = 1, 0.6, 2
@@ -64,7 +64,7 @@ def operators(inputs: Inputs, visual: tuple[int, int] = VISUAL) -> Iterator[Work
         ("text, probs", text, each[:, None], True),
         ("text, logits", text, each[:, None], False),
     ):
-        call = partial(decoder_ops.token_attention, tokens=columns, others=others, weights=weights,
+        call = partial(ops.token_attention, tokens=columns, others=others, weights=weights,
                        probs=probs, column=True, causal=True)  # fmt: skip
         count = others.shape[1]
         plain: dict[str, Callable[[], Results]] = {}
@@ -90,10 +90,8 @@ def operators(inputs: Inputs, visual: tuple[int, int] = VISUAL) -> Iterator[Work
             bytes=s.batch * item * inner * (s.tokens + s.r + text.shape[1]),
             flop=2 * s.batch * inner * (s.r + text.shape[1]) * s.tokens,
             exponentials=s.batch * s.heads * (s.r + text.shape[1]) * s.tokens if probs else 0,
-            ours=partial(lambda how: decoder_ops.correlate_tokens(attn, *chosen, TARGETS, **how), how),
-            wanted=partial(
-                lambda how: decoder_ops.correlate_tokens(QueryKey(*wide(q, k)), *chosen, TARGETS, **how), how
-            ),
+            ours=partial(lambda how: ops.correlate_tokens(attn, *chosen, TARGETS, **how), how),
+            wanted=partial(lambda how: ops.correlate_tokens(QueryKey(*wide(q, k)), *chosen, TARGETS, **how), how),
             torch={
                 "rows": partial(torch_decoder.correlate, q, k, sources, left, text, TARGETS, GAMMA, probs),
             },
@@ -104,8 +102,8 @@ def operators(inputs: Inputs, visual: tuple[int, int] = VISUAL) -> Iterator[Work
         "to_sequence",
         bytes=8 * s.batch * (2 * s.tokens + 2 * n + 2 * s.r * TARGETS),
         flop=0,
-        ours=lambda: tuple(decoder_ops.to_sequence(*inside)),
-        wanted=lambda: tuple(decoder_ops.to_sequence(*inside)),
+        ours=lambda: tuple(ops.to_sequence(*inside)),
+        wanted=lambda: tuple(ops.to_sequence(*inside)),
     )
 
 

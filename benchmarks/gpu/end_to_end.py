@@ -24,7 +24,8 @@ from measure import Stopwatch, hardware, need_kernels
 from rows import Recorder
 
 import ficoco_ext
-from ficoco_ext import flops, geometry
+from ficoco_ext.apps import timing
+from ficoco_ext.cost import flop_counter
 from ficoco_ext.models.transformers_api import output_cache
 
 GEOMETRY = "llava-1.5-7b"
@@ -34,12 +35,12 @@ PLAIN = "without"
 def build(rehearse: bool, device: torch.device) -> Any:
     """The model, with SDPA; a rehearsal takes the small one that the package holds."""
     if rehearse:
-        from ficoco_ext import checkpoint
+        from ficoco_ext.apps import checkpoint
 
         return checkpoint.load(None, torch.float32, device).model
-    layers = geometry.GEOMETRIES[GEOMETRY].layers
-    model = geometry.shapes(GEOMETRY, geometry.VISION_LAYERS, layers, torch.bfloat16)
-    geometry.materialize(model, device)
+    layers = timing.GEOMETRIES[GEOMETRY].layers
+    model = timing.shapes(GEOMETRY, timing.VISION_LAYERS, layers, torch.bfloat16)
+    timing.materialize(model, device)
     return model
 
 
@@ -162,7 +163,7 @@ class EndToEnd:
 
     def _facts(self, forward: Callable[[], Any]) -> dict[str, Any]:
         """What one counted forward says, and its peak memory beyond the weights."""
-        counted, output = flops.count(self.model, forward)
+        counted, output = flop_counter.count(self.model, forward)
         layers = output_cache(output).layers
         size = sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values))
         rows = int(layers[0].keys.shape[-2])
@@ -216,7 +217,7 @@ def tasks(args: argparse.Namespace, recorder: Recorder) -> Iterator[Task]:
         weights="trained, tiny" if args.rehearse else "random",
         dtype=str(model.dtype).removeprefix("torch."),
         keep_ratio=args.keep_ratio,
-        how_flops=flops.HOW,
+        how_flops=flop_counter.HOW,
         schedules=run.schedules,
         skipped=run.skipped,
     )

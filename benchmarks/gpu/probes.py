@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 import ficoco_ext
-from ficoco_ext import QueryKey, reference, reference_decoder
+from ficoco_ext import QueryKey
 from ficoco_ext.methods import describe
+from ficoco_ext.ops import reference, reference_decoder
 
 Results = tuple[Tensor, ...]
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -217,8 +218,8 @@ def _methods(make: _Maker) -> Iterator[Probe]:
     names = [(name, {}) for name in ficoco_ext.METHODS] + [("ficoco-v", {"variant": "paper"})]
     for name, settings in names:
         needs, method = describe(name).needs, ficoco_ext.get_method(name, **settings)
-        in_decoder = isinstance(method, ficoco_ext.DecoderMethod)
-        if isinstance(method, ficoco_ext.VisionAndDecoder) or in_decoder != (c.sequence is not None):
+        in_decoder = isinstance(method, ficoco_ext.methods.DecoderMethod)
+        if isinstance(method, ficoco_ext.methods.VisionAndDecoder) or in_decoder != (c.sequence is not None):
             continue  # a pair of methods is both of them; each is called where it belongs
         if "class token" in needs and not c.class_token:
             continue

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from PIL import Image
 
-from ficoco_ext.checkpoint import EMBEDDED, SCENES
+from ficoco_ext.apps.checkpoint import EMBEDDED, SCENES
 from ficoco_ext.gridvqa import GridVQA
 
 KINDS = ("exist", "attr", "position", "count", "text", "digit")

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from ..printable import printable
+from ..io.printable import printable
 from . import cost, data, demo, env, evaluate, methods, plan, reduce, show
 
 

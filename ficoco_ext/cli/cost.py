@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import files, visualize
+from .. import viz
 from ..cost import architecture, hardware, reproduce, schedules, staircase
 from ..cost.advice import advice
 from ..cost.compare import Comparison, compare
 from ..cost.precision import Precision
+from ..io import files
 from ..methods import get_method
 from . import common, cost_tables
 
@@ -99,7 +100,7 @@ def command(
 def require_plot(plot: Path | None, model: str) -> None:
     """Raise early what drawing would raise late, or if it would replace the config of ``model``."""
     if plot is not None:
-        visualize.require(plot)
+        viz.require(plot)
         files.require_apart([Path(model) / "config.json"], **{"--plot": plot})
 
 
@@ -116,7 +117,7 @@ def report(
     notes = advice(found)
     lines = cost_tables.explained(found) if explain else None
     if plot is not None:
-        visualize.save(staircase.draw(found), plot)
+        viz.save(staircase.draw(found), plot)
     if json_:
         document = {**found.to_dict(), "notes": notes, **(more or {})}
         document |= {"picture": str(plot)} if plot is not None else {}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .. import visualize
+from .. import viz
 from ..gridvqa import KINDS, GridVQA
 from ..gridvqa.sheet import balance, sheet
 from . import common
@@ -31,14 +31,14 @@ def command(
     """Draw grid scenes with their questions, and count kinds and answers."""
     with common.reported(debug):
         if output is not None:
-            visualize.require(output)
+            viz.require(output)
         if shown < 1:
             raise ValueError(f"--shown must be at least 1, got {shown}")
         chosen = KINDS if kinds is None else tuple(part.strip() for part in kinds.split(",") if part.strip())
         dataset = GridVQA(split, scenes=scenes, per_scene=per_scene, seed=seed, kinds=chosen)
         rows = list(dataset)
         if output is not None:
-            visualize.save(sheet(dataset, [row for row in rows if row.scene < shown]), output)
+            viz.save(sheet(dataset, [row for row in rows if row.scene < shown]), output)
         found = balance(rows)
         if json_:
             counted = {

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import demo
+from ..apps import demo
 from . import common
 
 

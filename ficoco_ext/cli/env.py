@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import torch
 
-from .. import METHODS, DecoderMethod, VisionAndDecoder, build_info, get_method
-from ..methods import hyperparameters
+from .. import METHODS, build_info, get_method
+from ..methods import DecoderMethod, VisionAndDecoder, hyperparameters
 from ..models import transformers_api
 from ..models.families import FAMILIES
 from . import common

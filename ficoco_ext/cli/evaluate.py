@@ -10,14 +10,15 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .. import files, visualize
-from ..checkpoint import files_of, load, parse_device, parse_dtype
+from .. import viz
+from ..apps.checkpoint import files_of, load, parse_device, parse_dtype
 from ..evaluation import Results, Setting, evaluate, questions_of_file, settings_of
 from ..evaluation.markdown import budgets, headings, legend, page, refused, row, spreads
 from ..evaluation.plot import draw
 from ..gridvqa import KINDS, GridVQA
+from ..io import files
+from ..io.printable import printable
 from ..methods import METHODS
-from ..printable import printable
 from . import common
 
 _RATIOS = "0.5,0.25,0.15,0.1"
@@ -89,7 +90,7 @@ def command(
     with common.reported(debug):
         chosen = () if mean_of is None else tuple(_names(mean_of))
         if plot is not None:
-            visualize.require(plot)
+            viz.require(plot)
         for option, file in (("--json", json_), ("--markdown", markdown)):
             if file is not None and not file.absolute().parent.is_dir():
                 raise FileNotFoundError(f"{option}: no folder {file.absolute().parent} for {file.name}")
@@ -229,5 +230,5 @@ def show(results: Results, mean_of: tuple[str, ...], plot: Path | None, markdown
         files.write_text(markdown, page(results, summary))
         console.print(f"markdown {markdown}", soft_wrap=True)
     if plot is not None:
-        visualize.save(draw(results, summary), plot)
+        viz.save(draw(results, summary), plot)
         console.print(f"picture {plot}", soft_wrap=True)

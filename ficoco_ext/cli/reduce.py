@@ -15,9 +15,11 @@ from torch import Tensor
 
 import ficoco_ext
 
-from .. import DecoderMethod, Reduction, build_info, files, get_method
-from ..checkpoint import parse_device
-from ..geometry import available_bytes
+from .. import Reduction, build_info, get_method
+from ..apps.checkpoint import parse_device
+from ..apps.timing import available_bytes
+from ..io import files
+from ..methods import DecoderMethod
 from ..ops import Attention, QueryKey
 from . import common
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .. import show
+from ..apps import show
 from . import common
 
 _MOST = 5  # survivors of a traced patch that a table names

@@ -10,6 +10,7 @@ from .bill import Cost, LayerCost, Sum, Tokens
 from .hardware import HARDWARE, Hardware, hardware, measure_cpu
 from .lines import SYMBOLS, Line
 from .model import CONVENTIONS, decode, prefill
+from .planner import Planned, plan
 from .precision import FP16, FP32, INT4, INT8, Precision
 from .presets import PRESETS, architecture
 
@@ -28,6 +29,7 @@ __all__ = [
     "LanguageModel",
     "LayerCost",
     "Line",
+    "Planned",
     "Precision",
     "Projector",
     "Sum",
@@ -37,5 +39,6 @@ __all__ = [
     "decode",
     "hardware",
     "measure_cpu",
+    "plan",
     "prefill",
 ]

@@ -140,7 +140,7 @@ def _tower_row(shape: Architecture, method: VisionMethod | Staged, layers: Itera
     chosen, patches = tower_layers(shape, layers, method), shape.tower.patches
     halves = at_most_half(method, len(chosen))
     if any(map(whole_grid, method.of_layers(len(chosen))[1:])):
-        raise ValueError(f"Schedule.for_budget: {method.name} needs the whole grid of patches; name one layer")
+        raise ValueError(f"plan: {method.name} needs the whole grid of patches; name one layer")
 
     def at(total: int) -> Pair:
         return spread(patches, chosen, total, floor=floor, halves=halves), None
@@ -211,10 +211,10 @@ def _budget(**given: float | None) -> tuple[str, float]:
     named = {name: value for name, value in given.items() if value is not None}
     if len(named) != 1:
         got = ", ".join(named) or "none"
-        raise ValueError(f"Schedule.for_budget: give exactly one of {', '.join(given)}, got {got}")
+        raise ValueError(f"plan: give exactly one of {', '.join(given)}, got {got}")
     ((quantity, wanted),) = named.items()
     if isinstance(wanted, bool) or not isinstance(wanted, (int, float)) or not 0 < wanted < math.inf:
-        raise ValueError(f"Schedule.for_budget: {quantity} must be a positive number, got {wanted!r}")
+        raise ValueError(f"plan: {quantity} must be a positive number, got {wanted!r}")
     return quantity, float(wanted)
 
 
@@ -229,7 +229,7 @@ def _out_of_reach(
     else:
         left = "one" if floor == 1 else str(floor)
         why = f"{least:.4g} is what it costs when all {row.what} but {left} leave as early as possible; {row.hint}"
-    raise ValueError(f"Schedule.for_budget: {quantity}={wanted:g} is out of reach: {reach}; {why}")
+    raise ValueError(f"plan: {quantity}={wanted:g} is out of reach: {reach}; {why}")
 
 
 def plan(
@@ -248,25 +248,57 @@ def plan(
     convention: str = "llmviewer",
     precision: Any = "fp16",
 ) -> Planned:
-    """The schedules that come closest to a budget, and what they cost; see :meth:`ficoco_ext.Schedule.for_budget`.
+    """The integer schedule whose cost comes closest to exactly one of four budgets.
+
+    All layers remove the same number of tokens, or some at the front one more. If that empties the picture before
+    the last layer, as a small budget in the language model must, the layers behind remove nothing.
+
+    Args:
+        model: what :func:`ficoco_ext.cost.architecture` takes: ``"llava-1.5-7b"``, a config, a directory.
+        method: name or value, see :func:`ficoco_ext.get_method`.
+        tflops: operations of the prefill / 1e12, in ``convention``.
+        kv_mb: size of the KV cache behind the prefill / 1e6 bytes.
+        average_tokens: visual tokens that enter attention, mean over all layers of the language model.
+        ttft_ms: time to the first token by the roofline of ``hardware``, tower included: a lower bound.
+        hardware: name or :class:`ficoco_ext.cost.Hardware`; only ``ttft_ms`` needs it.
+        text_tokens: tokens of the prompt besides the visual ones.
+        images: in the prompt. A tower's schedule is that of every image, a language model's that of all together.
+        layers: those that reduce, ascending. None: as ``attach`` has it.
+        floor: visual tokens that stay at least.
+        convention: ``"llmviewer"``: of the language model alone, as papers count; ``"matmul"``: of everything
+            that runs, as torch counts.
+        precision: of weights, activations and cache, see :class:`ficoco_ext.cost.Precision`.
+
+    Returns:
+        A :class:`Planned`. Its ``schedule`` is a :class:`ficoco_ext.Schedule`; for a method of two parts, such as
+        ``"ficoco-vl"``, a tuple of the tower's and the language model's, which keep about the same share of what they
+        get, as ``attach`` divides it.
+
+    Raises:
+        ValueError: a budget out of reach (the message names the range), none or several, or an unknown name.
+
+    Cost: some tens of evaluations of the cost model, well below a second. Deterministic.
 
     Example:
-        >>> from ficoco_ext.cost import planner
-        >>> found = planner.plan("llava-1.5-7b", "ficoco-v", tflops=3.3)
-        >>> found.vision.final, round(found.reached, 3)
+        >>> from ficoco_ext import cost
+        >>> found = cost.plan("llava-1.5-7b", "ficoco-v", tflops=3.3)
+        >>> found.schedule.final, round(found.reached, 3)
         (192, 3.298)
+        >>> vision, decoder = cost.plan("llava-1.5-7b", "ficoco-vl", tflops=1.5).schedule
+        >>> vision.final, decoder.final
+        (90, 18)
     """
     quantity, wanted = _budget(tflops=tflops, kv_mb=kv_mb, average_tokens=average_tokens, ttft_ms=ttft_ms)
     if quantity == "ttft_ms":
         if hardware is None:
-            raise ValueError("Schedule.for_budget: ttft_ms depends on the device; pass hardware, such as 'h200'")
+            raise ValueError("plan: ttft_ms depends on the device; pass hardware, such as 'h200'")
         convention = "matmul"  # time passes in the tower too
     shape, chosen, device = architecture(model), get_method(method), hardware and find_hardware(hardware)
     require_images(images)
     visual = images * shape.visual_tokens
     largest = visual if isinstance(chosen, DecoderMethod) else shape.tower.patches
     if isinstance(floor, bool) or not isinstance(floor, int) or not 1 <= floor <= largest:
-        raise ValueError(f"Schedule.for_budget: floor must be an integer in [1, {largest}], got {floor!r}")
+        raise ValueError(f"plan: floor must be an integer in [1, {largest}], got {floor!r}")
 
     @functools.cache
     def whole(pair: Pair) -> Cost:
@@ -280,7 +312,7 @@ def plan(
     if isinstance(chosen, VisionAndDecoder):
         if layers is not None:
             remedy = "leave them out, or plan one part at a time"
-            raise ValueError(f"Schedule.for_budget: layers are of one part, and {chosen.name} has two; {remedy}")
+            raise ValueError(f"plan: layers are of one part, and {chosen.name} has two; {remedy}")
         row = _both_row(shape, chosen, images, floor, cost, wanted)
         furthest = _both_row(shape, chosen, images, floor, cost, 0.0)
     elif isinstance(chosen, DecoderMethod):

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from .. import config_facts, configs
+from ..io import config_facts, configs
 from .architecture import Architecture, LanguageModel, Projector, Tower
 
 _CLIP_336 = Tower(layers=24, used=23, hidden=1024, mlp=4096, heads=16, patch=14, image_size=336)

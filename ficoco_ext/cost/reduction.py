@@ -1,4 +1,4 @@
-"""What the reduction itself costs: the same formulas that :mod:`ficoco_ext.flops` registers with torch's counter.
+"""What the reduction itself costs, by the formulas that :mod:`ficoco_ext.cost.flop_counter` registers with torch.
 
 A method is read, not run: its stages say which operators it calls, and the schedule with which counts.
 """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import visualize
+from .. import viz
 from .bill import LayerCost
 from .compare import Comparison, Side
 
@@ -23,12 +23,12 @@ def draw(found: Comparison) -> Figure:
     """Tokens that enter each layer, and its operations: on the left the tower, on the right the language model.
 
     Returns:
-        A ``matplotlib.figure.Figure``; :func:`ficoco_ext.visualize.save` writes it.
+        A ``matplotlib.figure.Figure``; :func:`ficoco_ext.viz.save` writes it.
 
     Raises:
         ImportError: matplotlib is missing.
     """
-    visualize.require()
+    viz.require()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6), facecolor="white", layout="constrained")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import Checkpoint
+from ..apps.checkpoint import Checkpoint
 from ..gridvqa.vocabulary import vocabulary
 from ..judging import contained, exact
 from .data import Questions
@@ -161,7 +161,7 @@ def answers(prompts: Prompts, asking: Asking, tick: Tick = lambda number: None) 
     """Greedy answers to all questions by the model as it is now, with or without reduction attached.
 
     Questions go in batches, and a picture goes through the tower once; what is said is what
-    :meth:`ficoco_ext.checkpoint.Checkpoint.answer` says to one question alone.
+    :meth:`ficoco_ext.apps.checkpoint.Checkpoint.answer` says to one question alone.
 
     Args:
         prompts: what is asked, of whom.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..gridvqa import KINDS, GridVQA
-from ..images import rgb
+from ..io.images import rgb
 from ..judging.text import nothing
 from .document import MOST_KINDS
 
@@ -83,9 +83,9 @@ def questions(rows: Iterable[Any], *, bad_rows: str = "fail") -> Questions:
     """Check rows.
 
     Args:
-        rows: anything with ``image`` (what :func:`ficoco_ext.images.rgb` reads), ``question``, ``answer``, and perhaps
-            ``kind`` and ``scene``, as attributes or as keys of a mapping, or with the keys of other formats, see
-            :func:`questions_of_file`. Rows without a scene that share one image object are of one scene.
+        rows: anything with ``image`` (what :func:`ficoco_ext.io.images.rgb` reads), ``question``, ``answer``, and
+            perhaps ``kind`` and ``scene``, as attributes or as keys of a mapping, or with the keys of other formats,
+            see :func:`questions_of_file`. Rows without a scene that share one image object are of one scene.
         bad_rows: ``"fail"`` raises at the first bad row; ``"count"`` goes on and keeps them in ``bad``.
 
     Raises:

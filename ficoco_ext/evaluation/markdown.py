@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ..printable import printable
+from ..io.printable import printable
 from .results import Line, Results, Summary
 from .statistics import Estimate
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .. import visualize
+from .. import viz
 from .markdown import percent
 from .results import Line, Results, Summary
 
@@ -20,12 +20,12 @@ def draw(results: Results, summary: Summary) -> Figure:
     """Mean accuracy with its interval over the prefill's FLOPs: a line a method, the unreduced model across.
 
     Returns:
-        A ``matplotlib.figure.Figure``; :func:`ficoco_ext.visualize.save` writes it.
+        A ``matplotlib.figure.Figure``; :func:`ficoco_ext.viz.save` writes it.
 
     Raises:
         ImportError: matplotlib is missing. ValueError: no setting has both an accuracy and a cost.
     """
-    visualize.require()
+    viz.require()
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 

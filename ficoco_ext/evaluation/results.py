@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .. import files
+from ..io import files
 from . import document
 from .settings import Setting
 from .statistics import Bootstrap, Estimate, Spread, Tally

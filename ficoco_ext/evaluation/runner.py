@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from .. import files
-from ..checkpoint import Checkpoint
+from ..apps.checkpoint import Checkpoint
 from ..gridvqa import GridVQA
+from ..io import files
 from ..version import __version__
 from . import costs, provenance
 from .asking import JUDGES, RULES, Asking, Judge, Prompts, answers, as_it_was_trained, warm_up
@@ -43,12 +43,12 @@ def evaluate(
 ) -> Results:
     """Ask a model the same questions without reduction and with every setting.
 
-    Answers are those of asking one by one with :meth:`ficoco_ext.checkpoint.Checkpoint.answer`; only the order of
+    Answers are those of asking one by one with :meth:`ficoco_ext.apps.checkpoint.Checkpoint.answer`; only the order of
     floating-point sums may differ. A setting that ``attach`` refuses with a ValueError or NotImplementedError is kept
     with the reason, and the others run.
 
     Args:
-        checkpoint: of :func:`ficoco_ext.checkpoint.load`, without reduction.
+        checkpoint: of :func:`ficoco_ext.apps.checkpoint.load`, without reduction.
         dataset: a :class:`ficoco_ext.gridvqa.GridVQA`, rows or a file; see :func:`ficoco_ext.evaluation.questions`.
         settings: what is compared; the unreduced model comes first by itself.
         seeds: each is another draw of grid scenes, and goes to methods with a hyperparameter ``seed`` that is not set.
@@ -75,7 +75,7 @@ def evaluate(
     a question.
 
     Example:
-        >>> from ficoco_ext.checkpoint import load
+        >>> from ficoco_ext.apps.checkpoint import load
         >>> from ficoco_ext.evaluation import evaluate, settings_of
         >>> from ficoco_ext.gridvqa import GridVQA
         >>> checkpoint = load(None, torch.float32, torch.device("cpu"))  # doctest: +SKIP

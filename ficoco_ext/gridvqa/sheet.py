@@ -63,14 +63,14 @@ def sheet(dataset: GridVQA, rows: Sequence[Row]) -> Figure:
         rows: all questions of the scenes to be shown.
 
     Returns:
-        A ``matplotlib.figure.Figure``; :func:`ficoco_ext.visualize.save` writes it.
+        A ``matplotlib.figure.Figure``; :func:`ficoco_ext.viz.save` writes it.
 
     Raises:
         ImportError: matplotlib is missing. ValueError: no rows.
     """
-    from .. import visualize
+    from .. import viz
 
-    visualize.require()
+    viz.require()
     from matplotlib.figure import Figure
 
     scenes: dict[int, list[Row]] = {}

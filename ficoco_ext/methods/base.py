@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..fused import Reduced
-from ..ops import Attention
+from ..ops import Attention, Reduced
 from ..reduction import Reduction
 from ..stages import CompressStage, CorrelateStage, FilterStage, reduce_at_once, runs_at_once
-from ..values import value
+from ..stages.frozen import value
 
 
 def square_grid(patches: int) -> tuple[int, int] | None:
@@ -37,7 +36,8 @@ class Method:
             none; None: the second half of the tower.
 
     Example:
-        >>> from ficoco_ext import Compress, Correlate, Filter, Method
+        >>> from ficoco_ext.stages import Compress, Correlate, Filter
+        >>> from ficoco_ext import Method
         >>> prune = Method("prune", Filter(lam=0, attention="probs", penalty=1), Correlate(targets=0), Compress())
     """
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..places import Cells, RandomFilter
-from ..stages import Compress, Correlate
+from ..stages import Cells, Compress, Correlate, RandomFilter
 from .base import Method
 
 

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import decoder_ops, ops
-from ..decoder_stages import DecoderCorrelate, DecoderFilter, LastTokenFilter, Layout
+from .. import ops
 from ..ops import Attention, QueryKey
 from ..reduction import Reduction
-from ..stages import Compress, Links, Selection
-from ..values import value
+from ..stages import Compress, DecoderCorrelate, DecoderFilter, LastTokenFilter, Layout, Links, Selection
+from ..stages.frozen import value
 from .base import Method
 from .staged import Split, Staged
 
@@ -85,9 +84,7 @@ class DecoderMethod:
                 links = Links(empty, selection.redundancy.new_empty(empty.shape))
             else:
                 links = self.correlate(seen, selection, layout, given=given)
-            placed = decoder_ops.to_sequence(
-                layout.visual, selection.sources, selection.kept, links.targets, tokens.shape[1]
-            )
+            placed = ops.to_sequence(layout.visual, selection.sources, selection.kept, links.targets, tokens.shape[1])
         chosen = Selection(selection.redundancy, placed.sources, placed.kept)
         merged = self.compress(
             tokens, chosen, Links(placed.targets, links.weights), size=size, size_weighted=size_weighted
@@ -119,7 +116,8 @@ class VisionAndDecoder:
     """Two reductions of one model: one in its vision tower, one in its language model.
 
     Example:
-        >>> from ficoco_ext import VisionAndDecoder, get_method
+        >>> from ficoco_ext.methods import VisionAndDecoder
+        >>> from ficoco_ext import get_method
         >>> both = VisionAndDecoder(get_method("topk"), get_method("fastv"))
     """
 

@@ -8,10 +8,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..decoder_stages import DecoderCorrelate, DecoderFilter, LastTokenFilter
-from ..fusing import Fuse, Neighbours, SingleHeadFilter
-from ..places import Cells, RandomFilter
-from ..stages import Compress, Correlate, Filter, Match
+from ..stages import (
+    Cells,
+    Compress,
+    Correlate,
+    DecoderCorrelate,
+    DecoderFilter,
+    Filter,
+    Fuse,
+    LastTokenFilter,
+    Match,
+    Neighbours,
+    RandomFilter,
+    SingleHeadFilter,
+)
 from .base import Method
 from .decoder import DecoderMethod, VisionAndDecoder
 from .staged import Split, Staged

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..fusing import Fuse
-from ..stages import Correlate, Filter
+from ..stages import Correlate, Filter, Fuse
 from .base import Method
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from ..decoder_stages import DecoderCorrelate, DecoderFilter
-from ..stages import Compress
+from ..stages import Compress, DecoderCorrelate, DecoderFilter
 from .decoder import DecoderMethod, VisionAndDecoder
 from .ficoco import ficoco_v
 

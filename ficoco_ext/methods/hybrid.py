@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ..stages import Compress, Correlate, Filter, Match, _number
-from ..values import value
+from ..stages import Compress, Correlate, Filter, Match
+from ..stages.frozen import require_number, value
 from .base import Method
 from .staged import Split, Staged, VisionMethod
 
@@ -48,13 +48,13 @@ def prune_then_merge(
     enough to be averaged. The defaults were chosen on scenes held out for choosing, with the embedded model; of a CLIP
     tower of real size nothing is known yet. A merging layer that is to lose more than matching can remove, half of its
     tokens, prunes the excess first. Needs a :class:`ficoco_ext.QueryKey` and the patches' grid; without a class token
-    its row is replaced as in :class:`ficoco_ext.Filter`. A single reduction merges, like one layer alone.
+    its row is replaced as in :class:`ficoco_ext.stages.Filter`. A single reduction merges, like one layer alone.
 
     Args:
         merge_layers: share in [0, 1] of the reducing layers that merge, the last ones; at least one does.
         split: share in [0, 1] of r that the last pruning layer merges instead.
         prune: ``"ficoco"``, the filter of FiCoCo-V (probabilities, normalised), or ``"topk"``, class attention alone.
-        weigh: of class attention against similarity in merging, see :class:`ficoco_ext.Match`.
+        weigh: of class attention against similarity in merging, see :class:`ficoco_ext.stages.Match`.
         proportional_attention: layers behind a merging one add log(size) to the logits of each key, as in ``"tome"``.
 
     Raises:
@@ -63,8 +63,8 @@ def prune_then_merge(
     Cost: that of ``"ficoco-v"`` without targets in a pruning layer, of ``"tome"`` in a merging one, of both where a
     layer does both.
     """
-    _number("prune-then-merge", "merge_layers", merge_layers, 0, 1)
-    _number("prune-then-merge", "split", split, 0, 1)
+    require_number("prune-then-merge", "merge_layers", merge_layers, 0, 1)
+    require_number("prune-then-merge", "split", split, 0, 1)
     if prune not in _PRUNE:
         raise ValueError(f"prune-then-merge: prune must be one of 'topk', 'ficoco', got {prune!r}")
     if not isinstance(proportional_attention, bool):

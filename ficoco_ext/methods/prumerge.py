@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..fusing import Fuse, Neighbours, SingleHeadFilter
+from ..stages import Fuse, Neighbours, SingleHeadFilter
 from .base import Method
 from .baselines import last_layer
 
@@ -10,15 +10,15 @@ from .baselines import last_layer
 def prumerge(*, neighbours: int = 32, normalize: bool = False) -> Method:
     """LLaVA-PruMerge: keep what the class token attends to most; each kept patch borrows from the keys most like its.
 
-    Attention is that of one head of full width, :func:`ficoco_ext.single_head_attention`. Every kept patch gets
+    Attention is that of one head of full width, :func:`ficoco_ext.stages.single_head_attention`. Every kept patch gets
     x_i + sum a_j x_j over its nearest patches, kept or not, as they came. One slot of the budget is an extra token, sum
     a_j x_j over all patches that are not kept, at the place of the most attended of them. So of N tokens N - r stay.
     Sizes: a kept patch counts as one, the extra token as all that it sums up.
 
     The release acts once, behind the tower, on the output of the layer before last with the last one's query and key,
-    and lets the number of patches follow from each image (:func:`ficoco_ext.outlier_count`). Here it acts between
-    attention and MLP of the last layer whose output is used, unless other layers are named, and keeps what the budget
-    says. Needs a class token and a :class:`ficoco_ext.QueryKey`.
+    and lets the number of patches follow from each image (:func:`ficoco_ext.stages.outlier_count`). Here it acts
+    between attention and MLP of the last layer whose output is used, unless other layers are named, and keeps what the
+    budget says. Needs a class token and a :class:`ficoco_ext.QueryKey`.
 
     Args:
         neighbours: how many each kept patch borrows from; all where there are fewer, and 0 for none.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ..decoder_stages import LastTokenFilter
-from ..stages import Compress
-from ..values import value
+from ..stages import Compress, LastTokenFilter
+from ..stages.frozen import value
 from .decoder import DecoderMethod
 
 

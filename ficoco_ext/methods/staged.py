@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..ops import Attention, QueryKey
 from ..reduction import Reduction
-from ..stages import _number
-from ..values import value
+from ..stages.frozen import require_number, value
 from .base import Method
 
 
@@ -32,7 +31,8 @@ class Split:
         share: in [0, 1], of r that the first removes, rounded half up.
 
     Example:
-        >>> from ficoco_ext import Split, get_method
+        >>> from ficoco_ext.methods import Split
+        >>> from ficoco_ext import get_method
         >>> half = Split("half", get_method("topk"), get_method("tome"), 0.5)
         >>> [(part.name, r) for part, r in half.parts(577, 42, class_token=True)]
         [('topk', 21), ('tome', 21)]
@@ -46,7 +46,7 @@ class Split:
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        _number("Split", "share", self.share, 0, 1)
+        require_number("Split", "share", self.share, 0, 1)
         for part in (self.first, self.second):
             if not isinstance(part, Method):
                 raise TypeError(f"Split: first and second must each be a Method, got {part!r}")
@@ -168,7 +168,8 @@ class Staged:
     A single reduction, as of :func:`ficoco_ext.reduce`, is a stack of one layer.
 
     Example:
-        >>> from ficoco_ext import Staged, get_method
+        >>> from ficoco_ext.methods import Staged
+        >>> from ficoco_ext import get_method
         >>> def merge_first(layers):
         ...     return (get_method("tome"), *[get_method("topk")] * (layers - 1))
         >>> [one.name for one in Staged("merge-first", merge_first).of_layers(3)]

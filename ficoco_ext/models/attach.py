@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .. import checks
 from ..methods import AnyMethod, DecoderMethod, Method, Split, Staged, VisionAndDecoder, get_method
 from ..methods.staged import VisionMethod
+from ..ops import checks
 from ..schedule import Plan, Schedule
 from . import transformers_api as api
 from .decoder import Decoder

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checks, decoder_ops, ops
-from ..ops import QueryKey
+from .. import ops
+from ..ops import QueryKey, checks
 from . import tap
 from . import transformers_api as api
 from .patches import Patches
@@ -65,7 +65,7 @@ def word_attention(
         device = seen.query.device
         share = torch.full((1, 1, len(words)), 1 / len(words), device=device, dtype=ops.result_dtype(seen.query))
         columns = rows.to(device), others.to(device)
-        return decoder_ops.token_attention(seen, *columns, share, probs=True, column=True, causal=True)[0, 0]
+        return ops.token_attention(seen, *columns, share, probs=True, column=True, causal=True)[0, 0]
 
     with torch.inference_mode(), _rows(modules, row) as found:
         model(**inputs, logits_to_keep=1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks
+from ..ops import checks
 from ..schedule import Plan
 from . import transformers_api as api
 from .columns import Columns

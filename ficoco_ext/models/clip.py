@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import checks
 from ..methods.staged import VisionMethod
-from ..ops import QueryKey
+from ..ops import QueryKey, checks
 from ..reduction import Reduction
 from ..schedule import Schedule, Step
 from . import tap

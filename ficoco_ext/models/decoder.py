@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checks
 from ..methods import DecoderMethod
-from ..ops import QueryKey
+from ..ops import QueryKey, checks
 from ..schedule import Plan
 from . import cached, columns, tap
 from . import transformers_api as api

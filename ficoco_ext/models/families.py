@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from .. import checks
+from ..ops import checks
 from . import transformers_api as api
 
 

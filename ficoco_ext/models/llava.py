@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from ..ops import checks
 from . import placeholders
 from . import transformers_api as api
 from .callbacks import Callbacks

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks
+from ..ops import checks
 from ..reduction import Reduction
 from .handle import Handle
 from .llava import geometry

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import checks
+from ..ops import checks
 
 
 class Prompt(NamedTuple):

@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import checks
-from ..decoder_stages import DecoderFilter, Layout
 from ..methods import DecoderMethod
-from ..ops import QueryKey
+from ..ops import QueryKey, checks
 from ..reduction import Reduction
 from ..schedule import Schedule
+from ..stages import DecoderFilter, Layout
 from .columns import Columns
 
 

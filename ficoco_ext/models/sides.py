@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import checks
-from ..decoder_stages import DecoderFilter
 from ..methods import DecoderMethod, Method
 from ..methods.pruning import LayerBefore
 from ..methods.staged import Staged, VisionMethod
+from ..ops import checks
 from ..schedule import Plan, Schedule
+from ..stages import DecoderFilter
 from .families import Family, check_decoder, require_vision, unsupported
 
 

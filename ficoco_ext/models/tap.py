@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import checks
-from ..ops import QueryKey
+from ..ops import QueryKey, checks
 from . import transformers_api as api
 from .patches import Patches
 from .threads import PerThread

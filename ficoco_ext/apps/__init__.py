@@ -1,0 +1,1 @@
+"""What the commands run: a demo, pictures, timing. Each asks a model and returns plain values; nothing prints."""

@@ -1,0 +1,366 @@
+"""The demonstration: questions about a picture with and without reduction, their cost, and where tokens went.
+
+Computation only: :func:`run` returns a :class:`Result` of plain values, which the command line prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import viz
+from ..cost import flop_counter
+from ..io import files
+from ..methods import DecoderMethod, get_method
+from ..models import Handle, attach
+from ..models.pictures import watched
+from ..ops.backend import build_info
+from . import timing
+from .checkpoint import Checkpoint, files_of, find_image, load, open_image, parse_device, parse_dtype, seen_by_model
+from .layer_tokens import LayerTokens, Staircase, TextLayerTokens
+from .questions import Answer, Samples, ask, ask_all_samples, choose
+from .timing import Prefill
+
+# A scene whose six questions are all answered right with a quarter of the patches; --all-samples shows the others.
+DEFAULT_SCENE = "scene_6.png"
+_FASTER = 1.05  # below this ratio of medians nobody should be told that it is faster
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Platform:
+    """Where it ran. ``operators``: ``"kernels"`` or ``"reference"``, and why not kernels."""
+
+    device: str
+    dtype: str
+    threads: int
+    torch: str
+    operators: str
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be shown.
+
+    Attributes:
+        image: path of a picture or name of an embedded scene; None is the default scene.
+        question: None asks what is known of an embedded scene, or something general.
+        model: directory or hub name of a LLaVA-1.5 checkpoint; None is the embedded tiny one.
+        method, hyperparameters, amount, layers: as :func:`ficoco_ext.attach` takes them; ``amount`` holds one of
+            ``r``, ``keep_ratio`` and ``tokens``, or ``vision`` and ``decoder``. None is the method's own amount, or a
+            quarter kept if it has none.
+        output: where to write the picture, None writes none.
+        dtype, device: by name; dtype None is float32 on the CPU, bfloat16 elsewhere.
+        max_new_tokens: None is 1 for the embedded model, whose answers are one word, and 48 otherwise.
+        repeats: timed runs with and without.
+        all_samples: also answer all questions of all embedded scenes.
+        geometry: time this geometry with random weights instead; then there is no image, question or picture.
+        vision_layers, text_layers, text_tokens: of the geometry; None is as many layers as it really has.
+    """
+
+    image: str | None = None
+    question: str | None = None
+    model: str | None = None
+    method: str = "ficoco-v"
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    amount: dict[str, Any] | None = None
+    layers: tuple[int, ...] | None = None
+    output: Path | None = None
+    dtype: str | None = None
+    device: str = "cpu"
+    max_new_tokens: int | None = None
+    repeats: int = 5
+    all_samples: bool = False
+    geometry: str | None = None
+    vision_layers: int | None = None
+    text_layers: int | None = None
+    text_tokens: int = 60
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that a demonstration found out.
+
+    Attributes:
+        patches: of one picture. kept: of them those that reach the language model.
+        left: visual tokens left in the last layer of the language model.
+        layers, text_layers: the staircases of the vision tower and of the language model.
+        speedup: ratio of the median prefill times, without / with.
+    """
+
+    model: str
+    random_weights: bool
+    image: str | None
+    method: str
+    hyperparameters: dict[str, Any]
+    amount: dict[str, Any]
+    patches: int
+    kept: int
+    left: int
+    layers: tuple[LayerTokens, ...]
+    text_layers: tuple[TextLayerTokens, ...]
+    answers: tuple[Answer, ...]
+    samples: Samples | None
+    all_tokens: Prefill
+    reduced: Prefill
+    speedup: float
+    verdict: str
+    flops_counted: str
+    platform: Platform
+    picture: str | None
+    notices: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        """What is left of the picture, and where."""
+        reach = f"{self.kept} of {self.patches} patches reach the language model"
+        if any(layer.removed for layer in self.text_layers):
+            return f"{reach}, {self.left} visual tokens are left in its last layer"
+        return f"{reach} and its last layer"
+
+
+def _platform(model: Any) -> Platform:
+    info, device = build_info(), model.device
+    operators = info["cuda"] if device.type == "cuda" else info["cpu"]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    reason = info["reasons"].get(device.type) if operators == "reference" else None
+    dtype = str(model.dtype).removeprefix("torch.")
+    return Platform(name, dtype, torch.get_num_threads(), torch.__version__, operators, reason)
+
+
+def _verdict(costs: tuple[Prefill, Prefill], platform: Platform, tiny: bool) -> str:
+    """One honest sentence about time, and what else it takes to read it."""
+    full, reduced = costs
+    pairs = list(zip(full.runs, reduced.runs, strict=True))
+    wins = sum(b < a for a, b in pairs)
+    how = f"medians of {len(pairs)} alternating runs of each, faster in {wins} of {len(pairs)} pairs"
+    speedup = full.seconds / reduced.seconds
+    sure = wins - len(pairs) / 2 >= len(pairs) ** 0.5  # two standard deviations off a fair coin's wins
+    if speedup >= _FASTER and sure:
+        text = f"Prefill is {speedup:.2f} times as fast with reduction here ({how})."
+    elif speedup >= _FASTER:
+        text = (
+            f"Prefill seems {speedup:.2f} times as fast with reduction, but runs that scatter like this "
+            f"do not prove it ({how}); more --repeats may."
+        )
+    else:
+        text = f"Reduction is not faster here: prefill is {speedup:.2f} times as fast ({how})."
+    if tiny:
+        text += " A model this small spends much of its time on calls: --geometry llava-1.5-7b times real shapes."
+    if platform.operators == "reference":
+        text += " The reduction ran the plain PyTorch reference, not the kernels."
+    return text
+
+
+def default_amount(method: str, hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """What a method of this name removes if nobody says how much: its own amount, or all but a quarter.
+
+    Example:
+        >>> from ficoco_ext.apps.demo import default_amount
+        >>> default_amount("ficoco-l", {}), default_amount("fastv", {})
+        ({'keep_ratio': 0.25}, {'keep_ratio': 0.5})
+    """
+    one = get_method(method, **hyperparameters)
+    own = dict(one.amount) if isinstance(one, DecoderMethod) else {}
+    return own or {"keep_ratio": 0.25}
+
+
+def _drops(request: Request) -> bool:
+    """The method drops tokens of the language model, and merges none."""
+    one = get_method(request.method, **request.hyperparameters)
+    return isinstance(one, DecoderMethod) and one.correlate is None
+
+
+def _attacher(request: Request, model: Any) -> Callable[[], Handle]:
+    assert request.amount is not None
+    options = request.amount | request.hyperparameters
+    return lambda: attach(model, request.method, layers=request.layers, **options)
+
+
+def _staircase(attached: Callable[[], Handle], model: Any) -> Staircase:
+    """What every layer does; attaching for it also finds arguments that do not fit, before work begins."""
+    with attached() as handle:
+        return Staircase.of(model, handle)
+
+
+def _draw(
+    request: Request,
+    checkpoint: Checkpoint,
+    attached: Callable[[], Handle],
+    image: Any,
+    stairs: Staircase,
+    result: Result,
+) -> None:
+    """Write the picture of what tower and language model did with ``image``."""
+    inputs = checkpoint.inputs(image, result.answers[0].question)
+    reductions = watched(checkpoint.model, attached, inputs)
+    both = bool(stairs.vision_removes and stairs.text_removes)
+    labels = [f"vision {layer}" if both else layer for layer in stairs.vision_removes]
+    labels += [f"text {layer}" if both else layer for layer in stairs.text_removes]
+    answers = [(a.question, a.truth or "", a.all_tokens, a.reduced) for a in result.answers]
+    wrong = {(i, 2) for i, a in enumerate(result.answers) if a.all_tokens_right is False}
+    wrong |= {(i, 3) for i, a in enumerate(result.answers) if a.reduced_right is False}
+    figure = viz.overview(
+        seen_by_model(checkpoint, image),
+        reductions,
+        layers=labels,
+        title=f"{checkpoint.name}, {request.method}: {result.summary}",
+        answers=answers,
+        wrong=wrong,
+        stages=bool(stairs.text_removes),
+    )
+    assert request.output is not None
+    viz.save(figure, request.output)
+
+
+def run(request: Request, *, notice: Say = lambda text: None, progress: Say = lambda text: None) -> Result:
+    """Run the demonstration.
+
+    Args:
+        request: what is to be shown.
+        notice: gets one sentence for everything that the user should know beside the result.
+        progress: gets a few words whenever a new part begins.
+
+    Raises:
+        ValueError, TypeError, OSError, ImportError, NotImplementedError, MemoryError: what cannot be done, and why.
+
+    Example:
+        >>> from ficoco_ext.apps import demo
+        >>> [answer.reduced for answer in demo.run(demo.Request(repeats=1)).answers]
+        ['yes', 'green', 'bottom_right', '1', 'taxi', '7']
+    """
+    notices: list[str] = []
+
+    def note(text: str) -> None:
+        notices.append(text)
+        notice(text)
+
+    device = parse_device(request.device)
+    dtype = parse_dtype(request.dtype, device)
+    for name in ("repeats", "max_new_tokens"):
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if request.amount is None:
+        request = replace(request, amount=default_amount(request.method, request.hyperparameters))
+    show = _with_checkpoint if request.geometry is None else _with_geometry
+    return replace(show(request, dtype, device, note, progress), notices=tuple(notices))
+
+
+def _with_checkpoint(request: Request, dtype: torch.dtype, device: torch.device, note: Say, progress: Say) -> Result:
+    path = find_image(DEFAULT_SCENE if request.image is None else request.image)
+    image = open_image(path, note)
+    if request.output is not None:
+        viz.require(request.output)
+        files.require_apart([path, *files_of(request.model)], output=request.output)
+    progress("loading the model")
+    checkpoint = load(request.model, dtype, device)
+    for text in checkpoint.remarks:
+        note(text)
+    attached = _attacher(request, checkpoint.model)
+    stairs = _staircase(attached, checkpoint.model)
+    questions = choose(request.question, checkpoint, path, note)
+    length = request.max_new_tokens or (1 if checkpoint.embedded else 48)
+    progress("answering")
+    answers = ask(checkpoint, attached, [(image, one) for one in questions], length)
+    samples = None
+    if request.all_samples:
+        progress("answering all sample questions")
+        samples = ask_all_samples(checkpoint, attached, length)
+        if checkpoint.embedded and min(stairs.text_removes, default=0) > 0 and _drops(request):
+            note(
+                "the embedded model has read most of the picture when its first two text layers are through: how many "
+                "answers are right says little about a method that drops tokens behind them"
+            )
+    progress("timing prefill")
+    inputs = checkpoint.inputs(image, questions[0].question)
+    costs = timing.measure(checkpoint.model, inputs, attached, request.repeats)
+    result = _result(
+        request, checkpoint.model, stairs, costs, name=checkpoint.name, image=path, answers=answers, samples=samples
+    )
+    if request.output is not None and not (stairs.vision_removes or stairs.text_removes):
+        note("nothing is removed, so there is no picture of it")
+        result = replace(result, picture=None)
+    elif request.output is not None:
+        progress("drawing")
+        _draw(request, checkpoint, attached, image, stairs, result)
+    return result
+
+
+def _with_geometry(request: Request, dtype: torch.dtype, device: torch.device, note: Say, progress: Say) -> Result:
+    for name in ("image", "question", "model", "output"):
+        if getattr(request, name) is not None:
+            raise ValueError(f"{name} does not go with geometry: random weights look at noise and say nothing")
+    if request.all_samples:
+        raise ValueError("all_samples does not go with geometry: random weights answer nothing")
+    assert request.geometry is not None
+    if request.geometry not in timing.GEOMETRIES:
+        raise ValueError(f"geometry must be one of {', '.join(timing.GEOMETRIES)}, got {request.geometry!r}")
+    true = (timing.VISION_LAYERS, timing.GEOMETRIES[request.geometry].layers)
+    built = (
+        true[0] if request.vision_layers is None else request.vision_layers,
+        true[1] if request.text_layers is None else request.text_layers,
+    )
+    model = timing.shapes(request.geometry, *built, dtype)
+    timing.require_room(model, request.text_tokens)
+    attached = _attacher(request, model)
+    stairs = _staircase(attached, model)
+    progress("building random weights")
+    timing.materialize(model, device)
+    note(
+        f"{request.geometry} has random weights here: time, memory and FLOPs are those of its shapes, it knows nothing"
+    )
+    if built != true:
+        note(
+            f"built with {built[0]} of {true[0]} vision and {built[1]} of {true[1]} text layers: the figures are of "
+            "this part, not of the whole model"
+        )
+    progress("counting and timing prefill")
+    costs = timing.measure(model, timing.random_inputs(model, request.text_tokens), attached, request.repeats)
+    return _result(request, model, stairs, costs, name=request.geometry)
+
+
+def _result(
+    request: Request,
+    model: Any,
+    stairs: Staircase,
+    costs: tuple[Prefill, Prefill],
+    *,
+    name: str,
+    image: Path | None = None,
+    answers: Sequence[Answer] = (),
+    samples: Samples | None = None,
+) -> Result:
+    assert request.amount is not None
+    text_layers = stairs.text_tokens(*(cost.kv_bytes_of_layer for cost in costs))
+    platform, speedup = _platform(model), costs[0].seconds / costs[1].seconds
+    tiny = model.config.text_config.hidden_size < 1024
+    return Result(
+        model=name,
+        random_weights=request.geometry is not None,
+        image=None if image is None else str(image),
+        method=request.method,
+        hyperparameters=request.hyperparameters,
+        amount=request.amount,
+        patches=stairs.patches,
+        kept=stairs.vision[-1].left,
+        left=text_layers[-1].mlp,
+        layers=stairs.vision,
+        text_layers=text_layers,
+        answers=tuple(answers),
+        samples=samples,
+        all_tokens=costs[0],
+        reduced=costs[1],
+        speedup=speedup,
+        verdict=_verdict(costs, platform, tiny),
+        flops_counted=flop_counter.HOW,
+        platform=platform,
+        picture=None if request.output is None else str(request.output),
+        notices=(),
+    )

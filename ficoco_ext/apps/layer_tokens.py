@@ -1,0 +1,93 @@
+"""Visual tokens in every layer of the vision tower and of the language model, and what each layer caches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..models import Handle
+from ..models.llava import geometry
+from ..schedule import Schedule
+
+
+@dataclass(frozen=True)
+class LayerTokens:
+    """Patches that enter one layer of the vision tower, leave in it, and are left; the class token is not counted."""
+
+    layer: int
+    entering: int
+    removed: int
+    left: int
+
+
+@dataclass(frozen=True)
+class TextLayerTokens:
+    """Visual tokens in one layer of the language model while the prompt is read, and the bytes it caches.
+
+    Attributes:
+        layer: its index.
+        attention: visual tokens that enter its attention.
+        removed: that leave in it, before its attention or behind it.
+        mlp: that enter its MLP, and so leave the layer.
+        kv_bytes_all, kv_bytes: keys and values that its cache holds after the prompt, text included: without any
+            reduction, and with it.
+    """
+
+    layer: int
+    attention: int
+    removed: int
+    mlp: int
+    kv_bytes_all: int
+    kv_bytes: int
+
+
+@dataclass(frozen=True)
+class Staircase:
+    """What one picture's tokens go through.
+
+    Attributes:
+        patches: of the picture.
+        vision: every layer of the tower.
+        text_layers: how many layers the language model has.
+        text: what they remove; None if nothing.
+        visual: visual tokens of the picture that the language model gets.
+    """
+
+    patches: int
+    vision: tuple[LayerTokens, ...]
+    text_layers: int
+    text: Schedule | None
+    visual: int
+
+    @classmethod
+    def of(cls, model: Any, handle: Handle) -> Staircase:
+        """Of a prompt with one picture, for a LLaVA-1.5 with ``handle`` attached."""
+        shape = geometry(model)
+        schedule = handle.schedule or Schedule.build(shape.patches, layers=(0,), r=0)
+        removed = dict(zip(schedule.layers, schedule.r, strict=True))
+        entering = schedule.tokens_entering(model.config.vision_config.num_hidden_layers)
+        vision = tuple(LayerTokens(i, n, removed.get(i, 0), n - removed.get(i, 0)) for i, n in enumerate(entering))
+        visual = vision[-1].left + shape.extra
+        text = None if handle.plan is None else handle.plan.schedule(visual)
+        return cls(shape.patches, vision, model.config.text_config.num_hidden_layers, text, visual)
+
+    @property
+    def vision_removes(self) -> tuple[int, ...]:
+        """Layers of the tower that remove something."""
+        return tuple(layer.layer for layer in self.vision if layer.removed)
+
+    @property
+    def text_removes(self) -> tuple[int, ...]:
+        """Layers of the language model that remove something."""
+        return () if self.text is None else tuple(step.layer for step in self.text.steps if step.r)
+
+    def text_tokens(self, everything: Sequence[int], reduced: Sequence[int]) -> tuple[TextLayerTokens, ...]:
+        """Every layer of the language model, with the bytes that its cache held without and with reduction."""
+        schedule = self.text or Schedule.build(self.visual, layers=(0,), r=0)
+        count = self.text_layers
+        removed = dict(zip(schedule.layers, schedule.r, strict=True))
+        attention, mlp = schedule.tokens_entering(count), schedule.tokens_in_mlp(count)
+        return tuple(
+            TextLayerTokens(i, attention[i], removed.get(i, 0), mlp[i], everything[i], reduced[i]) for i in range(count)
+        )

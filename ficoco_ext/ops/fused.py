@@ -1,0 +1,169 @@
+"""``ficoco::reduce``: the four operators as one.
+
+A composition of :mod:`ficoco_ext.ops` on every device, so it has no specification of its own; the CPU has a kernel that
+takes each image through all stages before the next one, while its keys are in the cache. Results are the same bit for
+bit. Not differentiable: with gradients, methods call the four operators.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import checks, library
+from .library import Attention, QueryKey
+
+_SETTINGS = (
+    "bool class_token, float lam, bool probs, bool column, bool normalize, float penalty, int window, int grid_height,"
+    " int grid_width, str correlation, str alpha, bool size_weighted)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+SCHEMAS = {
+    "reduce": f"(Tensor tokens, Tensor query, Tensor key, float scale, Tensor? ids, Tensor? size, SymInt r, SymInt k,"
+    f" {_SETTINGS}",
+    "reduce.map": f"(Tensor tokens, Tensor attn, Tensor? ids, Tensor? size, SymInt r, SymInt k, {_SETTINGS}",
+}
+
+
+class Reduced(NamedTuple):
+    """What :func:`reduce` returns: the results of compress, of filter and of correlate."""
+
+    tokens: Tensor
+    size: Tensor
+    source_map: Tensor
+    redundancy: Tensor
+    sources: Tensor
+    kept: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+def _compose(
+    tokens: Tensor,
+    attn: Attention,
+    ids: Tensor | None,
+    size: Tensor | None,
+    r: int,
+    k: int,
+    class_token: bool,
+    lam: float,
+    probs: bool,
+    column: bool,
+    normalize: bool,
+    penalty: float,
+    window: int,
+    grid_height: int,
+    grid_width: int,
+    correlation: str,
+    alpha: str,
+    size_weighted: bool,
+) -> Reduced:
+    if correlation not in ("logits", "probs", "key"):
+        checks.fail("reduce", "correlation", "one of logits, probs, key", correlation, "pick one of them")
+    class_attention, patch_attention = library.attention_stats(
+        attn, class_token=class_token, probs=probs, column=column, patches=lam != 0
+    )
+    redundancy, sources, kept = library.filter(
+        patch_attention,
+        class_attention,
+        r,
+        lam=lam,
+        normalize=normalize,
+        penalty=penalty,
+        window=window,
+        ids=ids,
+        grid=(grid_height, grid_width),
+        class_token=class_token,
+    )
+    how: dict[str, Any] = {"alpha": alpha, "class_token": class_token}
+    if correlation == "key":
+        assert isinstance(attn, QueryKey)
+        targets, weights = library.correlate_key(attn.key, sources, kept, k, **how)
+    else:
+        targets, weights = library.correlate(attn, sources, kept, k, probs=correlation == "probs", **how)
+    merged = library.compress(tokens, sources, kept, targets, weights, size=size, size_weighted=size_weighted)
+    return Reduced(*merged, redundancy, sources, kept, targets, weights)
+
+
+def _from_query_key(tokens: Tensor, query: Tensor, key: Tensor, scale: float, *rest: Any) -> tuple[Tensor, ...]:
+    return _compose(tokens, QueryKey(query, key, scale), *rest)
+
+
+for _name, _schema in SCHEMAS.items():
+    library.LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+library.LIBRARY.impl("reduce", _from_query_key, "CompositeExplicitAutograd")
+library.LIBRARY.impl("reduce.map", _compose, "CompositeExplicitAutograd")
+
+
+def _fake(tokens: Tensor, like: Tensor, r: int, k: int, class_token: bool, *settings: Any) -> tuple[Tensor, ...]:
+    _lam, _probs, _column, _normalize, penalty, _window, height, width, *_ = settings
+    if penalty != 1:
+        checks.grid(height, width)
+    b, n, c = tokens.shape
+    place, score = torch.int64, library.result_dtype(like)
+    return (
+        tokens.new_empty(b, n - r, c),
+        tokens.new_empty(b, n - r, 1, dtype=library.result_dtype(tokens)),
+        tokens.new_empty(b, n, dtype=place),
+        tokens.new_empty(b, n - int(class_token), dtype=score),
+        tokens.new_empty(b, r, dtype=place),
+        tokens.new_empty(b, n - r, dtype=place),
+        tokens.new_empty(b, r, k, dtype=place),
+        tokens.new_empty(b, r, k, dtype=score),
+    )
+
+
+@torch.library.register_fake("ficoco::reduce")
+def _(tokens, query, key, scale, ids, size, r, k, class_token, *settings):
+    return _fake(tokens, query, r, k, class_token, *settings)
+
+
+@torch.library.register_fake("ficoco::reduce.map")
+def _(tokens, attn, ids, size, r, k, class_token, *settings):
+    return _fake(tokens, attn, r, k, class_token, *settings)
+
+
+def reduce(
+    tokens: Tensor,
+    attn: Attention,
+    r: int,
+    k: int,
+    *,
+    class_token: bool,
+    lam: float,
+    probs: bool,
+    column: bool,
+    normalize: bool,
+    penalty: float,
+    window: int,
+    correlation: str,
+    alpha: str,
+    size_weighted: bool,
+    ids: Tensor | None = None,
+    grid: tuple[int, int] | None = None,
+    size: Tensor | None = None,
+) -> Reduced:
+    """Filter, correlate and compress in one call.
+
+    Args: as of :func:`ops.attention_stats`, :func:`ops.filter`, :func:`ops.correlate` and :func:`ops.compress`;
+    ``correlation`` is ``"logits"``, ``"probs"`` or ``"key"``. With a map, ``probs`` and ``correlation`` say nothing.
+
+    Example:
+        >>> import torch
+        >>> from ficoco_ext import ops
+        >>> settings = dict(class_token=False, lam=1.0, probs=False, column=False, normalize=False, penalty=1.0,
+        ...     window=2, correlation="logits", alpha="softmax", size_weighted=False)
+        >>> ops.reduce(torch.eye(3)[None], torch.eye(3)[None], 1, 1, **settings).tokens.shape
+        torch.Size([1, 2, 3])
+    """
+    height, width = grid or (0, 0)
+    settings = (class_token, lam, probs, column, normalize, penalty, window, height, width, correlation, alpha)
+    rest = (ids, size, r, k, *settings, size_weighted)
+    given = attn.query if isinstance(attn, QueryKey) else attn
+    if torch.float64 in (tokens.dtype, given.dtype):  # the kernels accumulate in fp32
+        return _compose(tokens, attn, *rest)
+    if isinstance(attn, QueryKey):
+        return Reduced(*torch.ops.ficoco.reduce.default(tokens, attn.query, attn.key, attn.logit_scale, *rest))
+    return Reduced(*torch.ops.ficoco.reduce.map(tokens, attn, *rest))

@@ -1,1 +1,0 @@
-"""Drawing of reductions; :mod:`ficoco_ext.visualize` names what is public."""

@@ -1,0 +1,235 @@
+"""The stages of methods inside a language model, where visual tokens stand among text.
+
+As in :mod:`ficoco_ext.stages`, each is a frozen dataclass that is called once per reduction and reads no device. A
+filter speaks of places in the list of visual tokens; so does a correlate. :class:`Layout` says where in the sequence
+they are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..ops import QueryKey
+from .core import Links, Selection, adaptive_targets
+from .frozen import reject, require_number, require_one_of, value
+
+
+class Layout(NamedTuple):
+    """Where things are in a sequence of N columns.
+
+    Attributes:
+        visual: (B, n) columns of the visual tokens, ascending.
+        text: (B, R) columns among which the text behind the visual tokens is.
+        is_text: (B, R) which of them are that text.
+        last: (B, 1) column of the last real token.
+        real: (B, N) bool, False for padding; None: all are real.
+        ids, grid: place of each visual token on the picture's grid (None: all of it, in order), for a local penalty.
+    """
+
+    visual: Tensor
+    text: Tensor
+    is_text: Tensor
+    last: Tensor
+    real: Tensor | None = None
+    ids: Tensor | None = None
+    grid: tuple[int, int] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        visual: Tensor,
+        tokens: int,
+        real: Tensor | None = None,
+        *,
+        behind: int | None = None,
+        ids: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> Layout:
+        """The layout of ``tokens`` columns with visual ones at ``visual``; at most ``behind`` are behind the last.
+
+        Reads no device: without ``behind``, all that are not visual may be.
+        """
+        b, n = visual.shape
+        count = tokens - n if behind is None else behind
+        columns = torch.arange(tokens, device=visual.device)
+        text = columns[tokens - count :]
+        is_text = text > visual[:, -1:]
+        if real is not None:
+            is_text = is_text & real[:, tokens - count :]
+            last = (columns * real).amax(1, keepdim=True)
+        else:
+            last = columns[-1:].expand(b, 1)
+        return cls(visual, text.expand(b, -1), is_text, last, real, ids, grid)
+
+
+def _shares(chosen: Tensor, reduce: str, dtype: torch.dtype) -> Tensor:
+    """Weights of a sum, or of a mean over however many are chosen (of none: zeros)."""
+    weights = chosen.to(dtype)
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1) if reduce == "mean" else weights
+
+
+@value
+class DecoderFilter:
+    """Names the r most redundant visual tokens: beta * attention among them - (1 - beta) * attention with the text.
+
+    With logits both terms are what a visual token gives (rows), as FiCoCo eq. 3 and the released code have it: logits
+    know no mask. Of probabilities under a causal mask a visual token gives nothing to later text, so there both terms
+    are what it receives (columns). Under that mask an early token can be read by more of the others than a late one and
+    so receives more, which a mean over all of them, eq. 3's, does not make up for: early tokens count as more
+    redundant. Without text behind the visual tokens the first term is left.
+
+    Args:
+        beta: weight of visual attention in [0, 1].
+        attention: ``"logits"`` or ``"probs"``.
+        visual_reduce, text_reduce: ``"mean"`` or ``"sum"`` over the visual and over the text tokens.
+        penalty, window: as of :class:`ficoco_ext.stages.Filter`; 1 is off, the paper's choice for the decoder.
+    """
+
+    beta: float = 0.6
+    attention: str = "logits"
+    visual_reduce: str = "mean"
+    text_reduce: str = "mean"
+    penalty: float = 1.0
+    window: int = 2
+
+    def __post_init__(self) -> None:
+        require_number("DecoderFilter", "beta", self.beta, 0, 1)
+        require_one_of("DecoderFilter", "attention", self.attention, ("logits", "probs"))
+        for field in ("visual_reduce", "text_reduce"):
+            require_one_of("DecoderFilter", field, getattr(self, field), ("mean", "sum"))
+        require_number("DecoderFilter", "penalty", self.penalty, 1, math.inf)
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
+            reject("DecoderFilter", "window", "an integer >= 1", self.window)
+
+    def __call__(self, attn: QueryKey, r: int, layout: Layout, *, given: bool = False) -> Selection:
+        """Select r sources. ``given``: the attention is a map in disguise, whose values are used as they are."""
+        if self.penalty != 1 and layout.grid is None:
+            raise ValueError(
+                "DecoderFilter: the local penalty needs the visual tokens' grid; pass grid=(height, width), or "
+                "penalty=1 to switch it off"
+            )
+        probs = self.attention == "probs"
+        visual, is_text = layout.visual, layout.is_text
+        (b, n), rest = visual.shape, is_text.shape[1]
+        weights = torch.zeros(b, 2, n + rest, dtype=ops.result_dtype(attn.query), device=visual.device)
+        weights[:, 0, :n] = 1 / n if self.visual_reduce == "mean" else 1
+        weights[:, 1, n:] = _shares(is_text, self.text_reduce, weights.dtype)
+        others = torch.cat([visual, layout.text], 1)
+        attention = ops.token_attention(
+            attn,
+            visual,
+            others,
+            weights,
+            probs=probs and not given,
+            column=probs,
+            causal=probs and not given,
+            key_mask=layout.real,
+        )
+        among, text = attention.unbind(1)
+        if self.beta < 1:
+            # No text: s = beta a - (1 - beta)(-a) = a, the first term alone, whatever beta is.
+            text = torch.where(is_text.any(1, keepdim=True), text, -among)
+        return Selection(
+            *ops.filter(
+                among,
+                text,
+                r,
+                lam=self.beta,
+                penalty=self.penalty,
+                window=self.window,
+                ids=layout.ids,
+                grid=layout.grid,
+                class_token=False,
+            )
+        )
+
+
+@value
+class LastTokenFilter:
+    """Drops the r visual tokens that the last real token attends to least (FastV, PyramidDrop)."""
+
+    def __call__(self, attn: QueryKey, r: int, layout: Layout, *, given: bool = False) -> Selection:
+        """Select r sources."""
+        received = ops.token_attention(
+            attn,
+            layout.visual,
+            layout.last,
+            torch.ones_like(layout.last, dtype=ops.result_dtype(attn.query)).unsqueeze(1),
+            probs=not given,
+            column=True,
+            causal=not given,
+            key_mask=layout.real,
+        )[:, 0]
+        return Selection(*ops.filter(torch.zeros_like(received), received, r, lam=0.0, class_token=False))
+
+
+@value
+class DecoderCorrelate:
+    """Finds who inherits each source: directly, and by way of the text (FiCoCo eq. 4).
+
+    C_ij = gamma * A_ij + (1 - gamma) * sum over text k of A_ik A_kj; of probabilities, where A_ik is 0 under a causal
+    mask, A_ki A_kj: the text reads both.
+
+    Args:
+        gamma: weight of the direct attention in [0, 1]; 1 ignores the text.
+        indirect_reduce: ``"sum"`` or ``"mean"`` over the text.
+        targets: ``"adaptive"`` or a fixed number, at most as many as are kept: prompts differ in their images.
+        eps, alpha, attention: as of :class:`ficoco_ext.stages.Correlate`.
+    """
+
+    gamma: float = 0.6
+    indirect_reduce: str = "sum"
+    targets: str | int = "adaptive"
+    eps: float = 0.998
+    alpha: str = "softmax"
+    attention: str = "logits"
+
+    def __post_init__(self) -> None:
+        require_number("DecoderCorrelate", "gamma", self.gamma, 0, 1)
+        require_one_of("DecoderCorrelate", "indirect_reduce", self.indirect_reduce, ("sum", "mean"))
+        require_one_of("DecoderCorrelate", "alpha", self.alpha, ("softmax", "ratio", "average"))
+        require_one_of("DecoderCorrelate", "attention", self.attention, ("logits", "probs"))
+        require_number("DecoderCorrelate", "eps", self.eps, 0, 1)
+        fixed = isinstance(self.targets, int) and not isinstance(self.targets, bool) and self.targets >= 0
+        if self.targets != "adaptive" and not fixed:
+            reject("DecoderCorrelate", "targets", "'adaptive' or an integer >= 0", self.targets)
+        if self.alpha == "ratio" and self.targets != 0 and self.attention == "logits":
+            raise ValueError(
+                "DecoderCorrelate: alpha='ratio' divides correlations by their sum and needs non-negative ones; use "
+                "attention='probs', or alpha='softmax'"
+            )
+
+    def count(self, candidates: int) -> int:
+        """Targets per source when ``candidates`` visual tokens are kept."""
+        if isinstance(self.targets, str):
+            return adaptive_targets(candidates, self.eps)
+        return min(self.targets, candidates)
+
+    def __call__(self, attn: QueryKey, selection: Selection, layout: Layout, *, given: bool = False) -> Links:
+        """Targets, places among the kept visual tokens, and weights of the selected sources."""
+        sources, kept = selection.sources, selection.kept
+        k = self.count(kept.shape[1])
+        if k == 0:
+            return Links(sources.new_empty(*sources.shape, 0), selection.redundancy.new_empty(*sources.shape, 0))
+        probs = self.attention == "probs"
+        return Links(
+            *ops.correlate_tokens(
+                attn,
+                layout.visual.gather(1, sources),
+                layout.visual.gather(1, kept),
+                layout.text,
+                _shares(layout.is_text, self.indirect_reduce, selection.redundancy.dtype),
+                k,
+                gamma=self.gamma,
+                alpha=self.alpha,
+                probs=probs and not given,
+                column=probs,
+                causal=probs and not given,
+                key_mask=layout.real,
+            )
+        )

@@ -1,0 +1,128 @@
+"""Filters that look at places alone, not at attention: random dropping, and pooling of the grid's cells.
+
+They are what every method has to beat. Nothing here reads a device; the only numbers that decide are host integers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..ops import Attention, QueryKey
+from .core import Links, Selection
+from .frozen import reject, value
+
+
+def _like(attn: Attention) -> Tensor:
+    """A tensor (B, .., N, ..) of the attention: for batch, number of tokens and device."""
+    return attn.query if isinstance(attn, QueryKey) else attn
+
+
+def _hash(number: Any) -> Any:
+    """A 32-bit integer, or a tensor of them, mixed one to one so that neighbours land far apart.
+
+    Products stay below 2**63, so int64 gives the same on every device.
+    """
+    for _ in range(2):
+        number = ((number ^ (number >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    return number ^ (number >> 16)
+
+
+@value
+class RandomFilter:
+    """Names r patches by a hash of the seed and their original place.
+
+    All images lose the same places, and so do all batches, devices and runs with this seed; a patch that left early has
+    a higher score than one that left late, so several layers remove what one layer would have.
+
+    Args:
+        seed: an integer in [0, 2**32).
+    """
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            reject("RandomFilter", "seed", "an integer in [0, 2**32)", self.seed)
+
+    def __call__(
+        self, attn: Attention, r: int, *, class_token: bool, ids: Tensor | None, grid: tuple[int, int] | None
+    ) -> Selection:
+        """Select r sources. ``ids`` (B, P) are the patches' original places; None means all of them in order."""
+        like = _like(attn)
+        if ids is None:
+            ids = torch.arange(like.shape[-2] - int(class_token), device=like.device).expand(like.shape[0], -1)
+        score = (_hash(ids ^ _hash(self.seed)) >> 8).to(torch.float32)  # 24 bits, which float32 holds exactly
+        return Selection(*ops.filter(score, score, r, lam=1.0, class_token=class_token))
+
+
+def bands_of(height: int, width: int, cells: int) -> int:
+    """Into how many bands of rows to cut a grid so that ``cells`` near-equal cells are as square as can be.
+
+    Of all possible numbers the one that leaves the patches nearest to their cells' centres in the mean square, the
+    smallest of equal ones.
+
+    Example:
+        >>> bands_of(12, 12, 36), bands_of(24, 24, 144), bands_of(24, 24, 1), bands_of(2, 10, 5)
+        (6, 12, 1, 1)
+    """
+    best, least = 0, -1
+    for bands in range(-(-cells // width), min(height, cells) + 1):
+        scatter = 0
+        for band in range(bands):
+            tall = -(-(band + 1) * height // bands) + (-band * height // bands)
+            runs = (band + 1) * cells // bands - band * cells // bands
+            for wide, count in ((width // runs, runs - width % runs), (width // runs + 1, width % runs)):
+                scatter += count * tall * wide * (tall * tall + wide * wide - 2)
+        if least < 0 or scatter < least:
+            best, least = bands, scatter
+    return best
+
+
+@value
+class Cells:
+    """Filter and Correlate in one: cuts the grid into as many near-equal cells as patches are to stay.
+
+    Bands of rows, each cut into runs of columns; :func:`bands_of` says how many bands. The first patch of a cell stays
+    and inherits the others of it, so a Compress that counts every token once makes it the cell's mean. Redundancy is 1
+    for those that leave. It needs the whole grid, so it is for one layer, and for the first that reduces.
+    """
+
+    whole_grid: ClassVar[bool] = True  # nothing may have left before
+
+    def __call__(
+        self, attn: Attention, r: int, *, class_token: bool, ids: Tensor | None, grid: tuple[int, int] | None
+    ) -> Selection:
+        """Select r sources and their targets; the same for all items."""
+        like, first = _like(attn), int(class_token)
+        b, patches = like.shape[0], like.shape[-2] - first
+        if grid is None:
+            raise ValueError(
+                "Cells: pooling needs the patches' grid, and their number is not a square; pass grid=(height, width)"
+            )
+        height, width = grid
+        if patches != height * width:
+            raise ValueError(
+                f"Cells: pooling needs the whole grid of {height} x {width} patches, and only {patches} are left of "
+                "it; pool in one layer, before anything else reduces"
+            )
+        cells = patches - r
+        bands = bands_of(height, width, cells)
+        place = torch.arange(patches, device=like.device)
+        row, column = place // width, place % width
+        band = row * bands // height
+        start = band * cells // bands
+        runs = (band + 1) * cells // bands - start
+        cell = start + column * runs // width
+        leads = (row * bands % height < bands) & (column * runs % width < runs)  # row and column where a cell begins
+        order = (~leads).sort(stable=True).indices
+        sources, kept = order[cells:], order[:cells] + first
+        if first:
+            kept = torch.cat([kept.new_zeros(1), kept])
+        redundancy = (~leads).to(ops.result_dtype(like)).repeat(b, 1)
+        targets = (cell[sources] + first).repeat(b, 1).unsqueeze(-1)
+        links = Links(targets, torch.ones_like(targets, dtype=redundancy.dtype))
+        return Selection(redundancy, (sources + first).repeat(b, 1), kept.repeat(b, 1), links)

@@ -1,0 +1,130 @@
+"""The panels of a single reduction or chain: input, kept patches, where the others went, in which layer they left."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..reduction import Reduction
+from .canvas import DROPPED, INK, LEAVING, canvas, patch
+from .traces import Label, grid_of, holders, removal_layers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def draw_input(axes: Axes, image: Any, reduction: Reduction, size: float = 10.5) -> None:
+    """The picture as the model sees it, under its grid of patches."""
+    height, width = grid_of("viz", reduction)
+    canvas(axes, image, (height, width), f"What the model sees: {height} x {width} patches", size=size)
+
+
+def draw_kept(axes: Axes, image: Any, reduction: Reduction, item: int = 0) -> None:
+    """The patches that are left; removed ones dimmed."""
+    height, width = grid_of("viz", reduction)
+    left = set(reduction.patch_ids[item].tolist())
+    canvas(axes, image, (height, width), f"Kept: {len(left)} of {height * width} patches")
+    for place in range(height * width):
+        if place in left:
+            patch(axes, place, width, fill=False, edgecolor="white", linewidth=1.1, inset=0.03)
+        else:
+            patch(axes, place, width, facecolor=DROPPED, alpha=0.8, linewidth=0)
+
+
+def _colours(survivors: Sequence[int]) -> dict[int, tuple[float, float, float]]:
+    """Hues a golden section apart, so that neighbours in the list differ much; two lightnesses."""
+    return {
+        place: colorsys.hls_to_rgb(i * 0.618034 % 1, (0.5, 0.62, 0.4)[i % 3], 0.75) for i, place in enumerate(survivors)
+    }
+
+
+def draw_holders(axes: Axes, image: Any, reduction: Reduction, item: int = 0, arrows: int = 5) -> None:
+    """Where the removed patches went: each has the colour of the survivor that holds it, dropped ones are hatched.
+
+    Args:
+        axes: to draw on.
+        image: the picture as the model sees it.
+        reduction: what happened, in original tokens.
+        item: which of the batch.
+        arrows: for how many of the largest groups thin arrows lead from the removed patches to their holder.
+    """
+    height, width = grid_of("viz", reduction)
+    held = holders(reduction, item)
+    groups: dict[int, list[int]] = {}
+    for place, holder in enumerate(held):
+        if holder >= 0 and holder != place:
+            groups.setdefault(holder, []).append(place)
+    dropped = sum(holder < 0 for holder in held)
+    merged = sum(map(len, groups.values()))
+    said = [f"{merged} merged into {len(groups)}"] if merged else []
+    said += [f"{dropped} dropped"] if dropped else []
+    title = f"Where they went: {', '.join(said) or 'nobody left'}"
+    canvas(axes, image, (height, width), title, dim=0.35)
+    colours = _colours(sorted(groups))
+    for place, holder in enumerate(held):
+        if holder < 0:
+            patch(axes, place, width, facecolor=DROPPED, edgecolor="#8b949e", hatch="////", linewidth=0, alpha=0.85)
+        elif holder != place:
+            patch(axes, place, width, facecolor=colours[holder], alpha=0.62, linewidth=0)
+    for place, colour in colours.items():
+        patch(axes, place, width, facecolor=colour, alpha=0.25, linewidth=0)
+        patch(axes, place, width, fill=False, edgecolor="white", linewidth=3.2, inset=0.06)
+        patch(axes, place, width, fill=False, edgecolor=colour, linewidth=1.9, inset=0.06)
+    largest = sorted(groups, key=lambda place: (-len(groups[place]), place))[:arrows]
+    for holder in largest:
+        end = (holder % width + 0.5, holder // width + 0.5)
+        for place in groups[holder]:
+            start = (place % width + 0.5, place // width + 0.5)
+            style = {"arrowstyle": "-|>", "color": INK, "linewidth": 0.5, "alpha": 0.7, "mutation_scale": 5}
+            axes.annotate("", xy=end, xytext=start, arrowprops=style | {"shrinkA": 0, "shrinkB": 2})
+
+
+def draw_stage(axes: Axes, image: Any, reduction: Reduction, label: Label, item: int = 0) -> None:
+    """The patches left after one layer, and in colour those that left in it; earlier ones are dimmed."""
+    height, width = grid_of("viz", reduction)
+    left = set(reduction.patch_ids[item].tolist())
+    leaving = set((reduction.sources[item] - int(reduction.class_token)).tolist())
+    name = f"layer {label}" if isinstance(label, int) else label
+    canvas(axes, image, (height, width), f"After {name}: {len(left)} left, {len(leaving)} removed there")
+    for place in range(height * width):
+        if place in left:
+            patch(axes, place, width, fill=False, edgecolor="white", linewidth=1.1, inset=0.03)
+        elif place in leaving:
+            patch(axes, place, width, facecolor=LEAVING, alpha=0.75, linewidth=0)
+        else:
+            patch(axes, place, width, facecolor=DROPPED, alpha=0.8, linewidth=0)
+
+
+def draw_layers(
+    axes: Axes, image: Any, reductions: Sequence[Reduction], layers: Sequence[Label], item: int = 0
+) -> None:
+    """A heat map of the layer in which each patch left; the picture shows where none did."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Patch
+
+    height, width = grid_of("viz", reductions[-1])
+    canvas(axes, image, (height, width), "In which layer each patch left")
+    removing = list(layers)
+    ramp = colormaps["viridis"]
+    colours = {layer: ramp(0.08 + 0.86 * i / max(len(removing) - 1, 1)) for i, layer in enumerate(removing)}
+    gone = removal_layers(reductions, layers, item)
+    for place, layer in enumerate(gone):
+        if layer is not None:
+            patch(axes, place, width, facecolor=colours[layer], alpha=0.88, linewidth=0)
+        else:
+            patch(axes, place, width, fill=False, edgecolor="white", linewidth=1.0, inset=0.03)
+    keys = [Patch(color=colours[layer], label=f"{layer}: {gone.count(layer)}") for layer in removing]
+    axes.legend(
+        handles=keys,
+        title="layer: patches removed",
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.01),
+        borderaxespad=0.2,
+        ncols=min(len(keys), 4),
+        fontsize=8,
+        title_fontsize=8,
+        frameon=False,
+        handlelength=1.0,
+        columnspacing=1.2,
+    )
