@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-import emulated_kernels
 import pytest
 import torch
+from helpers import emulated_kernels
 
 import ficoco_ext
 from ficoco_ext.ops import reference, reference_decoder

@@ -28,7 +28,7 @@ def namespace(rehearse: bool) -> tuple[Any, str]:
     if not rehearse:
         return torch.ops.ficoco, "cuda"
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python_tests"))
-    import emulated_kernels
+    from helpers import emulated_kernels
 
     if emulated_kernels.missing():
         return torch.ops.ficoco, "cpu"

@@ -64,7 +64,7 @@ def build_knobs() -> dict[str, str]:
 
 def pytest(chosen: str, report: str) -> Command:
     """The tests that need a GPU; in parallel where that is installed. The others are for README's test command."""
-    files = [ROOT / "python_tests" / "test_cuda_only.py", *sorted((ROOT / "python_tests").glob("test_ops_*.py"))]
+    files = [ROOT / "python_tests" / "gpu" / "test_cuda_only.py", ROOT / "python_tests" / "ops"]
     workers = ["-n", str(max(2, min(8, (os.cpu_count() or 1) // 2)))] if importlib.util.find_spec("xdist") else []
     patience = ["--timeout", "60"] if importlib.util.find_spec("pytest_timeout") else []
     where = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "no:cacheprovider"]

@@ -1,0 +1,214 @@
+"""``ficoco eval`` and ``ficoco data``: files that hold what was shown, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+import typer.testing
+from helpers.evaluation import embedded, grid, one_thread  # noqa: F401
+from PIL import Image
+
+from ficoco_ext.cli.app import app
+from ficoco_ext.evaluation import Results
+from ficoco_ext.evaluation.plot import draw
+from ficoco_ext.methods import hyperparameters
+
+FEW = ["--scenes", 2, "--per-scene", 4, "--methods", "ficoco-v,tome,fastv", "--keep-ratios", "0.6,0.03", "--threads", 1]
+
+
+@pytest.fixture(autouse=True)
+def _loaded_once(monkeypatch):
+    from ficoco_ext.cli import evaluate
+
+    load = evaluate.load
+    monkeypatch.setattr(evaluate, "load", lambda model, *more: load(model, *more) if model else embedded())
+
+
+def _run(*arguments):
+    return typer.testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def _fine(*arguments):
+    result = _run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The files of one run, and what it printed."""
+    folder = tmp_path_factory.mktemp("eval")
+    files = ("--json", folder / "out.json", "--plot", folder / "out.png", "--markdown", folder / "out.md")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ficoco_ext.cli.evaluate.load", lambda *_: embedded())
+        return folder, _fine("eval", *FEW, "--seeds", "0,1", "--set", "ficoco-v.variant=paper", *files)
+
+
+def test_tables_say_what_the_file_holds(written):
+    folder, shown = written
+    results = Results.load(folder / "out.json")
+    lines = results.summary().lines
+    assert [(line.name, line.budget) for line in lines] == [
+        ("unreduced", "all tokens"),
+        *((name, f"keep_ratio {ratio}") for ratio in (0.6, 0.03) for name in ("ficoco-v", "tome", "fastv")),
+    ]
+    assert results.document["settings"][1]["hyperparameters"] == hyperparameters("ficoco-v") | {"variant": "paper"}
+    page = (folder / "out.md").read_text()
+    for text in (shown, page):
+        for line in lines:
+            if line.mean is not None:
+                assert f"{100 * line.mean.value:.1f} [{100 * line.mean.low:.1f}, " in text
+        assert "tome, keep_ratio 0.03: ficoco::attach" in text
+        assert "16 questions about 4 scenes" in text
+        assert "standard deviation" in text
+    assert page.count("### keep_ratio") == 2 and "### Not done" in page
+    for row in page.splitlines():
+        if row.startswith("|"):
+            assert row.count("|") == 12 + len(results.kinds)
+    assert Image.open(folder / "out.png").size[0] > 800
+    assert json.loads((folder / "out.json").read_text())["summary"]["lines"][0]["name"] == "unreduced"
+
+
+def test_a_finished_run_is_shown_again_without_a_model(written, monkeypatch, tmp_path):
+    folder, shown = written
+    monkeypatch.setattr("ficoco_ext.cli.evaluate.evaluate", lambda *_, **__: pytest.fail("it ran"))
+    again = _fine("eval", "--from", folder / "out.json", "--plot", tmp_path / "a.svg", "--markdown", tmp_path / "a.md")
+    assert [line for line in shown.splitlines() if "│" in line] == [line for line in again.splitlines() if "│" in line]
+    assert (tmp_path / "a.md").read_text() == (folder / "out.md").read_text()
+    assert (tmp_path / "a.svg").stat().st_size > 1000
+    assert "mean: of count," in _fine("eval", "--from", folder / "out.json", "--mean-of", "count")
+
+
+def test_the_same_command_goes_on_from_its_file(written):
+    folder, _ = written
+    before = (folder / "out.json").read_text()
+    _fine("eval", *FEW, "--seeds", "0,1", "--set", "ficoco-v.variant=paper", "--json", folder / "out.json")
+    assert (folder / "out.json").read_text() == before
+    refused = _run("eval", *FEW, "--json", folder / "out.json")
+    assert refused.exit_code == 2 and "is of another run: 'seeds' in it differs" in refused.stderr
+
+
+def test_picture_has_a_line_a_method_and_the_unreduced_model_across(written):
+    results = Results.load(written[0] / "out.json")
+    figure = draw(results, results.summary())
+    (axes,) = figure.axes
+    labels = axes.get_legend_handles_labels()[1]
+    assert set(labels) >= {"ficoco-v", "tome", "fastv"} and any(label.startswith("unreduced") for label in labels)
+    lines = {container.get_label(): container for container in axes.containers}
+    points = lines["fastv"].lines[0].get_xydata()
+    wanted = [line for line in results.summary().lines if line.name == "fastv"]
+    assert len(points) == 2
+    for (x, y), line in zip(points, sorted(wanted, key=lambda line: line.cost["flops_ratio"]), strict=True):
+        assert (x, y) == pytest.approx((100 * line.cost["flops_ratio"], 100 * line.mean.value))
+    assert len(lines["tome"].lines[0].get_xydata()) == 1
+
+
+def test_two_amounts_that_cost_the_same_are_drawn(tmp_path):
+    given = ["--scenes", 1, "--per-scene", 2, "--methods", "topk", "--keep-ratios", "0.5", "--tokens", "72"]
+    assert "picture" in _fine("eval", *given, "--plot", tmp_path / "out.png")
+
+
+def test_own_questions_of_a_file(tmp_path):
+    rows = list(grid(1, 3))
+    rows[0].image.save(tmp_path / "a.png")
+    asked = [{"image": "a.png", "question": row.question, "answer": row.answer} for row in rows]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, [*asked, {"image": "a.png", "question": "why ?"}])))
+    given = ["eval", "--data", tmp_path / "q.jsonl", "--methods", "topk", "--tokens", "40", "--layers", "3-4"]
+    refused = _run(*given)
+    assert refused.exit_code == 2 and "row 4, field 'answer'" in refused.stderr
+    shown = _fine(*given, "--bad-rows", "count", "--judge", "contained", "--json", tmp_path / "out.json")
+    assert "1 rows could not be asked" in shown and "judged contained" in shown
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["settings"][1]["layers"] == [3, 4] and document["tables"][0]["kinds"] == ["all"]
+
+
+def test_geometric_schedule(tmp_path):
+    given = ["--scenes", 1, "--per-scene", 2, "--methods", "topk,fastv", "--keep-ratios", "0.25", "--threads", 1]
+    given += ["--schedule", "geometric", "--layers", "topk=3-4", "--json", tmp_path / "out.json"]
+    _fine("eval", *given)
+    settings = json.loads((tmp_path / "out.json").read_text())["settings"]
+    assert [one["amount"].get("keep_ratio") for one in settings] == [None, [0.5, 0.25], 0.25]
+
+
+def test_help_says_what_is_so():
+    assert "1 for models of grid scenes" in " ".join(_fine("eval", "--help").replace("│", " ").split())
+    assert "see ficoco methods" in " ".join(_fine("show", "--help").replace("│", " ").split())
+
+
+def test_narrow_terminals_get_two_tables(written, monkeypatch):
+    from ficoco_ext.cli import common
+
+    monkeypatch.setattr(common, "console", lambda *_, **__: common._Console(width=130))
+    shown = _fine("eval", "--from", written[0] / "out.json")
+    assert max(map(len, shown.splitlines()[:12])) <= 130 and shown.count("unreduced │") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "nope"], "methods must be among"),
+        (["--schedule", "steep"], "schedule must be one of"),
+        (["--schedule", "geometric"], "needs the layers of topk; give them, as --layers topk=1-4"),
+        (["--keep-ratios", "0"], "keep_ratios must be in (0, 1], got 0.0"),
+        (["--keep-ratios", "1.5"], "keep_ratios must be in (0, 1]"),
+        (["--keep-ratios", "half"], "--keep-ratios must be numbers"),
+        (["--tokens", "0"], "tokens must be integers >= 1"),
+        (["--layers", "a"], "--layers must be integers"),
+        (["--layers", "nope=3"], "layers must be of one of"),
+        (["--set", "variant=paper"], "--set must be METHOD.KEY=VALUE"),
+        (["--set", "nope.lam=1"], "hyperparameters must be of one of"),
+        (["--set", "topk.x=1"], "no hyperparameter 'x'"),
+        (["--set", "topk.x=1", "--set", "topk.x=2"], "--set topk.x is given twice"),
+        (["--seeds", "a"], "--seeds must be integers"),
+        (["--kinds", "colour"], "kinds must be among"),
+        (["--split", "val"], "split must be one of"),
+        (["--scenes", "0"], "scenes must be an integer >= 1"),
+        (["--mean-of", "colour"], "mean_of must be among"),
+        (["--judge", "close"], "judge must be one of"),
+        (["--batch", "0"], "batch must be an integer >= 1"),
+        (["--max-new-tokens", "0"], "max_new_tokens must be"),
+        (["--threads", "0"], "--threads must be in 1 ... 1024"),
+        (["--device", "tpu"], "device must be"),
+        (["--dtype", "int8"], "dtype must be"),
+        (["--model", "/nowhere/model"], "model directory not found"),
+        (["--data", "/nowhere/q.jsonl"], "data file not found"),
+        (["--data", "q.jsonl", "--scenes", "3"], "--scenes shape grid scenes; they do not go with --data"),
+        (["--bad-rows", "skip", "--data", "q.jsonl"], "bad_rows must be"),
+        (["--plot", "out.txt"], "picture must end in"),
+        (["--json", "/nowhere/out.json"], "--json: no folder /nowhere"),
+        (["--markdown", "/nowhere/out.md"], "--markdown: no folder /nowhere"),
+        (["--from", "/nowhere/out.json"], "results file not found"),
+        (["--from", "out.json", "--methods", "topk"], "--from shows a finished run"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "q.jsonl").write_text("")
+    small = [] if "--data" in arguments or "--from" in arguments else ["--scenes", "1"]
+    methods = [] if "--methods" in arguments or "--from" in arguments else ["--methods", "topk"]
+    result = _run("eval", *small, *methods, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_data_counts_and_draws(tmp_path):
+    given = ["data", "--scenes", 3, "--per-scene", 5, "--kinds", "exist,attr", "--split", "dev", "--seed", 2]
+    found = json.loads(_fine(*given, "--json", "-o", tmp_path / "sheet.png", "--shown", 2))
+    assert set(found["kinds"]) == {"exist", "attr"}
+    assert found["questions"] == sum(one["questions"] for one in found["kinds"].values())
+    for one in found["kinds"].values():
+        assert one["questions"] == sum(one["answers"].values())
+        assert one["guess"] == max(one["answers"].values()) / one["questions"]
+    assert Image.open(tmp_path / "sheet.png").size[0] > 500
+    shown = _fine(*given)
+    assert "split dev, seed 2" in shown and "exist" in shown
+    for bad, message in ((["--shown", 0], "--shown"), (["--split", "x"], "split"), (["-o", "a.txt"], "picture must")):
+        result = _run("data", "--scenes", 1, *bad)
+        assert result.exit_code == 2 and message in result.stderr

@@ -1,0 +1,49 @@
+"""The page on the cost model: its commands work, its table is what the code says. test_docs.py runs its examples."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer.testing
+
+from ficoco_ext.cli.app import app
+from ficoco_ext.cost import reproduce
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "cost_model.md"
+README = PAGE.parent.parent / "README.md"
+
+
+def _commands():
+    text = PAGE.read_text() + README.read_text()
+    return sorted(set(re.findall(r"^    (ficoco (?:cost|plan) .*)$", text, flags=re.MULTILINE)))
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_commands(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    result = typer.testing.CliRunner().invoke(app, command.split()[1:])
+    assert result.exit_code == 0, result.stderr
+
+
+def test_there_are_commands():
+    assert len(_commands()) >= 6
+
+
+def test_the_table_of_discrepancies_is_complete():
+    rows = [line.split("|")[1:-1] for line in PAGE.read_text().splitlines() if re.match(r"\| [89] \|", line)]
+    said = {tuple(cell.strip() for cell in row[:5]) for row in rows}
+    cells = [cell for cell in reproduce.reproduce() if cell.note]
+    wanted = {
+        (
+            cell.table,
+            f"{cell.method}, {cell.precision}",
+            reproduce.QUANTITIES[cell.quantity],
+            f"{cell.printed:g}",
+            f"{cell.ours:.4g}",
+        )
+        for cell in cells
+    }
+    assert len(cells) == 6
+    assert said == wanted

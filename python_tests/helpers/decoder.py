@@ -1,0 +1,183 @@
+"""Models whose language model can be reduced, and that language model written by hand as an oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from helpers.models import EOS, IMAGE, PAD, VOCABULARY, tiny_llava
+
+DECODER_LAYERS = 4
+
+
+def decoder_config(kind="llama", *, layers=DECODER_LAYERS, kv_heads=2, hidden=32):
+    """The configuration of a small language model."""
+    from transformers import LlamaConfig, MistralConfig, Qwen2Config
+
+    classes = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
+    extra = {"sliding_window": None} if kind == "mistral" else {}
+    return classes[kind](
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=512,
+        pad_token_id=PAD,
+        bos_token_id=1,
+        eos_token_id=EOS,
+        **extra,
+    )
+
+
+def tiny(kind="llama", attention="sdpa", seed=0, **options):
+    """A LLaVA-1.5 with 36 patches and 4 decoder layers of the given kind."""
+    dtype = options.pop("dtype", torch.float32)
+    return tiny_llava(seed, attention, text=decoder_config(kind, **options), dtype=dtype)
+
+
+@dataclass
+class Seen:
+    """What reached the language model in a prefill, and what the model said."""
+
+    embeds: Tensor
+    positions: Tensor | None
+    mask: Tensor | None
+    logits: list[Tensor] = field(default_factory=list)  # of the last prompt column and of every new token
+    sequences: Tensor | None = None
+    cache: object = None
+    reductions: tuple = ()
+
+
+def watch(model, call):
+    """``call()`` and the first arguments that reached the language model meanwhile."""
+    found = []
+
+    def hook(module, args, kwargs):
+        if not found:
+            found.append({name: kwargs.get(name) for name in ("inputs_embeds", "position_ids", "attention_mask")})
+
+    handle = model.model.language_model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        result = call()
+    finally:
+        handle.remove()
+    first = found[0]
+    return Seen(first["inputs_embeds"], first["position_ids"], first["attention_mask"]), result
+
+
+def merged(hidden, reduction, mutate=False):
+    """(N, C) with every target's explicit weighted mean; sources and all others as they were."""
+    out = hidden.clone()
+    kept, sources = reduction.kept[0], reduction.sources[0]
+    matrix = torch.zeros(len(hidden), len(hidden), dtype=hidden.dtype)
+    for i, source in enumerate(sources.tolist()):
+        for j, weight in zip(reduction.targets[0, i].tolist(), reduction.weights[0, i].tolist(), strict=True):
+            matrix[kept[j], source] += weight
+    total = matrix.sum(1, keepdim=True)
+    rows = total[:, 0] > 0
+    out[rows] = ((hidden + matrix @ hidden) / (1 + total))[rows]
+    return hidden if mutate else out
+
+
+def decoder_by_hand(model, embeds, positions, real, reductions, layers, *, before=False, dropping=True, merging=True):
+    """Logits (N, V) of one row of full length, where a column that was dropped is hidden from the layers behind.
+
+    Args:
+        model: without reduction; its layers' own modules are called, one by one.
+        embeds: (1, N, C). positions: (1 or 3, 1, N) or (1, N). real: (N,) bool.
+        reductions: of the row, told in its columns; layers: where each happened.
+        before: they happened before the layer's attention.
+        dropping, merging: False leaves that out, to show that a test notices.
+    """
+    language_model = model.model.language_model
+    hidden, n = embeds, embeds.shape[1]
+    rotary = language_model.rotary_emb(hidden, positions)
+    causal = torch.ones(n, n, dtype=torch.bool).tril()
+    alive = real.clone()
+    steps = dict(zip(layers, reductions, strict=True))
+
+    def reduce(hidden, reduction):
+        if merging:
+            hidden = merged(hidden[0], reduction)[None]
+        if dropping:
+            gone = torch.ones(n, dtype=torch.bool)
+            gone[reduction.kept[0]] = False
+            gone[int(reduction.source_map.shape[1]) :] = False  # new tokens behind the prompt
+            alive[gone] = False
+        return hidden
+
+    for index, layer in enumerate(language_model.layers):
+        if before and index in steps:
+            hidden = reduce(hidden, steps[index])
+        mask = (causal & alive)[None, None]
+        mask = mask | torch.eye(n, dtype=torch.bool)  # a hidden query attends to itself: nobody reads what it says
+        bias = torch.zeros(mask.shape, dtype=hidden.dtype).masked_fill(~mask, torch.finfo(hidden.dtype).min)
+        attended = layer.self_attn(
+            hidden_states=layer.input_layernorm(hidden), attention_mask=bias, position_embeddings=rotary
+        )[0]
+        hidden = hidden + attended
+        if not before and index in steps:
+            hidden = reduce(hidden, steps[index])
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return model.lm_head(language_model.norm(hidden))[0]
+
+
+def generated(model, inputs, steps=8, **options):
+    """A generation of ``steps`` tokens: what the language model got, and all logits."""
+    details = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False, "suppress_tokens": [IMAGE]}
+    seen, out = watch(model, lambda: model.generate(**inputs, max_new_tokens=steps, **details, **options))
+    seen.logits, seen.sequences, seen.cache = list(out.logits), out.sequences, out.past_key_values
+    return seen
+
+
+def real_columns(seen):
+    """(B, L) bool of the prompt that reached the language model."""
+    b, n = seen.embeds.shape[:2]
+    return torch.ones(b, n, dtype=torch.bool) if seen.mask is None else seen.mask[:, -n:].bool()
+
+
+def row_positions(seen, row, total):
+    """Position ids of a row with new tokens behind: (1, total), or (3, 1, total) as Qwen2-VL has them."""
+    positions = seen.positions
+    n = seen.embeds.shape[1]
+    if positions is None:
+        return torch.arange(total)[None]
+    if positions.dim() == 3:
+        held = positions[-3:, row : row + 1]
+    else:
+        held = positions[row : row + 1] if positions.shape[0] > 1 else positions
+    new = held[..., -1:] + torch.arange(1, total - n + 1)
+    return torch.cat([held, new], -1)
+
+
+def reducing_layers(reductions, plan):
+    """The plan's layers that removed something from a row."""
+    assert len(reductions) <= len(plan.layers)
+    return plan.layers[: len(reductions)]
+
+
+def worst_error(model, seen, reductions, plan, steps, *, new_ids, **oracle):
+    """The largest difference of any logit between a generation and the language model by hand, over all rows.
+
+    Args:
+        model: without reduction. seen: the generation with it. reductions: of every row.
+        new_ids: (B, steps) generated tokens.
+    """
+    worst, b = 0.0, seen.embeds.shape[0]
+    n, real = seen.embeds.shape[1], real_columns(seen)
+    for row in range(b):
+        new = model.get_input_embeddings()(new_ids[row, :-1])[None]
+        embeds = torch.cat([seen.embeds[row : row + 1], new], 1)
+        there = torch.cat([real[row], torch.ones(new.shape[1], dtype=torch.bool)])
+        positions = row_positions(seen, row, embeds.shape[1])
+        layers = reducing_layers(reductions[row], plan)
+        logits = decoder_by_hand(
+            model, embeds, positions, there, reductions[row], layers, before=plan.before_attention, **oracle
+        )
+        for step in range(steps):
+            worst = max(worst, float((logits[n - 1 + step] - seen.logits[step][row]).abs().max()))
+    return worst

@@ -1,0 +1,147 @@
+"""One picture's story through tower and language model: every patch is accounted for, and the maps compose."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.decoder import tiny
+from helpers.models import (
+    PATCHES,
+    SIDE,
+    batch,
+    image,
+    one_thread,  # noqa: F401
+    words,
+)
+
+import ficoco_ext
+from ficoco_ext import viz
+from ficoco_ext.models.pictures import picture_reductions
+
+pytest.importorskip("transformers")
+
+GRID = (SIDE, SIDE)
+
+
+def story(rows, columns, *, row=0, item=0, **options):
+    """The reductions of one picture in a prefill, and the handle's own records."""
+    model = tiny(seed=3)
+    with torch.no_grad(), ficoco_ext.attach(model, **options) as handle:
+        model(**batch(*rows))
+        tower, decoder = handle.reductions, handle.decoder_reductions
+    decoder = decoder[row] if decoder else ()
+    return picture_reductions(tower, decoder, columns, GRID, item=item), tower, decoder
+
+
+def holder_by_hand(patch, tower, decoder, columns, item):
+    """Who holds a patch at the end, followed through one map after the other; -1: nobody on this picture."""
+    columns = columns.tolist()
+    place = patch
+    if tower:
+        last = tower[-1]
+        place = int(last.source_map[item, patch + 1])
+        if place < 0:
+            return -1
+        original = int(last.kept[item, place]) - 1
+        place -= 1
+    if decoder:
+        place = int(decoder[-1].source_map[0, columns[place]])
+        column = int(decoder[-1].kept[0, place]) if place >= 0 else -1
+        if column not in columns:
+            return -1
+        place = columns.index(column)
+    if tower:
+        original = int(tower[-1].kept[item, place + 1]) - 1
+        return original
+    return place
+
+
+ONE = [*words(1, 2), *image(), *words(3, 4, 5)]
+TWO = [*words(6), *image(), *words(7), *image(), *words(8, 9)]
+CASES = {
+    "tower alone": ({"method": "ficoco-v", "keep_ratio": 0.25}, 9),
+    "tome alone": ({"method": "tome", "keep_ratio": 0.5}, 18),
+    "language model alone": ({"method": "ficoco-l", "keep_ratio": 0.25}, 36),
+    "both": ({"method": "ficoco-vl", "keep_ratio": 0.25}, 18),
+    "fastv": ({"method": "fastv"}, 36),
+    "pyramiddrop": ({"method": "pyramiddrop"}, 36),
+    "several targets": ({"method": "ficoco-l", "r": 9, "targets": 3}, 36),
+    "both, pruning in the tower": (
+        {
+            "method": ficoco_ext.methods.VisionAndDecoder(
+                ficoco_ext.get_method("topk"), ficoco_ext.get_method("ficoco-l")
+            ),
+            "keep_ratio": 0.25,
+        },
+        18,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_patch_is_accounted_for(case):
+    options, reaching = CASES[case]
+    columns = torch.arange(2, 2 + reaching)
+    told, tower, decoder = story([ONE], columns, **options)
+    assert len(told) == len(tower) + len(decoder)
+    last = told[-1]
+    assert last.grid == GRID
+    assert not last.class_token
+    gone = [set(step.sources[0].tolist()) for step in told]
+    left = set(last.kept[0].tolist())
+    assert sum(map(len, gone)) + len(left) == PATCHES  # each leaves once, or stays
+    assert set.union(left, *gone) == set(range(PATCHES))
+    held = viz.holders(last)
+    assert held == [holder_by_hand(patch, tower, decoder, columns, 0) for patch in range(PATCHES)]
+    assert left == {patch for patch, holder in enumerate(held) if holder == patch}
+    assert float(last.size.sum()) == pytest.approx(PATCHES - held.count(-1), rel=1e-5)
+    for step in told:
+        assert step.kept.tolist() == [sorted(step.kept[0].tolist())]
+        assert step.size.shape == (1, step.kept.shape[1], 1)
+        assert step.targets.shape[:2] == step.sources.shape
+        if step.targets.numel():
+            assert int(step.targets.min()) >= 0 and int(step.targets.max()) < step.kept.shape[1]
+
+
+@pytest.mark.parametrize("method", ["ficoco-l", "ficoco-vl", "fastv"])
+def test_pictures_of_a_padded_row_are_told_apart(method):
+    reaching = 18 if method == "ficoco-vl" else PATCHES
+    rows, length = [ONE, TWO], 1 + reaching + 1 + reaching + 2
+    pad = length - (2 + reaching + 3)  # ONE is shorter
+    options = {"method": method, "keep_ratio": 0.25}
+    first, _, _ = story(rows, torch.arange(pad + 2, pad + 2 + reaching), row=0, item=0, **options)
+    alone, _, _ = story([ONE], torch.arange(2, 2 + reaching), **options)
+    if method != "ficoco-vl":  # the same picture in the same prompt: padding changes nothing
+        for a, b in zip(first, alone, strict=True):
+            assert torch.equal(a.source_map, b.source_map) and torch.equal(a.kept, b.kept)
+    second = torch.arange(1, 1 + reaching)
+    third = second + reaching + 1
+    kept = 0
+    for item, columns in ((1, second), (2, third)):
+        told, tower, decoder = story(rows, columns, row=1, item=item, **options)
+        held = viz.holders(told[-1])
+        assert held == [holder_by_hand(patch, tower, decoder, columns, item) for patch in range(PATCHES)]
+        kept += told[-1].kept.shape[1]
+    assert kept == 2 * PATCHES // 4
+
+
+def test_what_went_into_another_picture_is_held_by_nobody_here():
+    lost = 0
+    for start in (1, 2 + PATCHES):
+        told, _, decoder = story([TWO], torch.arange(start, start + PATCHES), method="ficoco-l", keep_ratio=0.25)
+        lost += viz.holders(told[-1]).count(-1)
+        assert float(told[-1].size.sum()) <= PATCHES + 1e-4
+    columns = [*range(1, 1 + PATCHES), *range(2 + PATCHES, 2 + 2 * PATCHES)]
+    picture = dict.fromkeys(columns[:PATCHES], 0) | dict.fromkeys(columns[PATCHES:], 1)
+    last = decoder[-1]
+    ends = [int(last.kept[0, int(last.source_map[0, column])]) for column in columns]
+    crossing = sum(picture[a] != picture[b] for a, b in zip(columns, ends, strict=True))
+    assert lost == crossing > 0
+
+
+def test_wrong_columns_are_refused():
+    _, tower, decoder = story([ONE], torch.arange(2, 20), method="ficoco-vl", keep_ratio=0.25)
+    with pytest.raises(ValueError, match=r"columns must be \(18,\), one for each patch that the tower left, got 36"):
+        picture_reductions(tower, decoder[:], torch.arange(2, 38), GRID)
+    with pytest.raises(ValueError, match=r"columns must be in \[0, 23\)"):
+        picture_reductions(tower, decoder, torch.arange(10, 28), GRID)
