@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from .methods import AnyMethod, DecoderMethod, Staged, VisionAndDecoder, get_method
+from .methods import AnyMethod, LanguageMethod, get_method
 from .methods.base import identity
 from .ops import Attention, QueryKey, checks
 from .reduction import Reduction
@@ -143,7 +143,7 @@ def reduce(
         r: tokens to remove from each item, 0 <= r <= patches - 1; for ToMe at most half of them.
         method: a name (``ficoco_ext.METHODS``, ``ficoco methods`` describes them), a :class:`ficoco_ext.Method` or
             :class:`ficoco_ext.methods.Split`, a :class:`ficoco_ext.methods.Staged` (what it does in a single layer),
-            or a :class:`ficoco_ext.methods.DecoderMethod`, whose tokens are a sequence of text and visual tokens.
+            or a :class:`ficoco_ext.methods.LanguageMethod`, whose tokens are a sequence of text and visual tokens.
         class_token: token 0 is a class token: never removed, never a target, copied bit for bit. None is True, and
             False for a decoder method.
         grid: (height, width) of the patches; None means a square (decoder methods: unknown). Only the local penalty
@@ -176,21 +176,24 @@ def reduce(
         torch.Size([1, 49, 32])
     """
     chosen = get_method(method, **hyperparameters)
-    if isinstance(chosen, VisionAndDecoder):
+    if chosen.tower is not None and chosen.language_model is not None:
         wanted, remedy = "one reduction", "reduce with its vision or its decoder method, as 'ficoco-v' and 'ficoco-l'"
         checks.fail("reduce", "method", wanted, chosen.name, remedy)
-    if isinstance(chosen, DecoderMethod):
-        result = _reduce_sequence(chosen, tokens, attn, r, class_token, grid, size, previous, visual, mask)
+    if chosen.tower is None:
+        assert chosen.language_model is not None
+        result = _reduce_sequence(
+            chosen.language_model, tokens, attn, r, class_token, grid, size, previous, visual, mask
+        )
         return result if return_reduction else _tokens(result)
     for name, value in (("visual", visual), ("mask", mask)):
         if value is not None:
             checks.fail("reduce", name, f"None with method {chosen.name!r}", value, "it is for decoder methods")
     class_token = True if class_token is None else class_token
     _check(tokens, attn, r, class_token, grid, size, previous)
-    if isinstance(chosen, Staged):
-        chosen = chosen.of_layers(1)[0]
     grid = None if grid is None else (grid[0], grid[1])
-    result = chosen(tokens, attn, r, class_token=class_token, grid=grid, size=size, previous=previous)
+    result = chosen.tower.of_layers(1)[0](
+        tokens, attn, r, class_token=class_token, grid=grid, size=size, previous=previous
+    )
     return result if return_reduction else _tokens(result)
 
 
@@ -200,7 +203,7 @@ def _tokens(reduction: Reduction) -> Tensor:
 
 
 def _reduce_sequence(
-    method: DecoderMethod,
+    method: LanguageMethod,
     tokens: Tensor,
     attn: Attention,
     r: int,

@@ -15,7 +15,7 @@ import torch
 from .. import viz
 from ..cost import flop_counter
 from ..io import files
-from ..methods import DecoderMethod, get_method
+from ..methods import get_method
 from ..models import Handle, attach
 from ..models.pictures import watched
 from ..ops.backend import build_info
@@ -166,15 +166,13 @@ def default_amount(method: str, hyperparameters: dict[str, Any]) -> dict[str, An
         >>> default_amount("ficoco-l", {}), default_amount("fastv", {})
         ({'keep_ratio': 0.25}, {'keep_ratio': 0.5})
     """
-    one = get_method(method, **hyperparameters)
-    own = dict(one.amount) if isinstance(one, DecoderMethod) else {}
-    return own or {"keep_ratio": 0.25}
+    return dict(get_method(method, **hyperparameters).amount) or {"keep_ratio": 0.25}
 
 
 def _drops(request: Request) -> bool:
     """The method drops tokens of the language model, and merges none."""
     one = get_method(request.method, **request.hyperparameters)
-    return isinstance(one, DecoderMethod) and one.correlate is None
+    return one.tower is None and one.language_model is not None and one.language_model.drops
 
 
 def _attacher(request: Request, model: Any) -> Callable[[], Handle]:

@@ -79,7 +79,7 @@ def command(
         chosen = None if method is None else get_method(method, **common.assignments(set_))
         pair: schedules.Pair = (None, None)
         if chosen is not None:
-            if not amount and not getattr(chosen, "amount", ()):
+            if not amount and not chosen.amount:
                 amount = {"keep_ratio": 0.25}
             at = None if layers is None else common.integers("--layers", layers)
             pair = schedules.build(shape, chosen, images=images, layers=at, **amount)

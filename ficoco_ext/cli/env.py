@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import torch
 
-from .. import METHODS, build_info, get_method
-from ..methods import DecoderMethod, VisionAndDecoder, hyperparameters
+from .. import METHODS, build_info
+from ..methods import describe, hyperparameters
 from ..models import transformers_api
 from ..models.families import FAMILIES
 from . import common
@@ -30,10 +30,7 @@ def reduces(name: str) -> str:
         >>> reduces("ficoco-v"), reduces("fastv"), reduces("ficoco-vl")
         ('tower', 'language model', 'tower and language model')
     """
-    method = get_method(name)
-    if isinstance(method, VisionAndDecoder):
-        return "tower and language model"
-    return "language model" if isinstance(method, DecoderMethod) else "tower"
+    return describe(name).acts_in
 
 
 def transformers() -> tuple[dict[str, Any], dict[str, str]]:

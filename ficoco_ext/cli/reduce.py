@@ -19,7 +19,6 @@ from .. import Reduction, build_info, get_method
 from ..apps.checkpoint import parse_device
 from ..apps.timing import available_bytes
 from ..io import files
-from ..methods import DecoderMethod
 from ..ops import Attention, QueryKey
 from . import common
 
@@ -212,7 +211,7 @@ def command(
         tokens = tokens.to(where)
         attn = QueryKey(attn[0].to(where), attn[1].to(where)) if isinstance(attn, QueryKey) else attn.to(where)
         chosen_method = get_method(method, **hyperparameters)
-        of_text = isinstance(chosen_method, DecoderMethod)
+        of_text = chosen_method.tower is None
         span = None if visual is None else _span(visual)
         if of_text and span is None:
             if input_ is not None:

@@ -223,9 +223,7 @@ def _sides(
         from ..methods import get_method  # the only use of torch: the methods are built on it
 
         method = get_method(method)
-    two = hasattr(method, "vision") and hasattr(method, "decoder")
-    in_decoder = method.decoder if two else method if hasattr(method, "before_attention") else None
-    in_tower = method.vision if two else None if in_decoder is method else method
+    in_tower, in_decoder = method.tower, method.language_model
     for name, schedule, one in (("vision", vision, in_tower), ("decoder", decoder, in_decoder)):
         if schedule is not None and one is None:
             raise ValueError(f"{name} must be None: {method.name} does not reduce there; pass another method")

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from ..methods import AnyMethod, DecoderMethod, VisionAndDecoder, get_method
-from ..methods.staged import Staged, VisionMethod
+from ..methods import AnyMethod, LanguageMethod, TowerMethod, get_method
 from ..schedule import Schedule
 from .architecture import Architecture
 from .bill import Cost
@@ -136,7 +135,7 @@ def _closest(row: _Row, cost: Callable[[int], float], wanted: float) -> int:
     return min(steps, key=lambda step: (abs(cost(step) - wanted), step))
 
 
-def _tower_row(shape: Architecture, method: VisionMethod | Staged, layers: Iterable[int] | None, floor: int) -> _Row:
+def _tower_row(shape: Architecture, method: TowerMethod, layers: Iterable[int] | None, floor: int) -> _Row:
     chosen, patches = tower_layers(shape, layers, method), shape.tower.patches
     halves = at_most_half(method, len(chosen))
     if any(map(whole_grid, method.of_layers(len(chosen))[1:])):
@@ -152,7 +151,7 @@ def _tower_row(shape: Architecture, method: VisionMethod | Staged, layers: Itera
 
 
 def _decoder_row(
-    shape: Architecture, method: DecoderMethod, visual: int, layers: Iterable[int] | None, floor: int
+    shape: Architecture, method: LanguageMethod, visual: int, layers: Iterable[int] | None, floor: int
 ) -> _Row:
     chosen = decoder_layers(shape, method, layers)
 
@@ -166,7 +165,8 @@ def _decoder_row(
 
 def _both_row(
     shape: Architecture,
-    method: VisionAndDecoder,
+    in_tower: TowerMethod,
+    in_decoder: LanguageMethod,
     images: int,
     floor: int,
     cost: Callable[[Pair], float],
@@ -176,9 +176,9 @@ def _both_row(
 
     What is left in the end is the coarse step. The row that is returned tunes the language model alone.
     """
-    tower, decoder = tower_layers(shape, None, method.vision), decoder_layers(shape, method.decoder)
-    patches, halves = shape.tower.patches, at_most_half(method.vision, len(tower))
-    before = method.decoder.before_attention
+    tower, decoder = tower_layers(shape, None, in_tower), decoder_layers(shape, in_decoder)
+    patches, halves = shape.tower.patches, at_most_half(in_tower, len(tower))
+    before = in_decoder.before_attention
 
     def vision(final: int) -> Schedule:
         return spread(patches, tower, patches - share(patches, final), halves=halves)
@@ -296,7 +296,7 @@ def plan(
     shape, chosen, device = architecture(model), get_method(method), hardware and find_hardware(hardware)
     require_images(images)
     visual = images * shape.visual_tokens
-    largest = visual if isinstance(chosen, DecoderMethod) else shape.tower.patches
+    largest = visual if chosen.tower is None else shape.tower.patches
     if isinstance(floor, bool) or not isinstance(floor, int) or not 1 <= floor <= largest:
         raise ValueError(f"plan: floor must be an integer in [1, {largest}], got {floor!r}")
 
@@ -309,16 +309,18 @@ def plan(
         found = whole(pair)
         return float(found.tokens.average if quantity == "average_tokens" else getattr(found, quantity))
 
-    if isinstance(chosen, VisionAndDecoder):
+    tower, language_model = chosen.tower, chosen.language_model
+    if tower is not None and language_model is not None:
         if layers is not None:
             remedy = "leave them out, or plan one part at a time"
             raise ValueError(f"plan: layers are of one part, and {chosen.name} has two; {remedy}")
-        row = _both_row(shape, chosen, images, floor, cost, wanted)
-        furthest = _both_row(shape, chosen, images, floor, cost, 0.0)
-    elif isinstance(chosen, DecoderMethod):
-        row = furthest = _decoder_row(shape, chosen, visual, layers, floor)
+        row = _both_row(shape, tower, language_model, images, floor, cost, wanted)
+        furthest = _both_row(shape, tower, language_model, images, floor, cost, 0.0)
+    elif language_model is not None:
+        row = furthest = _decoder_row(shape, language_model, visual, layers, floor)
     else:
-        row = furthest = _tower_row(shape, chosen, layers, floor)
+        assert tower is not None
+        row = furthest = _tower_row(shape, tower, layers, floor)
     if quantity in ("kv_mb", "average_tokens") or convention == "llmviewer":
         row = dataclasses.replace(row, start=0)  # scoring is free on these scales
     most, least = cost((None, None)), cost(furthest.at(furthest.last))

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from ..methods import AnyMethod, DecoderMethod, Split, VisionAndDecoder
-from ..methods.staged import Staged, VisionMethod
+from ..methods import AnyMethod, LanguageMethod, LayerMethod, TowerMethod
 from ..schedule import Plan, Schedule
 from .architecture import MOST_TOKENS, Architecture
 
@@ -23,15 +22,14 @@ def ranges(layers: tuple[int, ...]) -> str:
     return f"layers {', '.join(map(str, layers))}"
 
 
-def at_most_half(method: VisionMethod | Staged, layers: int) -> bool:
+def at_most_half(method: TowerMethod, layers: int) -> bool:
     """Whether one of ``layers`` layers can lose at most half of its patches, as with bipartite matching."""
-    each = method.of_layers(layers)
-    return any(not isinstance(one, Split) and getattr(one.filter, "largest", None) is not None for one in each)
+    return any(one.largest(1001, class_token=True) < 999 for one in method.of_layers(layers))
 
 
-def whole_grid(method: VisionMethod) -> bool:
+def whole_grid(method: LayerMethod) -> bool:
     """Whether nothing may have left before it reduces, as with pooling."""
-    return not isinstance(method, Split) and getattr(method.filter, "whole_grid", False)
+    return method.whole_grid
 
 
 def share(patches: int, final: int) -> int:
@@ -68,7 +66,7 @@ def require_one_layer(shape: Architecture) -> None:
 
 
 def tower_layers(
-    shape: Architecture, layers: Iterable[int] | None = None, method: VisionMethod | Staged | None = None
+    shape: Architecture, layers: Iterable[int] | None = None, method: TowerMethod | None = None
 ) -> tuple[int, ...]:
     """The layers of the tower that reduce: given ones, the method's own, or the second half up to the last in use.
 
@@ -88,7 +86,7 @@ def tower_layers(
     return _chosen_layers(chosen, 0, tower.used - 1, "tower that the language model reads")
 
 
-def decoder_layers(shape: Architecture, method: DecoderMethod, layers: Iterable[int] | None = None) -> tuple[int, ...]:
+def decoder_layers(shape: Architecture, method: LanguageMethod, layers: Iterable[int] | None = None) -> tuple[int, ...]:
     """The layers of the language model that reduce: given ones, or the method's own.
 
     Raises:
@@ -131,23 +129,24 @@ def build(
     require_images(images)
     amount: dict[str, Any] = {"r": r, "keep_ratio": keep_ratio, "tokens": tokens}
     amount = {name: value for name, value in amount.items() if value is not None}
-    if isinstance(method, VisionAndDecoder):
-        if set(amount) not in ({"keep_ratio"}, {"tokens"}) or layers is not None or isinstance(keep_ratio, tuple):
+    amount = amount or dict(method.amount)
+    tower, language_model = method.tower, method.language_model
+    if tower is not None and language_model is not None:
+        whole = set(amount) in ({"keep_ratio"}, {"tokens"}) and not isinstance(amount.get("keep_ratio"), tuple)
+        if not whole or layers is not None:
             raise ValueError(f"{method.name} takes one of keep_ratio and tokens for both parts together, and no layers")
         patches = shape.tower.patches
         final = Schedule.build(patches, layers=(0,), **amount).final
         between = share(patches, final)
-        vision = _vision(shape, method.vision, {"tokens": between}, None)
+        vision = _vision(shape, tower, {"tokens": between}, None)
         left = images * shape.tokens_with(vision.final)
-        return vision, _decoder(shape, method.decoder, left, {"keep_ratio": final / between}, None)
-    if isinstance(method, DecoderMethod):
-        return None, _decoder(shape, method, images * shape.visual_tokens, amount or dict(method.amount), layers)
-    return _vision(shape, method, amount, layers), None
+        return vision, _decoder(shape, language_model, left, {"keep_ratio": final / between}, None)
+    if language_model is not None:
+        return None, _decoder(shape, language_model, images * shape.visual_tokens, amount, layers)
+    return None if tower is None else _vision(shape, tower, amount, layers), None
 
 
-def _vision(
-    shape: Architecture, method: VisionMethod | Staged, amount: dict[str, Any], layers: Iterable[int] | None
-) -> Schedule:
+def _vision(shape: Architecture, method: TowerMethod, amount: dict[str, Any], layers: Iterable[int] | None) -> Schedule:
     found = Schedule.build(shape.tower.patches, layers=tower_layers(shape, layers, method), **amount)
     for step, one in zip(found.steps, method.of_layers(len(found.layers)), strict=True):
         most = one.largest(1 + step.before, class_token=True)
@@ -165,7 +164,7 @@ def _vision(
 
 
 def _decoder(
-    shape: Architecture, method: DecoderMethod, visual: int, amount: dict[str, Any], layers: Iterable[int] | None
+    shape: Architecture, method: LanguageMethod, visual: int, amount: dict[str, Any], layers: Iterable[int] | None
 ) -> Schedule:
     chosen = decoder_layers(shape, method, layers)
     before = method.before_attention

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..methods import METHODS, AnyMethod, Method, Split, Staged, get_method, hyperparameters
+from ..methods import METHODS, AnyMethod, get_method, hyperparameters
 from ..models import Handle, attach
 from ..schedule import geometric
 
@@ -194,9 +194,9 @@ def settings_of(
 def _repeats(name: str, layers: tuple[int, ...] | None) -> bool:
     """Whether a method reduces in several layers of the tower."""
     method = get_method(name)
-    if not isinstance(method, (Method, Split, Staged)):
+    if method.tower is None or method.language_model is not None:
         return False
-    return method.layers is None if layers is None else len(layers) > 1
+    return method.tower.layers is None if layers is None else len(layers) > 1
 
 
 def _schedule_fits(

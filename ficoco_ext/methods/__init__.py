@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
-from .base import Method, square_grid
+from .base import AnyMethod, LanguageMethod, LayerMethod, Method, TowerMethod, square_grid
 from .baselines import pool, random
 from .decoder import DecoderMethod, VisionAndDecoder
 from .description import Description, describe
@@ -21,9 +21,6 @@ from .prumerge import prumerge, prumerge_plus
 from .pruning import fastv, pyramiddrop
 from .staged import Split, Staged
 from .tome import tome
-
-AnyMethod = Method | Split | Staged | DecoderMethod | VisionAndDecoder
-_KINDS = get_args(AnyMethod)  # a trace of torch 2.8 knows no union
 
 METHODS: dict[str, Callable[..., AnyMethod]] = {
     "ficoco-v": ficoco_v,
@@ -64,7 +61,7 @@ def get_method(method: str | AnyMethod, **hyperparameters: Any) -> AnyMethod:
     Raises:
         ValueError: unknown name. TypeError: a hyperparameter that the method does not have.
     """
-    if isinstance(method, _KINDS):
+    if isinstance(method, AnyMethod):
         if hyperparameters:
             names = ", ".join(hyperparameters)
             raise TypeError(
@@ -100,9 +97,12 @@ __all__ = [
     "AnyMethod",
     "DecoderMethod",
     "Description",
+    "LanguageMethod",
+    "LayerMethod",
     "Method",
     "Split",
     "Staged",
+    "TowerMethod",
     "VisionAndDecoder",
     "describe",
     "evit",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..ops import Attention, Reduced
 from ..reduction import Reduction
-from ..stages import CompressStage, CorrelateStage, FilterStage, reduce_at_once, runs_at_once
+from ..stages import CompressStage, CorrelateStage, FilterStage, Layout, reduce_at_once, runs_at_once
 from ..stages.frozen import value
 
 
@@ -20,8 +20,147 @@ def square_grid(patches: int) -> tuple[int, int] | None:
     return (side, side) if side * side == patches else None
 
 
+class AnyMethod:
+    """What every method is, whatever it is made of: ask this, not which class it is.
+
+    Attributes:
+        name: what it is called in messages.
+        source: where it comes from.
+        amount: what attach and cost take for ``r``, ``keep_ratio`` or ``tokens`` where they are given none of them, as
+            pairs of name and value; empty: an amount has to be given.
+        tower, language_model: its two parts, of which one may be None.
+    """
+
+    name: str
+
+    @property
+    def source(self) -> str:
+        """Where it comes from."""
+        return ""
+
+    @property
+    def amount(self) -> tuple[tuple[str, Any], ...]:
+        """What is removed where nothing is said."""
+        return ()
+
+    @property
+    def tower(self) -> TowerMethod | None:
+        """The part that acts in the vision tower, or None."""
+        return None
+
+    @property
+    def language_model(self) -> LanguageMethod | None:
+        """The part that acts in the language model, or None."""
+        return None
+
+
+class TowerMethod(AnyMethod):
+    """A method of the vision tower.
+
+    Attributes:
+        layers: function (number of a tower's layers that are used) -> the layers that reduce, where attach is given
+            none; None: the second half of the tower.
+        varies: it does not do the same in each layer, so it cannot be one of a sequence with one method a layer.
+    """
+
+    varies: ClassVar[bool] = False
+
+    @property
+    def layers(self) -> Callable[[int], tuple[int, ...]] | None:
+        """No layers of its own."""
+        return None
+
+    @property
+    def tower(self) -> TowerMethod:
+        """This method."""
+        return self
+
+    def of_layers(self, count: int) -> tuple[LayerMethod, ...]:
+        """One method for each of ``count`` reducing layers."""
+        raise NotImplementedError
+
+
+class LayerMethod(TowerMethod):
+    """A method of the vision tower that does the same in each layer, and so can be applied to one."""
+
+    @property
+    def proportional_attention(self) -> bool:
+        """Whether later layers count each token as many times as the original ones it stands for."""
+        return False
+
+    def of_layers(self, count: int) -> tuple[LayerMethod, ...]:
+        """One method for each of ``count`` reducing layers: this one."""
+        return (self,) * count
+
+    def parts(self, tokens: int, r: int, *, class_token: bool) -> tuple[tuple[Method, int], ...]:
+        """Who removes how many of the ``r`` that are to leave ``tokens`` tokens."""
+        raise NotImplementedError
+
+    @property
+    def whole_grid(self) -> bool:
+        """Whether nothing may have left before it reduces, as with pooling."""
+        return False
+
+    def largest(self, tokens: int, *, class_token: bool) -> int:
+        """The most of ``tokens`` tokens that can leave at once."""
+        return max(tokens - class_token - 1, 0)
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        attn: Attention,
+        r: int,
+        *,
+        class_token: bool = True,
+        grid: tuple[int, int] | None = None,
+        size: Tensor | None = None,
+        previous: Reduction | None = None,
+    ) -> Reduction:
+        """Remove ``r`` tokens; see :func:`ficoco_ext.reduce`, which checks the arguments first."""
+        raise NotImplementedError
+
+
+class LanguageMethod(AnyMethod):
+    """A method of the language model; its attributes are those of :class:`ficoco_ext.methods.DecoderMethod`."""
+
+    layers: Callable[[int], tuple[int, ...]]
+
+    @property
+    def language_model(self) -> LanguageMethod:
+        """This method."""
+        return self
+
+    @property
+    def rounding(self) -> str:
+        """How survivors of a ratio are rounded."""
+        return "half_up"
+
+    @property
+    def before_attention(self) -> bool:
+        """Whether a layer reduces before its attention."""
+        return False
+
+    @property
+    def drops(self) -> bool:
+        """Whether what leaves goes into no other token."""
+        return False
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        attn: Attention,
+        r: int,
+        layout: Layout,
+        *,
+        size: Tensor | None = None,
+        size_weighted: bool = False,
+    ) -> tuple[Reduction, Tensor]:
+        """Remove ``r`` >= 1 visual tokens; see :class:`ficoco_ext.methods.DecoderMethod`."""
+        raise NotImplementedError
+
+
 @value
-class Method:
+class Method(LayerMethod):
     """A token-reduction method: Filter, Correlate, Compress.
 
     Args:
@@ -34,6 +173,7 @@ class Method:
             as the original tokens it stands for: log(size) is added to the logits of its key.
         layers: function (number of a tower's layers that are used) -> the layers that reduce, where attach is given
             none; None: the second half of the tower.
+        amount: what attach and cost take for ``r``, ``keep_ratio`` or ``tokens`` where they are given none of them.
 
     Example:
         >>> from ficoco_ext.stages import Compress, Correlate, Filter
@@ -48,14 +188,16 @@ class Method:
     source: str = ""
     proportional_attention: bool = False
     layers: Callable[[int], tuple[int, ...]] | None = None
-
-    def of_layers(self, count: int) -> tuple[Method, ...]:
-        """One method for each of ``count`` reducing layers: this one."""
-        return (self,) * count
+    amount: tuple[tuple[str, Any], ...] = ()
 
     def parts(self, tokens: int, r: int, *, class_token: bool) -> tuple[tuple[Method, int], ...]:
         """Who removes how many of the ``r`` that are to leave ``tokens`` tokens: this one all of them."""
         return ((self, r),)
+
+    @property
+    def whole_grid(self) -> bool:
+        """Whether nothing may have left before it reduces, as with pooling."""
+        return bool(getattr(self.filter, "whole_grid", False))
 
     def largest(self, tokens: int, *, class_token: bool) -> int:
         """The most of ``tokens`` tokens that can leave at once."""

@@ -13,12 +13,11 @@ from ..ops import Attention, QueryKey
 from ..reduction import Reduction
 from ..stages import Compress, DecoderCorrelate, DecoderFilter, LastTokenFilter, Layout, Links, Selection
 from ..stages.frozen import value
-from .base import Method
-from .staged import Split, Staged
+from .base import AnyMethod, LanguageMethod, TowerMethod
 
 
 @value
-class DecoderMethod:
+class DecoderMethod(LanguageMethod):
     """A method that removes visual tokens inside a language model, during prefill. Text is copied bit for bit.
 
     Args:
@@ -43,6 +42,11 @@ class DecoderMethod:
     rounding: str = "half_up"
     before_attention: bool = False
     source: str = ""
+
+    @property
+    def drops(self) -> bool:
+        """What leaves is dropped: it goes into no other token."""
+        return self.correlate is None
 
     @property
     def mixed(self) -> bool:
@@ -112,8 +116,12 @@ def _disguised(attn: Tensor) -> QueryKey:
 
 
 @value
-class VisionAndDecoder:
+class VisionAndDecoder(AnyMethod):
     """Two reductions of one model: one in its vision tower, one in its language model.
+
+    Args:
+        vision, decoder: the two methods. How much each removes unless ``amount`` says so is not taken from them.
+        amount: what attach and cost take for ``keep_ratio`` or ``tokens`` of both together where they are given none.
 
     Example:
         >>> from ficoco_ext.methods import VisionAndDecoder
@@ -121,10 +129,26 @@ class VisionAndDecoder:
         >>> both = VisionAndDecoder(get_method("topk"), get_method("fastv"))
     """
 
-    vision: Method | Split | Staged
-    decoder: DecoderMethod
+    vision: TowerMethod
+    decoder: LanguageMethod
+    amount: tuple[tuple[str, Any], ...] = ()
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]
         """The names of both."""
         return f"{self.vision.name} + {self.decoder.name}"
+
+    @property
+    def source(self) -> str:
+        """Where both come from."""
+        return "; ".join(dict.fromkeys((self.vision.source, self.decoder.source)))
+
+    @property
+    def tower(self) -> TowerMethod:
+        """The method of the vision tower."""
+        return self.vision
+
+    @property
+    def language_model(self) -> LanguageMethod:
+        """The method of the language model."""
+        return self.decoder

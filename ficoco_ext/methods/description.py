@@ -170,15 +170,8 @@ def _layers(method: Any) -> str:
 
 
 def _acts_in(method: Any) -> str:
-    if isinstance(method, VisionAndDecoder):
-        return "tower and language model"
-    return "language model" if isinstance(method, DecoderMethod) else "tower"
-
-
-def _sources(method: Any) -> str:
-    if isinstance(method, VisionAndDecoder):
-        return "; ".join(dict.fromkeys((_sources(method.vision), _sources(method.decoder))))
-    return str(method.source)
+    parts = {"tower": method.tower, "language model": method.language_model}
+    return " and ".join(name for name, part in parts.items() if part is not None)
 
 
 def _plain(text: str) -> str:
@@ -217,7 +210,7 @@ def describe(name: str, **given: Any) -> Description:
 
     method: Any = get_method(name, **given)
     leaves, factory = _leaves(method), METHODS[name]
-    amount = ", ".join(f"{key}={value}" for key, value in getattr(method, "amount", ()))
+    amount = ", ".join(f"{key}={value}" for key, value in method.amount)
     several = (ficoco_l, ficoco_v) if isinstance(method, VisionAndDecoder) else (factory,)
     return Description(
         name=name,
@@ -231,5 +224,5 @@ def describe(name: str, **given: Any) -> Description:
         layers=_layers(method),
         hyperparameters=hyperparameters(name) | given,
         meanings={key: text for one in several for key, text in _meanings(one).items()},
-        source=_sources(method),
+        source=method.source,
     )

@@ -6,8 +6,8 @@ import math
 
 from ..stages import Compress, Correlate, Filter, Match
 from ..stages.frozen import require_number, value
-from .base import Method
-from .staged import Split, Staged, VisionMethod
+from .base import LayerMethod, Method
+from .staged import Split, Staged
 
 # The filters to prune by. FiCoCo's is read as probabilities, normalised: the reading that was tried
 # (benchmarks/results/accuracy_choosing.md).
@@ -26,9 +26,9 @@ class PruneThenMerge:
     merge_layers: float
     split: float
 
-    def __call__(self, layers: int) -> tuple[VisionMethod, ...]:
+    def __call__(self, layers: int) -> tuple[LayerMethod, ...]:
         merging = min(max(1, math.floor(layers * self.merge_layers + 0.5)), layers)
-        pruning: tuple[VisionMethod, ...] = (self.prune,) * (layers - merging)
+        pruning: tuple[LayerMethod, ...] = (self.prune,) * (layers - merging)
         if pruning and self.split:
             pruning = (*pruning[:-1], Split("prune and merge", self.prune, self.merge, 1 - self.split))
         return (*pruning, *[Split("merge", self.prune, self.merge, 0.0)] * merging)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,11 +13,11 @@ from torch import Tensor
 from ..ops import Attention, QueryKey
 from ..reduction import Reduction
 from ..stages.frozen import require_number, value
-from .base import Method
+from .base import LayerMethod, Method, TowerMethod
 
 
 @value
-class Split:
+class Split(LayerMethod):
     """Two methods in one layer: the first removes a share of r, the second the rest of what that left.
 
     The second sees query and key (or the map) of the survivors alone; a map is cut as it is, so its rows no longer sum
@@ -29,6 +30,7 @@ class Split:
         name: what it is called in messages.
         first, second: what removes.
         share: in [0, 1], of r that the first removes, rounded half up.
+        amount: as of :class:`Method`.
 
     Example:
         >>> from ficoco_ext.methods import Split
@@ -44,6 +46,7 @@ class Split:
     first: Method
     second: Method
     share: float = 0.5
+    amount: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         require_number("Split", "share", self.share, 0, 1)
@@ -60,15 +63,6 @@ class Split:
     def proportional_attention(self) -> bool:
         """Whether one of both wants it."""
         return self.first.proportional_attention or self.second.proportional_attention
-
-    @property
-    def layers(self) -> None:
-        """No layers of its own."""
-        return None
-
-    def of_layers(self, count: int) -> tuple[Split, ...]:
-        """One method for each of ``count`` reducing layers: this one."""
-        return (self,) * count
 
     def largest(self, tokens: int, *, class_token: bool) -> int:
         """The most of ``tokens`` tokens that can leave at once, if the first can remove any number."""
@@ -151,11 +145,8 @@ def _as_one(begun: Reduction, done: Reduction) -> Reduction:
     )
 
 
-VisionMethod = Method | Split
-
-
 @value
-class Staged:
+class Staged(TowerMethod):
     """A method that differs from layer to layer.
 
     Args:
@@ -163,7 +154,7 @@ class Staged:
         rule: function (number of layers that reduce) -> one :class:`Method` or :class:`Split` for each of them. A value
             that can be compared and hashed, such as a function or a frozen dataclass with ``__call__``.
         source: where it comes from.
-        layers: as of :class:`Method`.
+        layers, amount: as of :class:`Method`.
 
     A single reduction, as of :func:`ficoco_ext.reduce`, is a stack of one layer.
 
@@ -177,11 +168,14 @@ class Staged:
     """
 
     name: str
-    rule: Callable[[int], tuple[VisionMethod, ...]]
+    rule: Callable[[int], tuple[LayerMethod, ...]]
     source: str = ""
     layers: Callable[[int], tuple[int, ...]] | None = None
+    amount: tuple[tuple[str, Any], ...] = ()
 
-    def of_layers(self, count: int) -> tuple[VisionMethod, ...]:
+    varies: ClassVar[bool] = True
+
+    def of_layers(self, count: int) -> tuple[LayerMethod, ...]:
         """One method for each of ``count`` reducing layers.
 
         Raises:
@@ -191,6 +185,6 @@ class Staged:
         if len(found) != count:
             raise ValueError(f"{self.name}: its rule must give {count} methods for {count} layers, got {len(found)}")
         for one in found:
-            if not isinstance(one, (Method, Split)):
+            if not isinstance(one, LayerMethod):
                 raise TypeError(f"{self.name}: its rule must give a Method or a Split for each layer, got {one!r}")
         return found

@@ -6,8 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..methods import AnyMethod, DecoderMethod, Method, Split, Staged, VisionAndDecoder, get_method
-from ..methods.staged import VisionMethod
+from ..methods import AnyMethod, DecoderMethod, LayerMethod, get_method
 from ..ops import checks
 from ..schedule import Plan, Schedule
 from . import transformers_api as api
@@ -96,9 +95,11 @@ def attach(
         checks.fail("attach", "model", "one without reduction", f"{model.ficoco_handle}", "call its detach() first")
     family = family_of(model)
     _require_known(family)
-    for_vision, for_decoder = _sides(method, hyperparameters)
+    for_vision, for_decoder, own = _sides(method, hyperparameters)
     amount = Amount.of(r=r, keep_ratio=keep_ratio, tokens=tokens, layers=layers)
     if for_vision and for_decoder:
+        if not amount.given and vision is None and decoder is None:
+            amount = Amount.of(**dict(own), layers=layers)
         amounts = split(model, family, amount, vision, decoder)
     else:
         for name, value in (("vision", vision), ("decoder", decoder)):
@@ -108,7 +109,7 @@ def attach(
         amounts = amount, amount
     schedule: Schedule | None = None
     plan: Plan | None = None
-    methods: tuple[VisionMethod, ...] = ()
+    methods: tuple[LayerMethod, ...] = ()
     decoder_methods: tuple[DecoderMethod, ...] = ()
     if for_vision:
         schedule = vision_schedule(model, family, amounts[0], for_vision)
@@ -157,25 +158,26 @@ def _install(handle: Handle, model: Any, family: Family, static_counts: bool | i
         llava.Prompts(model, geometry, removed).install(patches)
 
 
-def _sides(method: Any, hyperparameters: dict[str, Any]) -> tuple[Any, Any]:
-    """Methods of the tower and of the language model: one for all layers, or a tuple with one for each, or None."""
+def _sides(method: Any, hyperparameters: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Methods of the tower and of the language model: one for all layers, or a tuple with one for each, or None.
+
+    And the amount of the method that has both.
+    """
     if isinstance(method, (str, AnyMethod)):
         one = get_method(method, **hyperparameters)
-        if isinstance(one, VisionAndDecoder):
-            return one.vision, one.decoder
-        return (None, one) if isinstance(one, DecoderMethod) else (one, None)
+        return one.tower, one.language_model, one.amount
     if not isinstance(method, Sequence):
         wanted = "a name, a Method, Split, Staged, DecoderMethod, or a sequence of these"
         checks.fail("attach", "method", wanted, method, "pass 'ficoco-v'", TypeError)
     chosen = tuple(get_method(one, **hyperparameters) for one in method)
     for one in chosen:
-        if isinstance(one, Staged):
+        if one.tower is not None and one.tower.varies:
             wanted, remedy = "one method for each layer", "pass it alone: it says which layer does what"
             checks.fail("attach", "method", wanted, f"{one.name}, which is for all layers", remedy)
-    if chosen and all(isinstance(one, (Method, Split)) for one in chosen):
-        return chosen, None
-    if chosen and all(isinstance(one, DecoderMethod) for one in chosen):
-        return None, chosen
+    if chosen and all(one.language_model is None for one in chosen):
+        return chosen, None, ()
+    if chosen and all(one.tower is None for one in chosen):
+        return None, chosen, ()
     names = ", ".join(one.name for one in chosen) or "none"
     remedy = "for both, pass one VisionAndDecoder(vision, decoder)"
     checks.fail("attach", "method", "methods that are all for the tower or all for the decoder", names, remedy)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..methods.staged import VisionMethod
+from ..methods import LayerMethod
 from ..ops import QueryKey, checks
 from ..reduction import Reduction
 from ..schedule import Schedule, Step
@@ -72,7 +72,7 @@ class ReducingLayer:
         self,
         layer: Any,
         tapped: tap.Tap,
-        method: VisionMethod,
+        method: LayerMethod,
         step: Step,
         grid: tuple[int, int],
         chain: Chain,
@@ -138,7 +138,7 @@ def check_tower(tower: Any) -> None:
 
 
 def install(
-    tower: Any, schedule: Schedule, methods: Sequence[VisionMethod], grid: tuple[int, int], patches: Patches
+    tower: Any, schedule: Schedule, methods: Sequence[LayerMethod], grid: tuple[int, int], patches: Patches
 ) -> Chain:
     """Replace the body of every layer of ``schedule`` that removes something.
 

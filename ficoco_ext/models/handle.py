@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..methods import DecoderMethod
-from ..methods.staged import VisionMethod
+from ..methods import DecoderMethod, LayerMethod
 from ..reduction import Reduction
 from ..schedule import Plan, Schedule
 from .clip import Chain
@@ -31,7 +30,7 @@ class Handle:
         self,
         model: Any,
         schedule: Schedule | None,
-        methods: tuple[VisionMethod, ...],
+        methods: tuple[LayerMethod, ...],
         plan: Plan | None,
         decoder_methods: tuple[DecoderMethod, ...],
     ) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..methods import DecoderMethod, Method
+from ..methods import DecoderMethod, LayerMethod, Method, TowerMethod
 from ..methods.pruning import LayerBefore
-from ..methods.staged import Staged, VisionMethod
 from ..ops import checks
 from ..schedule import Plan, Schedule
 from ..stages import DecoderFilter
@@ -78,19 +77,19 @@ def _geometry(model: Any, family: Family) -> Any:
 
 
 def vision_schedule(
-    model: Any, family: Family, amount: Amount, methods: VisionMethod | Staged | tuple[VisionMethod, ...]
+    model: Any, family: Family, amount: Amount, methods: TowerMethod | tuple[LayerMethod, ...]
 ) -> Schedule:
     """What the tower removes from every image."""
     geometry = _geometry(model, family)
     own = None if isinstance(methods, tuple) else methods.layers
     layers = own(geometry.last + 1) if own is not None and amount.layers is None else amount.layers
-    return Schedule.build(
-        geometry.patches,
-        layers=_vision_layers(layers, geometry),
-        r=amount.r,
-        keep_ratio=amount.keep_ratio,
-        tokens=amount.tokens,
-    )
+    given = amount.given or dict(_first(methods).amount)
+    return Schedule.build(geometry.patches, layers=_vision_layers(layers, geometry), **given)
+
+
+def _first(methods: Any) -> Any:
+    """The method, or the first of several, whose amount counts where none is given."""
+    return methods[0] if isinstance(methods, tuple) else methods
 
 
 def _vision_layers(layers: tuple[Any, ...] | None, geometry: Any) -> tuple[int, ...]:
@@ -124,9 +123,7 @@ def _for_each(methods: Any, layers: Sequence[int]) -> tuple[Any, ...]:
     return methods
 
 
-def vision_methods(
-    methods: VisionMethod | Staged | tuple[VisionMethod, ...], schedule: Schedule
-) -> tuple[VisionMethod, ...]:
+def vision_methods(methods: TowerMethod | tuple[LayerMethod, ...], schedule: Schedule) -> tuple[LayerMethod, ...]:
     """One method for each layer of the tower, each able to do what the schedule asks of it."""
     if isinstance(methods, tuple):
         chosen = _for_each(methods, schedule.layers)
@@ -150,7 +147,7 @@ def _check_part(method: Method, r: int, before: int, layer: int, patches: int) -
     if count is not None and count(before - r) > before - r:
         wanted = f"at most {before - r}, the patches that layer {layer} leaves"
         checks.fail("attach", "targets", wanted, str(count(before - r)), "lower targets, or remove less")
-    if getattr(method.filter, "whole_grid", False) and before != patches:
+    if method.whole_grid and before != patches:
         wanted = f"the first that reduces with method {method.name!r}, which needs the whole grid of patches"
         got = f"layer {layer}, which {before} of {patches} patches enter"
         checks.fail("attach", "layers", wanted, got, f"pass one layer, such as layers=({layer},)")
