@@ -62,8 +62,8 @@ def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
 
 
 def _writes(place, **options):
-    call = [sys.executable, "-c", f"from ficoco_ext import files; files.write_text({place!r}, 'whole')"]
-    return subprocess.run(call, cwd=Path(files.__file__).parent.parent, check=True, **options)
+    call = [sys.executable, "-c", f"from ficoco_ext.io import files; files.write_text({place!r}, 'whole')"]
+    return subprocess.run(call, cwd=Path(files.__file__).parents[2], check=True, **options)
 
 
 @pytest.mark.parametrize("place", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
@@ -89,10 +89,10 @@ def test_a_file_that_a_process_holds_is_not_replaced(tmp_path, place):
 def test_what_is_printed_before_and_after_stays(tmp_path):
     text = "print('before'); files.write_text('/dev/stdout', 'whole '); print('after')"
     with (tmp_path / "log").open("wb") as log:
-        call = [sys.executable, "-c", f"from ficoco_ext import files; {text}"]
-        subprocess.run(call, cwd=Path(files.__file__).parent.parent, check=True, stdout=log)
+        call = [sys.executable, "-c", f"from ficoco_ext.io import files; {text}"]
+        subprocess.run(call, cwd=Path(files.__file__).parents[2], check=True, stdout=log)
     assert (tmp_path / "log").read_text() == "before\nwhole after\n"
-    assert subprocess.run(call, cwd=Path(files.__file__).parent.parent, stdout=subprocess.PIPE, check=True).stdout == (
+    assert subprocess.run(call, cwd=Path(files.__file__).parents[2], stdout=subprocess.PIPE, check=True).stdout == (
         b"before\nwhole after\n"
     )
 
