@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..io import config_facts, configs, images
+from ..io.suggest import did_you_mean
 from ..models import transformers_api as api
 from . import loading
 
@@ -217,7 +218,8 @@ def find_image(image: str) -> Path:
     scene = SCENES / path.with_suffix(".png").name
     if path.name == str(path) and scene.is_file():
         return scene
-    raise FileNotFoundError(f"image not found: {image}")
+    near = did_you_mean(image, (one.stem for one in sorted(SCENES.glob("*.png"))))
+    raise FileNotFoundError(f"image not found: {image}{near}")
 
 
 def open_image(path: Path, say: images.Say = lambda text: None) -> Any:

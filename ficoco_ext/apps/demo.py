@@ -15,6 +15,7 @@ import torch
 from .. import viz
 from ..cost import flop_counter
 from ..io import files
+from ..io.suggest import did_you_mean
 from ..methods import get_method
 from ..models import Handle, attach
 from ..models.pictures import watched
@@ -299,7 +300,8 @@ def _with_geometry(request: Request, dtype: torch.dtype, device: torch.device, n
         raise ValueError("all_samples does not go with geometry: random weights answer nothing")
     assert request.geometry is not None
     if request.geometry not in timing.GEOMETRIES:
-        raise ValueError(f"geometry must be one of {', '.join(timing.GEOMETRIES)}, got {request.geometry!r}")
+        near = did_you_mean(request.geometry, timing.GEOMETRIES)
+        raise ValueError(f"geometry must be one of {', '.join(timing.GEOMETRIES)}, got {request.geometry!r}{near}")
     true = (timing.VISION_LAYERS, timing.GEOMETRIES[request.geometry].layers)
     built = (
         true[0] if request.vision_layers is None else request.vision_layers,

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..cost import flop_counter
 from ..cost.flop_counter import Flops
+from ..io.suggest import did_you_mean
 from ..models.transformers_api import output_cache, rotary_embedding
 
 IMAGE_TOKEN = 32000
@@ -181,7 +182,9 @@ def shapes(name: str, vision_layers: int, text_layers: int, dtype: torch.dtype) 
     from transformers import LlavaForConditionalGeneration
 
     if name not in GEOMETRIES:
-        raise ValueError(f"geometry must be one of {', '.join(GEOMETRIES)}, got {name!r}")
+        raise ValueError(
+            f"geometry must be one of {', '.join(GEOMETRIES)}, got {name!r}{did_you_mean(name, GEOMETRIES)}"
+        )
     true = GEOMETRIES[name].layers
     for what, count, least, most in (("vision", vision_layers, 2, VISION_LAYERS), ("text", text_layers, 1, true)):
         if not least <= count <= most:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -14,4 +15,10 @@ def main() -> None:
         if missing not in ("typer", "rich"):
             raise
         sys.exit(f'ficoco: the command line needs typer and rich ({error}); pip install "ficoco_ext[hf]"')
-    app(prog_name="ficoco")
+    try:
+        app(prog_name="ficoco")
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # who reads our output has seen enough, as `head` has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

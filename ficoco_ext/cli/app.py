@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ..io.printable import printable
-from . import cost, data, demo, env, evaluate, methods, plan, reduce, show
+from ..version import __version__
+from . import common, cost, data, demo, env, evaluate, methods, plan, reduce, show
 
 
 @contextlib.contextmanager
 def _printable_errors() -> Iterator[None]:
-    """What a wrong call is told quotes the call."""
+    """The message about a wrong call quotes the call."""
     try:
         yield
     except Exception as error:
@@ -34,20 +35,51 @@ class _Group(TyperGroup):
             return super().invoke(*given)
 
 
+class _Command(TyperCommand):
+    """A command that says its name and its options to what it runs: errors and JSON documents name them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        options = {
+            str(one.name).rstrip("_"): max(one.opts, key=len) for one in self.params if one.opts[0].startswith("-")
+        }
+        with common.running(str(self.name), options):
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Training-free reduction of visual tokens. Every command gives one JSON document with --json.",
+    help="Training-free reduction of visual tokens. Every command prints one JSON document with --json.",
 )
-app.command("env")(env.command)
-app.command("methods")(methods.command)
-app.command("reduce")(reduce.command)
-app.command("demo")(demo.command)
-app.command("cost")(cost.command)
-app.command("plan")(plan.command)
-app.command("data")(data.command)
-app.command("eval")(evaluate.command)
-app.command("show")(show.command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ficoco_ext {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options before the command; Typer shows the application's own help."""
+
+
+for _name, _module in {
+    "demo": demo,
+    "show": show,
+    "eval": evaluate,
+    "cost": cost,
+    "plan": plan,
+    "methods": methods,
+    "reduce": reduce,
+    "data": data,
+    "env": env,
+}.items():
+    app.command(_name, cls=_Command)(_module.command)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import os
+import re
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import typer
@@ -19,13 +22,52 @@ from ..io.printable import printable
 
 # What a user can cause. Anything else is a defect of ours and exits with 1.
 _EXPECTED = (ValueError, TypeError, OSError, ImportError, NotImplementedError, MemoryError)
-_WIDTH = 110  # of output that is not read on a terminal
+SCHEMA = 1  # of the JSON documents
+WIDTH = 80  # of output that is not read on a terminal
+_TEXT = 20  # columns that a column of text may be squeezed to before a table is split
 _MOST_INTEGERS = 10_000  # of a range: more layers or seeds than anybody has
 _MOST_THREADS = 1024  # OpenMP crashes the process where the system has no room for more
 
 JsonOption = typer.Option("--json", help="Print one JSON document instead of tables.")
 DebugOption = typer.Option("--debug", help="Show the traceback of an error.")
 SetOption = typer.Option("--set", metavar="KEY=VALUE", help="Hyperparameter of the method; repeatable.")
+
+
+class _Running(NamedTuple):
+    """The command that runs: its name, and its options by the name of the argument that each sets."""
+
+    name: str
+    options: Mapping[str, str]
+
+
+_RUNNING: ContextVar[_Running | None] = ContextVar("running", default=None)
+
+
+@contextlib.contextmanager
+def running(name: str, options: Mapping[str, str]) -> Iterator[None]:
+    """Inside, errors name ``options`` and documents name the command."""
+    token = _RUNNING.set(_Running(name, options))
+    try:
+        yield
+    finally:
+        _RUNNING.reset(token)
+
+
+def in_options(text: str, options: Mapping[str, str]) -> str:
+    """A message of the library in the words of the command line: what names an argument names the option that sets it.
+
+    Example:
+        >>> in_options("plan: kv_mb=3 is out of reach", {"kv_mb": "--kv-mb"})
+        '--kv-mb 3 is out of reach'
+        >>> in_options("Schedule: tokens must be in [1, 576], got 600", {"tokens": "--tokens"})
+        '--tokens must be in [1, 576], got 600'
+    """
+    text = re.sub(r"^(ficoco::\w+|plan|Schedule): ", "", text)
+    for name, option in options.items():
+        alone = r"(?<![-.\w\"'`])" + name
+        text = re.sub(rf"{alone}=(?=\S)", f"{option} ", text)
+        text = re.sub(rf"{alone}\b" if "_" in name else rf"{alone}(?= must\b)", option, text)
+    return text
 
 
 @contextlib.contextmanager
@@ -35,13 +77,24 @@ def reported(debug: bool) -> Iterator[None]:
         yield
     except typer.Exit:
         raise
+    except BrokenPipeError:
+        closed_pipe()
     except Exception as error:
         if debug:
             raise
         expected = isinstance(error, _EXPECTED)
         hint = "" if expected else f" ({type(error).__name__}; this should not happen, --debug shows where)"
-        typer.echo(printable(f"ficoco: error: {whole(error)}{hint}", keep="\n"), err=True)
+        now = _RUNNING.get()
+        said = whole(error) if now is None else in_options(whole(error), now.options)
+        typer.echo(printable(f"ficoco: error: {said}{hint}", keep="\n"), err=True)
         raise typer.Exit(2 if expected else 1) from error
+
+
+def closed_pipe() -> NoReturn:
+    """End quietly: who reads our output has seen enough, as ``head`` has. What is still buffered goes nowhere."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    raise typer.Exit(0)
 
 
 def whole(error: BaseException) -> str:
@@ -133,9 +186,14 @@ def ratios(option: str, text: str) -> tuple[float, ...]:
         raise ValueError(f"{option} must be numbers separated by commas, got {text!r}") from None
 
 
-def print_json(document: Any) -> None:
-    """The only thing on stdout of a command with ``--json``."""
-    typer.echo(json.dumps(document, indent=2, allow_nan=False))
+def print_json(document: Mapping[str, Any]) -> None:
+    """The only thing on stdout of a command with ``--json``; its first key names command and version.
+
+    The version rises when a key is renamed or removed or changes its meaning, not when one is added.
+    """
+    now = _RUNNING.get()
+    schema = {} if now is None else {"schema": f"ficoco-{now.name}/{SCHEMA}"}
+    typer.echo(json.dumps(schema | dict(document), indent=2, allow_nan=False))
 
 
 class _Console(Console):
@@ -148,12 +206,16 @@ class _Console(Console):
         super().__init__(markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Rich's own place for every string that is printed or stands in a table."""
+        """What Rich calls for every string that is printed or stands in a table."""
         return super().render_str(printable(text), **options)
 
+    def on_broken_pipe(self) -> None:
+        """Rich would exit with code 1."""
+        closed_pipe()
 
-def console(width: int = _WIDTH, *, stderr: bool = False) -> Console:
-    """For tables on stdout, or what goes on on stderr; ``width`` where nobody's terminal sets a limit."""
+
+def console(width: int = WIDTH, *, stderr: bool = False) -> Console:
+    """For tables on stdout, or what goes on on stderr; ``width`` where no terminal sets a limit."""
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return _Console(stderr=stderr) if terminal else _Console(stderr=stderr, width=width)
 
@@ -169,6 +231,61 @@ def table(*columns: str, title: str | None = None) -> Table:
     for column in columns:
         made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
     return made
+
+
+def fitted(console: Console, made: Table) -> list[Table]:
+    """``made``, or several narrower tables with its columns, the first in each, so that no number is cut.
+
+    A column of text may be wrapped; one that is set to the right holds numbers and may not.
+    """
+
+    def width(index: int) -> int:
+        column = made.columns[index]
+        cells = [column.header, *column.cells]
+        most = max(console.measure(cell).maximum for cell in cells)
+        return most + 3 if column.justify == "right" else min(most, _TEXT) + 3
+
+    each = [width(index) for index in range(len(made.columns))]
+    groups: list[list[int]] = [[]]
+    for index in range(1, len(each)):
+        if groups[-1] and 1 + each[0] + sum(each[one] for one in groups[-1]) + each[index] > console.width:
+            groups.append([])
+        groups[-1].append(index)
+    if len(groups) == 1:
+        return [made]
+    found = []
+    for group in groups:
+        part = Table(title=made.title, title_justify="left", title_style="bold", show_lines=made.show_lines)
+        for index in (0, *group):
+            column = made.columns[index]
+            part.add_column(column.header, justify=column.justify, no_wrap=column.no_wrap)
+        cells = [list(made.columns[index].cells) for index in (0, *group)]
+        for number, values in enumerate(zip(*cells, strict=True)):
+            part.add_row(*values, end_section=made.rows[number].end_section)
+        found.append(part)
+    return found
+
+
+def show(console: Console, *tables: Table) -> None:
+    """Print tables, each split where the console is too narrow for its numbers."""
+    for made in tables:
+        for part in fitted(console, made):
+            console.print(part)
+
+
+def times(full: float, few: float, better: str = "less", worse: str = "more") -> str:
+    """How many times ``few`` is less than ``full``, in the one way in which the command line says ratios.
+
+    Example:
+        >>> times(8.45, 2.66), times(10, 12), times(9.7, 3.6, "faster", "slower"), times(3, 3), times(3, 0)
+        ('3.18x less', '1.20x more', '2.69x faster', 'the same', '')
+    """
+    if not full or not few:
+        return ""
+    ratio = full / few
+    if f"{ratio:.2f}" == "1.00":
+        return "the same"
+    return f"{ratio:.2f}x {better}" if ratio > 1 else f"{1 / ratio:.2f}x {worse}"
 
 
 @contextlib.contextmanager

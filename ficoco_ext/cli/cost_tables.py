@@ -23,20 +23,18 @@ _UNREPRODUCED = "NOT REPRODUCED"
 def show(found: Comparison, notes: Sequence[str], lines: Sequence[str] | None) -> None:
     """Everything about one comparison."""
     console, at = common.console(), found.hardware
+    for note in notes:
+        console.print(common.text(note, style="bold"))
     images = f"{found.images} image{'s' * (found.images > 1)}"
     console.print(f"{found.shape.name}: {images} and {found.text_tokens} text tokens, {found.precision}")
     console.print(common.text(found.shape.source, style="dim"))
     console.print(f"{_reduces(found)}")
     if at is not None:
         console.print(f"{at.name}: {at.source}", style="dim", highlight=False)
-    console.print(_totals(found))
+    common.show(console, _totals(found))
     console.print(common.text(f"counts ({found.convention}): {scope.SCOPES[found.convention]}", style="dim"))
     console.print(common.text(TIME, style="dim"))
-    console.print(_parts(found))
-    console.print(_bases(found))
-    console.print(_layers(found.shown.running))
-    for note in notes:
-        console.print(common.text(note, style="bold"))
+    common.show(console, _parts(found), _bases(found), _layers(found.shown.running))
     for line in lines or ():
         console.print(common.text(line), soft_wrap=True)
 
@@ -82,26 +80,29 @@ def _reduces(found: Comparison) -> str:
     return f"{found.method.name}: {'; '.join(said)}"
 
 
-def _row(table: Any, name: str, full: float | None, few: float | None, show: Any) -> None:
+def _row(
+    table: Any, name: str, full: float | None, few: float | None, show: Any, words: tuple[str, str] = ("less", "more")
+) -> None:
     cells = [name, "-" if full is None else show(full)]
     if len(table.columns) == 4:
-        cells += ["-" if few is None else show(few), f"{few / full:.3f}" if full and few is not None else ""]
+        cells += ["-" if few is None else show(few), common.times(full or 0, few or 0, *words)]
     table.add_row(*cells)
 
 
 def _columns(found: Comparison, first: str) -> Any:
-    reduced = [">reduced", ">ratio"] if found.reduced is not None else []
+    reduced = [">reduced", ">that is"] if found.reduced is not None else []
     return common.table(first, ">all tokens", *reduced)
 
 
 def _totals(found: Comparison) -> Any:
     table = _columns(found, "prompt and answer")
     full, few = found.full.totals(), found.shown.totals()
+    faster = ("faster", "slower")
     rows = [("TFLOPs", "tflops", "{:.3f}")]
     if found.precision.weights != 16:
         rows.append((f"TFLOPs x {found.precision.weights} / 16 bits, as papers print", "bit_scaled_tflops", "{:.3f}"))
     rows += [
-        ("KV cache behind the prompt, MB", "kv_mb", "{:.1f}"),
+        ("KV cache after the prompt, MB", "kv_mb", "{:.1f}"),
         ("bytes moved (papers: total memory), GB", "memory_access_gb", "{:.2f}"),
         ("resident: weights, cache, activations, GB", "resident_gb", "{:.2f}"),
         ("time to first token, ms", "ttft_ms", "{:.2f}"),
@@ -109,17 +110,14 @@ def _totals(found: Comparison) -> Any:
         (f"answer of {found.full.new_tokens} tokens, ms", "answer_ms", "{:.1f}"),
     ]
     for name, key, form in rows:
-        _row(table, name, full[key], few[key], form.format)
+        _row(table, name, full[key], few[key], form.format, *([faster] if key.endswith("_ms") else []))
     return table
 
 
 def _parts(found: Comparison) -> Any:
     """Of what runs: operations and time of every part."""
-    table = common.table(
-        "part",
-        *(f">{what}{side}" for side in ([" all"] if found.reduced is None else [" all", " reduced"]) for what in _PART),
-        "bound by",
-    )
+    several = found.reduced is not None
+    table = common.table("part", ">all tokens", ">time", *([">reduced", ">time"] if several else []), "bound by")
     sides: list[Side] = [found.full] if found.reduced is None else [found.full, found.reduced]
     for part in found.shown.running.parts:
         cells = [part]
@@ -134,9 +132,6 @@ def _parts(found: Comparison) -> Any:
     return table
 
 
-_PART = ("operations", "time")
-
-
 def _bases(found: Comparison) -> Any:
     table = _columns(found, "visual tokens")
     full, few = found.full.counted.tokens, found.shown.counted.tokens
@@ -147,9 +142,7 @@ def _bases(found: Comparison) -> Any:
 
 def _layers(cost: Cost) -> Any:
     """One row for each run of equal layers."""
-    table = common.table(
-        "part", "layers", ">tokens", ">in MLP", ">operations", ">bytes", ">cache", ">FLOP/B", ">time", "bound by"
-    )
+    table = common.table("layers", ">tokens", ">GFLOP", ">MB", ">cache", ">FLOP/B", ">time", "bound by")
 
     def key(one: LayerCost) -> Any:
         return one.part, one.tokens, one.tokens_in_mlp, one.total
@@ -157,19 +150,19 @@ def _layers(cost: Cost) -> Any:
     for _, same in itertools.groupby(cost.layers, key=key):
         held = list(same)
         first, last = held[0], held[-1]
-        total = first.total
+        total, leaving = first.total, f" > {first.tokens_in_mlp:g}" if first.tokens_in_mlp != first.tokens else ""
         table.add_row(
-            first.part,
-            f"{first.layer}" if first is last else f"{first.layer} to {last.layer}, each",
-            f"{first.tokens:g}",
-            f"{first.tokens_in_mlp:g}",
-            common.amount(total.operations, "FLOP"),
-            common.amount(total.bytes, "B"),
-            common.amount(first.kv_bytes, "B") if first.kv_bytes else "",
+            f"{first.part} {first.layer}" + ("" if first is last else f"-{last.layer}"),
+            f"{first.tokens:g}{leaving}",
+            f"{total.operations / 1e9:.3g}",
+            f"{total.bytes / 1e6:.3g}",
+            f"{first.kv_bytes / 1e6:.3g}" if first.kv_bytes else "",
             f"{total.intensity:.0f}",
             "-" if total.seconds is None else common.seconds(total.seconds),
             total.bound or "-",
         )
+    table.caption = "each layer; tokens that enter attention > MLP, where they differ; cache in MB"
+    table.caption_justify = "left"
     return table
 
 
@@ -199,7 +192,7 @@ def show_tables(cells: Sequence[reproduce.Cell]) -> None:
                 cell.basis.replace("_", " "),
                 mark,
             )
-        console.print(made)
+        common.show(console, made)
     for basis, meaning in reproduce.basis_meaning().items():
         console.print(common.text(f"{basis.replace('_', ' ')}: {meaning}"), soft_wrap=True)
     predicted = [cell for cell in cells if cell.basis == "predicted"]

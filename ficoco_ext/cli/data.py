@@ -55,6 +55,6 @@ def command(
             more = " ..." if len(one.answers) > _MOST else ""
             made.add_row(one.kind, str(one.questions), str(len(one.answers)), f"{one.guess:.1%}", named + more)
         console.print(f"split {split}, seed {seed}: {len(rows)} questions about {scenes} scenes")
-        console.print(made)
+        common.show(console, made)
         if output is not None:
             console.print(f"picture {output}", soft_wrap=True)

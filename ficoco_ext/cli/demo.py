@@ -124,7 +124,7 @@ def show(result: demo.Result) -> None:
     if result.image:
         console.print(f"image {result.image}", soft_wrap=True)
     if result.answers:
-        console.print(_answers(result))
+        common.show(console, _answers(result))
     if result.samples:
         s = result.samples
         undecided = s.all_tokens_undecided, s.reduced_undecided
@@ -135,10 +135,10 @@ def show(result: demo.Result) -> None:
         )
     in_text = any(layer.removed for layer in result.text_layers)
     if not in_text or any(layer.removed for layer in result.layers):
-        console.print(_layers(result))
+        common.show(console, _layers(result))
     if in_text:
-        console.print(_text_layers(result))
-    console.print(_cost(result))
+        common.show(console, _text_layers(result))
+    common.show(console, _cost(result))
     console.print(common.text(result.verdict, style="bold"))
     console.print(f"FLOPs: {result.flops_counted}.", style="dim")
     if result.picture:
@@ -188,7 +188,7 @@ def _layers(result: demo.Result) -> common.Table:
 
 def _text_layers(result: demo.Result) -> common.Table:
     """The staircase of the language model; neighbours that are alike share a row, the last row adds up."""
-    made = common.table("text layer", ">in attention", ">removed", ">in MLP", ">KV cache", ">with all tokens", ">ratio")
+    made = common.table("text layer", ">in attention", ">removed", ">in MLP", ">KV cache", ">of all tokens", ">that is")
     alike: list[list[demo.TextLayerTokens]] = []
     for layer in result.text_layers:
         last = alike[-1][-1] if alike else None
@@ -196,7 +196,7 @@ def _text_layers(result: demo.Result) -> common.Table:
         alike[-1].append(layer) if same else alike.append([layer])
 
     def cached(few: int, full: int) -> tuple[str, str, str]:
-        return common.amount(few, "B"), common.amount(full, "B"), f"{full / few:.2f}"
+        return common.amount(few, "B"), common.amount(full, "B"), common.times(full, few)
 
     for group in alike:
         one, last = group[0], group[-1]
@@ -210,10 +210,10 @@ def _text_layers(result: demo.Result) -> common.Table:
 
 def _cost(result: demo.Result) -> common.Table:
     full, few = result.all_tokens, result.reduced
-    made = common.table("prefill", ">all tokens", ">reduced", ">ratio")
+    made = common.table("prefill", ">all tokens", ">reduced", ">that is")
 
-    def row(name: str, a: float, b: float, show: common.Callable[[float], str]) -> None:
-        made.add_row(name, show(a), show(b), f"{a / b:.2f}" if a and b else "")
+    def row(name: str, a: float, b: float, show: common.Callable[[float], str], *words: str) -> None:
+        made.add_row(name, show(a), show(b), common.times(a, b, *words))
 
     def flop(value: float) -> str:
         return common.amount(value, "FLOP") if value else "-"
@@ -223,7 +223,7 @@ def _cost(result: demo.Result) -> common.Table:
     row("FLOPs", full.flops.total, few.flops.total, flop)
     for part in ("tower", "reduction", "projector", "decoder", "head"):
         row(f"  {part}", getattr(full.flops, part), getattr(few.flops, part), flop)
-    row("time, median", full.seconds, few.seconds, common.seconds)
+    row("time, median", full.seconds, few.seconds, common.seconds, "faster", "slower")
     spread = [f"{common.seconds(min(one.runs))} to {common.seconds(max(one.runs))}" for one in (full, few)]
     made.add_row("  range", *spread, "")
     return made

@@ -117,7 +117,7 @@ def _show(found: dict[str, Any]) -> None:
     for device in ("cpu", "cuda"):
         operators.add_row(device, build[device], build["reasons"].get(device, ""))
     console.print(f"ficoco_ext {build['version']}", highlight=False)
-    console.print(operators)
+    common.show(console, operators)
     cpu, cuda = found["devices"]["cpu"], found["devices"]["cuda"]
     facts = common.table("what", "value")
     for name, version in found["versions"].items():
@@ -132,19 +132,19 @@ def _show(found: dict[str, Any]) -> None:
         facts.add_row(f"CUDA {index}", f"{gpu['name']}, {gpu['bytes'] / 2**30:.0f} GiB, capability {gpu['capability']}")
     if not cuda:
         facts.add_row("CUDA", "no device")
-    console.print(facts)
+    common.show(console, facts)
     methods = common.table("method", "reduces in", "hyperparameters and defaults")
     for name, defaults in found["methods"].items():
         said = ", ".join(f"{key}={value!r}" for key, value in defaults.items())
         methods.add_row(name, found["reduces"][name], said)
-    console.print(methods)
+    common.show(console, methods)
     served = common.table("model", "class in transformers", "works here", "tower", "language models")
     served.columns[1].no_wrap = True  # a name to copy
     for one in found["models"]:
         tower = "yes" if one["tower"] else f"no: {one['tower_why_not']}"
         works = "yes" if one["why_not"] is None else f"NO: {one['why_not']}"
         served.add_row(one["name"], one["class"], works, tower, ", ".join(one["language_models"]))
-    console.print(served)
+    common.show(console, served)
     oldest, newest = found["transformers"]["tested"]
     console.print(common.text(f"works here: tried on the installed transformers. Tested: {oldest} to {newest}.", "dim"))
     if found["transformers"]["newer_than_tested"]:

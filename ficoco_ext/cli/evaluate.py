@@ -15,6 +15,7 @@ from ..apps.checkpoint import files_of, load, parse_device, parse_dtype
 from ..evaluation import Results, Setting, evaluate, questions_of_file, settings_of
 from ..evaluation.markdown import budgets, headings, legend, page, refused, row, spreads
 from ..evaluation.plot import draw
+from ..evaluation.results import Summary
 from ..gridvqa import KINDS, GridVQA
 from ..io import files
 from ..io.printable import printable
@@ -22,7 +23,6 @@ from ..methods import METHODS
 from . import common
 
 _RATIOS = "0.5,0.25,0.15,0.1"
-_WIDE = 220  # of tables that are not read on a terminal
 
 
 def command(
@@ -73,17 +73,18 @@ def command(
         int | None, typer.Option(help="Longest answer; 1 for models of grid scenes, else 48.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Questions that are answered together.")] = 32,
-    json_: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Written as it goes; a run goes on from there.")
+    results_file: Annotated[
+        Path | None, typer.Option("--results", metavar="FILE", help="Written as it goes; a run goes on from there.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw accuracy over FLOPs.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as markdown.")] = None,
     from_: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="Show what --json wrote; nothing is run.")
+        Path | None, typer.Option("--from", metavar="FILE", help="Show what --results wrote; nothing is run.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads; torch's own choice if not given.")] = None,
+    json_: Annotated[bool, common.JsonOption] = False,
     debug: Annotated[bool, common.DebugOption] = False,
 ) -> None:
     """Answer many questions with and without reduction: accuracy with its uncertainty, and what each answer costs."""
@@ -91,20 +92,22 @@ def command(
         chosen = () if mean_of is None else tuple(_names(mean_of))
         if plot is not None:
             viz.require(plot)
-        for option, file in (("--json", json_), ("--markdown", markdown)):
+        for option, file in (("--results", results_file), ("--markdown", markdown)):
             if file is not None and not file.absolute().parent.is_dir():
                 raise FileNotFoundError(f"{option}: no folder {file.absolute().parent} for {file.name}")
         if from_ is not None:
-            if model is not None or methods is not None or data is not None or json_ is not None:
-                raise ValueError("--from shows a finished run; give no --model, --methods, --data or --json with it")
+            if model is not None or methods is not None or data is not None or results_file is not None:
+                raise ValueError("--from shows a finished run; give no --model, --methods, --data or --results with it")
             files.require_apart([from_], **{"--plot": plot, "--markdown": markdown})
             results = Results.load(from_)
         else:
             settings = _settings(methods, keep_ratios, tokens, layers, schedule, set_)
             dataset = _dataset(data, bad_rows, split=split, scenes=scenes, per_scene=per_scene, kinds=kinds)
             asked = [data, *_pictures(dataset)]
-            files.require_apart(asked, **{"--json": json_, "--plot": plot, "--markdown": markdown})
-            files.require_apart(files_of(model), **{"--plot": plot, "--markdown": markdown})  # --json must be results
+            files.require_apart(asked, **{"--results": results_file, "--plot": plot, "--markdown": markdown})
+            files.require_apart(
+                files_of(model), **{"--plot": plot, "--markdown": markdown}
+            )  # --results must be results
             where = parse_device(device)
             with common.cpu_threads(threads), _bar() as progress:
                 results = evaluate(
@@ -117,11 +120,11 @@ def command(
                     batch=batch,
                     bad_rows=bad_rows,
                     mean_of=chosen,
-                    results=json_,
+                    results=results_file,
                     progress=progress,
                     notice=common.notice,
                 )
-        show(results, chosen, plot, markdown)
+        show(results, chosen, plot, markdown, json_=json_)
 
 
 def _names(text: str) -> list[str]:
@@ -204,31 +207,39 @@ def _bar() -> Iterator[Callable[[int, int, str], None]]:
         yield lambda done, total, text: bar.update(task, completed=done, total=total, description=printable(text))
 
 
-def show(results: Results, mean_of: tuple[str, ...], plot: Path | None, markdown: Path | None) -> None:
-    """Tables for people, a picture and a page."""
+def show(
+    results: Results, mean_of: tuple[str, ...], plot: Path | None, markdown: Path | None, *, json_: bool = False
+) -> None:
+    """Tables for people or one document, a picture and a page."""
     summary = results.summary(mean_of)
-    console = common.console(_WIDE)
-    head = headings(summary)
-    parts = [list(range(len(head)))]
-    if console.width < _WIDE:  # the kinds get a table of their own
-        of_kinds = [head.index(kind) for kind in summary.kinds]
-        parts = [[place for place in parts[0] if place not in of_kinds], [0, *of_kinds]]
+    if json_:
+        written = dict(_write(results, summary, plot, markdown))
+        held = {name: results.document[name] for name in ("model", "run", "platform")}
+        common.print_json(held | summary.to_dict() | {what: str(file) for what, file in written.items()})
+        return
+    console, head = common.console(), headings(summary)
     for budget, lines in budgets(summary).items():
         there = [row(summary, line) for line in lines if line.mean is not None]
-        for part in parts if there else ():
-            made = common.table(head[0], *(f">{head[place]}" for place in part[1:]), title=budget)
+        if there:
+            made = common.table(head[0], *(f">{name}" for name in head[1:]), title=budget)
             for cells in there:
-                made.add_row(*(cells[place] for place in part))
-            console.print(made)
+                made.add_row(*cells)
+            common.show(console, made)
     for text in spreads(summary):
         console.print(text, highlight=False, soft_wrap=True, markup=False)
     for text in refused(summary):
         console.print(common.text(text, style="yellow"), soft_wrap=True)
     for text in legend(results, summary):
         console.print(common.text(text, style="dim"), soft_wrap=True)
+    for what, file in _write(results, summary, plot, markdown):
+        console.print(f"{what} {file}", soft_wrap=True)
+
+
+def _write(results: Results, summary: Summary, plot: Path | None, markdown: Path | None) -> Iterator[tuple[str, Path]]:
+    """Write a page and draw a picture where asked to; what was written."""
     if markdown is not None:
         files.write_text(markdown, page(results, summary))
-        console.print(f"markdown {markdown}", soft_wrap=True)
+        yield "markdown", markdown
     if plot is not None:
         viz.save(draw(results, summary), plot)
-        console.print(f"picture {plot}", soft_wrap=True)
+        yield "picture", plot

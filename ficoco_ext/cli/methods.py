@@ -39,7 +39,7 @@ def _show_all(found: list[Description]) -> None:
     for one in found:
         made.add_row(one.name, one.acts_in, one.filter, one.correlate, one.compress, ", ".join(one.needs))
     console = common.console()
-    console.print(made)
+    common.show(console, made)
     console.print(common.text("ficoco methods NAME shows hyperparameters, layers and source of one.", style="dim"))
 
 
@@ -59,9 +59,9 @@ def _show_one(one: Description) -> None:
     }
     for what, text in rows.items():
         facts.add_row(what, common.text(str(text)))
-    console.print(facts)
+    common.show(console, facts)
     if one.hyperparameters:
         made = common.table("hyperparameter", "value", "meaning")
         for key, value in one.hyperparameters.items():
             made.add_row(key, common.text(repr(value)), common.text(one.meanings.get(key, "")))
-        console.print(made)
+        common.show(console, made)

@@ -19,7 +19,7 @@ def command(
     model: Annotated[str, cost.ModelArgument],
     method: Annotated[str, cost.MethodOption] = "ficoco-v",
     tflops: Annotated[float | None, typer.Option(help="Budget: operations of the prefill / 1e12.")] = None,
-    kv_mb: Annotated[float | None, typer.Option(help="Budget: KV cache behind the prompt / 1e6 bytes.")] = None,
+    kv_mb: Annotated[float | None, typer.Option(help="Budget: KV cache after the prompt / 1e6 bytes.")] = None,
     average_tokens: Annotated[
         float | None, typer.Option(help="Budget: visual tokens, mean over the language model's layers.")
     ] = None,
@@ -44,6 +44,10 @@ def command(
 ) -> None:
     """Find the integer schedule whose cost comes closest to a budget, and say what it costs."""
     with common.reported(debug):
+        budgets = {"--tflops": tflops, "--kv-mb": kv_mb, "--average-tokens": average_tokens, "--ttft-ms": ttft_ms}
+        if sum(value is not None for value in budgets.values()) != 1:
+            asked = ", ".join(name for name, value in budgets.items() if value is not None)
+            raise ValueError(f"give exactly one of {', '.join(budgets)}, got {asked or 'none'}")
         cost.require_plot(plot, model)
         shape, device, bits = architecture(model), hardware(gpu), Precision.parse(precision)
         hyperparameters = common.assignments(set_)

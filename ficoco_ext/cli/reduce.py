@@ -295,4 +295,4 @@ def _show(report: Report) -> None:
         facts.add_row("dropped", f"{kept.dropped} tokens are held by nobody")
     if report.output:
         facts.add_row("written", report.output)
-    console.print(facts)
+    common.show(console, facts)

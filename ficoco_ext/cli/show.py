@@ -119,9 +119,9 @@ def print_(result: show.Result) -> None:
         sides = dict.fromkeys(layer.side for layer in one.layers)
         where = "; ".join(f"{side} {_ranges([at.layer for at in one.layers if at.side == side])}" for side in sides)
         made.add_row(one.method, where, str(one.left), str(one.merged), str(one.dropped))
-    console.print(made)
+    common.show(console, made)
     if any(one.trace is not None for one in result.methods):
-        console.print(_traces(result))
+        common.show(console, _traces(result))
     if result.attention:
         made = common.table("attention of", "in", ">on the patches", ">most", "at row,column")
         for shown in result.attention:
@@ -129,7 +129,7 @@ def print_(result: show.Result) -> None:
             row, column = divmod(shown.patches.index(most), width)
             where = f"{shown.side} layer {shown.layer}"
             made.add_row(common.text(shown.of), where, f"{shown.on_patches:.1%}", f"{most:.3g}", f"{row},{column}")
-        console.print(made)
+        common.show(console, made)
     console.print(f"picture {result.picture}", soft_wrap=True)
 
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..io.suggest import did_you_mean
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -131,7 +133,8 @@ def hardware(name: str | Hardware) -> Hardware:
     if key == "cpu":
         return measure_cpu()
     if key not in HARDWARE:
-        raise ValueError(f"hardware must be one of {', '.join(HARDWARE)}, cpu, or a Hardware, got {name!r}")
+        near = did_you_mean(name, [*HARDWARE, "cpu"])
+        raise ValueError(f"hardware must be one of {', '.join(HARDWARE)}, cpu, or a Hardware, got {name!r}{near}")
     return HARDWARE[key]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from ..io import config_facts, configs
+from ..io.suggest import did_you_mean
 from .architecture import Architecture, LanguageModel, Projector, Tower
 
 _CLIP_336 = Tower(layers=24, used=23, hidden=1024, mlp=4096, heads=16, patch=14, image_size=336)
@@ -77,6 +79,21 @@ PRESETS: dict[str, Architecture] = {
     )
 }
 
+# Hub names of the same shapes, in any case.
+IDS = {
+    "llava-hf/llava-1.5-7b-hf": "llava-1.5-7b",
+    "liuhaotian/llava-v1.5-7b": "llava-1.5-7b",
+    "llava-hf/llava-1.5-13b-hf": "llava-1.5-13b",
+    "liuhaotian/llava-v1.5-13b": "llava-1.5-13b",
+    "llava-hf/llava-v1.6-vicuna-7b-hf": "llava-next-7b",
+    "liuhaotian/llava-v1.6-vicuna-7b": "llava-next-7b",
+    "llava-hf/llava-v1.6-vicuna-13b-hf": "llava-next-13b",
+    "liuhaotian/llava-v1.6-vicuna-13b": "llava-next-13b",
+    "qwen/qwen2-vl-7b-instruct": "qwen2-vl-7b",
+    "languagebind/video-llava-7b-hf": "video-llava-7b",
+}
+_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
 # Of other model types it is not known how many visual tokens they make of a picture.
 _KINDS = ("llava", "llava_next", "llava_onevision", "vipllava", "video_llava", "qwen2_vl", "qwen2_5_vl")
 _HEADS = "num_key_value_heads"
@@ -88,13 +105,14 @@ def architecture(model: Any, *, image_size: int | None = None, crops: int | None
     """The shapes of ``model``.
 
     Args:
-        model: a preset's name, a Hugging Face config object, a local directory with a config.json, or an
-            :class:`Architecture`, which is returned.
+        model: a preset's name, a Hugging Face config object, a local directory with a config.json, a hub name, whose
+            config is fetched unless it is one of :data:`IDS`, or an :class:`Architecture`, which is returned.
         image_size: side of the picture that the tower sees, where that is free (Qwen2-VL); None: the model's own.
         crops: passes through the tower for one image; None: the model's own, 5 for LLaVA-NeXT.
 
     Raises:
-        ValueError: a name that is neither a preset nor a directory, or a config that lacks a number.
+        ValueError: a name that is neither a preset nor a directory, or a config that lacks a number. OSError: a hub
+            name whose config can be had neither from the hub nor from its cache.
 
     Example:
         >>> from ficoco_ext.cost import architecture
@@ -110,10 +128,14 @@ def architecture(model: Any, *, image_size: int | None = None, crops: int | None
             found = PRESETS[name.lower()]
         elif (directory / "config.json").is_file():
             found = _of_directory(directory, name)
+        elif name.lower() in IDS:
+            found = PRESETS[IDS[name.lower()]]
+        elif isinstance(model, str) and _ID.fullmatch(name) and not directory.exists():
+            found = _of_hub(name)
         else:
             raise ValueError(
-                f"model must be one of {', '.join(PRESETS)}, a directory with a config.json, or a Hugging Face config, "
-                f"got {name!r}"
+                f"model must be one of {', '.join(PRESETS)}, a directory with a config.json, a hub name or a Hugging "
+                f"Face config, got {name!r}{did_you_mean(name, PRESETS)}"
             )
     else:
         found = _from_config(model, "")
@@ -129,16 +151,32 @@ def _resized(given: Architecture, image_size: int | None, crops: int | None) -> 
     return dataclasses.replace(given, tower=tower, crops=count, visual_tokens=tokens)
 
 
+def _of_hub(name: str) -> Architecture:
+    """The shapes that the config of a hub name says."""
+    try:
+        config, written = configs.parse(name, local=False)
+    except OSError as error:
+        raise OSError(
+            f"model {name!r}: its config.json can be had neither from the hub nor from its cache; pass a directory "
+            f"with the file, or one of {', '.join(PRESETS)}"
+        ) from error
+    return _said(config, written, f"config.json of {name}", name)
+
+
 def _of_directory(directory: Path, name: str) -> Architecture:
-    """The shapes that a directory's config says, with what follows from its model types in the source."""
-    config, written = _read(directory)
-    defaulted = config_facts.defaulted(written, f"{directory / 'config.json'}")
+    """The shapes that a directory's config says."""
+    return _said(*_read(directory), f"{directory / 'config.json'}", name)
+
+
+def _said(config: Any, written: dict[str, Any], where: str, name: str) -> Architecture:
+    """The shapes that a config says, with what follows from its model types in the source."""
+    defaulted = config_facts.defaulted(written, where)
     found = _from_config(config, name)
     parts = {part: getattr(config, f"{part}_config", config) for part in defaulted}
     if _HEADS in defaulted["text"] and getattr(parts["text"], _HEADS, None) is None:
         if isinstance(config, SimpleNamespace):
             raise ValueError(
-                f"{directory / 'config.json'}: its text_config says no {_HEADS}, and what follows from its model_type "
+                f"{where}: its text_config says no {_HEADS}, and what follows from its model_type "
                 "is known to transformers alone, which is not installed; install it, or complete the file"
             )
         defaulted["text"].remove(_HEADS)  # of this type every head has its own

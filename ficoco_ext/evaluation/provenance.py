@@ -46,7 +46,7 @@ def _git(*arguments: str) -> str:
 
 
 def command() -> str | None:
-    """What was typed, as ``ficoco eval --json out.json``; None in a notebook or at a prompt."""
+    """What was typed, as ``ficoco eval --results out.json``; None in a notebook or at a prompt."""
     if getattr(sys.modules.get("__main__"), "__file__", None) is None or not sys.argv or not sys.argv[0]:
         return None
     first = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [Path(sys.argv[0]).name]

@@ -44,7 +44,7 @@ def _fine(*arguments):
 def written(tmp_path_factory):
     """The files of one run, and what it printed."""
     folder = tmp_path_factory.mktemp("eval")
-    files = ("--json", folder / "out.json", "--plot", folder / "out.png", "--markdown", folder / "out.md")
+    files = ("--results", folder / "out.json", "--plot", folder / "out.png", "--markdown", folder / "out.md")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ficoco_ext.cli.evaluate.load", lambda *_: embedded())
         return folder, _fine("eval", *FEW, "--seeds", "0,1", "--set", "ficoco-v.variant=paper", *files)
@@ -88,9 +88,9 @@ def test_a_finished_run_is_shown_again_without_a_model(written, monkeypatch, tmp
 def test_the_same_command_goes_on_from_its_file(written):
     folder, _ = written
     before = (folder / "out.json").read_text()
-    _fine("eval", *FEW, "--seeds", "0,1", "--set", "ficoco-v.variant=paper", "--json", folder / "out.json")
+    _fine("eval", *FEW, "--seeds", "0,1", "--set", "ficoco-v.variant=paper", "--results", folder / "out.json")
     assert (folder / "out.json").read_text() == before
-    refused = _run("eval", *FEW, "--json", folder / "out.json")
+    refused = _run("eval", *FEW, "--results", folder / "out.json")
     assert refused.exit_code == 2 and "is of another run: 'seeds' in it differs" in refused.stderr
 
 

@@ -84,11 +84,11 @@ def test_judges_of_ones_own_are_told_by_module_and_name(tmp_path):
 
 def test_documents_say_where_they_come_from(monkeypatch):
     monkeypatch.setenv("FICOCO_COMMIT", "abc1234")
-    monkeypatch.setattr("sys.argv", ["/somewhere/bin/ficoco", "eval", "--json", "my file.json"])
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/ficoco", "eval", "--results", "my file.json"])
     monkeypatch.setitem(sys.modules, "__main__", types.SimpleNamespace(__file__="ficoco"))
     found = evaluate(embedded(), grid(), [])
     at = found.document["platform"]
-    assert at["commit"] == "abc1234" and at["command"] == "ficoco eval --json 'my file.json'"
+    assert at["commit"] == "abc1234" and at["command"] == "ficoco eval --results 'my file.json'"
     assert at["torch"] == torch.__version__ and re.search(r".+, \d+ CPUs$", at["processor"])
     page = markdown.page(found, found.summary())
     assert "commit abc1234" in page and at["processor"] in page and "times are indicative" in page

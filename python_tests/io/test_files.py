@@ -196,7 +196,7 @@ def inputs(tmp_path):
 
 def test_results_in_a_checkpoint_are_continued_and_its_config_is_not(inputs, monkeypatch):
     monkeypatch.chdir(inputs)
-    line = "eval --data rows.jsonl --model model --methods topk --keep-ratios 0.5 --json model/"
+    line = "eval --data rows.jsonl --model model --methods topk --keep-ratios 0.5 --results model/"
     for _ in range(2):
         assert CliRunner().invoke(app, [*f"{line}out.json".split()]).exit_code == 0
     told = CliRunner().invoke(app, f"{line}config.json".split())
@@ -218,11 +218,11 @@ def test_results_in_a_checkpoint_are_continued_and_its_config_is_not(inputs, mon
         "plan model --tflops 0.001 --plot config.png",
         "reduce --input in.safetensors -o in.safetensors",
         "eval --data rows.jsonl --markdown rows.jsonl",
-        "eval --data rows.jsonl --json rows.jsonl",
+        "eval --data rows.jsonl --results rows.jsonl",
         "eval --data rows.jsonl --plot in.png",
-        "eval --data rows.jsonl --json in.png",
+        "eval --data rows.jsonl --results in.png",
         "eval --data rows.jsonl --model model --markdown model/tokenizer.json",
-        "eval --scenes 1 --json new.json --markdown new.json",
+        "eval --scenes 1 --results new.json --markdown new.json",
         "eval --scenes 1 --plot new.png --markdown new.png",
         "eval --from results.json --markdown results.json",
         "eval --from results.json --markdown new.png --plot new.png",
