@@ -16,9 +16,15 @@ from . import common, cost, data, demo, env, evaluate, methods, plan, reduce, sh
 
 @contextlib.contextmanager
 def _printable_errors() -> Iterator[None]:
-    """The message about a wrong call quotes the call."""
+    """The message about a wrong call quotes the call; a reader who has seen enough of a help text is no error."""
     try:
         yield
+    except BrokenPipeError:
+        common.closed_pipe()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # Rich, which prints help, exits with code 1
+            common.closed_pipe()
+        raise
     except Exception as error:
         if isinstance(getattr(error, "message", None), str):
             error.message = printable(error.message)  # type: ignore[attr-defined]

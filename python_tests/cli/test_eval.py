@@ -122,7 +122,7 @@ def test_own_questions_of_a_file(tmp_path):
     given = ["eval", "--data", tmp_path / "q.jsonl", "--methods", "topk", "--tokens", "40", "--layers", "3-4"]
     refused = _run(*given)
     assert refused.exit_code == 2 and "row 4, field 'answer'" in refused.stderr
-    shown = _fine(*given, "--bad-rows", "count", "--judge", "contained", "--json", tmp_path / "out.json")
+    shown = _fine(*given, "--bad-rows", "count", "--judge", "contained", "--results", tmp_path / "out.json")
     assert "1 rows could not be asked" in shown and "judged contained" in shown
     document = json.loads((tmp_path / "out.json").read_text())
     assert document["settings"][1]["layers"] == [3, 4] and document["tables"][0]["kinds"] == ["all"]
@@ -130,7 +130,7 @@ def test_own_questions_of_a_file(tmp_path):
 
 def test_geometric_schedule(tmp_path):
     given = ["--scenes", 1, "--per-scene", 2, "--methods", "topk,fastv", "--keep-ratios", "0.25", "--threads", 1]
-    given += ["--schedule", "geometric", "--layers", "topk=3-4", "--json", tmp_path / "out.json"]
+    given += ["--schedule", "geometric", "--layers", "topk=3-4", "--results", tmp_path / "out.json"]
     _fine("eval", *given)
     settings = json.loads((tmp_path / "out.json").read_text())["settings"]
     assert [one["amount"].get("keep_ratio") for one in settings] == [None, [0.5, 0.25], 0.25]
@@ -155,8 +155,8 @@ def test_narrow_terminals_get_two_tables(written, monkeypatch):
         (["--methods", "nope"], "methods must be among"),
         (["--schedule", "steep"], "schedule must be one of"),
         (["--schedule", "geometric"], "needs the layers of topk; give them, as --layers topk=1-4"),
-        (["--keep-ratios", "0"], "keep_ratios must be in (0, 1], got 0.0"),
-        (["--keep-ratios", "1.5"], "keep_ratios must be in (0, 1]"),
+        (["--keep-ratios", "0"], "--keep-ratios must be in (0, 1], got 0.0"),
+        (["--keep-ratios", "1.5"], "--keep-ratios must be in (0, 1]"),
         (["--keep-ratios", "half"], "--keep-ratios must be numbers"),
         (["--tokens", "0"], "tokens must be integers >= 1"),
         (["--layers", "a"], "--layers must be integers"),
@@ -169,19 +169,19 @@ def test_narrow_terminals_get_two_tables(written, monkeypatch):
         (["--kinds", "colour"], "kinds must be among"),
         (["--split", "val"], "split must be one of"),
         (["--scenes", "0"], "scenes must be an integer >= 1"),
-        (["--mean-of", "colour"], "mean_of must be among"),
+        (["--mean-of", "colour"], "--mean-of must be among"),
         (["--judge", "close"], "judge must be one of"),
         (["--batch", "0"], "batch must be an integer >= 1"),
-        (["--max-new-tokens", "0"], "max_new_tokens must be"),
+        (["--max-new-tokens", "0"], "--max-new-tokens must be"),
         (["--threads", "0"], "--threads must be in 1 ... 1024"),
         (["--device", "tpu"], "device must be"),
         (["--dtype", "int8"], "dtype must be"),
         (["--model", "/nowhere/model"], "model directory not found"),
         (["--data", "/nowhere/q.jsonl"], "data file not found"),
         (["--data", "q.jsonl", "--scenes", "3"], "--scenes shape grid scenes; they do not go with --data"),
-        (["--bad-rows", "skip", "--data", "q.jsonl"], "bad_rows must be"),
+        (["--bad-rows", "skip", "--data", "q.jsonl"], "--bad-rows must be"),
         (["--plot", "out.txt"], "picture must end in"),
-        (["--json", "/nowhere/out.json"], "--json: no folder /nowhere"),
+        (["--results", "/nowhere/out.json"], "--results: no folder /nowhere"),
         (["--markdown", "/nowhere/out.md"], "--markdown: no folder /nowhere"),
         (["--from", "/nowhere/out.json"], "results file not found"),
         (["--from", "out.json", "--methods", "topk"], "--from shows a finished run"),

@@ -1,0 +1,165 @@
+"""What all commands have in common: how they name themselves, say ratios, fit a terminal and end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer.testing
+from rich.console import Console
+
+import ficoco_ext
+from ficoco_ext.cli import common
+from ficoco_ext.cli.app import app
+from ficoco_ext.io.suggest import did_you_mean
+
+COMMANDS = [one.name for one in app.registered_commands]
+PROGRAM = "import sys; sys.argv[0] = 'ficoco'; from ficoco_ext.cli import main; main()"
+DOCUMENTS = {
+    "cost": "cost llava-1.5-7b --method tome --keep-ratio 0.5 --json",
+    "plan": "plan llava-1.5-7b --tflops 3 --json",
+    "methods": "methods --json",
+    "env": "env --json",
+    "reduce": "reduce --shape 1,17,8 --heads 2 --r 4 --json",
+    "data": "data --json -o sheet.png",
+    "demo": "demo --repeats 1 -o demo.png --json",
+    "show": "show scene_4 --methods topk -o show.png --json",
+    "eval": "eval --methods topk --keep-ratios 0.5 --scenes 1 --per-scene 2 --json",
+}
+
+
+def _run(line):
+    return typer.testing.CliRunner().invoke(app, line.split())
+
+
+def test_version():
+    found = _run("--version")
+    assert found.exit_code == 0 and found.stdout == f"ficoco_ext {ficoco_ext.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_json_says_first_what_it_is(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = _run(DOCUMENTS[name])
+    assert found.exit_code == 0, found.output
+    document = json.loads(found.stdout)
+    assert next(iter(document.items())) == ("schema", f"ficoco-{name}/1")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_json_as_a_flag(name):
+    help_text = _run(f"{name} --help").stdout
+    assert "--json" in help_text and "one JSON document" in " ".join(help_text.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("dmo", "Did you mean 'demo'?"),
+        ("cost llava-1.5-7", "did you mean 'llava-1.5-7b'"),
+        ("cost llava-1.5-7b --gpu h20", "did you mean 'h200'"),
+        ("demo --geometry llava-1.5-7", "did you mean 'llava-1.5-7b'"),
+        ("show scene_99", "did you mean 'scene_"),
+    ],
+)
+def test_misspelt_names_get_a_suggestion(line, wanted):
+    found = _run(line)
+    assert found.exit_code == 2 and wanted in found.output
+
+
+def test_what_is_like_nothing_gets_no_suggestion():
+    assert did_you_mean("qqqq", ["tome", "topk"]) == ""
+    assert did_you_mean("TOMES", ["tome"]) == "; did you mean 'tome'?"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("ficoco::attach: layers must be in 0 ... 5", "--layers must be in 0 ... 5"),
+        ("plan: kv_mb=3.5 is out of reach", "--kv-mb 3.5 is out of reach"),
+        ('pass vision={"kv_mb": 3}', 'pass vision={"kv_mb": 3}'),
+        ("the layers of the model", "the layers of the model"),
+    ],
+)
+def test_errors_name_options(text, wanted):
+    assert common.in_options(text, {"layers": "--layers", "kv_mb": "--kv-mb"}) == wanted
+
+
+@pytest.mark.parametrize("line", ["cost llava-1.5-7b --explain", "cost --reproduce", "methods", "env", "--help"])
+def test_a_closed_pipe_is_no_error(line):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *line.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait() == 0 and said == ""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cost llava-1.5-7b --method ficoco-vl --keep-ratio 0.25 --gpu h200",
+        "cost llava-next-13b --method fastv --gpu a100-80g",
+        "cost --reproduce",
+        "plan llava-1.5-7b --method ficoco-l --tflops 3.3 --gpu h200",
+        "methods",
+        "methods ficoco-l",
+        "env",
+    ],
+)
+def test_tables_fit_80_columns_and_cut_no_number(line):
+    lines = _run(line).stdout.splitlines()
+    tables = [one for one in lines if one[:1] in "┏┃┡│└├"]
+    assert tables and max(map(len, tables)) <= 80
+    assert not any("…" in one for one in tables)
+
+
+def test_a_wide_table_is_split_with_its_first_column_in_every_part():
+    made = common.table("name", *(f">number {i}" for i in range(12)))
+    made.add_row("one", *(str(10**i) for i in range(12)))
+    console = Console(width=60)
+    parts = common.fitted(console, made)
+    assert len(parts) > 1 and all(part.columns[0].header == "name" for part in parts)
+    found = [next(iter(column.cells)) for part in parts for column in part.columns[1:]]
+    assert found == [str(10**i) for i in range(12)]
+    assert common.fitted(Console(width=400), made) == [made]
+
+
+def test_cost_says_its_verdict_first_and_ratios_as_times_less():
+    lines = _run("cost llava-1.5-7b --method ficoco-v --keep-ratio 0.25 --gpu h200").stdout.splitlines()
+    assert lines[0].startswith("By the roofline the first token comes")
+    text = "\n".join(lines)
+    assert "3.17x less" in text and "2.69x faster" in text and "ratio" not in text
+
+
+@pytest.mark.parametrize(
+    ("full", "few", "words", "wanted"),
+    [
+        (8, 2, (), "4.00x less"),
+        (2, 3, (), "1.50x more"),
+        (3, 2, ("faster", "slower"), "1.50x faster"),
+        (2, 3, ("faster", "slower"), "1.50x slower"),
+        (1, 1, (), "the same"),
+        (0, 1, (), ""),
+        (1, 0, (), ""),
+    ],
+)
+def test_times(full, few, words, wanted):
+    assert common.times(full, few, *words) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [("llava-hf/llava-1.5-7b-hf", "llava-1.5-7b"), ("Qwen/Qwen2-VL-7B-Instruct", "qwen2-vl-7b")],
+)
+def test_cost_takes_hub_names(name, preset):
+    known, given = (json.loads(_run(f"cost {one} --json").stdout) for one in (preset, name))
+    assert known == given
+
+
+def test_a_hub_name_that_cannot_be_had_is_an_error(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = _run("cost nobody/no-such-model")
+    assert found.exit_code == 2 and "neither from the hub nor from its cache" in found.stderr
