@@ -1,0 +1,90 @@
+"""What the page on CPU performance says is what the committed results hold; its GPU sister is held by test_gpu_bench."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "performance_cpu.md").read_text()
+
+
+def results(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The body of the table below ``heading``, cell by cell."""
+    section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def number(cell: str) -> float:
+    return float(re.match(r"-?[\d.]+", cell)[0])
+
+
+def said(cells: list[str], values: list[float]) -> None:
+    """Each cell is its value, rounded to as many digits as the cell has."""
+    for cell, value in zip(cells, values, strict=True):
+        digits = len(re.match(r"-?\d+\.?(\d*)", cell)[1])
+        assert number(cell) == pytest.approx(value, abs=0.51 * 10**-digits), (cells, cell)
+
+
+def test_one_reduction():
+    table, found = rows("One FiCoCo-V reduction"), results("ops_cpu")
+    assert len(table) == len(found["results"])
+    for cells, row in zip(table, found["results"], strict=True):
+        shape = f"({', '.join(map(str, row['shape']))})"
+        assert cells[:3] == [f"{row['attn']}, {row['layout']}", shape, row["dtype"]]
+        names = ("ours_ms", "gigabytes_per_second", "bytes_floor_ms")
+        said(cells[3:], [row[name] for name in (*names, "speedup_over_best_eager", "speedup_over_best_compiled")])
+    peak, flat = found["peak_memory"], " ".join(PAGE.split())
+    ours, result, through_map = (peak[name] / 1e6 for name in ("ours", "output_bytes", "torch map"))
+    assert f"{peak['tokens']} tokens: {ours:.1f} MB, of which {result:.1f} MB are the result" in flat
+    assert f"map of all heads takes {through_map:.0f} MB" in flat
+
+
+def test_matching():
+    table, found = rows("ToMe's matching"), results("match_cpu")
+    assert len(table) == len(found["results"])
+    for cells, row in zip(table, found["results"], strict=True):
+        assert cells[:3] == [f"({', '.join(map(str, row['shape']))})", row["layout"], row["dtype"]]
+        names = ("ours_ms", "bytes_floor_ms", "speedup_over_best_eager", "speedup_over_best_compiled")
+        said(cells[3:], [row[name] for name in names])
+
+
+def test_a_whole_prefill():
+    table, found = rows("A whole prefill with reduction in the language model"), results("decoder_cpu")
+    assert len(table) == len(found["results"])
+    for cells, row in zip(table, found["results"], strict=True):
+        options = row["options"]
+        assert f"`{options['method']}`" in cells[0]
+        assert ('variant="released"' in cells[0]) == (options.get("variant") == "released")
+        assert ("targets=0" in cells[0]) == (options.get("targets") == 0)
+        layers = options.get("layers")
+        if layers:
+            where = f"over layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"in layer {layers[0]}"
+            assert where in cells[0]
+        times = [row["timings"][name]["median_ms"] for name in ("all tokens", row["method"])]
+        said(cells[1:], [*times, row["speedup"], row["flops_ratio"], row["share"]])
+
+
+def test_memory():
+    table = rows("Memory of the language model's operators")
+    found = [row for row in results("decoder_memory_cpu")["results"] if row["visual"] == 2881]
+    assert len(table) == len(found) > 5
+    for cells, row in zip(table, found, strict=True):
+        assert cells[0].strip("`") == row["form"].replace("torch one head's map", "plain torch, the map of one head")
+        said(cells[1:], [row["extra_bytes"] / 1e6])
+
+
+@pytest.mark.parametrize("name", ["ops_cpu", "match_cpu", "decoder_cpu", "decoder_memory_cpu"])
+def test_each_file_is_named_with_its_commit_and_command(name):
+    made = results(name)["environment"]
+    assert f"`{name}.json`, commit {made['commit']}" in PAGE
+    assert f"\n    {made['command']}\n" in PAGE
+    assert (made["cpu"], made["threads"], made["torch"]) == ("AMD EPYC", 2, "2.13.0+cpu")
