@@ -1,4 +1,4 @@
-"""What the page on CPU performance says is what the committed results hold; its GPU sister is held by test_gpu_bench."""
+"""The page on CPU performance says what the committed results hold; test_gpu_bench.py holds the one on a GPU."""
 
 from __future__ import annotations
 

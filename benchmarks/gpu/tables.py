@@ -159,6 +159,32 @@ def _prefill(document: Document, _: str) -> str:
     return _table(head, rows) + "\n\n" + provenance(document, "end_to_end")
 
 
+FIRST_TOKEN = ("without", "prune-then-merge", "ficoco-v", "fastv", "ficoco-l")
+
+
+def _first_token(document: Document, _: str) -> str:
+    """The short form of ``prefill``: times without a reduction, and what a few methods make of them."""
+    found: dict[tuple[int, int, int], dict[str, Document]] = {}
+    for row in document["end_to_end"].get("prefill", []):
+        load = (row["batch"], row["images"], row["text_tokens"])
+        found.setdefault(load, {})[row["method"]] = row
+
+    def cell(row: Document | None) -> str | None:
+        if row is None or "failed" in row:
+            return row and row["failed"]
+        if row["method"] == "without":
+            return f"{row['ttft_ms']:.1f} ms"
+        ratio = row["time_ratio"]
+        return f"{1 / ratio:.2f}x faster" if ratio < 1 else f"{ratio:.2f}x slower"
+
+    head = [
+        f"{batch} prompt{'s' * (batch > 1)}, {images} image{'s' * (images > 1)}, {words} words"
+        for batch, images, words in found
+    ]
+    rows: list[list[Any]] = [[f"`{name}`", *(cell(load.get(name)) for load in found.values())] for name in FIRST_TOKEN]
+    return _table(["method", *head], rows) + "\n\n" + provenance(document, "end_to_end")
+
+
 def _tower(document: Document, _: str) -> str:
     rows = [
         [
@@ -204,6 +230,7 @@ TABLES: dict[str, Callable[[Document, str], str]] = {
     "compiled": _reductions,
     "kernels": _kernels,
     "prefill": _prefill,
+    "first token": _first_token,
     "tower": _tower,
 }
 
