@@ -1,4 +1,4 @@
-"""The page on the cost model: its commands work, its table is what the code says. test_docs.py runs its examples."""
+"""Every page's cost commands work; the cost model's table is what the code says. test_docs.py runs the examples."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ficoco_ext.cli.app import app
 from ficoco_ext.cost import reproduce
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "cost_model.md"
-README = PAGE.parent.parent / "README.md"
+PAGES = (PAGE.parent.parent / "README.md", *sorted(PAGE.parent.glob("*.md")))
 
 
 def _commands():
-    text = PAGE.read_text() + README.read_text()
+    text = "".join(page.read_text() for page in PAGES)
     return sorted(set(re.findall(r"^    (ficoco (?:cost|plan) .*)$", text, flags=re.MULTILINE)))
 
 
