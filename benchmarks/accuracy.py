@@ -1,4 +1,4 @@
-"""Accuracy against cost on the embedded model: the studies behind every figure of the README.
+"""Accuracy against cost on the embedded model: the studies behind every figure of docs/accuracy.md.
 
     python benchmarks/accuracy.py methods --seeds 3 --json benchmarks/results/accuracy_methods.json
     python benchmarks/accuracy.py late --seeds 3 --json benchmarks/results/accuracy_late.json
@@ -9,7 +9,7 @@
 A study is a list of settings; asking, judging, resampling and going on after an interruption are those of ``ficoco
 eval``. Methods that reduce in several layers of the tower do so in the same ones here, by the same schedule, so that
 they differ in what they remove and not in when. ``--model`` takes another training of the same recipe. Needs
-``pip install ".[eval]"``.
+``pip install ".[eval]"``. The picture of ``methods`` is shown on the page: copy it to ``docs/accuracy_methods.png``.
 """
 
 from __future__ import annotations

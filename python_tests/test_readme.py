@@ -9,7 +9,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+import ficoco_ext
 from ficoco_ext import cost
 from ficoco_ext.cost import schedules, scope
 from ficoco_ext.methods import get_method
@@ -121,11 +123,14 @@ def test_the_presets_accuracy_is_that_of_the_study():
 
 
 def test_the_presets_keep_what_the_tables_say():
-    from ficoco_ext.methods import presets
+    pytest.importorskip("transformers")
+    from ficoco_ext.apps import checkpoint
 
-    assert presets  # the amounts themselves are tested where presets are
+    model = checkpoint.load(None, torch.float32, torch.device("cpu")).model
     for name, keep in PRESETS.items():
-        assert re.search(rf'^\| .*`"{name}"` \| {keep:.0%}'.replace("%", " %"), README, re.MULTILINE)
+        assert re.search(rf'^\| .*`"{name}"` \| {100 * keep:.0f} %', README, re.MULTILINE)
+        with ficoco_ext.attach(model, name) as handle:
+            assert handle.schedule.final == round(144 * keep)
 
 
 def _table(text, first):

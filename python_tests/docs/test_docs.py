@@ -67,10 +67,21 @@ def test_there_are_pages():
     assert expected <= {page.name for page in PAGES}
 
 
-def test_links_of_the_readme_lead_somewhere():
-    for page in (ROOT / "README.md", *PAGES):
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert target.startswith("http") or (page.parent / target).exists(), target
+def headings(page):
+    """The anchors of a page, as GitHub and mkdocs make them of its headings."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        if target.startswith("http"):
+            continue
+        there = page.parent / path if path else page
+        assert there.exists(), target
+        assert not anchor or anchor in headings(there), target
 
 
 def test_the_page_on_choosing_attaches():
@@ -86,7 +97,9 @@ def test_the_page_on_choosing_attaches():
 
 
 def test_the_table_of_methods_is_complete():
-    assert set(re.findall(r'^\| `"(\S+)"` \| (?:tower|language)', CHOOSE, re.MULTILINE)) == set(ficoco_ext.METHODS)
+    presets = {"quality", "balanced", "fast"}
+    table = set(re.findall(r'^\| `"(\S+)"` \| (?:tower|language)', CHOOSE, re.MULTILINE))
+    assert table == set(ficoco_ext.METHODS) | presets
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The studies behind the README's accuracy figures can be run, and what is committed of them is what they are."""
+"""The studies behind the accuracy figures of the docs can be run, and what is committed of them is what they are."""
 
 from __future__ import annotations
 

@@ -1,0 +1,43 @@
+"""Every ``ficoco`` command on README and pages is one that the command line knows; test_cost_docs.py runs some."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+typer = pytest.importorskip("typer")
+
+from ficoco_ext.cli.app import app  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+def commands():
+    """Indented lines that are a command, and inline code that names one with its arguments."""
+    found = set()
+    for page in PAGES:
+        text = page.read_text()
+        found |= set(re.findall(r"^    (ficoco .*)$", text, re.MULTILINE))
+        found |= set(re.findall(r"`(ficoco [^`\n]+)`", text))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_it_parses(command):
+    _, name, *arguments = shlex.split(command)
+    group = typer.main.get_command(app)
+    if name.startswith("-"):  # an option of ficoco itself
+        assert name == "--help" or any(name in parameter.opts for parameter in group.params)
+    elif not name.isupper():  # ficoco COMMAND --help
+        assert name in group.commands, f"ficoco has no command {name}"
+        if arguments and "--help" not in arguments:
+            parent = group.make_context("ficoco", [], resilient_parsing=True)
+            group.commands[name].make_context(name, arguments, parent=parent)
+
+
+def test_there_are_commands():
+    assert len(commands()) > 20
