@@ -16,7 +16,7 @@ from ficoco_ext import cost
 from ficoco_ext.cost import schedules, scope
 from ficoco_ext.methods import get_method
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 FLAT = " ".join(README.split())
 CHOOSE = (ROOT / "docs" / "choose.md").read_text()

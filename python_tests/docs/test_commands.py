@@ -12,7 +12,7 @@ typer = pytest.importorskip("typer")
 
 from ficoco_ext.cli.app import app  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
