@@ -2,9 +2,11 @@
 
 Works on :class:`ficoco_ext.Reduction` records and a PIL image; no model is needed. matplotlib is imported when a
 function is called, and figures are made as objects: no backend is chosen and no window opened.
-:mod:`ficoco_ext.viz.traces` computes, the other modules draw.
+:mod:`ficoco_ext.viz.traces` computes, the other modules draw; :mod:`ficoco_ext.viz.page` makes one interactive HTML
+file and needs no matplotlib.
 """
 
+from . import page
 from .canvas import require, save
 from .comparisons import Heat, Story, comparison
 from .overviews import overview, spread
@@ -24,6 +26,7 @@ __all__ = [
     "groups",
     "holders",
     "overview",
+    "page",
     "removal_layers",
     "require",
     "save",

@@ -106,32 +106,28 @@ def trace(
     """
     told = checked("trace", reductions, item)
     names = named("trace", told, layers)
-    first, count = int(told[-1].class_token), patches_of(told[-1])
+    count = patches_of(told[-1])
     if not 0 <= patch < count:
         raise ValueError(f"trace: patch must be in [0, {count - 1}], got {patch}")
     mass = torch.zeros(count, dtype=torch.float64)
     mass[patch] = 1
-    steps = [_step(reduction, name, mass, first, item) for reduction, name in zip(told, names, strict=True)]
+    steps = [_step(reduction, name, mass, item) for reduction, name in zip(told, names, strict=True)]
     return Trace(patch, tuple(steps), steps[-1].shares, sum(step.dropped for step in steps))
 
 
-def _step(reduction: Reduction, layer: Label, mass: Tensor, first: int, item: int) -> TraceStep:
+def _step(reduction: Reduction, layer: Label, mass: Tensor, item: int) -> TraceStep:
     """Move ``mass`` (P,), which is written, through one reduction."""
-    kept = reduction.kept[item].cpu() - first
-    sources = reduction.sources[item].cpu() - first
-    targets, weights = reduction.targets[item].cpu(), _weights(reduction.weights[item])
     moves, dropped = [], 0.0
-    for place in mass[sources].nonzero()[:, 0].tolist():
-        source = int(sources[place])
-        held, gone = float(mass[source]), float(mass[source])
+    for source, parts in transfers(reduction, item):
+        held = gone = float(mass[source])
+        if held == 0:
+            continue
         mass[source] = 0
-        for target, weight in zip(targets[place].tolist(), weights[place].tolist(), strict=True):
-            if target < 0 or weight == 0:  # a target of another picture: no patch of this one holds the part
-                continue
-            receiver, share = int(kept[target]), weight * held
-            mass[receiver] += share
+        for target, weight in parts:
+            share = weight * held
+            mass[target] += share
             gone -= share
-            moves.append(Move(source, receiver, weight, share))
+            moves.append(Move(source, target, weight, share))
         dropped += gone if gone > _NOTHING else 0.0
     shares = {patch: float(mass[patch]) for patch in mass.nonzero()[:, 0].tolist()}
     return TraceStep(
@@ -140,6 +136,32 @@ def _step(reduction: Reduction, layer: Label, mass: Tensor, first: int, item: in
         dropped,
         dict(sorted(shares.items(), key=lambda one: (-one[1], one[0]))),
     )
+
+
+def transfers(reduction: Reduction, item: int = 0) -> list[tuple[int, list[tuple[int, float]]]]:
+    """For each patch that one reduction removed who got how much of it.
+
+    Returns:
+        ``(source, [(target, weight), ...])`` for each source, ascending; patches of the original grid, weights above 0
+        in the order of the record. What is missing from 1 was dropped, or went to a token that is no patch of this
+        picture.
+
+    Example:
+        >>> import torch, ficoco_ext
+        >>> from ficoco_ext.viz.traces import transfers
+        >>> tokens, (q, k) = torch.randn(1, 5, 8), torch.randn(2, 1, 2, 5, 4)
+        >>> r = ficoco_ext.reduce(tokens, ficoco_ext.QueryKey(q, k), 2, return_reduction=True)
+        >>> [(len(parts), parts[0][1]) for source, parts in transfers(r)]
+        [(1, 1.0), (1, 1.0)]
+    """
+    first = int(reduction.class_token)
+    kept = (reduction.kept[item].cpu() - first).tolist()
+    sources = (reduction.sources[item].cpu() - first).tolist()
+    targets, weights = reduction.targets[item].tolist(), _weights(reduction.weights[item]).tolist()
+    return [
+        (source, [(kept[target], weight) for target, weight in zip(at, parts, strict=True) if target >= 0 and weight])
+        for source, at, parts in zip(sources, targets, weights, strict=True)
+    ]
 
 
 def _weights(weights: Tensor) -> Tensor:
