@@ -1,4 +1,4 @@
-"""``ficoco show``: pictures of what several methods do to one image, and of what the model looks at."""
+"""``ficoco show``: a picture or a page of what several methods do to one image, and of what the model looks at."""
 
 from __future__ import annotations
 
@@ -25,8 +25,12 @@ def command(
         str, typer.Option(metavar="NAME[,..]", help="One row of the picture each; see ficoco methods.")
     ] = "ficoco-v,topk,tome",
     keep_ratio: Annotated[
-        str, typer.Option(metavar="RATIO[,..]", help="Visual tokens kept / all; one number or one a layer.")
-    ] = "0.25",
+        str | None,
+        typer.Option(metavar="RATIO[,..]", help="Of a picture: visual tokens kept / all; one or one a layer. [0.25]"),
+    ] = None,
+    keep_ratios: Annotated[
+        str | None, typer.Option(metavar="RATIO[,..]", help="Of a page: those of its slider. [0.5,0.25,0.1]")
+    ] = None,
     layers: Annotated[
         list[str] | None,
         typer.Option(
@@ -39,7 +43,7 @@ def command(
         typer.Option("--set", metavar="KEY=VALUE", help="Hyperparameter of all methods that have it; repeatable."),
     ] = None,
     trace: Annotated[
-        str | None, typer.Option(metavar="ROW,COLUMN", help="Follow this patch, or patch number ROW * width + COLUMN.")
+        str | None, typer.Option(metavar="ROW,COLUMN", help="Follow this patch, or patch ROW * width + COLUMN.")
     ] = None,
     attention: Annotated[
         list[str] | None,
@@ -48,8 +52,11 @@ def command(
             help="Attention of the class token, or of a word of the question, without reduction. Repeatable.",
         ),
     ] = None,
-    panels: Annotated[int, typer.Option(help="Most layers to draw of a method.")] = 8,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes.")] = Path("ficoco_show.png"),
+    panels: Annotated[int | None, typer.Option(help="Of a picture: most layers to draw of a method. [8]")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the picture goes, or with .html one page to explore.")
+    ] = Path("ficoco_show.png"),
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[
@@ -58,21 +65,26 @@ def command(
     json_: Annotated[bool, common.JsonOption] = False,
     debug: Annotated[bool, common.DebugOption] = False,
 ) -> None:
-    """Draw which patches each method keeps, where the others go, where one of them went, and attention maps."""
+    """Draw which patches each method keeps and where the others go, and print what the model answers with each.
+
+    With -o page.html it is one interactive page that needs no network: layers, keep ratios, methods and every patch.
+    """
     with common.reported(debug):
-        ratios = common.ratios("--keep-ratio", keep_ratio)
+        ratios = None if keep_ratio is None else common.ratios("--keep-ratio", keep_ratio)
         request = show.Request(
             image=image,
             question=question,
             model=model,
             methods=tuple(name.strip() for name in methods.split(",")),
-            keep_ratio=ratios[0] if len(ratios) == 1 else ratios,
+            keep_ratio=ratios[0] if ratios is not None and len(ratios) == 1 else ratios,
+            keep_ratios=None if keep_ratios is None else common.ratios("--keep-ratios", keep_ratios),
             layers=_layers(layers),
             hyperparameters=common.assignments(set_),
             trace=None if trace is None else _trace(trace),
             attention=tuple(attention or ()),
             panels=panels,
             output=output,
+            max_new_tokens=max_new_tokens,
             dtype=dtype,
             device=device,
         )
@@ -114,11 +126,21 @@ def print_(result: show.Result) -> None:
     console, (height, width) = common.console(), result.grid
     console.print(f"{result.model}, image {result.image}, {height} x {width} patches", soft_wrap=True, highlight=False)
     console.print(common.text(f"question: {result.question}"))
-    made = common.table("method", "reduces in", ">left", ">merged", ">dropped")
+    if result.truth is not None:
+        console.print(common.text(f"known answer: {result.truth}"))
+    several = len({one.keep_ratio for one in result.methods}) > 1
+    ratio = ["keep ratio"] if several else []
+    made = common.table("method", *ratio, "reduces in", ">left", ">merged", ">dropped", "answer")
+    everything = str(height * width)
+    made.add_row("all tokens", *["" for _ in ratio], "", everything, "0", "0", _answer(result.answer, result.right))
     for one in result.methods:
         sides = dict.fromkeys(layer.side for layer in one.layers)
         where = "; ".join(f"{side} {_ranges([at.layer for at in one.layers if at.side == side])}" for side in sides)
-        made.add_row(one.method, where, str(one.left), str(one.merged), str(one.dropped))
+        counts = [str(count) for count in (one.left, one.merged, one.dropped)]
+        given = [str(one.keep_ratio) for _ in ratio]
+        made.add_row(one.method, *given, where, *counts, _answer(one.answer, one.right))
+    for refused in result.refused:
+        made.add_row(refused.method, str(refused.keep_ratio), "cannot be run", "", "", "", "")
     common.show(console, made)
     if any(one.trace is not None for one in result.methods):
         common.show(console, _traces(result))
@@ -130,7 +152,13 @@ def print_(result: show.Result) -> None:
             where = f"{shown.side} layer {shown.layer}"
             made.add_row(common.text(shown.of), where, f"{shown.on_patches:.1%}", f"{most:.3g}", f"{row},{column}")
         common.show(console, made)
-    console.print(f"picture {result.picture}", soft_wrap=True)
+    kind, path = ("picture", result.picture) if result.page is None else ("page", result.page)
+    console.print(f"{kind} {path}", soft_wrap=True)
+
+
+def _answer(text: str, right: bool | None) -> common.Text:
+    """With a verdict where there is one."""
+    return common.text((text or "(nothing)") + {True: " (right)", False: " (wrong)", None: ""}[right])
 
 
 def _ranges(layers: list[int]) -> str:
@@ -160,12 +188,14 @@ def _traces(result: show.Result) -> common.Table:
         return ", ".join(parts + ([f"{dropped:.1%} dropped"] if dropped else []))
 
     traced = next(one.trace.patch for one in result.methods if one.trace is not None)
+    several = len({one.keep_ratio for one in result.methods}) > 1
     made = common.table("method", "after", f"patch {traced // width},{traced % width} is")
     for one in result.methods:
         assert one.trace is not None
+        name = f"{one.method} at {one.keep_ratio}" if several else one.method
         dropped = 0.0
         for step in one.trace.steps:
             dropped += step.dropped
             if step.moves or step.dropped or step is one.trace.steps[-1]:
-                made.add_row(one.method, str(step.layer), said(step.shares, dropped))
+                made.add_row(name, str(step.layer), said(step.shares, dropped))
     return made

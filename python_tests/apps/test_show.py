@@ -10,7 +10,7 @@ import torch
 import typer.testing
 from PIL import Image
 
-from ficoco_ext.apps import checkpoint, show, word_spans
+from ficoco_ext.apps import attention_maps, checkpoint, show, word_spans
 from ficoco_ext.cli.app import app
 
 pytest.importorskip("transformers")
@@ -67,6 +67,7 @@ def test_methods_of_tower_language_model_and_both_side_by_side(loaded, tmp_path)
         assert one.trace.patch == 3 * width + 7
         assert [step.layer for step in one.trace.steps] == [layer.name for layer in one.layers]
         assert sum(one.trace.shares.values()) + one.trace.dropped == pytest.approx(1)
+        assert one.keep_ratio == 0.5
         assert set(one.trace.shares) <= set(one.kept)
         sides[one.method] = {layer.side for layer in one.layers}
     assert sides["ficoco-v"] == sides["topk"] == sides["tome"] == {"vision"}
@@ -127,13 +128,13 @@ def test_words_are_found_where_the_prompt_has_them(embedded):
     ],
 )
 def test_attention_is_spelled_in_several_ways(text, wanted):
-    assert show._parsed(text) == wanted
+    assert attention_maps.parse(text) == wanted
 
 
 @pytest.mark.parametrize("text", ["", "word:", "class:x", "class:", "class:-1", "word: :2"])
 def test_attention_that_is_nothing_is_refused(text):
     with pytest.raises(ValueError, match="attention must be class, class:LAYER, word:TOKEN or word:TOKEN:LAYER"):
-        show._parsed(text)
+        attention_maps.parse(text)
 
 
 def test_command_prints_json_and_draws(loaded, tmp_path):
@@ -142,7 +143,7 @@ def test_command_prints_json_and_draws(loaded, tmp_path):
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert [one["method"] for one in found["methods"]] == ["topk", "ficoco-l"]
-    assert found["keep_ratio"] == 0.25
+    assert [one["keep_ratio"] for one in found["methods"]] == [0.25, 0.25]
     assert found["methods"][0]["trace"]["patch"] == 13
     assert found["picture"] == str(path)
     assert path.stat().st_size > 10_000
@@ -175,10 +176,10 @@ def test_command_prints_tables(loaded, tmp_path):
         ("{half}", "cannot read image"),
         ("scene_4 --methods ficoco-v,nope", "methods must be some of ficoco-v"),
         ("scene_4 --methods topk,topk", "methods must all be different, got topk, topk"),
-        ("scene_4 --keep-ratio 1.5", "keep_ratio must be in (0, 1], got 1.5"),
-        ("scene_4 --keep-ratio 0", "keep_ratio must be in (0, 1], got 0"),
+        ("scene_4 --keep-ratio 1.5", "--keep-ratio must be in (0, 1], got 1.5"),
+        ("scene_4 --keep-ratio 0", "--keep-ratio must be in (0, 1], got 0"),
         ("scene_4 --keep-ratio few", "--keep-ratio must be numbers"),
-        ("scene_4 --keep-ratio 1", "keep_ratio 1.0 removes nothing with ficoco-v"),
+        ("scene_4 --keep-ratio 1", "--keep-ratio 1.0 removes nothing with ficoco-v"),
         ("scene_4 --trace 12,0", "trace must be a patch of the grid of 12 x 12: ROW,COLUMN up to 11,11"),
         ("scene_4 --trace 0,-1", "got 0,-1"),
         ("scene_4 --trace 144", "or one number up to 143, got 144"),
@@ -186,7 +187,7 @@ def test_command_prints_tables(loaded, tmp_path):
         ("scene_4 --trace 1,2,3", "--trace must be ROW,COLUMN or the number of a patch, got '1,2,3'"),
         ("scene_4 --set beta=1", "none of the methods ficoco-v, topk has a hyperparameter 'beta'"),
         ("scene_4 --set lam=7", "ficoco-v: Filter: lam must be"),
-        ("scene_4 --layers 99", "ficoco-v: ficoco::attach: layers must be in"),
+        ("scene_4 --layers 99", "ficoco-v: ficoco::attach: --layers must be in"),
         ("scene_4 --layers fastv=1", "layers are given for 'fastv', which is not one of the methods"),
         ("scene_4 --layers 1 --layers 2", "--layers is given twice"),
         ("scene_4 --attention dog --question is_it", "the question has no word 'dog'; it has is_it"),
@@ -194,6 +195,17 @@ def test_command_prints_tables(loaded, tmp_path):
         ("scene_4 --attention shapes:99 --question shapes", "name a layer of the language model"),
         ("scene_4 --attention class:first", "attention must be class, class:LAYER"),
         ("scene_4 --panels 0", "panels must be at least 1, got 0"),
+        ("scene_4 --max-new-tokens 0", "--max-new-tokens must be at least 1, got 0"),
+        ("scene_4 --keep-ratios 0.5", "--keep-ratios are for a page, whose name ends in .html or .htm"),
+        ("scene_4 --output {page} --keep-ratio 0.5", "--keep-ratio is for a picture; for a page give --keep-ratios"),
+        ("scene_4 --output {page} --attention class", "attention is for a picture; a page has no attention maps"),
+        ("scene_4 --output {page} --panels 3", "panels is for a picture; a page has every layer"),
+        ("scene_4 --output {page} --keep-ratios 0.5,1", "--keep-ratios must be in (0, 1), got 1.0"),
+        ("scene_4 --output {page} --keep-ratios 0.5,0.5", "--keep-ratios must all be different, got 0.5, 0.5"),
+        ("scene_4 --output {page} --keep-ratios few", "--keep-ratios must be numbers"),
+        ("scene_4 --output {page} --keep-ratios 0.1,0.05 --methods topk,tome", "tome: ficoco::attach: r must be"),
+        ("scene_4 --output {page}/x.html", "for the page x.html"),
+        ("scene_4 --output {page} --layers 99", "ficoco-v: ficoco::attach: --layers must be in"),
         ("scene_4 --output {text}", "picture must end in one of .png"),
         ("scene_4 --device tpu", "device must be"),
     ],
@@ -203,7 +215,7 @@ def test_mistakes_get_one_line_and_leave_no_picture(loaded, tmp_path, line, said
     text.write_text("no picture")
     whole = checkpoint.find_image(SCENE).read_bytes()
     half.write_bytes(whole[: len(whole) // 2])
-    arguments = line.format(text=text, half=half).split()
+    arguments = line.format(text=text, half=half, page=tmp_path / "out.html").split()
     arguments += [] if "--methods" in line else ["--methods", "ficoco-v,topk"]
     arguments += [] if "--output" in line else ["-o", out]
     before = sorted(tmp_path.iterdir())
