@@ -7,6 +7,8 @@ Knobs, all environment variables:
                       0: leave them out.
     FICOCO_CUDA_ARCHS compute capabilities to compile for, default 80;86;89;90. The last one's PTX serves newer GPUs.
     CUDA_HOME         the CUDA toolkit (12.0 or newer), if nvcc is not on the PATH.
+    FICOCO_LINEINFO   1: keep source lines and symbols, of host and device, for profilers and compute-sanitizer;
+                      0 (default): leave them out. The instructions are the same; TIMES
     MAX_JOBS          compiler processes at once (torch's own knob).
     CXX               the C++20 compiler (g++ or clang++).
 """
@@ -20,6 +22,7 @@ from setuptools import setup
 ROOT = pathlib.Path(__file__).parent.resolve()
 sys.path.insert(0, str(ROOT / "_build"))
 import cuda_toolkit  # noqa: E402
+import index_readme  # noqa: E402
 import prerequisites  # noqa: E402
 
 prerequisites.need_setuptools()
@@ -27,14 +30,14 @@ import torch  # noqa: E402
 from torch.utils.cpp_extension import BuildExtension, CppExtension  # noqa: E402
 
 
-def knob(name: str) -> str:
-    value = os.environ.get(name, "auto")
-    if value not in ("auto", "0", "1"):
-        raise SystemExit(f"{name} must be auto, 0 or 1, got {value!r}")
+def knob(name: str, values: tuple[str, ...] = ("auto", "0", "1")) -> str:
+    value = os.environ.get(name, values[0])
+    if value not in values:
+        raise SystemExit(f"{name} must be {', '.join(values[:-1])} or {values[-1]}, got {value!r}")
     return value
 
 
-MODE, CUDA = knob("FICOCO_EXT_CPU"), knob("FICOCO_CUDA")
+MODE, CUDA, LINEINFO = knob("FICOCO_EXT_CPU"), knob("FICOCO_CUDA"), knob("FICOCO_LINEINFO", ("0", "1")) == "1"
 MAJOR, MINOR = (int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
 if (MAJOR, MINOR) < (2, 8):
     raise SystemExit(f"ficoco_ext needs torch >= 2.8, found {torch.__version__}; upgrade it first")
@@ -71,7 +74,7 @@ class Build(BuildExtension):
         toolkit = cuda_toolkit.find()
         toolkit.check_torch(torch.version.cuda, warn)
         archs = os.environ.get("FICOCO_CUDA_ARCHS") or cuda_toolkit.DEFAULT_ARCHS
-        objects = toolkit.compile(ROOT, pathlib.Path(self.build_temp).resolve() / "cuda", archs)
+        objects = toolkit.compile(ROOT, pathlib.Path(self.build_temp).resolve() / "cuda", archs, LINEINFO)
         extension.extra_objects += objects
         extension.extra_link_args += toolkit.link_arguments()
         extension.include_dirs.append(str(toolkit.root / "include"))
@@ -102,11 +105,14 @@ kernels = CppExtension(
         "-ffp-contract=fast",
         "-fvisibility=hidden",
         "-Wno-psabi",
+        "-g1" if LINEINFO else "-g0",  # last: many a Python brings -g, which trebles the module
     ],
-    extra_link_args=["-Wl,--as-needed"] if sys.platform == "linux" else [],
+    extra_link_args=["-Wl,--as-needed", *([] if LINEINFO else ["-Wl,-s"])] if sys.platform == "linux" else [],
 )
 
 setup(
+    long_description=index_readme.long_description(ROOT),
+    long_description_content_type="text/markdown",
     install_requires=[f"torch>={MAJOR}.{MINOR},<{MAJOR}.{MINOR + 1}"] if MODE != "0" else ["torch>=2.8"],
     ext_modules=[kernels] if MODE != "0" else [],
     cmdclass={"build_ext": Build},
