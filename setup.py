@@ -8,7 +8,7 @@ Knobs, all environment variables:
     FICOCO_CUDA_ARCHS compute capabilities to compile for, default 80;86;89;90. The last one's PTX serves newer GPUs.
     CUDA_HOME         the CUDA toolkit (12.0 or newer), if nvcc is not on the PATH.
     FICOCO_LINEINFO   1: keep source lines and symbols, of host and device, for profilers and compute-sanitizer;
-                      0 (default): leave them out. The instructions are the same; TIMES
+                      0 (default): leave them out. The instructions are the same, the files much smaller.
     MAX_JOBS          compiler processes at once (torch's own knob).
     CXX               the C++20 compiler (g++ or clang++).
 """

@@ -52,14 +52,12 @@ class Toolkit:
         if torch_cuda is not None and int(torch_cuda.split(".")[0]) < major:
             warn(f"nvcc is {major}.{minor}, torch uses CUDA {torch_cuda}: the driver must support CUDA {major}.")
 
-    def size_flags(self, lineinfo: bool) -> list[str]:
-        """What makes a release small, or a build for a profiler tell source lines.
+    def compression(self) -> list[str]:
+        """Flags that compress the kernels of all architectures; left to itself nvcc leaves most of them as they are.
 
-        CUDA 12 keeps its own compression: its smaller one needs a newer driver than the toolkit itself does.
+        Any driver that runs CUDA 12 reads its older format; the smaller one is as old as the drivers of CUDA 13.
         """
-        if lineinfo:
-            return ["-lineinfo"]
-        return ["--compress-mode=size"] if self.release() >= (13, 0) else []
+        return ["-Xfatbin=-compress-all", *(["--compress-mode=size"] if self.release() >= (13, 0) else [])]
 
     def compile(self, root: pathlib.Path, out: pathlib.Path, archs: str, lineinfo: bool = False) -> list[str]:
         """Object files of every ``csrc/cuda/*.cu`` under ``root``, made again only where something changed."""
@@ -67,7 +65,14 @@ class Toolkit:
         names = [arch.strip().replace(".", "") for arch in archs.replace(",", ";").split(";") if arch.strip()]
         if not names or not all(name.rstrip("a").isdigit() for name in names):
             raise SystemExit(f"FICOCO_CUDA_ARCHS must be such as 80;90, got {archs!r}")
-        command = [self.nvcc, "-O3", "-std=c++20", f"-I{root}/csrc", *self.size_flags(lineinfo)]
+        command = [
+            self.nvcc,
+            "-O3",
+            "-std=c++20",
+            f"-I{root}/csrc",
+            *self.compression(),
+            *(["-lineinfo"] if lineinfo else []),
+        ]
         command += ["-Xcompiler=-fPIC,-fvisibility=hidden"]
         command += [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
         command += [f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}"]

@@ -50,16 +50,17 @@ def test_what_a_wheel_lacks_is_named(name):
     ],
 )
 def test_what_does_not_belong_in_a_wheel_is_named(name):
-    assert contents.wheel_faults(wheel(**{name: b""}), COMMIT) == [f"does not belong here: {name}"]
+    assert contents.wheel_faults(wheel(**{name: b""}), [*COMMIT, name]) == [f"does not belong here: {name}"]
+    assert contents.wheel_faults(wheel(**{name: b""}), COMMIT) == [f"is not in the commit: {name}"]
 
 
 def test_a_wheel_is_one_package_with_one_stripped_module():
     assert contents.wheel_faults(wheel(**{"_build/backend.py": b""}), COMMIT) == [
-        "is outside the package: _build/backend.py"
+        "is not in the commit: _build/backend.py"
     ]
     module = "ficoco_ext/_C_torch2_13.abi3.so"
     found = contents.wheel_faults(wheel(**{module: b"\0.symtab\0.debug_info\0"}), COMMIT)
-    assert found == [f"has debug data: {module} (see setup.py)"]
+    assert found == [f"{module} has debug data (see setup.py)"]
     [found] = contents.wheel_faults(wheel(**{"ficoco_ext/_C.cpython-311.so": b""}), COMMIT)
     assert "must hold one *.abi3.so" in found and "_C.cpython-311.so" in found
     without = wheel()
@@ -79,7 +80,7 @@ def test_a_source_distribution_is_the_commit():
     assert contents.sdist_faults([*whole, "build/lib/x.py"], COMMIT) == ["is not in the commit: build/lib/x.py"]
 
 
-@pytest.mark.parametrize("kind", ["cpu", "cuda", "sdist"])
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "sdist", "module"])
 def test_what_has_grown_is_named(kind):
     assert contents.size_fault(contents.LARGEST[kind], kind) == []
     [fault] = contents.size_fault(contents.LARGEST[kind] + 1, kind)
@@ -95,8 +96,17 @@ def test_the_exit_code_says_whether_there_are_faults(tmp_path, capsys, monkeypat
             for name, content in files.items():
                 archive.writestr(name, content)
         assert contents.main(["wheel", str(tmp_path / "a.whl")]) == code
-    assert "a.whl does not belong here: ficoco_ext/a.o" in capsys.readouterr().err
+    assert "a.whl is not in the commit: ficoco_ext/a.o" in capsys.readouterr().err
     assert contents.main(["egg", "a.egg"]) == 2
+
+
+def test_an_installed_module_is_small_and_stripped(tmp_path, capsys):
+    path = tmp_path / "_C.abi3.so"
+    for content, code in ((b"\x7fELF", 0), (b"\x7fELF\0.debug_info\0", 1), (bytes(contents.LARGEST["module"] + 1), 1)):
+        path.write_bytes(content)
+        assert contents.main(["module", str(path)]) == code
+    said = capsys.readouterr().err
+    assert "has debug data" in said and "is too large: 7.0 MB" in said
 
 
 def scripts():

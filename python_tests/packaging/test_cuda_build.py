@@ -100,3 +100,22 @@ def test_a_toolkit_without_the_static_runtime_is_named(cuda_toolkit, tmp_path):
         toolkit.link_arguments()
     (tmp_path / "own" / "lib64" / "libcudart_static.a").touch()
     assert f"-L{tmp_path / 'own' / 'lib64'}" in toolkit.link_arguments()
+
+
+@pytest.mark.parametrize(("release", "smaller"), [("12.4", False), ("13.0", True)])
+@pytest.mark.parametrize("lineinfo", [False, True])
+def test_kernels_are_compressed_and_carry_source_lines_only_if_asked(
+    cuda_toolkit, tmp_path, monkeypatch, release, smaller, lineinfo
+):
+    nvcc = toolkit_at(tmp_path / "own", release)
+    script = nvcc.read_text().replace("*) echo", f'*) echo "$@" >>{tmp_path}/calls; exit 0; echo')
+    nvcc.write_text(script)
+    monkeypatch.setenv("MAX_JOBS", "1")
+    toolkit = cuda_toolkit.Toolkit(tmp_path / "own", str(nvcc))
+    assert toolkit.compile(ROOT, tmp_path / "out", "80;90", lineinfo=lineinfo)
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    assert len(calls) == len(list(ROOT.glob("csrc/cuda/*.cu")))
+    for call in calls:
+        assert "-Xfatbin=-compress-all" in call
+        assert ("--compress-mode=size" in call) == smaller  # its format needs a driver of CUDA 12.4
+        assert ("-lineinfo" in call) == lineinfo
