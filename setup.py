@@ -78,13 +78,13 @@ class Build(BuildExtension):
         extension.extra_objects += objects
         extension.extra_link_args += toolkit.link_arguments()
         extension.include_dirs.append(str(toolkit.root / "include"))
-        extension.sources.append("csrc/ops_cuda.cpp")
+        extension.sources.append("csrc/ops/device_cuda.cpp")
         extension.define_macros += [("FICOCO_WITH_CUDA", "1"), ("FICOCO_CUDA_ARCHS", f'"{archs}"')]
 
 
 def sources() -> list[str]:
-    found = sorted([*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")])
-    return [str(path.relative_to(ROOT)) for path in found if path.name != "ops_cuda.cpp"]
+    found = sorted(path for folder in (".", "ops", "cpu") for path in (ROOT / "csrc" / folder).glob("*.cpp"))
+    return [str(path.relative_to(ROOT)) for path in found if path.name != "device_cuda.cpp"]
 
 
 # The name carries the torch release, so that a module is never loaded into another one: class layouts may differ

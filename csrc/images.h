@@ -14,7 +14,7 @@ T* image(T* data, int64_t b, int64_t size) {
   return data ? data + b * size : nullptr;
 }
 
-inline StatsParams image(StatsParams p, int64_t b, int64_t count = 1) {
+inline AttentionStatsParams image(AttentionStatsParams p, int64_t b, int64_t count = 1) {
   const int64_t patches = p.tokens - p.first;
   p.query = image(p.query, b);
   p.key = image(p.key, b);
@@ -24,7 +24,7 @@ inline StatsParams image(StatsParams p, int64_t b, int64_t count = 1) {
   return p;
 }
 
-inline MapStatsParams image(MapStatsParams p, int64_t b, int64_t count = 1) {
+inline AttentionStatsMapParams image(AttentionStatsMapParams p, int64_t b, int64_t count = 1) {
   const int64_t patches = p.tokens - p.first;
   p.attn = image(p.attn, b);
   p.class_attention = image(p.class_attention, b, patches);
@@ -67,7 +67,7 @@ inline MatchParams image(MatchParams p, int64_t b, int64_t count = 1) {
   return p;
 }
 
-inline TokenParams image(TokenParams p, int64_t b, int64_t count = 1) {
+inline TokenAttentionParams image(TokenAttentionParams p, int64_t b, int64_t count = 1) {
   p.query = image(p.query, b);
   p.key = image(p.key, b);
   p.tokens = image(p.tokens, b, p.count);
@@ -79,7 +79,7 @@ inline TokenParams image(TokenParams p, int64_t b, int64_t count = 1) {
   return p;
 }
 
-inline TokenLinksParams image(TokenLinksParams p, int64_t b, int64_t count = 1) {
+inline CorrelateTokensParams image(CorrelateTokensParams p, int64_t b, int64_t count = 1) {
   p.query = image(p.query, b);
   p.key = image(p.key, b);
   p.sources = image(p.sources, b, p.r);
@@ -93,7 +93,7 @@ inline TokenLinksParams image(TokenLinksParams p, int64_t b, int64_t count = 1) 
   return p;
 }
 
-inline SequenceParams image(SequenceParams p, int64_t b, int64_t count = 1) {
+inline ToSequenceParams image(ToSequenceParams p, int64_t b, int64_t count = 1) {
   p.visual = image(p.visual, b, p.count);
   p.sources = image(p.sources, b, p.r);
   p.kept = image(p.kept, b, p.count - p.r);

@@ -8,7 +8,7 @@
 #ifdef FICOCO_WITH_CUDA
 #include <cuda_runtime_api.h>
 
-#include "launch.h"
+#include "cuda/launch.h"
 #endif
 
 #if defined(__clang__)

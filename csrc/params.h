@@ -27,7 +27,7 @@ struct Rows {
   int64_t stride_b = 0, stride_h = 0, stride_n = 0;
 };
 
-struct StatsParams {
+struct AttentionStatsParams {
   Rows query, key;  // (B, H, N, d), (B, Hk, N, d)
   int64_t batch, tokens, width;
   int64_t first;
@@ -37,7 +37,7 @@ struct StatsParams {
   float* patch_attention;  // (B, P); left alone unless `patches`
 };
 
-struct MapStatsParams {
+struct AttentionStatsMapParams {
   Rows attn;  // (B, H, N, N)
   int64_t batch, tokens;
   int64_t first;
@@ -74,7 +74,7 @@ struct CorrelateParams {
   float* weights;    // (B, r, k)
 };
 
-struct TokenParams {
+struct TokenAttentionParams {
   Rows query, key;        // (B, H, Tq, d), (B, Hk, T, d): the queries of the last Tq tokens
   const int64_t* tokens;  // (B, N)
   const int64_t* others;  // (B, R)
@@ -86,8 +86,8 @@ struct TokenParams {
   float* out;  // (B, W, N)
 };
 
-struct TokenLinksParams {
-  Rows query, key;                                                         // as of TokenParams
+struct CorrelateTokensParams {
+  Rows query, key;                                                         // as of TokenAttentionParams
   const int64_t* sources;                                                  // (B, r)
   const int64_t* candidates;                                               // (B, m)
   const int64_t* others;                                                   // (B, R)
@@ -101,7 +101,7 @@ struct TokenLinksParams {
   float* weights;    // (B, r, k)
 };
 
-struct SequenceParams {
+struct ToSequenceParams {
   const int64_t* visual;               // (B, n) columns among `tokens`, ascending
   const int64_t* sources;              // (B, r) places in visual, as kept
   const int64_t* kept;                 // (B, n - r)

@@ -5,9 +5,14 @@
 // Probabilities: 24 query rows at a time against all keys, softmax in a buffer of N x 24 floats, summed and forgotten:
 // 2 H N^2 d FLOPs, O(N) memory a thread.
 // A given map is read once.
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "cpu/rows.h"
+#include "cpu/simd.h"
 
 namespace ficoco {
 namespace {
@@ -18,7 +23,7 @@ constexpr int64_t kBlockFloats = 4096;  // rows read at once fit half of a 32 Ki
 int64_t block_rows(int64_t width) { return std::clamp<int64_t>(kBlockFloats / std::max<int64_t>(width, 1), 4, kChunk); }
 
 // Heads that lie side by side in both tensors are one wide head: a row of 1024 floats instead of 16 rows of 64.
-StatsParams merge_heads(StatsParams p) {
+AttentionStatsParams merge_heads(AttentionStatsParams p) {
   const bool together = p.query.heads == p.key.heads && p.query.stride_h == p.width && p.key.stride_h == p.width;
   if (together && p.query.heads > 1) {
     p.width *= p.query.heads;
@@ -32,7 +37,7 @@ using HeadRows = std::vector<float>;
 
 // Reads every patch row of `rows` once. With `sum`, *sum becomes the sum of the rows, head by head; with `vec`,
 // dots[i] = factor * sum over heads of <vec[head], row i>.
-void read_patches(const Rows& rows, const StatsParams& p, HeadRows* sum, const HeadRows* vec, float factor,
+void read_patches(const Rows& rows, const AttentionStatsParams& p, HeadRows* sum, const HeadRows* vec, float factor,
                   float* dots) {
   const int64_t chunks = ceil_div(p.tokens, kChunk), state = rows.heads * p.width, step = block_rows(p.width);
   std::vector<float> partial(sum ? chunks * state : 0, 0.f);
@@ -58,7 +63,7 @@ void read_patches(const Rows& rows, const StatsParams& p, HeadRows* sum, const H
 }
 
 // Query heads that share a key head, added: a key row's dot with the sum is the sum of its dots.
-HeadRows fold_groups(const HeadRows& rows, const StatsParams& p) {
+HeadRows fold_groups(const HeadRows& rows, const AttentionStatsParams& p) {
   const int64_t group = p.query.heads / p.key.heads;
   HeadRows out(p.key.heads * p.width, 0.f);
   for (int64_t h = 0; h < p.query.heads; ++h) {
@@ -67,7 +72,7 @@ HeadRows fold_groups(const HeadRows& rows, const StatsParams& p) {
   return out;
 }
 
-HeadRows repeat_groups(const HeadRows& rows, const StatsParams& p) {
+HeadRows repeat_groups(const HeadRows& rows, const AttentionStatsParams& p) {
   const int64_t group = p.query.heads / p.key.heads;
   HeadRows out(p.query.heads * p.width);
   for (int64_t h = 0; h < p.query.heads; ++h) {
@@ -76,15 +81,15 @@ HeadRows repeat_groups(const HeadRows& rows, const StatsParams& p) {
   return out;
 }
 
-HeadRows class_query(const StatsParams& p) {
+HeadRows class_query(const AttentionStatsParams& p) {
   HeadRows out(p.query.heads * p.width);
   FloatRows reader(p.query, p.width);
   for (int64_t h = 0; h < p.query.heads; ++h) std::copy_n(reader.read(h, 0, 1), p.width, out.data() + h * p.width);
   return out;
 }
 
-void logits_stats(const StatsParams& original) {
-  const StatsParams p = merge_heads(original);
+void logits_stats(const AttentionStatsParams& original) {
+  const AttentionStatsParams p = merge_heads(original);
   const float factor = original.scale / static_cast<float>(original.query.heads);
   const float mean_factor = factor / static_cast<float>(p.tokens - p.first);
   const bool row = p.patches && !p.column, column = p.patches && p.column;
@@ -105,7 +110,7 @@ void logits_stats(const StatsParams& original) {
 }
 
 // Panels of 24 query rows of one head: softmax against all keys, then into class row and sums.
-void probability_stats(const StatsParams& p) {
+void probability_stats(const AttentionStatsParams& p) {
   const int64_t n = p.tokens, heads = p.query.heads, group = heads / p.key.heads, patches = n - p.first;
   std::vector<float> class_part(heads * n, 0.f), patch_part(heads * n, 0.f);
   each(heads, [&](int64_t h) {
@@ -148,7 +153,7 @@ void probability_stats(const StatsParams& p) {
 }
 
 // class_attention = -cos(mean over patches of the head-mean keys, head-mean key), the factor 1 / H cancels.
-void key_stats(const StatsParams& p) {
+void key_stats(const AttentionStatsParams& p) {
   const int64_t d = p.width, n = p.tokens, chunks = ceil_div(n, kChunk);
   std::vector<float> keys(n * d, 0.f), mean(d, 0.f);
   each(chunks, [&](int64_t chunk) {
@@ -172,13 +177,13 @@ void key_stats(const StatsParams& p) {
 
 }  // namespace
 
-void attention_stats_image(const StatsParams& p) {
+void attention_stats_image(const AttentionStatsParams& p) {
   if (!p.first) key_stats(p);
   if (!p.first && !p.patches) return;
   p.probs ? probability_stats(p) : logits_stats(p);
 }
 
-void attention_stats_image(const MapStatsParams& p) {
+void attention_stats_image(const AttentionStatsMapParams& p) {
   const int64_t n = p.tokens, heads = p.attn.heads, patches = n - p.first, chunks = ceil_div(n, kChunk);
   const float cells = static_cast<float>(heads) * static_cast<float>(patches);
   if (p.first) {

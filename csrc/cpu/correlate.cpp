@@ -2,11 +2,18 @@
 //
 // Sources are packed into panels of at most 24; a task takes one panel against a block of kept patches, so the
 // correlations (M, r) are written once and read once: 2 r M H d FLOPs an image, bound by arithmetic.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <vector>
 
+#include "cpu/buffer.h"
+#include "cpu/choose.h"
 #include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "cpu/rows.h"
+#include "cpu/simd.h"
 
 namespace ficoco {
 namespace {

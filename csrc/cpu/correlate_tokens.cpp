@@ -4,7 +4,14 @@
 // The sources' rows of A and the others' rows, each at all columns that are asked of it, are made 24 rows at a time,
 // head by head, and averaged over heads; then one source at a time adds the others' rows up. 2 H d (r m + r R + R m)
 // FLOPs for logits, 2 H d T (r + R) for probabilities, 2 r R m besides; memory O(r m + (r + m) R).
+#include <algorithm>
+#include <vector>
+
+#include "cpu/choose.h"
+#include "cpu/kernels.h"
 #include "cpu/masked_softmax.h"
+#include "cpu/parallel.h"
+#include "cpu/rows.h"
 
 namespace ficoco {
 namespace {
@@ -21,7 +28,7 @@ struct Block {
 };
 
 // Row i: mean over heads of the attention of token rows[i] to the tokens of `first`, then to those of `second`.
-Block attention_block(const TokenLinksParams& p, const List& rows, const List& first, const List& second) {
+Block attention_block(const CorrelateTokensParams& p, const List& rows, const List& first, const List& second) {
   const int64_t heads = p.query.heads, group = heads / p.key.heads;
   std::vector<int64_t> columns(first.tokens, first.tokens + first.count);
   columns.insert(columns.end(), second.tokens, second.tokens + second.count);
@@ -60,7 +67,7 @@ Block attention_block(const TokenLinksParams& p, const List& rows, const List& f
 
 }  // namespace
 
-Fault correlate_tokens_image(const TokenLinksParams& p) {
+Fault correlate_tokens_image(const CorrelateTokensParams& p) {
   if (p.r * p.k == 0) return Fault::kNone;
   const int64_t m = p.candidate_count;
   const List sources{p.sources, p.r}, candidates{p.candidates, m}, none{};

@@ -1,9 +1,13 @@
 // The r most redundant patches: scores, local penalty on the original grid, selection. O(P) and a partial selection,
 // 12 P bytes in and 8 N out.
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
+#include "cpu/choose.h"
 #include "cpu/kernels.h"
+#include "cpu/simd.h"
 
 namespace ficoco {
 namespace {

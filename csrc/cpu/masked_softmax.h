@@ -1,6 +1,6 @@
 // Softmax of a panel of query rows over the keys that each may attend to.
 #pragma once
-#include "cpu/kernels.h"
+#include "cpu/simd.h"
 
 namespace ficoco {
 

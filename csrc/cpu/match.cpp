@@ -1,9 +1,14 @@
 // Bipartite soft matching: every even token finds the odd token whose key is most like its own, and the r best pairs
 // merge.
+#include <algorithm>
 #include <limits>
+#include <vector>
 
+#include "cpu/choose.h"
 #include "cpu/kernels.h"
 #include "cpu/nearest.h"
+#include "cpu/rows.h"
+#include "cpu/simd.h"
 
 namespace ficoco {
 namespace {

@@ -6,10 +6,14 @@
 // bytes, those decide first which odd tokens are worth that (nearest_bytes.cpp).
 #include "cpu/nearest.h"
 
+#include <algorithm>
 #include <limits>
+#include <vector>
 
-#include "cpu/kernels.h"
 #include "cpu/nearest_bytes.h"
+#include "cpu/parallel.h"
+#include "cpu/rows.h"
+#include "cpu/simd.h"
 
 namespace ficoco {
 namespace {

@@ -4,7 +4,7 @@
 
 namespace ficoco {
 
-Fault to_sequence_image(const SequenceParams& p) {
+Fault to_sequence_image(const ToSequenceParams& p) {
   int64_t leaving = 0, staying = 0, last = -1;
   for (int64_t i = 0; i < p.count; ++i) {
     const int64_t column = p.visual[i];

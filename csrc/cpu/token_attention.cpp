@@ -3,7 +3,13 @@
 // Logits: a weighted sum of inner products is one inner product with the weighted sum: 2 W (N + R) H d FLOPs, no map.
 // Probabilities: 24 query rows of one head at a time against all keys, softmax in a buffer of T x 24 floats, summed and
 // forgotten: 2 Q T H d FLOPs for Q query rows, O(W N H) memory besides.
+#include <algorithm>
+#include <vector>
+
+#include "cpu/kernels.h"
 #include "cpu/masked_softmax.h"
+#include "cpu/parallel.h"
+#include "cpu/rows.h"
 
 namespace ficoco {
 namespace {
@@ -11,11 +17,11 @@ namespace {
 constexpr int64_t kChunk = 64;  // tokens of one task
 
 // A token's row of one head, by its place among the keys.
-const float* query_row(const TokenParams& p, FloatRows& reader, int64_t h, int64_t token) {
+const float* query_row(const TokenAttentionParams& p, FloatRows& reader, int64_t h, int64_t token) {
   return reader.read(h, token - p.offset, 1);
 }
 
-void logits_sums(const TokenParams& p) {
+void logits_sums(const TokenAttentionParams& p) {
   const Rows &summed = p.column ? p.query : p.key, &other = p.column ? p.key : p.query;
   const int64_t d = p.width, state = summed.heads * d, shift = p.column ? p.offset : 0;
   std::vector<float> sums(p.sets * state, 0.f);  // [set][head][d]
@@ -46,7 +52,7 @@ void logits_sums(const TokenParams& p) {
   });
 }
 
-void probability_sums(const TokenParams& p) {
+void probability_sums(const TokenAttentionParams& p) {
   const int64_t heads = p.query.heads, group = heads / p.key.heads, state = p.sets * p.count;
   const int64_t* queries = p.column ? p.others : p.tokens;
   const int64_t query_count = p.column ? p.other_count : p.count;
@@ -90,6 +96,6 @@ void probability_sums(const TokenParams& p) {
 
 }  // namespace
 
-void token_attention_image(const TokenParams& p) { p.probs ? probability_sums(p) : logits_sums(p); }
+void token_attention_image(const TokenAttentionParams& p) { p.probs ? probability_sums(p) : logits_sums(p); }
 
 }  // namespace ficoco

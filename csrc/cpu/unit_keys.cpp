@@ -1,5 +1,9 @@
 // The metric of ToMe: the mean over heads of a token's keys, at unit length. Keys are read once: bound by memory.
-#include "cpu/kernels.h"
+#include <algorithm>
+
+#include "cpu/parallel.h"
+#include "cpu/rows.h"
+#include "cpu/simd.h"
 
 namespace ficoco {
 namespace {

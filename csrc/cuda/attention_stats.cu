@@ -13,7 +13,7 @@ constexpr int kRows = 64;  // map rows that a block adds up for the column means
 
 // One warp a row of the map: its mean over patches and heads; the class token's row is copied out by all.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2) row_kernel(MapStatsParams p, View<T> attn) {
+__global__ void __launch_bounds__(kThreads, 2) row_kernel(AttentionStatsMapParams p, View<T> attn) {
   const int lane = threadIdx.x % kWarp;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp, b = blockIdx.y;
   const int64_t patches = p.tokens - p.first;
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads, 2) row_kernel(MapStatsParams p, View
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2) column_kernel(MapStatsParams p, View<T> attn, float* partial) {
+__global__ void __launch_bounds__(kThreads, 2) column_kernel(AttentionStatsMapParams p, View<T> attn, float* partial) {
   const int64_t j = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, chunk = blockIdx.y, b = blockIdx.z;
   const int64_t patches = p.tokens - p.first, begin = p.first + chunk * kRows;
   if (j >= patches) return;
@@ -59,11 +59,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   out[b * patches + j] = sum / cells;
 }
 
-int64_t row_chunks(const MapStatsParams& p) { return ceil_div(p.tokens - p.first, kRows); }
+int64_t row_chunks(const AttentionStatsMapParams& p) { return ceil_div(p.tokens - p.first, kRows); }
 
 }  // namespace
 
-size_t workspace_bytes(const StatsParams& p) {
+size_t workspace_bytes(const AttentionStatsParams& p) {
   if (p.batch == 0) return 0;
   if (!p.first && !p.patches) return key_stats_workspace(p);
   Pieces pieces(nullptr);
@@ -71,7 +71,7 @@ size_t workspace_bytes(const StatsParams& p) {
   return p.first ? pieces.used() : max(pieces.used(), key_stats_workspace(p));
 }
 
-cudaError_t launch_attention_stats(const StatsParams& p, void* workspace, cudaStream_t stream) {
+cudaError_t launch_attention_stats(const AttentionStatsParams& p, void* workspace, cudaStream_t stream) {
   if (p.batch == 0) return cudaSuccess;
   if (!p.first) {
     FICOCO_TRY(launch_key_stats(p, workspace, stream));
@@ -82,13 +82,13 @@ cudaError_t launch_attention_stats(const StatsParams& p, void* workspace, cudaSt
   return launch_logits_stats(p, nullptr, nullptr, pieces, stream);
 }
 
-size_t workspace_bytes(const MapStatsParams& p) {
+size_t workspace_bytes(const AttentionStatsMapParams& p) {
   Pieces pieces(nullptr);
   if (p.patches && p.column) pieces.take<float>(p.batch, row_chunks(p), p.tokens - p.first);
   return pieces.used();
 }
 
-cudaError_t launch_attention_stats(const MapStatsParams& p, void* workspace, cudaStream_t stream) {
+cudaError_t launch_attention_stats(const AttentionStatsMapParams& p, void* workspace, cudaStream_t stream) {
   if (p.batch == 0) return cudaSuccess;
   const int64_t patches = p.tokens - p.first;
   return with_type(p.attn.dtype, [&](auto type) {

@@ -23,8 +23,9 @@ struct WayStep {
 
 // direct[i][j] = gamma direct[i][j] + (1 - gamma) sum over t of way[t][i] from[t][j], t in order. A thread has four
 // sources and four candidates. Rows of `way` and `from` begin every `way_step` and `from_step`, multiples of four.
-__global__ void __launch_bounds__(kWayThreads, 4) add_way_kernel(TokenLinksParams p, const float* way, int64_t way_step,
-                                                                 const float* from, int64_t from_step, float* direct) {
+__global__ void __launch_bounds__(kWayThreads, 4)
+    add_way_kernel(CorrelateTokensParams p, const float* way, int64_t way_step, const float* from, int64_t from_step,
+                   float* direct) {
   __shared__ __align__(16) WayStep steps[kWayStages];
   const int64_t j0 = static_cast<int64_t>(blockIdx.x) * kWayColumns,
                 i0 = static_cast<int64_t>(blockIdx.y) * kWaySources;
@@ -87,7 +88,7 @@ struct Workspace {
   RowSoftmax sources, others;
 };
 
-Workspace take(const TokenLinksParams& p, Pieces& pieces) {
+Workspace take(const CorrelateTokensParams& p, Pieces& pieces) {
   Workspace w{};
   const auto softmax = [&](int64_t count) { return take_row_softmax(pieces, p.batch, p.query.heads, count, p.keys); };
   w.direct = pieces.take<float>(p.batch, p.r, p.candidate_count);
@@ -100,7 +101,7 @@ Workspace take(const TokenLinksParams& p, Pieces& pieces) {
   return w;
 }
 
-cudaError_t launch_rows(const TokenLinksParams& p, const List& rows, const RowSoftmax& out, cudaStream_t stream) {
+cudaError_t launch_rows(const CorrelateTokensParams& p, const List& rows, const RowSoftmax& out, cudaStream_t stream) {
   RowSoftmaxParams params{p.query, p.key, rows.tokens, p.batch, p.keys, p.width, rows.count, 0, p.scale, out};
   params.offset = p.offset;
   params.causal = p.causal;
@@ -110,13 +111,13 @@ cudaError_t launch_rows(const TokenLinksParams& p, const List& rows, const RowSo
 
 }  // namespace
 
-size_t workspace_bytes(const TokenLinksParams& p) {
+size_t workspace_bytes(const CorrelateTokensParams& p) {
   Pieces pieces(nullptr);
   take(p, pieces);
   return pieces.used();
 }
 
-cudaError_t launch_correlate_tokens(const TokenLinksParams& p, void* workspace, cudaStream_t stream) {
+cudaError_t launch_correlate_tokens(const CorrelateTokensParams& p, void* workspace, cudaStream_t stream) {
   if (p.batch * p.r * p.k == 0) return cudaSuccess;
   Pieces pieces(workspace);
   const Workspace w = take(p, pieces);

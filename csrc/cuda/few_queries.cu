@@ -38,24 +38,24 @@ __device__ __forceinline__ Part unite(Part a, Part b) {
 struct Scale {
   float sign, log2;
 };
-__device__ __forceinline__ Scale scale_of(const TokenParams& p) {
+__device__ __forceinline__ Scale scale_of(const TokenAttentionParams& p) {
   const float sign = p.scale < 0.f ? -1.f : 1.f;
   return {sign, p.scale == 0.f ? FLT_MIN : sign * p.scale * kLog2e};
 }
 
-__device__ __forceinline__ int64_t other(const TokenParams& p, int64_t b, int64_t r) {
+__device__ __forceinline__ int64_t other(const TokenAttentionParams& p, int64_t b, int64_t r) {
   const int64_t token = p.others[b * p.other_count + r];
   assert(token >= p.offset && token < p.keys &&
          "ficoco::token_attention: an index is no token, or its query is not there");
   return token;
 }
 
-int64_t chunks_of_keys(const TokenParams& p) { return ceil_div(p.keys, kKeys); }
+int64_t chunks_of_keys(const TokenAttentionParams& p) { return ceil_div(p.keys, kKeys); }
 
 // `lanes`, a power of two, share a key's row.
 template <class T, bool kVector>
 __global__ void __launch_bounds__(kThreads, 2)
-    query_dots_kernel(TokenParams p, View<T> query, View<T> key, int lanes, FewQueries out) {
+    query_dots_kernel(TokenAttentionParams p, View<T> query, View<T> key, int lanes, FewQueries out) {
   __shared__ __align__(16) float queries[kQueryRoom];
   __shared__ float dots[kRows][kKeys];
   __shared__ int tokens[kRows];
@@ -132,7 +132,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 // A block has 64 tokens of an image, a thread one of them and a quarter of the heads.
-__global__ void __launch_bounds__(kThreads, 2) add_probabilities_kernel(TokenParams p, FewQueries in, int chunks) {
+__global__ void __launch_bounds__(kThreads, 2)
+    add_probabilities_kernel(TokenAttentionParams p, FewQueries in, int chunks) {
   __shared__ float tops[kRoomOfRows], inverses[kRoomOfRows];
   __shared__ float sums[kSets][kShares][kTokens];
   const int heads = static_cast<int>(p.query.heads), others = static_cast<int>(p.other_count), rows = heads * others;
@@ -187,20 +188,20 @@ __global__ void __launch_bounds__(kThreads, 2) add_probabilities_kernel(TokenPar
 
 }  // namespace
 
-bool are_few_queries(const TokenParams& p) {
+bool are_few_queries(const TokenAttentionParams& p) {
   const int64_t rows = p.other_count * (p.query.heads / p.key.heads), per = 16 / size_of(p.query.dtype);
   return p.probs && p.column && p.width > 0 && rows <= kRows && rows * round_up(p.width, per) <= kQueryRoom &&
          p.other_count * p.query.heads <= kRoomOfRows;
 }
 
-FewQueries take_few_queries(const TokenParams& p, Pieces& pieces) {
+FewQueries take_few_queries(const TokenAttentionParams& p, Pieces& pieces) {
   FewQueries w{};
   w.products = pieces.take<float>(p.batch, p.query.heads, p.other_count, p.keys);
   w.parts = pieces.take<float>(p.batch, p.query.heads, p.other_count, chunks_of_keys(p), sizeof(Part) / sizeof(float));
   return w;
 }
 
-cudaError_t launch_few_queries(const TokenParams& p, const FewQueries& w, cudaStream_t stream) {
+cudaError_t launch_few_queries(const TokenAttentionParams& p, const FewQueries& w, cudaStream_t stream) {
   static_assert(kSets <= kShares, "a share of the threads writes each set");
   FICOCO_TRY(with_type(p.query.dtype, vectorised(p.key, p.width), [&](auto type, auto vector) {
     using T = decltype(type);

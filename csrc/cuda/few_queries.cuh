@@ -9,8 +9,8 @@ struct FewQueries {
   float* parts;     // (B, H, R, chunks of keys, 2)
 };
 
-bool are_few_queries(const TokenParams& p);
-FewQueries take_few_queries(const TokenParams& p, Pieces& pieces);
-cudaError_t launch_few_queries(const TokenParams& p, const FewQueries& w, cudaStream_t stream);
+bool are_few_queries(const TokenAttentionParams& p);
+FewQueries take_few_queries(const TokenAttentionParams& p, Pieces& pieces);
+cudaError_t launch_few_queries(const TokenAttentionParams& p, const FewQueries& w, cudaStream_t stream);
 
 }  // namespace ficoco

@@ -97,10 +97,10 @@ struct Workspace {
   uint32_t* counters;
 };
 
-const Rows& first_rows(const StatsParams& p) { return p.column ? p.query : p.key; }
-const Rows& second_rows(const StatsParams& p) { return p.column ? p.key : p.query; }
+const Rows& first_rows(const AttentionStatsParams& p) { return p.column ? p.query : p.key; }
+const Rows& second_rows(const AttentionStatsParams& p) { return p.column ? p.key : p.query; }
 
-Workspace take(const StatsParams& p, Pieces& pieces) {
+Workspace take(const AttentionStatsParams& p, Pieces& pieces) {
   const PassShape key = pass_shape(p.key, p.tokens, p.width), query = pass_shape(p.query, p.tokens, p.width);
   const int64_t patches = p.tokens - p.first, heads = first_rows(p).heads;
   Workspace w{};
@@ -117,10 +117,10 @@ bool can_filter_in_tail(const FilterParams& p) {
   return p.patches <= kFusedPatches && filter_cells(p) <= kFusedPatches;
 }
 
-void take_logits_workspace(const StatsParams& p, Pieces& pieces) { take(p, pieces); }
+void take_logits_workspace(const AttentionStatsParams& p, Pieces& pieces) { take(p, pieces); }
 
-cudaError_t launch_logits_stats(const StatsParams& p, const FilterParams* filter, uint32_t* counters, Pieces& pieces,
-                                cudaStream_t stream) {
+cudaError_t launch_logits_stats(const AttentionStatsParams& p, const FilterParams* filter, uint32_t* counters,
+                                Pieces& pieces, cudaStream_t stream) {
   const Workspace w = take(p, pieces);
   const PassShape key = pass_shape(p.key, p.tokens, p.width);
   const int64_t patches = p.tokens - p.first;

@@ -118,7 +118,7 @@ struct Workspace {
   float *metric, *sums;
 };
 
-Workspace take(const StatsParams& p, Pieces& pieces) {
+Workspace take(const AttentionStatsParams& p, Pieces& pieces) {
   Workspace w{};
   w.metric = pieces.take<float>(p.batch, p.tokens, p.width);
   w.sums = pieces.take<float>(p.batch, ceil_div(p.tokens, kChunk), p.width);
@@ -138,13 +138,13 @@ cudaError_t launch_metric(const MetricParams& p, cudaStream_t stream) {
   });
 }
 
-size_t key_stats_workspace(const StatsParams& p) {
+size_t key_stats_workspace(const AttentionStatsParams& p) {
   Pieces pieces(nullptr);
   take(p, pieces);
   return pieces.used();
 }
 
-cudaError_t launch_key_stats(const StatsParams& p, void* workspace, cudaStream_t stream) {
+cudaError_t launch_key_stats(const AttentionStatsParams& p, void* workspace, cudaStream_t stream) {
   Pieces pieces(workspace);
   const Workspace w = take(p, pieces);
   FICOCO_TRY(launch_metric({p.key, p.batch, p.tokens, p.width, false, w.metric}, stream));

@@ -119,9 +119,9 @@ struct Workspace {
   float *patch, *products;
 };
 
-int64_t stat_rows(const StatsParams& p) { return p.patches ? p.tokens : 1; }
+int64_t stat_rows(const AttentionStatsParams& p) { return p.patches ? p.tokens : 1; }
 
-Workspace take(const StatsParams& p, Pieces& pieces) {
+Workspace take(const AttentionStatsParams& p, Pieces& pieces) {
   Workspace w{};
   w.rows = take_row_softmax(pieces, p.batch, p.query.heads, stat_rows(p), p.tokens);
   if (p.patches) w.patch = pieces.take<float>(p.batch, p.query.heads, p.tokens);
@@ -131,7 +131,7 @@ Workspace take(const StatsParams& p, Pieces& pieces) {
   return w;
 }
 
-cudaError_t launch_columns(const StatsParams& p, const Workspace& w, cudaStream_t stream) {
+cudaError_t launch_columns(const AttentionStatsParams& p, const Workspace& w, cudaStream_t stream) {
   const bool whole = vectorised(p.query, p.width) && vectorised(p.key, p.width);
   return with_type(p.query.dtype, whole, [&](auto type, auto vector) {
     using T = decltype(type);
@@ -147,9 +147,9 @@ cudaError_t launch_columns(const StatsParams& p, const Workspace& w, cudaStream_
 
 }  // namespace
 
-void take_probability_workspace(const StatsParams& p, Pieces& pieces) { take(p, pieces); }
+void take_probability_workspace(const AttentionStatsParams& p, Pieces& pieces) { take(p, pieces); }
 
-cudaError_t launch_probability_stats(const StatsParams& p, const FilterParams* filter, uint32_t* counters,
+cudaError_t launch_probability_stats(const AttentionStatsParams& p, const FilterParams* filter, uint32_t* counters,
                                      Pieces& pieces, KnownSoftmax* known, cudaStream_t stream) {
   const Workspace w = take(p, pieces);
   const RowSoftmaxParams rows{p.query, p.key,        nullptr, p.batch, p.tokens,

@@ -1,6 +1,6 @@
-// What CUDA C++ has only as PTX: tensor cores with a known place for every number, the loads that feed them, copies to
-// shared memory that go on by themselves, 2^x. The host emulation has its own (host_emulation/ptx.h and async_copy.h),
-// so these lines run on a GPU alone.
+// What CUDA C++ has only as PTX: tensor cores with a known position for every number, the loads that feed them, copies
+// to shared memory that go on by themselves, 2^x. The host emulation has its own (ptx.h and async_copy.h of
+// testing/host_emulation), so these lines run on a GPU alone.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

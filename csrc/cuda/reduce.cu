@@ -13,7 +13,7 @@ bool in_one_go(const ReduceParams& p) {
   return !p.map && p.stats.first && (!p.stats.probs || (p.stats.patches && can_filter_in_tail(p.filter)));
 }
 
-void take_stats_workspace(const StatsParams& p, Pieces& pieces) {
+void take_stats_workspace(const AttentionStatsParams& p, Pieces& pieces) {
   p.probs ? take_probability_workspace(p, pieces) : take_logits_workspace(p, pieces);
 }
 

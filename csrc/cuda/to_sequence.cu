@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__global__ void __launch_bounds__(kThreads, 2) to_sequence_kernel(SequenceParams p) {
+__global__ void __launch_bounds__(kThreads, 2) to_sequence_kernel(ToSequenceParams p) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, b = blockIdx.y;
   const int64_t kept_count = p.count - p.r, left = p.tokens - p.r;
   const int64_t *visual = p.visual + b * p.count, *sources = p.sources + b * p.r, *kept = p.kept + b * kept_count;
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads, 2) to_sequence_kernel(SequenceParams
 
 }  // namespace
 
-cudaError_t launch_to_sequence(const SequenceParams& p, cudaStream_t stream) {
+cudaError_t launch_to_sequence(const ToSequenceParams& p, cudaStream_t stream) {
   const int64_t entries = std::max({p.tokens - p.r, p.r * p.k, p.r});  // tokens - r >= n - r
   if (p.batch * entries == 0) return cudaSuccess;
   to_sequence_kernel<<<dim3(ceil_div(entries, kThreads), p.batch), kThreads, 0, stream>>>(p);

@@ -30,7 +30,7 @@ __device__ __forceinline__ void check_token(int64_t token, int64_t first, int64_
 // partial[b][chunk][set][head][c] = sum over the chunk's others of weight * row, for sets [set0, set0 + kSets).
 template <class T, bool kVector>
 __global__ void __launch_bounds__(kThreads, 2)
-    weighted_sum_kernel(TokenParams p, View<T> rows, int64_t shift, int64_t set0, float* partial) {
+    weighted_sum_kernel(TokenAttentionParams p, View<T> rows, int64_t shift, int64_t set0, float* partial) {
   __shared__ float warp_sums[kWarps][kWarp * kPer<T> + 1];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t chunk = blockIdx.x, b = blockIdx.z, per_head = ceil_div(p.width, kPer<T>);
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 // One warp a token: inner products of its rows with the weighted sums, over all query heads.
 template <class T, bool kVector>
 __global__ void __launch_bounds__(kThreads, 2)
-    token_dots_kernel(TokenParams p, View<T> rows, int64_t shift, int64_t sum_heads, const float* sums) {
+    token_dots_kernel(TokenAttentionParams p, View<T> rows, int64_t shift, int64_t sum_heads, const float* sums) {
   const int lane = threadIdx.x % kWarp;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp, b = blockIdx.y;
   if (i >= p.count) return;
@@ -141,7 +141,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 // the tokens, be they queries or keys, their columns the others.
 template <class T, bool kVector, bool kColumn>
 __global__ void __launch_bounds__(kTileThreads, 2)
-    token_pairs_kernel(TokenParams p, View<T> query, View<T> key, RowSoftmax softmax, int64_t set0, float* parts) {
+    token_pairs_kernel(TokenAttentionParams p, View<T> query, View<T> key, RowSoftmax softmax, int64_t set0,
+                       float* parts) {
   extern __shared__ __align__(128) unsigned char storage[];
   auto& shared = *reinterpret_cast<TileShared<T, kStages>*>(storage);
   using Sums = TileSums<T>;
@@ -252,10 +253,10 @@ struct Workspace {
   FewQueries few;
 };
 
-const Rows& summed_rows(const TokenParams& p) { return p.column ? p.query : p.key; }
-int64_t query_count(const TokenParams& p) { return p.column ? p.other_count : p.count; }
+const Rows& summed_rows(const TokenAttentionParams& p) { return p.column ? p.query : p.key; }
+int64_t query_count(const TokenAttentionParams& p) { return p.column ? p.other_count : p.count; }
 
-Workspace take(const TokenParams& p, Pieces& pieces) {
+Workspace take(const TokenAttentionParams& p, Pieces& pieces) {
   Workspace w{};
   if (are_few_queries(p)) {
     w.few = take_few_queries(p, pieces);
@@ -270,7 +271,7 @@ Workspace take(const TokenParams& p, Pieces& pieces) {
   return w;
 }
 
-cudaError_t launch_logits(const TokenParams& p, const Workspace& w, cudaStream_t stream) {
+cudaError_t launch_logits(const TokenAttentionParams& p, const Workspace& w, cudaStream_t stream) {
   const Rows &summed = summed_rows(p), &other = p.column ? p.key : p.query;
   const int64_t shift = p.column ? p.offset : 0, chunks = ceil_div(p.other_count, kChunk);
   const int64_t state = p.sets * summed.heads * p.width;
@@ -295,7 +296,7 @@ cudaError_t launch_logits(const TokenParams& p, const Workspace& w, cudaStream_t
   });
 }
 
-cudaError_t launch_pairs(const TokenParams& p, const Workspace& w, cudaStream_t stream) {
+cudaError_t launch_pairs(const TokenAttentionParams& p, const Workspace& w, cudaStream_t stream) {
   const bool whole = vectorised(p.query, p.width) && vectorised(p.key, p.width);
   return with_type(p.query.dtype, whole, [&](auto type, auto vector) {
     using T = decltype(type);
@@ -312,7 +313,7 @@ cudaError_t launch_pairs(const TokenParams& p, const Workspace& w, cudaStream_t 
   });
 }
 
-cudaError_t launch_probabilities(const TokenParams& p, const Workspace& w, cudaStream_t stream) {
+cudaError_t launch_probabilities(const TokenAttentionParams& p, const Workspace& w, cudaStream_t stream) {
   RowSoftmaxParams rows{p.query, p.key, p.column ? p.others : p.tokens, p.batch, p.keys, p.width, query_count(p), 0,
                         p.scale, w.rows};
   rows.offset = p.offset;
@@ -328,13 +329,13 @@ cudaError_t launch_probabilities(const TokenParams& p, const Workspace& w, cudaS
 
 }  // namespace
 
-size_t workspace_bytes(const TokenParams& p) {
+size_t workspace_bytes(const TokenAttentionParams& p) {
   Pieces pieces(nullptr);
   take(p, pieces);
   return pieces.used();
 }
 
-cudaError_t launch_token_attention(const TokenParams& p, void* workspace, cudaStream_t stream) {
+cudaError_t launch_token_attention(const TokenAttentionParams& p, void* workspace, cudaStream_t stream) {
   const int64_t results = p.batch * p.sets * p.count;
   if (results == 0) return cudaSuccess;
   if (p.other_count == 0 || (p.width == 0 && !p.probs)) {  // a sum of nothing

@@ -30,7 +30,7 @@ struct TokenBlock {
 
 struct BlockParams {
   TokenBlock blocks[kBlocks];
-  Rows query, key;  // as of TokenLinksParams
+  Rows query, key;  // as of CorrelateTokensParams
   int64_t batch, keys, offset, width;
   float scale;
   bool probs, causal;

@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #include "cuda/ptx.cuh"
-#include "launch.h"
+#include "cuda/launch.h"
 
 namespace ficoco {
 

@@ -64,8 +64,8 @@ __device__ __forceinline__ void copy_rows(T* to, int stride, int width, int coun
 
 template <class T, int kWidth, int kSets, bool kColumn>
 __global__ void __launch_bounds__(kThreads, 2)
-    wide_pairs_kernel(const __grid_constant__ TokenParams p, View<T> query, View<T> key, RowSoftmax softmax, int set0,
-                      float* parts) {
+    wide_pairs_kernel(const __grid_constant__ TokenAttentionParams p, View<T> query, View<T> key, RowSoftmax softmax,
+                      int set0, float* parts) {
   extern __shared__ __align__(128) unsigned char storage[];
   auto& shared = *reinterpret_cast<Shared<T, kWidth, kSets>*>(storage);
   constexpr int kStride = OtherRows<T, kWidth>::kStride, kPacks = kWidth / kPer<T>, kAtOnce = kThreads / kPacks;
@@ -270,7 +270,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <class T, int kWidth, int kSets>
-cudaError_t launch(const TokenParams& p, const RowSoftmax& softmax, float* parts, cudaStream_t stream) {
+cudaError_t launch(const TokenAttentionParams& p, const RowSoftmax& softmax, float* parts, cudaStream_t stream) {
   const auto kernel = p.column ? wide_pairs_kernel<T, kWidth, kSets, true> : wide_pairs_kernel<T, kWidth, kSets, false>;
   constexpr size_t kShared = sizeof(Shared<T, kWidth, kSets>);
   FICOCO_TRY(allow_shared(kernel, kShared));
@@ -284,7 +284,7 @@ cudaError_t launch(const TokenParams& p, const RowSoftmax& softmax, float* parts
 }
 
 template <class T>
-cudaError_t launch(const TokenParams& p, const RowSoftmax& softmax, float* parts, cudaStream_t stream) {
+cudaError_t launch(const TokenAttentionParams& p, const RowSoftmax& softmax, float* parts, cudaStream_t stream) {
   if (p.width <= 64) {
     return p.sets == 1 ? launch<T, 64, 1>(p, softmax, parts, stream) : launch<T, 64, 4>(p, softmax, parts, stream);
   }
@@ -293,12 +293,13 @@ cudaError_t launch(const TokenParams& p, const RowSoftmax& softmax, float* parts
 
 }  // namespace
 
-bool are_wide_pairs(const TokenParams& p) {
+bool are_wide_pairs(const TokenAttentionParams& p) {
   return p.probs && p.query.dtype != Dtype::kFloat && p.width <= 128 && p.other_count <= INT_MAX - kOthers &&
          vectorised(p.query, p.width) && vectorised(p.key, p.width);
 }
 
-cudaError_t launch_wide_pairs(const TokenParams& p, const RowSoftmax& softmax, float* parts, cudaStream_t stream) {
+cudaError_t launch_wide_pairs(const TokenAttentionParams& p, const RowSoftmax& softmax, float* parts,
+                              cudaStream_t stream) {
   if (p.query.dtype == Dtype::kHalf) return launch<__half>(p, softmax, parts, stream);
   return launch<__nv_bfloat16>(p, softmax, parts, stream);
 }

@@ -5,8 +5,9 @@
 
 namespace ficoco {
 
-bool are_wide_pairs(const TokenParams& p);
+bool are_wide_pairs(const TokenAttentionParams& p);
 // parts[b][h][set][token]: probabilities of one head between tokens and others, weighted; `softmax` of the queries.
-cudaError_t launch_wide_pairs(const TokenParams& p, const RowSoftmax& softmax, float* parts, cudaStream_t stream);
+cudaError_t launch_wide_pairs(const TokenAttentionParams& p, const RowSoftmax& softmax, float* parts,
+                              cudaStream_t stream);
 
 }  // namespace ficoco

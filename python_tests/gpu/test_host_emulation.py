@@ -1,4 +1,4 @@
-"""The host emulation (csrc/host_emulation): right kernels are right in every order, and planted bugs are caught.
+"""The host emulation (csrc/testing/host_emulation): right kernels are right in every order, and planted bugs are caught.
 
 The kernels are those of python_tests/emulation. The bugs that end the process, and all that runs under ASan and UBSan,
 run in processes of their own.
@@ -41,8 +41,8 @@ def _load(path: Path):
     return module
 
 
-emulation = _load(TESTS.parents[1] / "csrc/host_emulation/build.py")
-cu2cpp = _load(TESTS.parents[1] / "csrc/host_emulation/cu2cpp.py")
+emulation = _load(TESTS.parents[1] / "csrc/testing/host_emulation/build.py")
+cu2cpp = _load(TESTS.parents[1] / "csrc/testing/host_emulation/cu2cpp.py")
 cases = _load(TESTS / "cases.py")
 
 

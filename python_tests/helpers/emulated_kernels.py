@@ -17,8 +17,8 @@ CSRC = ROOT / "csrc"
 
 
 def builder() -> ModuleType:
-    """``csrc/host_emulation/build.py`` as a module."""
-    spec = importlib.util.spec_from_file_location("build_emulation", CSRC / "host_emulation" / "build.py")
+    """``csrc/testing/host_emulation/build.py`` as a module."""
+    spec = importlib.util.spec_from_file_location("build_emulation", CSRC / "testing" / "host_emulation" / "build.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -31,7 +31,7 @@ def missing() -> str:
     """Why the emulation cannot be built here, or nothing. With FICOCO_REQUIRE_EMULATION=1 a test then fails instead."""
     if os.environ.get("FICOCO_REQUIRE_EMULATION") == "1":
         return ""
-    if not (CSRC / "host_emulation").exists():
+    if not (CSRC / "testing" / "host_emulation").exists():
         return "needs the source tree"
     return "" if builder().cuda_include() is not None else "needs the headers of the CUDA toolkit"
 
@@ -41,7 +41,7 @@ def build(sanitize: bool = False) -> Path:
     return builder().build(
         ROOT / "build" / ("sanitized" if sanitize else "emulation"),
         define=["FICOCO_EMULATED"],
-        extra=[CSRC / "ops_cuda.cpp", *sorted(CSRC.glob("calls*.cpp"))],
+        extra=[CSRC / "ops" / "library.cpp", CSRC / "ops" / "device_cuda.cpp"],
         torch=True,
         sanitize=sanitize,
     )

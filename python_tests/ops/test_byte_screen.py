@@ -16,7 +16,7 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 def test_it_decides_all_but_blank_pictures(tmp_path):
     """Every even token's nearest odd one, at sizes that fill no vector, under the sanitizers."""
     program = tmp_path / "byte_screen_test"
-    sources = [CSRC / "tools/byte_screen_test.cpp", CSRC / "cpu/nearest_bytes.cpp", CSRC / "cpu/simd.cpp"]
+    sources = [CSRC / "testing/tools/byte_screen_test.cpp", CSRC / "cpu/nearest_bytes.cpp", CSRC / "cpu/simd.cpp"]
     subprocess.run(["g++", *FLAGS, *SANITIZERS, f"-I{CSRC}", *map(str, sources), "-o", str(program)], check=True)
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     if done.returncode == 77:

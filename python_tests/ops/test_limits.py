@@ -218,4 +218,4 @@ def test_a_wrong_index_is_found_before_it_is_followed(index, place, order):
 
 @needs_emulation
 def test_the_emulation_splits_batches():
-    assert f"kMaxImages = {IMAGES};" in (ROOT / "csrc/launch.h").read_text()
+    assert f"kMaxImages = {IMAGES};" in (ROOT / "csrc/cuda/launch.h").read_text()

@@ -1,7 +1,7 @@
 """What the compiler says of the kernels, held to a table: no spills, registers within a budget, and in the hot kernels
 the instructions they are written for.
 
-    python csrc/tools/static_gates.py [--archs 80 90] [--json FILE]
+    python csrc/testing/tools/static_gates.py [--archs 80 90] [--json FILE]
 
 Needs nvcc. The instructions are looked at if cuobjdump is there (CUDA toolkit, or the packages nvidia-cuda-cuobjdump
 and nvidia-cuda-nvdisasm); with --require-sass its absence is a failure.
@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # Registers a thread may use. A block of 256 threads that is to have a second one beside it can have 128; the passes
 # over memory want more blocks than that. A kernel that is not here fails.
@@ -161,7 +161,7 @@ def judge(kernels: list[Kernel]) -> list[str]:
     for k in kernels:
         place = f"{k.source} {k.name} sm_{k.arch} ({k.mangled})"
         if k.name not in BUDGET:
-            wrong.append(f"{place}: not in the table of csrc/tools/static_gates.py")
+            wrong.append(f"{place}: not in the table of csrc/testing/tools/static_gates.py")
         elif k.registers > BUDGET[k.name]:
             wrong.append(f"{place}: {k.registers} registers, budget {BUDGET[k.name]}")
         if k.spilled > may_spill(k):

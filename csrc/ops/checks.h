@@ -1,12 +1,15 @@
-// Argument checks of the operators, the C++ twin of ficoco_ext/ops/checks.py: op, argument, what was wanted, what came, and
-// what to do. They look at shapes, dtypes and devices; values are read only where an index could leave its tensor.
+// Argument checks of the operators, the C++ twin of ficoco_ext/ops/checks.py: op, argument, what was wanted, what came,
+// and what to do. They look at shapes, dtypes and devices; values are read only where an index could leave its tensor.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <initializer_list>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace ficoco::check {
 
@@ -101,6 +104,25 @@ inline void selection(const char* op, int64_t batch, int64_t tokens, const at::T
   const int64_t r = sources.dim() == 2 ? sources.size(1) : 0;
   indices(op, "sources", sources, {batch, r}, text("(", batch, ", r)"));
   indices(op, "kept", kept, {batch, tokens - r}, text("(", batch, ", ", tokens - r, ")"));
+}
+
+// Query, key, mask and lists of tokens, all of one decoder layer.
+inline void chosen_tokens(const char* op, const at::Tensor& query, const at::Tensor& key,
+                          const std::optional<at::Tensor>& key_mask,
+                          std::initializer_list<std::pair<const char*, const at::Tensor*>> lists) {
+  query_key(op, query, key, true);
+  const int64_t b = query.size(0), t = key.size(2);
+  for (const auto& [name, index] : lists) {
+    const int64_t count = index->dim() == 2 ? index->size(1) : 0;
+    indices(op, name, *index, {b, count}, text("(", b, ", count)"));
+    same_device(op, name, *index, query);
+  }
+  if (!key_mask) return;
+  FICOCO_TYPE(key_mask->scalar_type() == at::kBool, op, "key_mask", text("(", b, ", ", t, ") bool"),
+              describe(*key_mask), "True where a token is real");
+  FICOCO_VALUE(key_mask->sizes() == at::IntArrayRef({b, t}), op, "key_mask", text("(", b, ", ", t, ")"),
+               describe(*key_mask), "one flag for each key");
+  same_device(op, "key_mask", *key_mask, query);
 }
 
 // Every index lies in [first, limit): read before any kernel follows it.

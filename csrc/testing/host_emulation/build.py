@@ -1,7 +1,7 @@
 """Builds CUDA sources into a shared library that runs them on the CPU. It needs a C++20 compiler and the headers of
 the CUDA toolkit, but no nvcc and no GPU.
 
-    python csrc/host_emulation/build.py --out DIR [--sanitize] [--sources a.cu ...] [--extra b.cpp ...] [--torch]
+    python csrc/testing/host_emulation/build.py --out DIR [--sanitize] [--sources a.cu ...] [--extra b.cpp ...] [--torch]
 
 converts the .cu files (default: csrc/cuda/*.cu) and the .cuh files beside them, compiles what is stale, links
 DIR/lib<name>.so and prints its path. Environment: CUDA_HOME, CXX, MAX_JOBS (half of them are used).
@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-CSRC = HERE.parent
+CSRC = HERE.parents[1]
 _NEEDED = ("cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h", "crt/host_defines.h")
 _SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
 # Lanes read each other's shared memory through other types, as CUDA code does; -fno-gnu-unique, so that two libraries

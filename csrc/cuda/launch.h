@@ -30,34 +30,34 @@ constexpr size_t kUncountable = PTRDIFF_MAX;
 
 struct ReduceParams {  // outputs of one stage are inputs of the next: the pointers must agree
   bool map;            // the attention is `map_stats.attn`, else `stats`
-  StatsParams stats;
-  MapStatsParams map_stats;
+  AttentionStatsParams stats;
+  AttentionStatsMapParams map_stats;
   FilterParams filter;
   CorrelateParams correlate;
   CompressParams compress;
 };
 
-size_t workspace_bytes(const StatsParams& p);
-size_t workspace_bytes(const MapStatsParams& p);
+size_t workspace_bytes(const AttentionStatsParams& p);
+size_t workspace_bytes(const AttentionStatsMapParams& p);
 size_t workspace_bytes(const FilterParams& p);
 size_t workspace_bytes(const CorrelateParams& p);
 size_t workspace_bytes(const MatchParams& p);
-size_t workspace_bytes(const TokenParams& p);
-size_t workspace_bytes(const TokenLinksParams& p);
+size_t workspace_bytes(const TokenAttentionParams& p);
+size_t workspace_bytes(const CorrelateTokensParams& p);
 size_t workspace_bytes(const ReduceParams& p);
 inline size_t workspace_bytes(const CompressParams&) { return 0; }
-inline size_t workspace_bytes(const SequenceParams&) { return 0; }
+inline size_t workspace_bytes(const ToSequenceParams&) { return 0; }
 
-cudaError_t launch_attention_stats(const StatsParams& p, void* workspace, cudaStream_t stream);
-cudaError_t launch_attention_stats(const MapStatsParams& p, void* workspace, cudaStream_t stream);
+cudaError_t launch_attention_stats(const AttentionStatsParams& p, void* workspace, cudaStream_t stream);
+cudaError_t launch_attention_stats(const AttentionStatsMapParams& p, void* workspace, cudaStream_t stream);
 cudaError_t launch_filter(const FilterParams& p, void* workspace, cudaStream_t stream);
 cudaError_t launch_correlate(const CorrelateParams& p, void* workspace, cudaStream_t stream);
-cudaError_t launch_token_attention(const TokenParams& p, void* workspace, cudaStream_t stream);
-cudaError_t launch_correlate_tokens(const TokenLinksParams& p, void* workspace, cudaStream_t stream);
+cudaError_t launch_token_attention(const TokenAttentionParams& p, void* workspace, cudaStream_t stream);
+cudaError_t launch_correlate_tokens(const CorrelateTokensParams& p, void* workspace, cudaStream_t stream);
 // Two kernels up to 1024 tokens, three beyond.
 cudaError_t launch_match(const MatchParams& p, void* workspace, cudaStream_t stream);
 cudaError_t launch_compress(const CompressParams& p, cudaStream_t stream);
-cudaError_t launch_to_sequence(const SequenceParams& p, cudaStream_t stream);
+cudaError_t launch_to_sequence(const ToSequenceParams& p, cudaStream_t stream);
 
 // All of them: up to 1024 patches, 128 sources an image and 8 targets each four kernels (column means of probabilities:
 // five), more beyond, for maps and without a class token.

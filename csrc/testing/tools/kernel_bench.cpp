@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "tools/layer.h"
+#include "testing/tools/layer.h"
 
 #if __has_include(<nvtx3/nvToolsExt.h>)
 #include <nvtx3/nvToolsExt.h>
@@ -196,7 +196,7 @@ void run(const Options& options) {
   Pool pool;
   const Layer& l = options.layer;
   const ReduceParams p = describe(l, allocate(pool, l));
-  StatsParams probs = p.stats;
+  AttentionStatsParams probs = p.stats;
   probs.probs = true;
   size_t bytes = 0;
   for (const size_t one : {workspace_bytes(p), workspace_bytes(p.stats), workspace_bytes(probs),

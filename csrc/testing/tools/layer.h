@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "launch.h"
+#include "cuda/launch.h"
 
 namespace ficoco {
 

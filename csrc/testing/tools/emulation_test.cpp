@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "tools/layer.h"
+#include "testing/tools/layer.h"
 
 namespace ficoco {
 namespace {

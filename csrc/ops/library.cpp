@@ -1,0 +1,63 @@
+// The list of operators, one for all devices. The schemas are in ficoco_ext/ops.
+//
+// An operator is a header, and this is the one file that compiles them: torch's headers take ten times as long as what
+// is in ours, and each further file would read them once more.
+//
+// With FICOCO_EMULATED the operators are those of namespace ficoco_emu, and run the CUDA kernels on CPU tensors: so
+// the tests run them on the host.
+#include <torch/library.h>
+
+#include "ops/attention_stats.h"
+#include "ops/compress.h"
+#include "ops/correlate.h"
+#include "ops/correlate_tokens.h"
+#include "ops/filter.h"
+#include "ops/match.h"
+#include "ops/reduce.h"
+#include "ops/to_sequence.h"
+#include "ops/token_attention.h"
+#ifdef FICOCO_EMULATED
+#include "cuda/launch.h"
+#endif
+
+namespace ficoco {
+
+static void register_operators(torch::Library& m) {
+  m.impl("attention_stats", &attention_stats);
+  m.impl("attention_stats.map", &attention_stats_map);
+  m.impl("filter", &filter);
+  m.impl("correlate", &correlate);
+  m.impl("correlate.map", &correlate_map);
+  m.impl("correlate.key", &correlate_key);
+  m.impl("correlate.tokens", &correlate_tokens);
+  m.impl("match", &match);
+  m.impl("compress", &compress);
+  m.impl("token_attention", &token_attention);
+  m.impl("to_sequence", &to_sequence);
+  m.impl("reduce", &reduce);
+  m.impl("reduce.map", &reduce_map);
+}
+
+const Device& Device::of([[maybe_unused]] const at::Tensor& tensor) {
+#if defined(FICOCO_EMULATED)
+  return cuda_device();
+#elif defined(FICOCO_WITH_CUDA)
+  return tensor.is_cuda() ? cuda_device() : cpu_device();
+#else
+  return cpu_device();
+#endif
+}
+
+}  // namespace ficoco
+
+#ifdef FICOCO_EMULATED
+TORCH_LIBRARY_IMPL(ficoco_emu, CPU, m) { ficoco::register_operators(m); }
+TORCH_LIBRARY_FRAGMENT(ficoco_emu, m) {
+  m.def("launch_count() -> int", [] { return ficoco::launch_count(); });
+}
+#else
+TORCH_LIBRARY_IMPL(ficoco, CPU, m) { ficoco::register_operators(m); }
+#ifdef FICOCO_WITH_CUDA
+TORCH_LIBRARY_IMPL(ficoco, CUDA, m) { ficoco::register_operators(m); }
+#endif
+#endif
