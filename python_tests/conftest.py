@@ -11,7 +11,7 @@ import torch
 from helpers import emulated_kernels
 
 import ficoco_ext
-from ficoco_ext.ops import reference, reference_decoder
+from ficoco_ext.ops import reference
 
 NO_GPU = "needs a GPU"
 KERNELS = ficoco_ext.build_info()["cpu"] == "kernels"
@@ -114,8 +114,7 @@ def _emulated(name: str) -> Callable:
 
 
 def _specified(name: str) -> Callable:
-    name = name.replace(".", "_")
-    return getattr(reference, name, None) or getattr(reference_decoder, name)
+    return getattr(reference, name.replace(".", "_"))
 
 
 BACKENDS = {  # one more way to run the operators is one more line

@@ -16,7 +16,7 @@ from torch import Tensor
 import ficoco_ext
 from ficoco_ext import QueryKey
 from ficoco_ext.methods import describe
-from ficoco_ext.ops import reference, reference_decoder
+from ficoco_ext.ops import reference
 
 Results = tuple[Tensor, ...]
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -80,7 +80,7 @@ def _tuple(results: Any) -> Results:
 def _operator(name: str, case: str, dtype: torch.dtype, *args: Any) -> Probe:
     packet, _, overload = name.partition(".")
     flat = name.replace(".", "_")
-    specified = getattr(reference, flat, None) or getattr(reference_decoder, flat)
+    specified = getattr(reference, flat)
 
     def run(namespace: Any) -> Results:
         return _tuple(getattr(getattr(namespace, packet), overload or "default")(*args))

@@ -1,21 +1,23 @@
 """The operators: what each computes, its schema, and the call that runs the fastest kernel there is.
 
+The operator ``x`` is ``_x.py``, from top to bottom: the specification in plain PyTorch, schema, fake kernel, the typed
+call that is exported here. The underscore keeps the module ``ops._filter`` and the function ``ops.filter`` apart.
+:mod:`ficoco_ext.ops.reference` has the specifications under the names of the operators.
+
 Nothing here knows of stages, methods or models.
 """
 
-from .decoder import Placed, correlate_tokens, to_sequence, token_attention
-from .fused import Reduced, reduce
-from .library import (
-    Attention,
-    QueryKey,
-    attention_stats,
-    compress,
-    correlate,
-    correlate_key,
-    filter,
-    result_dtype,
-)
-from .matching import Matched, match
+from ._attention_stats import attention_stats
+from ._compress import compress
+from ._correlate import correlate, correlate_key
+from ._correlate_tokens import correlate_tokens
+from ._filter import filter
+from ._match import Matched, match
+from ._reduce import Reduced, reduce
+from ._to_sequence import Placed, to_sequence
+from ._token_attention import token_attention
+from .attention import Attention, QueryKey
+from .library import result_dtype
 
 __all__ = [
     "Attention",

@@ -1,4 +1,4 @@
-"""Argument checks shared by the specification and the fake kernels (the C++ twin is ``csrc/checks.h``).
+"""Argument checks shared by the specification and the fake kernels (the C++ twin is ``csrc/ops/checks.h``).
 
 Every check looks at shapes, dtypes and devices only: nothing is read from a device. An error names the operator, the
 argument, what was wanted, what came, and what to do about it.
@@ -146,7 +146,7 @@ def target_count(op: str, k: int, candidates: int, alpha: str) -> None:
         fail(op, "alpha", f"one of {', '.join(ALPHAS)}", alpha, "pick one of them")
 
 
-def _tokens(op: str, query: Tensor, key: Tensor, key_mask: Tensor | None, **index: Tensor) -> None:
+def chosen_tokens(op: str, query: Tensor, key: Tensor, key_mask: Tensor | None, **index: Tensor) -> None:
     """Query, key, mask and lists of tokens (B, count) of an operator for decoders."""
     query_key(op, query, key, cached=True)
     b, t = query.shape[0], key.shape[2]
@@ -158,56 +158,3 @@ def _tokens(op: str, query: Tensor, key: Tensor, key_mask: Tensor | None, **inde
             fail(op, "key_mask", f"({b}, {t}) bool", key_mask, "True where a token is real", TypeError)
         fits = tuple(key_mask.shape) == (b, t)
         shape(op, "key_mask", key_mask, lambda: f"({b}, {t})", fits, "one flag for each key")
-
-
-def token_attention(
-    query: Tensor, key: Tensor, tokens: Tensor, others: Tensor, weights: Tensor, key_mask: Tensor | None
-) -> None:
-    """The arguments of ``ficoco::token_attention`` fit together (shapes and types only)."""
-    op = "token_attention"
-    _tokens(op, query, key, key_mask, tokens=tokens, others=others)
-    floating(op, "weights", weights)
-    same_device(op, "query", query, weights=weights)
-    b, r = others.shape
-    fits = weights.dim() == 3 and weights.shape[0] == b and weights.shape[2] == r
-    shape(op, "weights", weights, lambda: f"({b}, W, {r})", fits, "one weight for each of others")
-
-
-def to_sequence(visual: Tensor, sources: Tensor, kept: Tensor, targets: Tensor, tokens: int) -> None:
-    """The arguments of ``ficoco::to_sequence`` fit together (shapes and types only)."""
-    op = "to_sequence"
-    indices(op, "visual", visual, "(B, n)", visual.dim() == 2)
-    b, n = visual.shape
-    selection(op, b, n, sources, kept)
-    r = sources.shape[1]
-    indices(op, "targets", targets, lambda: f"({b}, {r}, k)", targets.dim() == 3 and targets.shape[:2] == (b, r))
-    same_device(op, "visual", visual, sources=sources, kept=kept, targets=targets)
-    if tokens < n:
-        fail(op, "tokens", f"at least {n}, the number of visual tokens", tokens, "pass the length of the sequence")
-    if tokens > MAX_SEQUENCE:
-        fail(op, "tokens", f"at most {MAX_SEQUENCE}", tokens, "pass the length of the sequence")
-
-
-def correlate_tokens(
-    query: Tensor,
-    key: Tensor,
-    sources: Tensor,
-    candidates: Tensor,
-    others: Tensor,
-    weights: Tensor,
-    key_mask: Tensor | None,
-    k: int,
-    gamma: float,
-    alpha: str,
-    probs: bool,
-) -> None:
-    """The arguments of ``ficoco::correlate.tokens`` fit together (shapes and types only)."""
-    op = "correlate"
-    _tokens(op, query, key, key_mask, sources=sources, candidates=candidates, others=others)
-    floating(op, "weights", weights)
-    same_device(op, "query", query, weights=weights)
-    fits = weights.shape == others.shape
-    shape(op, "weights", weights, lambda: f"{tuple(others.shape)} like others", fits, "one weight for each of others")
-    target_count(op, k, candidates.shape[1], alpha)
-    if not 0 <= gamma <= 1:
-        fail(op, "gamma", "in [0, 1]", gamma, "1 is direct attention alone")

@@ -9,9 +9,9 @@ from helpers.ops import assert_close, double, query_key
 from test_torch import operator, samples
 
 import ficoco_ext
-from ficoco_ext import Method, QueryKey, ops
+from ficoco_ext import Method, QueryKey
 from ficoco_ext.methods import Split
-from ficoco_ext.ops import backend
+from ficoco_ext.ops import _reduce, backend
 from ficoco_ext.stages import Match
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
@@ -134,7 +134,7 @@ def make(name, seed=0, b=2, dtype=torch.float32, oracle=False):
     ]
     if not oracle:
         return of_operator(operator(op), args)
-    composed = {"reduce": ops._from_query_key, "reduce.map": ops._compose}
+    composed = {"reduce": _reduce.composed, "reduce.map": _reduce.composed_map}
     return of_operator(composed.get(op) or BACKENDS["reference"].find(op), double(args))
 
 

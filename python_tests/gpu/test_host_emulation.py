@@ -1,4 +1,4 @@
-"""The host emulation (csrc/testing/host_emulation): right kernels are right in every order, and planted bugs are caught.
+"""The host emulation (csrc/testing): right kernels are right in every order, and planted bugs are caught.
 
 The kernels are those of python_tests/emulation. The bugs that end the process, and all that runs under ASan and UBSan,
 run in processes of their own.

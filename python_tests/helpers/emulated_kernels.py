@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-from ficoco_ext import ops
+from ficoco_ext.ops import library as operators
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CSRC = ROOT / "csrc"
@@ -53,7 +53,6 @@ def load() -> None:
     library = os.environ.get("FICOCO_EMULATION_LIBRARY") or build()
     definitions = torch.library.Library("ficoco_emu", "DEF")
     load.definitions = definitions  # type: ignore[attr-defined]  # or its operators would go away
-    schemas = {**ops.SCHEMAS, **ops.SCHEMAS, **ops.SCHEMAS, "match": ops.SCHEMA}
-    for name, schema in schemas.items():
+    for name, schema in operators.SCHEMAS.items():
         definitions.define(name + schema)
     torch.ops.load_library(str(library))

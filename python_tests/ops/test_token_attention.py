@@ -11,7 +11,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ficoco_ext import QueryKey, ops
 from ficoco_ext.cost import flop_counter
-from ficoco_ext.ops import reference, reference_decoder
+from ficoco_ext.ops import reference
 
 FORMS = list(product((False, True), (False, True)))  # probs, column
 
@@ -30,7 +30,7 @@ def inputs(b=2, h=4, hk=2, tq=20, t=20, d=8, n=7, others=5, sets=2, dtype=torch.
 
 def check(backend, args, scale, probs, column, causal):
     (got,) = backend("token_attention", *args, scale, probs, column, causal)
-    wanted = reference_decoder.token_attention(*double(args), scale, probs, column, causal)
+    wanted = reference.token_attention(*double(args), scale, probs, column, causal)
     assert got.dtype == torch.float32
     query, others = args[0], args[3]
     assert_close(got, wanted, max(query.shape[1] * query.shape[3], others.shape[1], args[1].shape[2]))
@@ -98,7 +98,7 @@ def test_bits_are_those_of_a_batch_where_keys_are_shared_among_blocks(dtype):
     together = BACKENDS["emulated"]("token_attention", *args, 0.5, True, True, True)[0][:1]
     alone = [arg[:1] for arg in args]
     assert torch.equal(BACKENDS["emulated"]("token_attention", *alone, 0.5, True, True, True)[0], together)
-    assert_close(together, reference_decoder.token_attention(*double(alone), 0.5, True, True, True), 1100)
+    assert_close(together, reference.token_attention(*double(alone), 0.5, True, True, True), 1100)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -208,7 +208,7 @@ def test_float64_goes_to_the_specification():
     query, key, *rest = inputs()
     attn = QueryKey(query.double(), key.double(), 0.3)
     got = ops.token_attention(attn, *rest[:3], probs=True, column=True, causal=True, key_mask=rest[3])
-    wanted = reference_decoder.token_attention(query.double(), key.double(), *rest, 0.3, True, True, True)
+    wanted = reference.token_attention(query.double(), key.double(), *rest, 0.3, True, True, True)
     assert torch.equal(got, wanted)
 
 

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ficoco_ext import ops
-from ficoco_ext.ops import reference
+from ficoco_ext.ops import _reduce, reference
 
 
 def samples(b=2, n=20, dtype=torch.float32):
@@ -162,7 +162,7 @@ def test_bits_do_not_depend_on_threads_at_full_size():
 def test_reduce_is_its_stages(index, dtype):
     """Bitwise what the four operators give in a row."""
     name, args = sample(index, b=3, n=70, dtype=dtype)
-    composed = ops._compose if name == "reduce.map" else ops._from_query_key
+    composed = _reduce.composed_map if name == "reduce.map" else _reduce.composed
     assert all(map(torch.equal, operator(name)(*args), composed(*args)))
 
 
@@ -221,7 +221,7 @@ def test_reduce_names_an_unknown_correlation(name):
     args = (*args[:-3], "cosine", *args[-2:])
     if name != "composed" and BACKENDS[name].missing:
         pytest.skip(BACKENDS[name].missing)
-    run = ops._from_query_key if name == "composed" else lambda *given: BACKENDS[name]("reduce", *given)
+    run = _reduce.composed if name == "composed" else lambda *given: BACKENDS[name]("reduce", *given)
     with pytest.raises(
         ValueError, match=r"ficoco::reduce: correlation must be one of logits, probs, key, got .?cosine"
     ):
@@ -266,7 +266,7 @@ def test_float64_goes_to_the_specification():
     wanted = reference.attention_stats(query, key, 8**-0.5, True, False, False, True)
     assert all(map(torch.equal, got, wanted))
     if KERNELS:
-        with pytest.raises(TypeError, match=r"ficoco::attention_stats: query must be float32.*ficoco_ext\.reference"):
+        with pytest.raises(TypeError, match=r"attention_stats: query must be float32.*ficoco_ext\.ops\.reference"):
             operator("attention_stats")(query, key, 0.3, True, False, False, True)
 
 

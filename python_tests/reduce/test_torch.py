@@ -174,7 +174,8 @@ def peak_growth(call: str) -> int:
     """Bytes by which the peak resident memory of a fresh process grows during ``call``, which finds its inputs."""
     script = f"""
         import torch
-        from ficoco_ext import QueryKey, reduce, reference
+        from ficoco_ext import QueryKey, reduce
+        from ficoco_ext.ops import reference
         torch.set_num_threads(1)
 
         def peak():

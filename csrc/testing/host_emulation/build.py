@@ -1,7 +1,7 @@
 """Builds CUDA sources into a shared library that runs them on the CPU. It needs a C++20 compiler and the headers of
 the CUDA toolkit, but no nvcc and no GPU.
 
-    python csrc/testing/host_emulation/build.py --out DIR [--sanitize] [--sources a.cu ...] [--extra b.cpp ...] [--torch]
+    python csrc/testing/host_emulation/build.py --out DIR [--sanitize] [--sources a.cu ...] [--extra b.cpp ...]
 
 converts the .cu files (default: csrc/cuda/*.cu) and the .cuh files beside them, compiles what is stale, links
 DIR/lib<name>.so and prints its path. Environment: CUDA_HOME, CXX, MAX_JOBS (half of them are used).

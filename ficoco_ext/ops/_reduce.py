@@ -1,8 +1,8 @@
-"""``ficoco::reduce``: the four operators as one.
+"""``ficoco::reduce``: attention_stats, filter, correlate and compress in one call.
 
-A composition of :mod:`ficoco_ext.ops` on every device, so it has no specification of its own; the CPU has a kernel that
-takes each image through all stages before the next one, while its keys are in the cache. Results are the same bit for
-bit. Not differentiable: with gradients, methods call the four operators.
+A composition of the four operators on every device, so it has no specification of its own. The compiled kernels take
+each image through all stages before the next one, while its keys are in the cache. Results are the same bit for bit.
+Not differentiable: with gradients, methods call the four operators.
 """
 
 from __future__ import annotations
@@ -12,19 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import checks, library
-from .library import Attention, QueryKey
-
-_SETTINGS = (
-    "bool class_token, float lam, bool probs, bool column, bool normalize, float penalty, int window, int grid_height,"
-    " int grid_width, str correlation, str alpha, bool size_weighted)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-SCHEMAS = {
-    "reduce": f"(Tensor tokens, Tensor query, Tensor key, float scale, Tensor? ids, Tensor? size, SymInt r, SymInt k,"
-    f" {_SETTINGS}",
-    "reduce.map": f"(Tensor tokens, Tensor attn, Tensor? ids, Tensor? size, SymInt r, SymInt k, {_SETTINGS}",
-}
+from . import checks
+from ._attention_stats import attention_stats
+from ._compress import compress
+from ._correlate import correlate, correlate_key
+from ._filter import filter
+from .attention import Attention, QueryKey
+from .library import define, result_dtype
 
 
 class Reduced(NamedTuple):
@@ -40,7 +34,7 @@ class Reduced(NamedTuple):
     weights: Tensor
 
 
-def _compose(
+def composed_map(
     tokens: Tensor,
     attn: Attention,
     ids: Tensor | None,
@@ -60,12 +54,13 @@ def _compose(
     alpha: str,
     size_weighted: bool,
 ) -> Reduced:
+    """The four operators in turn; ``attn`` may be a :class:`QueryKey`."""
     if correlation not in ("logits", "probs", "key"):
         checks.fail("reduce", "correlation", "one of logits, probs, key", correlation, "pick one of them")
-    class_attention, patch_attention = library.attention_stats(
+    class_attention, patch_attention = attention_stats(
         attn, class_token=class_token, probs=probs, column=column, patches=lam != 0
     )
-    redundancy, sources, kept = library.filter(
+    redundancy, sources, kept = filter(
         patch_attention,
         class_attention,
         r,
@@ -80,21 +75,34 @@ def _compose(
     how: dict[str, Any] = {"alpha": alpha, "class_token": class_token}
     if correlation == "key":
         assert isinstance(attn, QueryKey)
-        targets, weights = library.correlate_key(attn.key, sources, kept, k, **how)
+        targets, weights = correlate_key(attn.key, sources, kept, k, **how)
     else:
-        targets, weights = library.correlate(attn, sources, kept, k, probs=correlation == "probs", **how)
-    merged = library.compress(tokens, sources, kept, targets, weights, size=size, size_weighted=size_weighted)
+        targets, weights = correlate(attn, sources, kept, k, probs=correlation == "probs", **how)
+    merged = compress(tokens, sources, kept, targets, weights, size=size, size_weighted=size_weighted)
     return Reduced(*merged, redundancy, sources, kept, targets, weights)
 
 
-def _from_query_key(tokens: Tensor, query: Tensor, key: Tensor, scale: float, *rest: Any) -> tuple[Tensor, ...]:
-    return _compose(tokens, QueryKey(query, key, scale), *rest)
+def composed(tokens: Tensor, query: Tensor, key: Tensor, scale: float, *rest: Any) -> tuple[Tensor, ...]:
+    """:func:`composed_map` from query and key."""
+    return composed_map(tokens, QueryKey(query, key, scale), *rest)
 
 
-for _name, _schema in SCHEMAS.items():
-    library.LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-library.LIBRARY.impl("reduce", _from_query_key, "CompositeExplicitAutograd")
-library.LIBRARY.impl("reduce.map", _compose, "CompositeExplicitAutograd")
+_SETTINGS = (
+    "bool class_token, float lam, bool probs, bool column, bool normalize, float penalty, int window, int grid_height,"
+    " int grid_width, str correlation, str alpha, bool size_weighted)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+define(
+    "reduce",
+    f"(Tensor tokens, Tensor query, Tensor key, float scale, Tensor? ids, Tensor? size, SymInt r, SymInt k,"
+    f" {_SETTINGS}",
+    composed,
+)
+define(
+    "reduce.map",
+    f"(Tensor tokens, Tensor attn, Tensor? ids, Tensor? size, SymInt r, SymInt k, {_SETTINGS}",
+    composed_map,
+)
 
 
 def _fake(tokens: Tensor, like: Tensor, r: int, k: int, class_token: bool, *settings: Any) -> tuple[Tensor, ...]:
@@ -102,10 +110,10 @@ def _fake(tokens: Tensor, like: Tensor, r: int, k: int, class_token: bool, *sett
     if penalty != 1:
         checks.grid(height, width)
     b, n, c = tokens.shape
-    place, score = torch.int64, library.result_dtype(like)
+    place, score = torch.int64, result_dtype(like)
     return (
         tokens.new_empty(b, n - r, c),
-        tokens.new_empty(b, n - r, 1, dtype=library.result_dtype(tokens)),
+        tokens.new_empty(b, n - r, 1, dtype=result_dtype(tokens)),
         tokens.new_empty(b, n, dtype=place),
         tokens.new_empty(b, n - int(class_token), dtype=score),
         tokens.new_empty(b, r, dtype=place),
@@ -163,7 +171,7 @@ def reduce(
     rest = (ids, size, r, k, *settings, size_weighted)
     given = attn.query if isinstance(attn, QueryKey) else attn
     if torch.float64 in (tokens.dtype, given.dtype):  # the kernels accumulate in fp32
-        return _compose(tokens, attn, *rest)
+        return composed_map(tokens, attn, *rest)
     if isinstance(attn, QueryKey):
         return Reduced(*torch.ops.ficoco.reduce.default(tokens, attn.query, attn.key, attn.logit_scale, *rest))
     return Reduced(*torch.ops.ficoco.reduce.map(tokens, attn, *rest))
