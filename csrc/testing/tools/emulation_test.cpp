@@ -78,7 +78,7 @@ struct Workspace {  // as the launchers want it
   std::vector<unsigned char> memory;
 };
 
-// One image by the book: see ficoco_ext/ops/reference.py for the equations.
+// One image by the book: see ficoco_ext.ops.reference for the equations.
 void check_image(const Layer& l, int64_t b, const std::vector<float>& x, const std::vector<float>& q,
                  const std::vector<float>& k, const Results& got) {
   const int64_t n = l.tokens, c = l.channels(), f = l.first, p = l.patches(), m = l.kept(), count = l.targets();
