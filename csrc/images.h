@@ -98,10 +98,10 @@ inline ToSequenceParams image(ToSequenceParams p, int64_t b, int64_t count = 1) 
   p.sources = image(p.sources, b, p.r);
   p.kept = image(p.kept, b, p.count - p.r);
   p.targets = image(p.targets, b, p.r * p.k);
-  p.source_columns = image(p.source_columns, b, p.r);
-  p.kept_columns = image(p.kept_columns, b, p.tokens - p.r);
-  p.target_places = image(p.target_places, b, p.r * p.k);
-  p.visual_places = image(p.visual_places, b, p.count - p.r);
+  p.source_positions = image(p.source_positions, b, p.r);
+  p.kept_positions = image(p.kept_positions, b, p.tokens - p.r);
+  p.target_indices = image(p.target_indices, b, p.r * p.k);
+  p.visual_positions = image(p.visual_positions, b, p.count - p.r);
   p.batch = count;
   return p;
 }

@@ -12,7 +12,7 @@ enum class Dtype { kFloat, kHalf, kBFloat16 };
 enum class Alpha { kSoftmax, kRatio, kAverage };
 enum class Correlation { kLogits, kProbs, kKey, kMap };
 
-// Cells of a grid of patches: CUDA kernels give a place 32 bits.
+// Cells of a grid of patches: CUDA kernels give the index of a cell 32 bits.
 constexpr int64_t kMaxCells = INT32_MAX;
 // Tokens of a sequence.
 constexpr int64_t kMaxSequence = INT32_MAX;
@@ -49,7 +49,7 @@ struct AttentionStatsMapParams {
 struct FilterParams {
   const float* patch_attention;  // (B, P)
   const float* class_attention;  // (B, P)
-  const int64_t* ids;            // (B, P) places on the grid, or nullptr for 0..P-1
+  const int64_t* ids;            // (B, P) cells on the grid, or nullptr for 0..P-1
   int64_t batch, patches, r;
   int64_t first;
   float lam, penalty;
@@ -97,23 +97,23 @@ struct CorrelateTokensParams {
   float scale, gamma;
   Alpha alpha;
   bool probs, column, causal;
-  int64_t* targets;  // (B, r, k) places in candidates
+  int64_t* targets;  // (B, r, k) indices into candidates
   float* weights;    // (B, r, k)
 };
 
 struct ToSequenceParams {
-  const int64_t* visual;               // (B, n) columns among `tokens`, ascending
-  const int64_t* sources;              // (B, r) places in visual, as kept
+  const int64_t* visual;               // (B, n) positions among `tokens`, ascending
+  const int64_t* sources;              // (B, r) indices into visual, as kept
   const int64_t* kept;                 // (B, n - r)
-  const int64_t* targets;              // (B, r, k) places in kept
+  const int64_t* targets;              // (B, r, k) indices into kept
   int64_t batch, count, r, k, tokens;  // count = n
-  int64_t* source_columns;             // (B, r)
-  int64_t* kept_columns;               // (B, tokens - r)
-  int64_t* target_places;              // (B, r, k) places in kept_columns
-  int64_t* visual_places;              // (B, n - r) likewise
+  int64_t* source_positions;           // (B, r)
+  int64_t* kept_positions;             // (B, tokens - r)
+  int64_t* target_indices;             // (B, r, k) indices into kept_positions
+  int64_t* visual_positions;           // (B, n - r) likewise
 };
 
-// Tokens at even places may leave, tokens at odd places receive them; class and distillation token (places 0 and 1) do
+// Tokens at even indices may leave, those at odd ones receive them; class and distillation token (indices 0 and 1) do
 // neither.
 struct MatchParams {
   Rows key;  // (B, Hk, N, d)

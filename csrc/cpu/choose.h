@@ -15,7 +15,7 @@ inline uint64_t falling_rank(float score, int64_t index) {
   return static_cast<uint64_t>(~rising) << 32 | static_cast<uint32_t>(index);
 }
 
-// The k targets of one source among `values` and their weights; targets are places plus `first`.
+// The k targets of one source among `values` and their weights; targets are indices plus `first`.
 Fault choose_row(const float* values, int64_t count, int64_t k, int64_t first, Alpha alpha, int64_t* targets,
                  float* weights);
 

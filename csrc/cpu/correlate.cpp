@@ -45,7 +45,7 @@ Fault weigh(const float* chosen, int64_t k, Alpha alpha, float* weights) {
   return fault;
 }
 
-// The k largest of `values`, falling, the lowest place first among equals.
+// The k largest of `values`, falling, the lowest index first among equals.
 void sort_top(const float* values, int64_t count, int64_t k, std::vector<int32_t>& order) {
   order.resize(count);
   std::iota(order.begin(), order.end(), 0);

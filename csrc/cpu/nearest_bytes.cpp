@@ -3,7 +3,7 @@
 // and those that this cannot tell apart by the sums that the panels form, in their order. The result is the same bit
 // for bit, if the compiler contracts the panels' a * b + c (setup.py asks for it). By Cauchy and Schwarz, with keys at
 // most of length 1 and rounding errors e, two unit keys' dot product is off by at most |e_even| + (1 + |e_even|)
-// |e_odd|; whoever is more than twice that below the best cannot be the best. Where too many are left (a blank
+// |e_odd|; a token that is more than twice that below the best cannot be the best. Where too many are left (a blank
 // picture), panels do it all.
 //
 // How many are left cannot be foreseen, so next to nothing branches on it: what one token leaves is appended to a list
@@ -38,7 +38,7 @@ constexpr int64_t kColumns = 4;          // vectors of sums of each
 constexpr int64_t kChains = 8;           // pairs settled at once, one to a lane
 constexpr int64_t kWorthScreening = 32;  // odd tokens for each even one from which on a panel is as fast
 constexpr int64_t kWorthSettling = 6;    // and of those that float sums in any order cannot tell apart
-constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;  // whatever the thread is told
+constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;  // whatever the thread's mode is
 constexpr float kUnit = 1.0001f;  // length of a unit key, with the rounding of its division
 
 static_assert(ByteScreen::kTask % kRows == 0 && ByteScreen::kTask % 4 == 0, "a task is padded to groups of both");

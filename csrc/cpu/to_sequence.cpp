@@ -1,5 +1,6 @@
-// A selection among the visual tokens of a sequence, in places of the sequence: one walk over the visual tokens, which
-// finds out on the way whether the lists are what they should be, then one over the columns. No FLOPs, O(T) memory.
+// A selection among the visual tokens of a sequence, as positions in the sequence: one walk over the visual tokens,
+// which finds out on the way whether the lists are what they should be, then one over the columns. No FLOPs, O(T)
+// memory.
 #include "cpu/kernels.h"
 
 namespace ficoco {
@@ -11,21 +12,21 @@ Fault to_sequence_image(const ToSequenceParams& p) {
     if (column <= last || column >= p.tokens) return Fault::kNotAscending;
     last = column;
     if (leaving < p.r && p.sources[leaving] == i) {
-      p.source_columns[leaving++] = column;
+      p.source_positions[leaving++] = column;
     } else if (staying < p.count - p.r && p.kept[staying] == i) {
-      p.visual_places[staying++] = column - leaving;
+      p.visual_positions[staying++] = column - leaving;
     } else {
       return Fault::kNoPartition;
     }
   }
   for (int64_t column = 0, gone = 0; column < p.tokens; ++column) {
-    if (gone < p.r && p.source_columns[gone] == column) {
+    if (gone < p.r && p.source_positions[gone] == column) {
       ++gone;
     } else {
-      p.kept_columns[column - gone] = column;
+      p.kept_positions[column - gone] = column;
     }
   }
-  for (int64_t e = 0; e < p.r * p.k; ++e) p.target_places[e] = p.visual_places[p.targets[e]];
+  for (int64_t e = 0; e < p.r * p.k; ++e) p.target_indices[e] = p.visual_positions[p.targets[e]];
   return Fault::kNone;
 }
 

@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kChunk = 64;  // tokens of one task
 
-// A token's row of one head, by its place among the keys.
+// A token's row of one head, by its position among the keys.
 const float* query_row(const TokenAttentionParams& p, FloatRows& reader, int64_t h, int64_t token) {
   return reader.read(h, token - p.offset, 1);
 }

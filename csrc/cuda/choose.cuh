@@ -4,12 +4,12 @@
 
 namespace ficoco {
 
-// A correlation and its place, as a number that is the larger the better: the higher correlation, then the lower place.
+// A correlation and its index, as a number that is the larger the better: the higher correlation, then the lower index.
 // Of all correlations, 0 is worse than any and ~0 better.
 using Ranked = unsigned long long;
 
-__device__ __forceinline__ Ranked ranked(float score, int place) {
-  return static_cast<Ranked>(ordered(score)) << 32 | (0x7fffffffu - static_cast<uint32_t>(place));
+__device__ __forceinline__ Ranked ranked(float score, int index) {
+  return static_cast<Ranked>(ordered(score)) << 32 | (0x7fffffffu - static_cast<uint32_t>(index));
 }
 __device__ __forceinline__ Ranked ranked(Ranked one, int) { return one; }
 __device__ __forceinline__ float score_of(Ranked one) { return from_ordered(static_cast<uint32_t>(one >> 32)); }

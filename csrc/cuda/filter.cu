@@ -1,5 +1,5 @@
 // The r most redundant patches. One block an image: scores stay in registers, the best of each window is found by
-// integer atomicMax (whose result does not depend on order), the r-th score by bisection, places by prefix sums.
+// integer atomicMax (whose result does not depend on order), the r-th score by bisection, indices by prefix sums.
 //
 // Shared memory: 3.2 KB, and 8 bytes a window. Moves 8 P bytes in and 12 P out an image; latency bound.
 #include "cuda/filter.cuh"

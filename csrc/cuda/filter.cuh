@@ -10,7 +10,7 @@ struct FilterShared {
   SelectShared select;
 };
 
-using Cell = unsigned long long;  // the best of a window: score above, complement of the place below
+using Cell = unsigned long long;  // the best of a window: score above, complement of its cell below
 
 inline __host__ __device__ int64_t filter_cells(const FilterParams& p) {
   return p.penalty == 1.f ? 0 : (p.grid_height / p.window) * (p.grid_width / p.window);
@@ -58,16 +58,16 @@ struct Windows {
         width(static_cast<uint32_t>(p.grid_width)),
         rows(static_cast<uint32_t>(p.grid_height) / side),
         columns(width / side) {}
-  // The window of a place, or -1 if it lies in none.
-  __device__ __forceinline__ int of(int64_t place) const {
-    if (place < 0 || place > INT32_MAX) return -1;
-    const uint32_t row = static_cast<uint32_t>(place) / width / side;
-    const uint32_t column = static_cast<uint32_t>(place) % width / side;
+  // The window of a cell of the grid, or -1 if it lies in none.
+  __device__ __forceinline__ int of(int64_t cell) const {
+    if (cell < 0 || cell > INT32_MAX) return -1;
+    const uint32_t row = static_cast<uint32_t>(cell) / width / side;
+    const uint32_t column = static_cast<uint32_t>(cell) % width / side;
     return row < rows && column < columns ? static_cast<int>(row * columns + column) : -1;
   }
 };
 
-// Multiplies the highest score of each window, the lowest place among equals.
+// Multiplies the highest score of each window, the lowest cell among equals.
 template <int kItems>
 __device__ void local_penalty(const FilterParams& p, const int64_t* ids, Cell* cells, float (&redundancy)[kItems]) {
   for (int64_t i = threadIdx.x; i < filter_cells(p); i += blockDim.x) cells[i] = 0;
@@ -76,9 +76,9 @@ __device__ void local_penalty(const FilterParams& p, const int64_t* ids, Cell* c
   const int patches = static_cast<int>(p.patches);
   const auto bid = [&](int k, int& window) -> Cell {
     const int i = threadIdx.x + k * blockDim.x;
-    const int64_t place = i >= patches ? -1 : ids ? ids[i] : i;
-    window = windows.of(place);
-    return static_cast<Cell>(ordered(redundancy[k])) << 32 | (0xffffffffu - static_cast<uint32_t>(place));
+    const int64_t cell = i >= patches ? -1 : ids ? ids[i] : i;
+    window = windows.of(cell);
+    return static_cast<Cell>(ordered(redundancy[k])) << 32 | (0xffffffffu - static_cast<uint32_t>(cell));
   };
   int window;
 #pragma unroll

@@ -2,7 +2,7 @@
 //
 // Keys are averaged over heads and made unit length (metric.cu). A block then holds 64 even tokens against 64 odd ones
 // and keeps of each row the best cosine and its column, so the matrix of similarities is never written. The last block
-// of an image adds the column tiles up, picks the r best rows by bisection and writes places. Float by FMA:
+// of an image adds the column tiles up, picks the r best rows by bisection and writes indices. Float by FMA:
 // rounded keys would choose other partners. 2 B (N / 2)^2 d FLOPs; k read once, the metric once for every 64 tokens:
 // bound by memory while Hk is larger than N / 512. Shared memory 74 KB.
 #include "cuda/metric.cuh"

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
 #pragma unroll
       for (int i = 0; i < Sums::kRows; ++i) {
         const float share = softmax_term(sums.at(i, j), top, scale_log2) * inverse;
-        total[i] += inverse == 0.f ? 0.f : share;  // the class token, or nobody
+        total[i] += inverse == 0.f ? 0.f : share;  // the class token, or no key
       }
     }
     sums.clear();

@@ -74,8 +74,9 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
 
-// Adds 1 to a counter and returns what it was. Whoever finds the 1 sees all that this thread, and those before it at a
-// barrier, wrote before: one fence of one thread, where __threadfence() in all of them is 256 that are stronger.
+// Adds 1 to a counter and returns what it was. The thread that finds the 1 sees all that this thread, and those before
+// it at a barrier, wrote before: one fence of one thread, where __threadfence() in all of them is 256 that are
+// stronger.
 __device__ __forceinline__ uint32_t count_in(uint32_t* counter) {
   uint32_t before;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");

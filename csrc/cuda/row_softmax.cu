@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(kTileThreads, kWide ? 2 : kTileBlocks<T>)
       for (int j = 1; j < Sums::kColumns; ++j) highest = fmaxf(highest, value[j]);
       highest = fmaxf(part[i].top, highest * scale_log2);
       part[i].raise(highest);
-      const float base = highest == -INFINITY ? 0.f : highest;  // so far nobody, and -infinity - -infinity is NaN
+      const float base = highest == -INFINITY ? 0.f : highest;  // no key so far, and -infinity - -infinity is NaN
 #pragma unroll
       for (int j = 0; j < Sums::kColumns; ++j) {
         const float term = softmax_term(value[j], base, scale_log2);

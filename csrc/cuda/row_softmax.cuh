@@ -23,7 +23,7 @@ struct RowSoftmaxParams {
   RowSoftmax out;
   int64_t offset = 0;              // the first query is that of token `offset`
   bool causal = false;             // a query attends to no later token
-  const bool* key_mask = nullptr;  // (B, N) false: nobody attends to it
+  const bool* key_mask = nullptr;  // (B, N) false: no query attends to it
 };
 
 // Room for the statistics of `count` rows of every head over `keys` keys.

@@ -1,4 +1,4 @@
-// The r largest of a block's numbers, in ascending order of their places. Numbers stay in registers.
+// The r largest of a block's numbers, in ascending order of their indices. Numbers stay in registers.
 #pragma once
 #include "cuda/utils.cuh"
 

@@ -1,4 +1,4 @@
-// A selection among the visual tokens of a sequence, in places of the sequence.
+// A selection among the visual tokens of a sequence, as positions in the sequence.
 //
 // A thread has one entry of each result: no marks, no prefix sums, no shared memory, any size. Both lists ascend and
 // together are all visual tokens, so kept[t] - t sources come before survivor t, and by that much it moves down. How
@@ -19,30 +19,30 @@ __global__ void __launch_bounds__(kThreads, 2) to_sequence_kernel(ToSequencePara
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, b = blockIdx.y;
   const int64_t kept_count = p.count - p.r, left = p.tokens - p.r;
   const int64_t *visual = p.visual + b * p.count, *sources = p.sources + b * p.r, *kept = p.kept + b * kept_count;
-  const auto column_of = [&](int64_t place) {
-    assert(place >= 0 && place < p.count && "ficoco::to_sequence: a place is no visual token");
-    assert(visual[place] >= 0 && visual[place] < p.tokens && "ficoco::to_sequence: a column is not in the sequence");
-    return visual[place];
+  const auto position_of = [&](int64_t index) {
+    assert(index >= 0 && index < p.count && "ficoco::to_sequence: an index is no visual token");
+    assert(visual[index] >= 0 && visual[index] < p.tokens && "ficoco::to_sequence: a position is not in the sequence");
+    return visual[index];
   };
-  const auto survivor = [&](int64_t t) { return column_of(kept[t]) - (kept[t] - t); };
-  if (i < p.r) p.source_columns[b * p.r + i] = column_of(sources[i]);
-  if (i < kept_count) p.visual_places[b * kept_count + i] = survivor(i);
+  const auto survivor = [&](int64_t t) { return position_of(kept[t]) - (kept[t] - t); };
+  if (i < p.r) p.source_positions[b * p.r + i] = position_of(sources[i]);
+  if (i < kept_count) p.visual_positions[b * kept_count + i] = survivor(i);
   if (i < p.r * p.k) {
     const int64_t target = p.targets[b * p.r * p.k + i];
     assert(target >= 0 && target < kept_count && "ficoco::to_sequence: a target is no survivor");
-    p.target_places[b * p.r * p.k + i] = survivor(target);
+    p.target_indices[b * p.r * p.k + i] = survivor(target);
   }
   if (i < left) {
     int64_t before = 0, rest = p.r;  // sources [0, before) are before it, those from `rest` on are not
     while (before < rest) {
       const int64_t middle = (before + rest) / 2;
-      if (column_of(sources[middle]) - middle <= i) {
+      if (position_of(sources[middle]) - middle <= i) {
         before = middle + 1;
       } else {
         rest = middle;
       }
     }
-    p.kept_columns[b * left + i] = i + before;
+    p.kept_positions[b * left + i] = i + before;
   }
 }
 

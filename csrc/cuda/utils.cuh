@@ -143,11 +143,11 @@ __device__ __forceinline__ float from_ordered(uint32_t key) {
   return __uint_as_float(key & 0x80000000u ? key ^ 0x80000000u : ~key);
 }
 
-// The better of two (score key, place) pairs: the higher score, then the lower place.
-__device__ __forceinline__ void keep_better(uint32_t& key, int& place, uint32_t other_key, int other_place) {
-  if (other_key > key || (other_key == key && other_place < place)) {
+// The better of two (score key, index) pairs: the higher score, then the lower index.
+__device__ __forceinline__ void keep_better(uint32_t& key, int& index, uint32_t other_key, int other_index) {
+  if (other_key > key || (other_key == key && other_index < index)) {
     key = other_key;
-    place = other_place;
+    index = other_index;
   }
 }
 

@@ -36,10 +36,10 @@ void raise(Fault fault) {
                "check the layer they come from");
   FICOCO_VALUE(fault != Fault::kNegativeRatio, "correlate", "attn", "non-negative for alpha='ratio'",
                "a negative correlation", "use softmax");
-  FICOCO_VALUE(fault != Fault::kNotAscending, "to_sequence", "visual", "ascending columns in [0, tokens)", "others",
+  FICOCO_VALUE(fault != Fault::kNotAscending, "to_sequence", "visual", "ascending positions in [0, tokens)", "others",
                "pass where the image tokens are");
   FICOCO_VALUE(fault != Fault::kNoPartition, "to_sequence", "sources and kept",
-               "ascending and together every place in visual once", "other places", "pass what filter returned");
+               "ascending and together every index of visual once", "other indices", "pass what filter returned");
 }
 
 // Runs task(b) for every image. With enough of them each thread takes whole images, which stay in its cache from one

@@ -14,7 +14,7 @@ inline MatchCall match_call(const Tensor& key_, int64_t r, bool class_token, boo
   constexpr const char* op = "match";
   check::key(op, key_);
   FICOCO_VALUE(class_token || !distill_token, op, "distill_token", "False without a class token", "True",
-               "a distillation token is token 1, behind the class token");
+               "a distillation token is token 1, after the class token");
   const int64_t b = key_.size(0), n = key_.size(2);
   const int64_t largest = std::max<int64_t>((n - class_token - distill_token) / 2, 0);
   FICOCO_VALUE(r >= 0 && r <= largest, op, "r", check::text("in [0, ", largest, "] for ", n, " tokens"), r,

@@ -41,10 +41,10 @@ inline ToSequenceCall to_sequence_call(const Tensor& visual, const Tensor& sourc
                  .r = r,
                  .k = k,
                  .tokens = tokens,
-                 .source_columns = call.sources.mutable_data_ptr<int64_t>(),
-                 .kept_columns = call.kept.mutable_data_ptr<int64_t>(),
-                 .target_places = call.targets.mutable_data_ptr<int64_t>(),
-                 .visual_places = call.visual.mutable_data_ptr<int64_t>()};
+                 .source_positions = call.sources.mutable_data_ptr<int64_t>(),
+                 .kept_positions = call.kept.mutable_data_ptr<int64_t>(),
+                 .target_indices = call.targets.mutable_data_ptr<int64_t>(),
+                 .visual_positions = call.visual.mutable_data_ptr<int64_t>()};
   return call;
 }
 

@@ -23,7 +23,7 @@ def specification(
 
     x_j <- (z_j x_j + sum_i w_ij z_i x_i) / (z_j + sum_i w_ij z_i), all at once, with z = ``size`` if ``size_weighted``
     and 1 otherwise; the new size is z_j + sum_i w_ij z_i with z = ``size`` (or 1) either way. A kept token that
-    receives nothing is copied. ``source_map`` is the place in ``kept`` that holds a token: its own, or the target of
+    receives nothing is copied. ``source_map`` is the index in ``kept`` that holds a token: its own, or the target of
     largest weight (the first among equals), or -1 if it was dropped (k = 0).
     """
     op = "compress"
@@ -74,8 +74,8 @@ def specification(
     if k:
         largest = w == w.amax(-1, keepdim=True)
         holder = targets.gather(2, largest.int().argmax(-1, keepdim=True)).squeeze(-1)
-    places = torch.arange(m, device=x.device).expand(b, m)
-    source_map = sources.new_full((b, n), -1).scatter(1, kept, places).scatter(1, sources, holder)
+    indices = torch.arange(m, device=x.device).expand(b, m)
+    source_map = sources.new_full((b, n), -1).scatter(1, kept, indices).scatter(1, sources, holder)
     return out.contiguous(), size_out, source_map
 
 

@@ -48,7 +48,7 @@ def specification(
     class_token: bool,
     probs: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Targets (B, r, k), as places in ``kept``, and weights (B, r, k) by attention from source to kept patch.
+    """Targets (B, r, k), as indices into ``kept``, and weights (B, r, k) by attention from source to kept patch.
 
     Correlation is row ``source`` of A over the kept patches; the class token is never a target (FiCoCo section 3.3).
     """
@@ -145,7 +145,7 @@ def correlate(
         probs: with a ``QueryKey``, softmax the logits.
 
     Returns:
-        targets (B, r, k) int64, places in ``kept``; weights (B, r, k) float32 (float64 for float64).
+        targets (B, r, k) int64, indices into ``kept``; weights (B, r, k) float32 (float64 for float64).
 
     Ties: the lowest index. Deterministic. Cost 2 B r M H d FLOPs (probs: 2 B r N H d), memory O(r N).
 

@@ -59,7 +59,7 @@ def specification(
     column: bool,
     causal: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Targets (B, r, k), as places in ``candidates``, and weights (B, r, k), directly and by way of other tokens.
+    """Targets (B, r, k), as indices into ``candidates``, and weights (B, r, k), directly and by way of other tokens.
 
     C_ij = gamma A_ij + (1 - gamma) sum_t weights_t A_it A_tj for sources i, candidates j and others t (FiCoCo eq. 4).
     With ``column`` it is A_ti A_tj, the others that read both: under a causal mask A_it of a later t is exactly 0.
@@ -115,7 +115,7 @@ def correlate_tokens(
 
     Args:
         attn, causal, key_mask, probs: as of :func:`token_attention`.
-        sources: (B, r) int64; candidates: (B, m) int64; others: (B, R) int64, places among the keys. The queries of
+        sources: (B, r) int64; candidates: (B, m) int64; others: (B, R) int64, positions among the keys. The queries of
             sources and others must be there.
         weights: (B, R): 1 for a sum over the others, 1 / R for their mean, 0 for one that is not meant.
         k: targets per source, 0 <= k <= m.
@@ -126,13 +126,13 @@ def correlate_tokens(
             anything. The direct attention is that of the source to the candidate either way.
 
     Returns:
-        targets (B, r, k) int64, places in ``candidates``; weights (B, r, k) float32 (float64 for float64).
+        targets (B, r, k) int64, indices into ``candidates``; weights (B, r, k) float32 (float64 for float64).
 
     Raises:
         ValueError, TypeError: wrong rank, shape, dtype or device; on the CPU also an index out of range and values
         that are not finite.
 
-    Ties: the lowest place. Deterministic. Cost: logits 2 B H d (r m + r R + R m) FLOPs, probabilities
+    Ties: the lowest index. Deterministic. Cost: logits 2 B H d (r m + r R + R m) FLOPs, probabilities
     2 B (r + R) T H d, then 2 B r R m, with ``column`` the same; memory O(r m + (r + m) R).
 
     Example:

@@ -50,7 +50,7 @@ def specification(
 
     redundancy = lam * patch_attention - (1 - lam) * class_attention, each scaled to unit L2 norm over the patches if
     ``normalize``; a term of weight 0 is not read. Then the local penalty, then the r highest are sources; equal scores
-    go to the lowest index. ``ids`` (B, P) are the places on the grid of the patches still alive, None for all of them.
+    go to the lowest index. ``ids`` (B, P) are the cells on the grid of the patches still alive, None for all of them.
     """
     op = "filter"
     checks.floating(op, "patch_attention", patch_attention)
@@ -131,7 +131,7 @@ def filter(
         lam: weight of patch attention; class attention has -(1 - lam). A term of weight 0 is not read.
         normalize: scale both terms to unit L2 norm over the patches first.
         penalty, window: see :func:`ficoco_ext.ops.reference.local_penalty`; penalty 1 is off.
-        ids: (B, P) int64, place on the grid of each patch; None: all P places in order.
+        ids: (B, P) int64, cell on the grid of each patch; None: all P cells in order.
         grid: (height, width) of the original grid; needed unless penalty is 1.
         class_token: prepend token 0 to ``kept``; indices count it.
 

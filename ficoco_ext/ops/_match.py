@@ -20,9 +20,9 @@ def specification(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Redundancy (B, P), sources (B, r), kept (B, M), targets and weights (B, r, 1): ToMe's bipartite matching.
 
-    Every token at an even place has an edge to the one at an odd place whose head-mean key has the highest cosine with
+    Every token at an even index has an edge to the one at an odd index whose head-mean key has the highest cosine with
     its own, the lowest of equal ones. The r edges of highest cosine are merged, equal ones by lowest source. Class
-    token (place 0) and distillation token (place 1) have no edges. Redundancy is the cosine of a patch's edge, -inf
+    token (index 0) and distillation token (index 1) have no edges. Redundancy is the cosine of a patch's edge, -inf
     without one (ToMe, arXiv 2210.09461, section 3).
     """
     checks.key("match", key)
@@ -43,8 +43,8 @@ def specification(
     sources = even[edges]
     leaves = torch.zeros(b, n, dtype=torch.bool, device=key.device).scatter(1, sources, True)
     kept = leaves.sort(dim=1, stable=True).indices[:, : n - r].contiguous()
-    places = (~leaves).cumsum(1) - 1
-    targets = places.gather(1, 1 + 2 * distill_token + 2 * nearest.squeeze(-1).gather(1, edges))
+    indices = (~leaves).cumsum(1) - 1
+    targets = indices.gather(1, 1 + 2 * distill_token + 2 * nearest.squeeze(-1).gather(1, edges))
     return redundancy, sources, kept, targets.unsqueeze(-1), redundancy.new_ones(b, r, 1)
 
 
@@ -92,7 +92,7 @@ def match(key: Tensor, r: int, *, class_token: bool, distill_token: bool = False
 
     Returns:
         redundancy (B, P) float32, the cosine of each patch with its partner (-inf: it has none); sources (B, r) and
-        kept (B, N - r) int64, ascending; targets (B, r, 1) int64, places in ``kept``; weights (B, r, 1), all 1.
+        kept (B, N - r) int64, ascending; targets (B, r, 1) int64, indices into ``kept``; weights (B, r, 1), all 1.
 
     Raises:
         ValueError: r out of range, a distillation token without a class token, keys that are not finite (checked on

@@ -110,15 +110,15 @@ def _fake(tokens: Tensor, like: Tensor, r: int, k: int, class_token: bool, *sett
     if penalty != 1:
         checks.grid(height, width)
     b, n, c = tokens.shape
-    place, score = torch.int64, result_dtype(like)
+    index, score = torch.int64, result_dtype(like)
     return (
         tokens.new_empty(b, n - r, c),
         tokens.new_empty(b, n - r, 1, dtype=result_dtype(tokens)),
-        tokens.new_empty(b, n, dtype=place),
+        tokens.new_empty(b, n, dtype=index),
         tokens.new_empty(b, n - int(class_token), dtype=score),
-        tokens.new_empty(b, r, dtype=place),
-        tokens.new_empty(b, n - r, dtype=place),
-        tokens.new_empty(b, r, k, dtype=place),
+        tokens.new_empty(b, r, dtype=index),
+        tokens.new_empty(b, n - r, dtype=index),
+        tokens.new_empty(b, r, k, dtype=index),
         tokens.new_empty(b, r, k, dtype=score),
     )
 

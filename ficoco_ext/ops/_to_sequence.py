@@ -33,12 +33,12 @@ def _check_values(visual: Tensor, sources: Tensor, kept: Tensor, targets: Tensor
     op, (b, n) = "to_sequence", visual.shape
     inside = (visual >= 0) & (visual < tokens)
     if not (inside.all() and (visual.diff(dim=1) > 0).all()):
-        checks.fail(op, "visual", "ascending columns in [0, tokens)", "others", "pass where the image tokens are")
+        checks.fail(op, "visual", "ascending positions in [0, tokens)", "others", "pass where the image tokens are")
     everyone = torch.cat([sources, kept], dim=1).sort(1).values
     ascending = (sources.diff(dim=1) > 0).all() and (kept.diff(dim=1) > 0).all()
     if not (ascending and torch.equal(everyone, torch.arange(n).expand(b, n))):
-        wanted = "ascending and together every place in visual once"
-        checks.fail(op, "sources and kept", wanted, "other places", "pass what filter returned")
+        wanted = "ascending and together every index of visual once"
+        checks.fail(op, "sources and kept", wanted, "other indices", "pass what filter returned")
     if not ((targets >= 0) & (targets < kept.shape[1])).all():
         checks.fail(op, "targets", f"in [0, {kept.shape[1]})", "others", "pass what correlate returned")
 
@@ -46,21 +46,21 @@ def _check_values(visual: Tensor, sources: Tensor, kept: Tensor, targets: Tensor
 def specification(
     visual: Tensor, sources: Tensor, kept: Tensor, targets: Tensor, tokens: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A selection among the visual tokens of a sequence, in places of the sequence.
+    """A selection among the visual tokens of a sequence, as positions in the sequence.
 
-    ``visual`` (B, n) are their columns among ``tokens``, ascending; ``sources`` (B, r) and ``kept`` (B, n - r) are
-    places in it and partition it, ``targets`` (B, r, k) are places in ``kept``. Returns the sources' columns (B, r);
-    every column but those, ascending (B, tokens - r); the targets as places among these (B, r, k); and the columns of
-    the surviving visual tokens in the sequence that is left (B, n - r).
+    ``visual`` (B, n) are their positions among ``tokens``, ascending; ``sources`` (B, r) and ``kept`` (B, n - r)
+    are indices into it and partition it, ``targets`` (B, r, k) are indices into ``kept``. Returns the sources'
+    positions (B, r); every position but those, ascending (B, tokens - r); the targets as indices into these (B, r, k);
+    and the positions of the surviving visual tokens in the sequence that is left (B, n - r).
     """
     check(visual, sources, kept, targets, tokens)
     if visual.device.type == "cpu":  # free here, a sync elsewhere
         _check_values(visual, sources, kept, targets, tokens)
-    columns = visual.gather(1, sources)
-    leaves = torch.zeros(visual.shape[0], tokens, dtype=torch.bool, device=visual.device).scatter(1, columns, True)
+    positions = visual.gather(1, sources)
+    leaves = torch.zeros(visual.shape[0], tokens, dtype=torch.bool, device=visual.device).scatter(1, positions, True)
     survivors = leaves.sort(dim=1, stable=True).indices[:, : tokens - sources.shape[1]].contiguous()
     left = ((~leaves).cumsum(1) - 1).gather(1, visual.gather(1, kept))
-    return columns, survivors, left.gather(1, targets.flatten(1)).view(targets.shape), left
+    return positions, survivors, left.gather(1, targets.flatten(1)).view(targets.shape), left
 
 
 define(
@@ -74,8 +74,8 @@ define(
 def _(visual, sources, kept, targets, tokens):
     check(visual, sources, kept, targets, tokens)
     b, r = sources.shape
-    columns = visual.new_empty(b, tokens - r)
-    return visual.new_empty(b, r), columns, visual.new_empty(targets.shape), visual.new_empty(kept.shape)
+    positions = visual.new_empty(b, tokens - r)
+    return visual.new_empty(b, r), positions, visual.new_empty(targets.shape), visual.new_empty(kept.shape)
 
 
 class Placed(NamedTuple):
@@ -88,23 +88,23 @@ class Placed(NamedTuple):
 
 
 def to_sequence(visual: Tensor, sources: Tensor, kept: Tensor, targets: Tensor, tokens: int) -> Placed:
-    """A selection among the visual tokens of a sequence, told in places of the whole sequence.
+    """A selection among the visual tokens of a sequence, as positions in the whole sequence.
 
     A method chooses among the visual tokens; hidden states, mask and positions are those of all tokens. The result is
     what :func:`ficoco_ext.ops.compress` takes with the tokens of the whole sequence.
 
     Args:
-        visual: (B, n) int64, the columns of the visual tokens in the sequence, ascending; they need not be neighbours.
-        sources: (B, r) int64 and kept: (B, n - r) int64, ascending places in ``visual`` that are each of them once, as
-            :func:`ficoco_ext.ops.filter` returns them without a class token.
-        targets: (B, r, k) int64, places in ``kept``, as :func:`correlate_tokens` returns them when its candidates are
-            the columns of ``kept``; k may be 0.
-        tokens: columns of the sequence, at least n.
+        visual: (B, n) int64, positions of the visual tokens in the sequence, ascending; they need not be neighbours.
+        sources: (B, r) int64 and kept: (B, n - r) int64, ascending indices into ``visual``, together each of them once,
+            as :func:`ficoco_ext.ops.filter` returns them without a class token.
+        targets: (B, r, k) int64, indices into ``kept``, as :func:`correlate_tokens` returns them when its candidates
+            are the positions of ``kept``; k may be 0.
+        tokens: length of the sequence, at least n.
 
     Returns:
-        sources (B, r), their columns; kept (B, tokens - r), all other columns, ascending; targets (B, r, k), places in
-        the returned ``kept``; visual (B, n - r), the columns that the surviving visual tokens have in the shorter
-        sequence. All int64.
+        sources (B, r), their positions; kept (B, tokens - r), all other positions, ascending; targets (B, r, k),
+        indices into the returned ``kept``; visual (B, n - r), the positions that the surviving visual tokens have in
+        the shorter sequence. All int64.
 
     Raises:
         ValueError, TypeError: wrong rank, shape, dtype or device; on the CPU also values that are not as said above.

@@ -22,7 +22,7 @@ def _columns(matrix: Tensor, index: Tensor) -> Tensor:
 def probabilities(logits: Tensor, query_token: Tensor, key_mask: Tensor | None, causal: bool) -> Tensor:
     """Softmax of ``logits`` (B, R, T) over the keys that the queries ``query_token`` (B, R) may attend to.
 
-    A query that may attend to nobody has probability 0 everywhere.
+    A query that may attend to no key has probability 0 everywhere.
     """
     allowed = torch.ones_like(logits, dtype=torch.bool)
     if causal:
@@ -119,7 +119,7 @@ def token_attention(
 
     Args:
         attn: post-rotary query (B, H, Tq, d) and key (B, Hk, T, d), T >= Tq: the queries are those of the last tokens.
-        tokens: (B, N) int64, places among the T keys.
+        tokens: (B, N) int64, positions among the T keys.
         others: (B, R) int64, likewise; a row of the batch that has fewer repeats one with weight 0.
         weights: (B, W, R), any floating dtype: W sums, such as 1 / R for a mean.
         probs: softmax of the logits over the keys that a query may attend to, by ``causal`` and ``key_mask``; without

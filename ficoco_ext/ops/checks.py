@@ -121,7 +121,7 @@ def selection(op: str, batch: int, tokens: int, sources: Tensor, kept: Tensor) -
 def matching(tokens: int, r: int, class_token: bool, distill_token: bool) -> None:
     """``r`` of ``tokens`` tokens can be matched with others."""
     if distill_token and not class_token:
-        remedy = "a distillation token is token 1, behind the class token"
+        remedy = "a distillation token is token 1, after the class token"
         fail("match", "distill_token", "False without a class token", distill_token, remedy)
     largest = max((tokens - class_token - distill_token) // 2, 0)
     if not 0 <= r <= largest:

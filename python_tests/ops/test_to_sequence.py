@@ -210,7 +210,7 @@ def test_lists_that_do_not_ascend_or_share_a_place(backend):
     shared = sources.clone()
     shared[1, 0] = kept[1, 0]
     for wrong in ((sources.flip(1), kept), (sources, kept.flip(1)), (shared, kept)):
-        with pytest.raises(ValueError, match="sources and kept must be ascending and together every place"):
+        with pytest.raises(ValueError, match="sources and kept must be ascending and together every index"):
             backend("to_sequence", visual, *wrong, targets, tokens)
 
 

@@ -285,7 +285,7 @@ inline void fresh_shared(uint64_t& seen, void* variable, size_t bytes) {
   }
 }
 
-constexpr size_t kSharedSlack = 4096;  // room to place dynamic shared memory, and to see a write behind it
+constexpr size_t kSharedSlack = 4096;  // room to place dynamic shared memory, and to see a write after it
 
 // Where `extern __shared__` points. It is aligned as declared, at least to 16 bytes, and to no more: what relies on
 // more has to say so with __align__.

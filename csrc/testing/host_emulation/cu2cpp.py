@@ -49,7 +49,7 @@ class _Source:
         self.code = self.code[:start] + _blank(new) + self.code[end:]
 
     def closing(self, at: int) -> int:
-        """The place of the bracket that closes the one at ``at``."""
+        """The position of the bracket that closes the one at ``at``."""
         depth = 0
         for i in range(at, len(self.code)):
             depth += (self.code[i] in "([{") - (self.code[i] in ")]}")
@@ -58,7 +58,7 @@ class _Source:
         raise self.error(at, f"{self.code[at]!r} is never closed")
 
     def opening(self, at: int) -> int:
-        """The place of the bracket that opens the one at ``at``; angle ones count only outside of parentheses."""
+        """The position of the bracket that opens the one at ``at``; angle ones count only outside of parentheses."""
         pair = (_CLOSES[self.code[at]], self.code[at])
         depth = others = 0
         for i in range(at, -1, -1):
@@ -110,7 +110,7 @@ def _convert_launches(source: _Source) -> None:
             end = (source.closing(end) if source.code[end] in "([{" else end) + 1
         call = re.compile(r"\s*\(").match(source.code, end + 3)
         if call is None:
-            raise source.error(end, "no arguments behind >>>")
+            raise source.error(end, "no arguments after >>>")
         close = source.closing(call.end() - 1)
         kernel_start = _kernel_start(source, start)
         kernel = source.text[kernel_start:start]
@@ -143,7 +143,7 @@ def _declarators(code: str) -> list[str]:
 
 
 def _take_alignment(source: _Source, start: int, end: int) -> tuple[str, str]:
-    """The declaration between the two places, without __align__(n) or alignas(n), and n."""
+    """The declaration between the two positions, without __align__(n) or alignas(n), and n."""
     declaration, alignment = source.code[start:end], "1"
     while (match := _ALIGN.search(declaration)) is not None:
         close = source.closing(start + match.end() - 1) - start

@@ -33,7 +33,7 @@
 #define __align__(n) __attribute__((aligned(n)))
 // Blocks run one after another, so one copy serves all. ASan puts red zones around it, as around any other variable.
 #define __shared__ static
-// Behind every __shared__ variable, by cu2cpp.py.
+// After every __shared__ variable, by cu2cpp.py.
 #define CUEMU_FRESH(variable)                                                                                   \
   static uint64_t cuemu_seen_##variable = 0;                                                                    \
   cuemu::fresh_shared(cuemu_seen_##variable, const_cast<void*>(static_cast<const volatile void*>(&(variable))), \

@@ -67,7 +67,7 @@ struct Context {
 #endif
 };
 
-// ASan has to be told of a switch before and after it, or it takes the other stack for an overflow of this one.
+// ASan has to know of a switch before and after it, or it takes the other stack for an overflow of this one.
 inline void before_switch([[maybe_unused]] Context& from, [[maybe_unused]] const Context& to) {
 #ifdef CUEMU_ASAN
   __sanitizer_start_switch_fiber(&from.asan_frames, to.stack, to.stack_bytes);
