@@ -10,6 +10,8 @@ from .reduction import Reduction
 from .schedule import Plan, Schedule
 from .version import __version__
 
+methods.load_plugins()
+
 __all__ = [
     "METHODS",
     "Method",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .methods import AnyMethod, LanguageMethod, get_method
-from .methods.base import identity
+from .methods.method import identity
 from .ops import Attention, QueryKey, checks
 from .reduction import Reduction
 from .stages import Layout

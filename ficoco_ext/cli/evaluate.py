@@ -19,7 +19,7 @@ from ..evaluation.results import Summary
 from ..gridvqa import KINDS, GridVQA
 from ..io import files
 from ..io.printable import printable
-from ..methods import METHODS
+from ..methods import distinct
 from . import common
 
 _RATIOS = "0.5,0.25,0.15,0.1"
@@ -139,7 +139,7 @@ def _settings(
     schedule: str,
     set_: list[str] | None,
 ) -> list[Setting]:
-    chosen = list(METHODS) if methods is None else _names(methods)
+    chosen = list(distinct()) if methods is None else _names(methods)
     labels = [text.partition("=")[0].strip() for text in chosen]
     if keep_ratios is None and tokens is None:
         keep_ratios = _RATIOS

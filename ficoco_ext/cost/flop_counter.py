@@ -3,22 +3,23 @@
 ``torch.utils.flop_counter.FlopCounterMode`` counts the matrix products that run, by shape. Importing this module tells
 it what ``ficoco::attention_stats``, ``token_attention``, ``correlate``, ``match``, ``compress`` and the composition
 ``reduce`` cost; ``ficoco::filter`` and ``ficoco::to_sequence`` have no product and count zero. Without the formulas a
-compiled kernel would be opaque to it and look free. The formulas are those of :mod:`ficoco_ext.cost`, so that what is
-predicted and what is counted on a real forward cannot drift apart.
+compiled kernel would be opaque to it and look free. The formulas are those of :mod:`ficoco_ext.ops.costs`, by which the
+stages price themselves, so what is predicted and what is counted on a real forward cannot drift apart.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
-from .. import ops  # noqa: F401  (define the operators that the formulas are for)
-from . import reduction as formulas
-from .lines import Operation, evaluate
+from ..ops import costs
+from ..ops.costs import Operation, evaluate
 
 Shape = Sequence[int]
 
@@ -28,88 +29,77 @@ HOW = (
 )
 
 
-def _operations(operation: Operation, **values: Any) -> int:
+def _counted(operation: Operation, **values: Any) -> int:
     return evaluate(operation.operations, values)
 
 
-def attention_stats(query: Shape, key: Any, *rest: Any, out_shape: Any = None) -> int:
-    """Logits 4 B H N d, probabilities 2 B H N^2 d, the class row alone 2 B H N d; a given map is only added up: 0."""
-    if isinstance(key, bool):  # the overload .map: (attn, class_token, column, patches)
-        return 0
+def nothing(*args: Any, **named: Any) -> int:
+    """No product: a given map is only added up or looked up."""
+    return 0
+
+
+def attention_stats(query: Shape, *rest: Any) -> int:
+    """Logits 4 B H N d, probabilities 2 B H N^2 d, the class row alone 2 B H N d."""
     b, h, n, d = query
-    _, _, probs, _, patches = rest  # (query, key, scale, class_token, probs, column, patches)
-    whole = formulas.STATS_PROBS if probs else formulas.STATS_LOGITS
-    return _operations(whole if patches else formulas.CLASS_ATTENTION, b=b, a=h, n=n, d=d)
+    _, _, _, probs, _, patches = rest  # (key, scale, class_token, probs, column, patches)
+    return _counted(costs.attention_stats(probs=probs, patches=patches), b=b, a=h, n=n, d=d)
 
 
-def correlate(first: Shape, second: Shape, *rest: Any, out_shape: Any = None) -> int:
-    """Attention 2 B r M H d (probabilities 2 B r N H d), keys 2 B r M d; a given map is only looked up: 0.
-
-    ``.map`` and ``.key`` take the same arguments and are told apart by shape: a square last pair is a map. So keys
-    whose width equals their number count zero. ``.tokens``: see :func:`correlate_tokens`.
-    """
-    if len(rest) == 12:
-        return correlate_tokens(first, second, *rest)
-    if len(second) == 4:  # (query, key, sources, kept, k, scale, alpha, class_token, probs)
-        (b, h, n, d), r, m = first, rest[0][1], rest[1][1]
-        chosen = formulas.CORRELATE_PROBS if rest[6] else formulas.CORRELATE_LOGITS
-        return _operations(chosen, b=b, a=h, n=n, d=d, r=r, m=m)
-    if len(first) == 3 or first[2] == first[3]:
-        return 0
-    # (key, sources, kept, k, alpha, class_token)
-    return _operations(formulas.CORRELATE_KEY, b=first[0], r=second[1], m=rest[0][1], d=first[3])
+def correlate(query: Shape, key: Shape, sources: Shape, kept: Shape, *rest: Any) -> int:
+    """Attention 2 B r M H d, probabilities 2 B r N H d."""
+    b, h, n, d = query
+    *_, probs = rest  # (k, scale, alpha, class_token, probs)
+    return _counted(costs.correlate("probs" if probs else "logits"), b=b, a=h, n=n, d=d, r=sources[1], m=kept[1])
 
 
-def match(key: Shape, r: int, class_token: bool, distill_token: bool, *, out_shape: Any = None) -> int:
-    """2 B |A| |B| d for the tokens at even and at odd places that may be paired."""
-    b, _, n, d = key
-    even, odd = max((n + 1) // 2 - class_token, 0), max(n // 2 - distill_token, 0)
-    return _operations(formulas.MATCH, b=b, d=d, z=even, o=odd)
+def correlate_key(key: Shape, sources: Shape, kept: Shape, *rest: Any) -> int:
+    """2 B r M d: heads are averaged first."""
+    return _counted(costs.correlate("key"), b=key[0], r=sources[1], m=kept[1], d=key[3])
 
 
-def correlate_tokens(query: Shape, key: Shape, *rest: Any) -> int:
+def correlate_tokens(query: Shape, key: Shape, sources: Shape, candidates: Shape, others: Shape, *rest: Any) -> int:
     """Logits 2 B H d (r m + r R + R m), probabilities 2 B (r + R) T H d; by way of others 2 B r R m besides.
 
     With ``column`` the blocks are transposed or share their rows, and cost the same.
     """
-    sources, candidates, others, _, _, _, _, gamma, _, probs, _, _ = rest
-    (b, h, _, d), way = query, others[1] if gamma < 1 else 0
-    chosen = formulas.CORRELATE_TOKENS_PROBS if probs else formulas.CORRELATE_TOKENS_LOGITS
-    return _operations(chosen, b=b, a=h, d=d, l=key[2], r=sources[1], m=candidates[1], e=way)
+    _, _, _, _, gamma, _, probs, _, _ = rest  # (weights, key_mask, k, scale, gamma, alpha, probs, column, causal)
+    b, h, _, d = query
+    sizes = {"l": key[2], "r": sources[1], "m": candidates[1], "e": others[1] if gamma < 1 else 0}
+    return _counted(costs.correlate_tokens(probs=probs), b=b, a=h, d=d, **sizes)
 
 
-def compress(tokens: Shape, sources: Shape, kept: Shape, targets: Shape, *rest: Any, out_shape: Any = None) -> int:
+def match(key: Shape, r: int, class_token: bool, distill_token: bool) -> int:
+    """2 B |A| |B| d for the tokens at even and at odd positions that may be paired."""
+    b, _, n, d = key
+    return _counted(costs.MATCH, b=b, d=d, **costs.pairs(n, class_token=class_token, distill_token=distill_token))
+
+
+def compress(tokens: Shape, sources: Shape, kept: Shape, targets: Shape, *rest: Any) -> int:
     """2 B r k C: every source goes into its k targets."""
     b, r, k = targets
-    return _operations(formulas.COMPRESS, b=b, r=r, g=k, h=tokens[2])
+    return _counted(costs.COMPRESS, b=b, r=r, g=k, h=tokens[2])
 
 
-def reduce(tokens: Shape, first: Shape, second: Any, *rest: Any, out_shape: Any = None) -> int:
-    """The sum of its stages; from a map (tokens, attn, ids, size, r, k, ...) only Compress multiplies."""
-    given_map = len(rest) == 15
-    r, k = rest[1:3] if given_map else rest[3:5]
-    b, n, _ = tokens
-    merge = compress(tokens, (b, r), (b, n - r), (b, r, k))
-    if given_map:
-        return merge
-    lam, probs, correlation = rest[6], rest[7], rest[14]
-    stats = attention_stats(first, second, 0.0, True, probs, False, lam != 0)
-    if k == 0:
-        return stats + merge
-    if correlation == "key":
-        return stats + merge + _operations(formulas.CORRELATE_KEY, b=b, r=r, m=n - r, d=second[3])
-    return stats + merge + correlate(first, second, (b, r), (b, n - r), k, 0.0, "", True, correlation == "probs")
+def reduce_map(tokens: Shape, attn: Shape, ids: Any, size: Any, r: int, k: int, *rest: Any) -> int:
+    """Only Compress multiplies."""
+    return _counted(costs.COMPRESS, b=tokens[0], r=r, g=k, h=tokens[2])
 
 
-def token_attention(
-    query: Shape, key: Shape, tokens: Shape, others: Shape, weights: Shape, *rest: Any, **named: Any
-) -> int:
+def reduce(tokens: Shape, query: Shape, key: Shape, scale: float, *rest: Any) -> int:
+    """The sum of its stages."""
+    ids, size, r, k, _, lam, probs, _, _, _, _, _, _, correlation, _, _ = rest
+    (b, h, n, d), m = query, tokens[1] - r
+    stats = _counted(costs.attention_stats(probs=probs, patches=lam != 0), b=b, a=h, n=n, d=d)
+    links = _counted(costs.correlate(correlation), b=b, a=h, n=n, d=d, r=r, m=m) if k else 0
+    return stats + links + reduce_map(tokens, query, ids, size, r, k)
+
+
+def token_attention(query: Shape, key: Shape, tokens: Shape, others: Shape, weights: Shape, *rest: Any) -> int:
     """Logits 2 B W (N + R) H d; probabilities 2 B Q T H d for the Q query rows, N or with column R."""
     b, h, _, d = query
     _, _, probs, column, _ = rest  # (key_mask, scale, probs, column, causal)
-    by_probs = formulas.TOKEN_ATTENTION_COLUMNS if column else formulas.TOKEN_ATTENTION_ROWS
-    chosen = by_probs if probs else formulas.TOKEN_ATTENTION_LOGITS
-    return _operations(chosen, b=b, a=h, d=d, l=key[2], u=tokens[1], o=others[1], j=weights[1])
+    sizes = {"l": key[2], "u": tokens[1], "o": others[1], "j": weights[1]}
+    return _counted(costs.token_attention(probs=probs, column=column), b=b, a=h, d=d, **sizes)
 
 
 def cpu_attention(query: Shape, key: Shape, value: Shape, *rest: Any, out_shape: Any = None, **named: Any) -> int:
@@ -118,17 +108,43 @@ def cpu_attention(query: Shape, key: Shape, value: Shape, *rest: Any, out_shape:
     return 2 * b * h * n * key[2] * (d + value[3])
 
 
-_FORMULAS: dict[str, Callable[..., int]] = {
-    "attention_stats": attention_stats,
-    "correlate": correlate,
-    "match": match,
-    "compress": compress,
-    "reduce": reduce,
-    "token_attention": token_attention,
+FORMULAS: dict[str, dict[str, Callable[..., int]]] = {
+    "attention_stats": {"default": attention_stats, "map": nothing},
+    "correlate": {"default": correlate, "map": nothing, "key": correlate_key, "tokens": correlate_tokens},
+    "match": {"default": match},
+    "compress": {"default": compress},
+    "reduce": {"default": reduce, "map": reduce_map},
+    "token_attention": {"default": token_attention},
 }
-for _name, _formula in _FORMULAS.items():
+
+
+def _overload(name: str, args: tuple[Any, ...]) -> str:
+    """The overload of the operator ``name`` that takes these arguments.
+
+    torch's counter passes a formula the arguments, not the overload. They tell all overloads apart but two: ``.map``
+    and ``.key`` of ``correlate``, where a map is as wide as it is high. Keys whose width equals their number look alike
+    and count zero there; :func:`counter` notes the overload and counts them.
+    """
+    packet = getattr(torch.ops.ficoco, name)
+    found = [one for one in FORMULAS[name] if len(getattr(packet, one)._schema.arguments) == len(args)]
+    if len(found) == 1:
+        return found[0]
+    first = args[0]
+    return "key" if len(first) == 4 and first[2] != first[3] else "map"
+
+
+def _of_packet(name: str, overload: Callable[[], str | None] = lambda: None) -> Callable[..., int]:
+    """The formula of all overloads of ``name``; ``overload`` says which one runs, or None if it is not known."""
+
+    def formula(*args: Any, out_shape: Any = None, **named: Any) -> int:
+        return FORMULAS[name][overload() or _overload(name, args)](*args)
+
+    return formula
+
+
+for _name in FORMULAS:
     if getattr(torch.ops.ficoco, _name) not in flop_registry:  # a reload of this module finds them registered
-        register_flop_formula(getattr(torch.ops.ficoco, _name))(_formula)
+        register_flop_formula(getattr(torch.ops.ficoco, _name))(_of_packet(_name))
 
 # The counter of torch 2.13 does not know the CPU's flash attention and silently counts zero for it.
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -151,8 +167,55 @@ class Flops:
     head: int
 
 
+class _Noted(TorchDispatchMode):
+    """Notes the overload that runs, which torch's counter does not pass to formulas."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: list[Any] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.running.append(func)
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.running.pop()
+
+    def overload(self, name: str) -> str | None:
+        """The overload of the operator ``name`` that runs now, or None."""
+        running = self.running[-1] if self.running else None
+        packet, _, overload = str(running).removeprefix("ficoco.").partition(".")
+        return overload if packet == name else None
+
+
+class Counter(FlopCounterMode):
+    """torch's FlopCounterMode, which also counts attention on the CPU and knows the overloads of our operators."""
+
+    def __init__(self) -> None:
+        self._noted = _Noted()
+        ours = {
+            getattr(torch.ops.ficoco, name): _of_packet(name, functools.partial(self._noted.overload, name))
+            for name in FORMULAS
+        }
+        theirs = {} if _ATTENTION in flop_registry else {_ATTENTION: cpu_attention}
+        super().__init__(display=False, custom_mapping=ours | theirs)
+
+    def __enter__(self) -> Counter:
+        super().__enter__()
+        self._noted.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> Any:
+        self._noted.__exit__(*raised)
+        return super().__exit__(*raised)
+
+
 def counter() -> FlopCounterMode:
-    """A FlopCounterMode that also counts attention on the CPU. Nothing outside of it changes.
+    """A FlopCounterMode that counts all that this package runs. Nothing outside of it changes.
 
     Example:
         >>> import torch
@@ -162,9 +225,7 @@ def counter() -> FlopCounterMode:
         >>> mode.get_total_flops()
         48
     """
-    return FlopCounterMode(
-        display=False, custom_mapping={} if _ATTENTION in flop_registry else {_ATTENTION: cpu_attention}
-    )
+    return Counter()
 
 
 def count(model: torch.nn.Module, forward: Callable[[], Any]) -> tuple[Flops, Any]:
@@ -195,4 +256,4 @@ def count(model: torch.nn.Module, forward: Callable[[], Any]) -> tuple[Flops, An
 
 
 def _ours(operator: Any) -> bool:
-    return str(operator).removeprefix("ficoco.") in _FORMULAS
+    return str(operator).removeprefix("ficoco.") in FORMULAS

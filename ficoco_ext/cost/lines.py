@@ -6,9 +6,10 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any
 
+from ..ops import costs
+from ..ops.costs import Operation, evaluate
 from .hardware import Hardware
 from .precision import FP16, Precision
 
@@ -30,45 +31,7 @@ SYMBOLS = {
     "w": "width of the projector's hidden layer",
     "y": "width of what enters the projector",
     "f": "times that fused attention reads keys and values, ceil(n / tile)",
-    "r": "tokens that leave (sources)",
-    "m": "tokens that may inherit them (candidates)",
-    "g": "targets of each source",
-    "l": "tokens in the sequence, all of them keys",
-    "u": "visual tokens before the reduction",
-    "o": "other tokens whose attention to or from the visual ones is wanted",
-    "j": "weighted sums over these",
-    "e": "tokens by way of which sources and candidates correlate: the text behind the visual tokens",
-    "z": "tokens at even places that may be paired",
-}
-
-
-_NOTHING: dict[str, Any] = {"__builtins__": {}}  # formulas call nothing
-
-
-@functools.cache
-def _compiled(formula: str) -> CodeType:
-    return compile(formula, "<formula>", "eval")
-
-
-def evaluate(formula: str, values: Mapping[str, Any]) -> Any:
-    """The number that ``formula``, arithmetic on :data:`SYMBOLS`, has for ``values``; integers stay exact."""
-    return 0 if formula == "0" else eval(_compiled(formula), _NOTHING, values)
-
-
-@dataclass(frozen=True)
-class Operation:
-    """What one operation does, as formulas: operations, and numbers (not bytes) that it moves.
-
-    ``weights`` are read once; ``loads`` and ``stores`` are activations; ``kv_loads`` and ``kv_stores`` cache entries.
-    """
-
-    name: str
-    operations: str
-    weights: str = "0"
-    loads: str = "0"
-    stores: str = "0"
-    kv_loads: str = "0"
-    kv_stores: str = "0"
+} | costs.SYMBOLS
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..methods import get_method
 from ..schedule import Plan, Schedule
 from . import reduction, transformer
 from .architecture import MOST_TOKENS, Architecture
@@ -219,10 +220,7 @@ def _sides(
         if include and (vision is not None or decoder is not None):
             raise ValueError("method must be given to count the reduction's own cost; it says which operators run")
         return None, None
-    if isinstance(method, str):
-        from ..methods import get_method  # the only use of torch: the methods are built on it
-
-        method = get_method(method)
+    method = get_method(method)
     in_tower, in_decoder = method.tower, method.language_model
     for name, schedule, one in (("vision", vision, in_tower), ("decoder", decoder, in_decoder)):
         if schedule is not None and one is None:
@@ -272,7 +270,7 @@ def _reduction(
     if method is None or schedule is None or layer not in schedule.layers or not any(schedule.r):
         return []
     if method.before_attention != schedule.before_attention:
-        where = "before" if method.before_attention else "behind"
+        where = "before" if method.before_attention else "after"
         raise ValueError(f"decoder must reduce {where} attention, as {method.name} does; see Schedule.before_attention")
     step = schedule.steps[schedule.layers.index(layer)]
     return reduction.decoder_layer(

@@ -9,17 +9,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from ..methods import AnyMethod, LanguageMethod, TowerMethod, get_method
+from ..methods import AnyMethod, LanguageMethod, LayerMethod, TowerMethod, get_method
 from ..schedule import Schedule
 from .architecture import Architecture
 from .bill import Cost
 from .hardware import hardware as find_hardware
 from .presets import architecture
-from .schedules import at_most_half, decoder_layers, ranges, require_images, share, tower_layers, whole_grid
+from .schedules import decoder_layers, ranges, require_images, share, tower_layers, whole_grid
 from .scope import bill
 
 QUANTITIES = {
@@ -70,7 +70,7 @@ def spread(
     total: int,
     *,
     floor: int = 1,
-    halves: bool = False,
+    largest: Sequence[Callable[[int], int]] | None = None,
     before_attention: bool = False,
 ) -> Schedule:
     """A schedule whose layers are asked to remove ``total`` tokens together, all the same or one more in the first.
@@ -81,7 +81,8 @@ def spread(
         total: how many tokens the layers would remove if there were enough. A layer that meets fewer leaves ``floor``,
             so that a large total takes the tokens away in the first layers.
         floor: tokens that stay.
-        halves: a layer removes at most half of its tokens, as bipartite matching must.
+        largest: for each layer a function (tokens that enter it) -> the most that it can remove, such as half of them
+            with bipartite matching; None: all.
         before_attention: the layers reduce before their attention.
 
     Example:
@@ -96,7 +97,7 @@ def spread(
     left, removed = patches, []
     for index in range(len(layers)):
         most = max(left - floor, 0)
-        r = min(each + (index < more), min(most, left // 2) if halves else most)
+        r = min(each + (index < more), most if largest is None else min(most, largest[index](left)))
         removed.append(r)
         left -= r
     return Schedule(patches, layers, tuple(removed), before_attention)
@@ -135,16 +136,24 @@ def _closest(row: _Row, cost: Callable[[int], float], wanted: float) -> int:
     return min(steps, key=lambda step: (abs(cost(step) - wanted), step))
 
 
+def _largest(methods: Sequence[LayerMethod]) -> list[Callable[[int], int]]:
+    """For each layer of a tower the most of its patches that can leave."""
+    return [lambda patches, one=one: one.largest(1 + patches, class_token=True) for one in methods]  # type: ignore[misc]
+
+
 def _tower_row(shape: Architecture, method: TowerMethod, layers: Iterable[int] | None, floor: int) -> _Row:
     chosen, patches = tower_layers(shape, layers, method), shape.tower.patches
-    halves = at_most_half(method, len(chosen))
-    if any(map(whole_grid, method.of_layers(len(chosen))[1:])):
+    each = method.of_layers(len(chosen))
+    if any(map(whole_grid, each[1:])):
         raise ValueError(f"plan: {method.name} needs the whole grid of patches; name one layer")
 
-    def at(total: int) -> Pair:
-        return spread(patches, chosen, total, floor=floor, halves=halves), None
+    largest = _largest(each)
 
-    less = "a layer removes at most half of its tokens; name more layers" if halves else "the rest is text"
+    def at(total: int) -> Pair:
+        return spread(patches, chosen, total, floor=floor, largest=largest), None
+
+    few = next((one for one, most in zip(each, largest, strict=True) if most(patches) < patches - 1), None)
+    less = "the rest is text" if few is None else f"a layer removes at most {few.limit} of its tokens; name more layers"
     last = len(chosen) * patches
     what = "visual tokens" if shape.crops == 1 else "patches of a crop"
     return _Row(at, len(chosen), last, f"{ranges(chosen)} of the tower", less, what)
@@ -177,11 +186,11 @@ def _both_row(
     What is left in the end is the coarse step. The row that is returned tunes the language model alone.
     """
     tower, decoder = tower_layers(shape, None, in_tower), decoder_layers(shape, in_decoder)
-    patches, halves = shape.tower.patches, at_most_half(in_tower, len(tower))
+    patches, largest = shape.tower.patches, _largest(in_tower.of_layers(len(tower)))
     before = in_decoder.before_attention
 
     def vision(final: int) -> Schedule:
-        return spread(patches, tower, patches - share(patches, final), halves=halves)
+        return spread(patches, tower, patches - share(patches, final), largest=largest)
 
     def entering(left: Schedule) -> int:
         return images * shape.tokens_with(left.final)

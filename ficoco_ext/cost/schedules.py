@@ -8,6 +8,7 @@ from typing import Any
 
 from ..methods import AnyMethod, LanguageMethod, LayerMethod, TowerMethod
 from ..schedule import Plan, Schedule
+from ..stages.needs import WHOLE_GRID
 from .architecture import MOST_TOKENS, Architecture
 
 Pair = tuple[Schedule | None, Schedule | None]
@@ -22,14 +23,9 @@ def ranges(layers: tuple[int, ...]) -> str:
     return f"layers {', '.join(map(str, layers))}"
 
 
-def at_most_half(method: TowerMethod, layers: int) -> bool:
-    """Whether one of ``layers`` layers can lose at most half of its patches, as with bipartite matching."""
-    return any(one.largest(1001, class_token=True) < 999 for one in method.of_layers(layers))
-
-
 def whole_grid(method: LayerMethod) -> bool:
     """Whether nothing may have left before it reduces, as with pooling."""
-    return method.whole_grid
+    return WHOLE_GRID in method.needs
 
 
 def share(patches: int, final: int) -> int:
@@ -152,7 +148,7 @@ def _vision(shape: Architecture, method: TowerMethod, amount: dict[str, Any], la
         most = one.largest(1 + step.before, class_token=True)
         if step.r > most:
             raise ValueError(
-                f"{one.name} removes at most half of what enters a layer: r must be at most {most} in layer "
+                f"{one.name} removes at most {one.limit} of what enters a layer: r must be at most {most} in layer "
                 f"{step.layer}, got {step.r}; remove less, or in more layers"
             )
         if step.r and whole_grid(one) and step.before != found.patches:

@@ -1,96 +1,36 @@
-"""Methods as compositions of stages, and the registry that names them."""
+"""Methods as compositions of stages, and the registry that names them.
+
+Every module of this package is imported, so a method that one of them registers is known by being there.
+"""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
-from typing import Any
+import importlib
+import pkgutil
 
-import torch
-
-from .base import AnyMethod, LanguageMethod, LayerMethod, Method, TowerMethod, square_grid
-from .baselines import pool, random
-from .decoder import DecoderMethod, VisionAndDecoder
+from .base import AnyMethod, LanguageMethod, LayerMethod, TowerMethod, Words
+from .decoder_method import DecoderMethod
 from .description import Description, describe
 from .evit import evit
-from .ficoco import ficoco_v, topk
-from .ficoco_l import ficoco_l, ficoco_vl
-from .hybrid import prune_then_merge
+from .fastv import fastv
+from .ficoco_l import ficoco_l
+from .ficoco_v import ficoco_v
+from .ficoco_vl import ficoco_vl
+from .method import Method, square_grid
+from .pool import pool
 from .prumerge import prumerge, prumerge_plus
-from .pruning import fastv, pyramiddrop
-from .staged import Split, Staged
+from .prune_then_merge import prune_then_merge
+from .pyramiddrop import pyramiddrop
+from .random import random
+from .registry import METHODS, distinct, get_method, hyperparameters, load_plugins, register
+from .split import Split
+from .staged import Staged
 from .tome import tome
+from .topk import topk
+from .vision_and_decoder import VisionAndDecoder
 
-METHODS: dict[str, Callable[..., AnyMethod]] = {
-    "ficoco-v": ficoco_v,
-    "ficoco-l": ficoco_l,
-    "ficoco-vl": ficoco_vl,
-    "topk": topk,
-    "tome": tome,
-    "prune-then-merge": prune_then_merge,
-    "evit": evit,
-    "prumerge": prumerge,
-    "prumerge+": prumerge_plus,
-    "pool": pool,
-    "random": random,
-    "fastv": fastv,
-    "pyramiddrop": pyramiddrop,
-}
-
-
-def hyperparameters(name: str) -> dict[str, Any]:
-    """Hyperparameters of the method ``name`` and their defaults.
-
-    Example:
-        >>> from ficoco_ext.methods import hyperparameters
-        >>> hyperparameters("fastv")
-        {'layer': 2}
-    """
-    if METHODS[name] is ficoco_vl:
-        vision, decoder = hyperparameters("ficoco-v"), hyperparameters("ficoco-l")
-        differ = {key: (value, decoder[key]) for key, value in vision.items() if decoder.get(key, value) != value}
-        return vision | decoder | differ
-    parameters = inspect.signature(METHODS[name]).parameters
-    return {key: parameter.default for key, parameter in parameters.items()}
-
-
-def get_method(method: str | AnyMethod, **hyperparameters: Any) -> AnyMethod:
-    """The method of that name with these hyperparameters, or the given method as it is.
-
-    Raises:
-        ValueError: unknown name. TypeError: a hyperparameter that the method does not have.
-    """
-    if isinstance(method, AnyMethod):
-        if hyperparameters:
-            names = ", ".join(hyperparameters)
-            raise TypeError(
-                f"method: {names} can be given with a method's name, not with a Method, whose stages hold them"
-            )
-        return method
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method must be a Method or one of {', '.join(map(repr, METHODS))}, got {method!r}")
-    if not torch.compiler.is_compiling():  # tracing looks through the cache and warns of it
-        try:
-            kinds = tuple(map(type, hyperparameters.values()))  # 1 == True, but only one of them may be legal
-            return _built(METHODS[method], method, tuple(hyperparameters.items()), kinds)
-        except TypeError:  # a value that cannot be hashed, or a name that is not known: say so below
-            pass
-    return _build(method, hyperparameters)
-
-
-@functools.lru_cache(maxsize=256)
-def _built(factory: Any, method: str, given: tuple[tuple[str, Any], ...], kinds: tuple[type, ...]) -> AnyMethod:
-    return _build(method, dict(given))
-
-
-def _build(method: str, given: dict[str, Any]) -> AnyMethod:
-    known = hyperparameters(method)
-    for name in given:
-        if name not in known:
-            raise TypeError(f"method {method!r} has no hyperparameter {name!r}; it has {', '.join(known)}")
-    return METHODS[method](**given)
-
+for _found in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_found.name}")
 
 __all__ = [
     "METHODS",
@@ -104,7 +44,9 @@ __all__ = [
     "Staged",
     "TowerMethod",
     "VisionAndDecoder",
+    "Words",
     "describe",
+    "distinct",
     "evit",
     "fastv",
     "ficoco_l",
@@ -112,12 +54,14 @@ __all__ = [
     "ficoco_vl",
     "get_method",
     "hyperparameters",
+    "load_plugins",
     "pool",
     "prumerge",
     "prumerge_plus",
     "prune_then_merge",
     "pyramiddrop",
     "random",
+    "register",
     "square_grid",
     "tome",
     "topk",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from ..stages import Correlate, Filter, Fuse
-from .base import Method
+from .method import Method
+from .registry import register
 
 
+@register("evit", rank=70)
 def evit(*, fuse: str = "sum") -> Method:
     """EViT: keep the patches that the class token attends to most, fuse all others into one token by attention.
 
     The fused token takes a slot of the budget: of the N tokens M = N - r stay, the M - 1 others being the class token
-    and the most attended patches. It stands at the place of the next most attended patch, its host, and counts as an
+    and the most attended patches. It stands at the position of the next most attended patch, its host, and counts as an
     ordinary token in later layers. Survivors stay in original order (the release sorts by attention, the fused token
     last; to a tower without further positions that is the same). Published for fine-tuned ViTs. Needs a class token; a
     map's values must be probabilities.

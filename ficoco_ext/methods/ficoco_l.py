@@ -1,13 +1,10 @@
-"""FiCoCo-L, inside the language model, and FiCoCo-VL, in tower and language model (arXiv 2411.17686)."""
+"""FiCoCo-L, in the language model (arXiv 2411.17686)."""
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
-
 from ..stages import Compress, DecoderCorrelate, DecoderFilter
-from .decoder import DecoderMethod, VisionAndDecoder
-from .ficoco import ficoco_v
+from .decoder_method import DecoderMethod
+from .registry import register
 
 # As in FiCoCo-V: the paper's equations on probabilities, and the logits of the authors' released code without its bugs.
 # Another default than FiCoCo-V's: in the layers that it reduces by default the paper's reading measured better, on two
@@ -23,6 +20,7 @@ def _from_an_eighth(layers: int) -> tuple[int, ...]:
     return tuple(range(max(layers // 8, min(1, layers - 1)), layers))
 
 
+@register("ficoco-l", rank=20)
 def ficoco_l(
     *,
     variant: str = "paper",
@@ -56,14 +54,14 @@ def ficoco_l(
         targets: ``"adaptive"`` or a fixed number; 0 prunes.
         attention: ``"logits"`` or ``"probs"`` (paper probs, released logits). Probabilities know the causal mask, so
             their terms with the text are what the text gives to visual tokens; see :class:`DecoderFilter`.
-        correlation_attention: that of the correlation alone; None: as ``attention``. ``"logits"`` behind a filter by
+        correlation_attention: that of the correlation alone; None: as ``attention``. ``"logits"`` after a filter by
             probabilities is neither reading, and measured better than both in several layers.
         direct, indirect: False leaves out that part of the correlation (ablations).
         text_relevance, visual_redundancy: False leaves out that term of the redundancy (ablations).
         visual_reduce, text_reduce: ``"mean"`` (eq. 3) or ``"sum"``; the released code has sum and mean.
         indirect_reduce: ``"sum"`` (the paper's algorithm) or ``"mean"`` (its appendix) over the text.
         penalty, window: local penalty as in FiCoCo-V; 1 is off, the paper's choice here.
-        before_attention: reduce before a layer's attention instead of behind it.
+        before_attention: reduce before a layer's attention instead of after it.
 
     Raises:
         ValueError: a value out of range, or values that do not fit together; the message says which and why.
@@ -131,21 +129,3 @@ def ficoco_l(
         before_attention=before_attention,
         source="FiCoCo, arXiv 2411.17686, eq. 2-4",
     )
-
-
-def ficoco_vl(**hyperparameters: Any) -> VisionAndDecoder:
-    """FiCoCo-V in the tower and FiCoCo-L in the language model.
-
-    Args:
-        **hyperparameters: of :func:`ficoco_v` and of :func:`ficoco_l`; one that both have goes to both, each with its
-            own default of ``variant``. For different values build the two yourself:
-            ``VisionAndDecoder(ficoco_v(...), ficoco_l(...))``.
-
-    Raises:
-        TypeError: a hyperparameter that neither has. ValueError: as those two.
-    """
-    known = [inspect.signature(side).parameters for side in (ficoco_v, ficoco_l)]
-    vision, decoder = ({name: value for name, value in hyperparameters.items() if name in names} for names in known)
-    if unknown := set(hyperparameters) - set(vision) - set(decoder):
-        raise TypeError(f"ficoco-vl: neither part has a hyperparameter {sorted(unknown)[0]!r}")
-    return VisionAndDecoder(ficoco_v(**vision), ficoco_l(**decoder))

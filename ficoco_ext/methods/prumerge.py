@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from ..stages import Fuse, Neighbours, SingleHeadFilter
-from .base import Method
-from .baselines import last_layer
+from .layers import last_layer
+from .method import Method
+from .registry import register
 
 
+@register("prumerge", rank=80)
 def prumerge(*, neighbours: int = 32, normalize: bool = False) -> Method:
     """LLaVA-PruMerge: keep what the class token attends to most; each kept patch borrows from the keys most like its.
 
     Attention is that of one head of full width, :func:`ficoco_ext.stages.single_head_attention`. Every kept patch gets
     x_i + sum a_j x_j over its nearest patches, kept or not, as they came. One slot of the budget is an extra token, sum
-    a_j x_j over all patches that are not kept, at the place of the most attended of them. So of N tokens N - r stay.
+    a_j x_j over all patches that are not kept, at the position of the most attended of them. So of N tokens N - r stay.
     Sizes: a kept patch counts as one, the extra token as all that it sums up.
 
-    The release acts once, behind the tower, on the output of the layer before last with the last one's query and key,
+    The release acts once, after the tower, on the output of the layer before last with the last one's query and key,
     and lets the number of patches follow from each image (:func:`ficoco_ext.stages.outlier_count`). Here it acts
     between attention and MLP of the last layer whose output is used, unless other layers are named, and keeps what the
     budget says. Needs a class token and a :class:`ficoco_ext.QueryKey`.
@@ -39,6 +41,7 @@ def prumerge(*, neighbours: int = 32, normalize: bool = False) -> Method:
     )
 
 
+@register("prumerge+", rank=90)
 def prumerge_plus(*, neighbours: int = 32, spatial: float = 0.75, normalize: bool = False) -> Method:
     """PruMerge+: as :func:`prumerge`, but a share of the slots goes to patches evenly spaced over the picture.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from ..stages import Compress, Match
-from .base import Method
+from .method import Method
+from .registry import register
 
 
+@register("tome", rank=50)
 def tome(*, proportional_attention: bool = True, distill_token: bool = False) -> Method:
     """ToMe: every other token may merge into the neighbour set, most similar keys first, into size-weighted means.
 

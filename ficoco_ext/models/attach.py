@@ -6,14 +6,14 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..methods import AnyMethod, DecoderMethod, LayerMethod, get_method
+from ..methods import AnyMethod, LanguageMethod, LayerMethod, get_method
 from ..ops import checks
 from ..schedule import Plan, Schedule
 from . import transformers_api as api
 from .decoder import Decoder
 from .families import Family, family_of, unsupported
 from .handle import Handle
-from .sides import Amount, check_penalty, decoder_plan, split, static_count, vision_methods, vision_schedule
+from .sides import Amount, check_grid, decoder_plan, split, static_count, vision_methods, vision_schedule
 
 _OLDEST, _BELOW = (5, 17), (6, 0)
 
@@ -110,7 +110,7 @@ def attach(
     schedule: Schedule | None = None
     plan: Plan | None = None
     methods: tuple[LayerMethod, ...] = ()
-    decoder_methods: tuple[DecoderMethod, ...] = ()
+    decoder_methods: tuple[LanguageMethod, ...] = ()
     if for_vision:
         schedule = vision_schedule(model, family, amounts[0], for_vision)
         methods = vision_methods(for_vision, schedule)
@@ -137,7 +137,7 @@ def _install(handle: Handle, model: Any, family: Family, static_counts: bool | i
     if plan is not None and plan.removes:
         picture = None if geometry is None or geometry.extra or removed else geometry.grid
         per_image = None if geometry is None else geometry.patches + geometry.extra - removed
-        check_penalty(handle.decoder_methods, picture)
+        check_grid(handle.decoder_methods, picture)
         if static_counts is True and per_image is None:
             remedy = "pass the number of visual tokens in each row"
             unsupported("static_counts", "a number for this model", True, remedy)

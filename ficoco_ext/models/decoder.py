@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..methods import DecoderMethod
+from ..methods import LanguageMethod
 from ..ops import QueryKey, checks
 from ..schedule import Plan
 from . import cached, columns, tap
@@ -126,7 +126,7 @@ class Decoder:
         model: Any,
         family: Family,
         plan: Plan,
-        methods: Sequence[DecoderMethod],
+        methods: Sequence[LanguageMethod],
         *,
         static_counts: bool | int = False,
         per_image: int | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..methods import DecoderMethod, LayerMethod
+from ..methods import LanguageMethod, LayerMethod
 from ..reduction import Reduction
 from ..schedule import Plan, Schedule
 from .clip import Chain
@@ -32,7 +32,7 @@ class Handle:
         schedule: Schedule | None,
         methods: tuple[LayerMethod, ...],
         plan: Plan | None,
-        decoder_methods: tuple[DecoderMethod, ...],
+        decoder_methods: tuple[LanguageMethod, ...],
     ) -> None:
         self.schedule, self.methods = schedule, methods
         self.plan, self.decoder_methods = plan, decoder_methods

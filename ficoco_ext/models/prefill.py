@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..methods import DecoderMethod
+from ..methods import LanguageMethod
 from ..ops import QueryKey, checks
 from ..reduction import Reduction
 from ..schedule import Schedule
-from ..stages import DecoderFilter, Layout
+from ..stages import Layout
+from ..stages.needs import GRID
 from .columns import Columns
 
 
@@ -106,7 +107,7 @@ class Prefill:
         self.stages = [self.held]
         self.records: list[Record] = []
 
-    def reduce(self, tokens: Tensor, attn: QueryKey, method: DecoderMethod, layer: int, step: int) -> Tensor:
+    def reduce(self, tokens: Tensor, attn: QueryKey, method: LanguageMethod, layer: int, step: int) -> Tensor:
         """The ``step``-th reduction, in ``layer``: (B, W, C) -> (B, W', C).
 
         W' is what the longest row needs. A shorter one has empty columns in front, which nobody attends to.
@@ -146,7 +147,7 @@ class Prefill:
         return _Part(tokens, places, real, size)
 
     def _reduce(
-        self, part: _Part, attn: QueryKey, method: DecoderMethod, group: Group, layer: int, step: int, shift: int
+        self, part: _Part, attn: QueryKey, method: LanguageMethod, group: Group, layer: int, step: int, shift: int
     ) -> tuple[_Part, Tensor]:
         visual = group.visual.to(part.places.device)
         seen = QueryKey(group.of(attn.query), group.of(attn.key), attn.scale)
@@ -160,20 +161,19 @@ class Prefill:
         return _Part(reduction.tokens, places, real, reduction.size), visual
 
     def _grid(
-        self, method: DecoderMethod, part: _Part, visual: Tensor, group: Group
+        self, method: LanguageMethod, part: _Part, visual: Tensor, group: Group
     ) -> tuple[Tensor | None, tuple[int, int] | None]:
         """Places of the visual tokens on one grid of all the row's pictures, one below the other."""
-        wanted = method.filter
-        if not isinstance(wanted, DecoderFilter) or wanted.penalty == 1 or self.picture is None:
+        if GRID not in method.needs or self.picture is None:
             return None, None
         height, width = self.picture
         pictures = -(-group.pictured // (height * width))
-        if pictures > 1 and height % wanted.window:
+        if pictures > 1 and height % method.window:
             need, got = (
                 f"a divisor of the pictures' height {height}",
-                f"{wanted.window} with {pictures} pictures in a row",
+                f"{method.window} with {pictures} pictures in a row",
             )
-            checks.fail("forward", "window", need, got, "or windows would span two pictures; pass penalty=1")
+            checks.fail("forward", "window", need, got, f"or windows would span two pictures; {method.remedy(GRID)}")
         rank = group.of(self.visual).to(visual.device).cumsum(1) - 1
         return rank.gather(1, part.places.gather(1, visual)), (pictures * height, width)
 

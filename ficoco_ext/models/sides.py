@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..methods import DecoderMethod, LayerMethod, Method, TowerMethod
-from ..methods.pruning import LayerBefore
+from ..methods import LanguageMethod, LayerMethod, TowerMethod
 from ..ops import checks
 from ..schedule import Plan, Schedule
-from ..stages import DecoderFilter
+from ..stages.needs import GRID, WHOLE_GRID
 from .families import Family, check_decoder, require_vision, unsupported
 
 
@@ -137,25 +136,25 @@ def vision_methods(methods: TowerMethod | tuple[LayerMethod, ...], schedule: Sch
     return chosen
 
 
-def _check_part(method: Method, r: int, before: int, layer: int, patches: int) -> None:
+def _check_part(method: LayerMethod, r: int, before: int, layer: int, patches: int) -> None:
     """Raise if ``method`` cannot remove ``r`` of ``before`` patches in this layer of a tower of ``patches``."""
     most = method.largest(1 + before, class_token=True)
     if r > most:
-        wanted = f"at most {most} in layer {layer}, half of the {before} patches that enter it"
+        wanted = f"at most {most} in layer {layer}, {method.limit} of the {before} patches that enter it"
         checks.fail("attach", "r", wanted, str(r), "remove less, or in more layers")
-    count = getattr(method.correlate, "count", None)  # a stage of one's own need not say
-    if count is not None and count(before - r) > before - r:
+    targets = method.targets(before - r)
+    if targets is not None and targets > before - r:
         wanted = f"at most {before - r}, the patches that layer {layer} leaves"
-        checks.fail("attach", "targets", wanted, str(count(before - r)), "lower targets, or remove less")
-    if method.whole_grid and before != patches:
+        checks.fail("attach", "targets", wanted, str(targets), "lower targets, or remove less")
+    if WHOLE_GRID in method.needs and before != patches:
         wanted = f"the first that reduces with method {method.name!r}, which needs the whole grid of patches"
         got = f"layer {layer}, which {before} of {patches} patches enter"
         checks.fail("attach", "layers", wanted, got, f"pass one layer, such as layers=({layer},)")
 
 
 def decoder_plan(
-    model: Any, family: Family, methods: DecoderMethod | tuple[DecoderMethod, ...], amount: Amount
-) -> tuple[Plan, tuple[DecoderMethod, ...]]:
+    model: Any, family: Family, methods: LanguageMethod | tuple[LanguageMethod, ...], amount: Amount
+) -> tuple[Plan, tuple[LanguageMethod, ...]]:
     """What the language model removes, and one method for each of its layers."""
     language_model = model.model.language_model
     check_decoder(language_model, family)
@@ -171,9 +170,9 @@ def decoder_plan(
     else:
         remedy = "pass layer indices of the language model"
     layers = _within(layers, int(first.before_attention), last, remedy)
-    if isinstance(first.layers, LayerBefore) and layers != own:
-        remedy = f"say layer={max(layers, default=0) + 1}, the first block that sees fewer tokens"
-        checks.fail("attach", "layers", f"None with method {first.name!r}, or {own}", layers, remedy)
+    instead = first.instead_of(layers)
+    if instead is not None and layers != own:
+        checks.fail("attach", "layers", f"None with method {first.name!r}, or {own}", layers, instead)
     given = amount.given or dict(first.amount)
     stages = given.get("keep_ratio") if not amount.given and amount.layers is None else None
     if isinstance(stages, tuple) and len(stages) != len(layers):
@@ -190,13 +189,12 @@ def decoder_plan(
     return plan, _for_each(methods, layers)
 
 
-def check_penalty(methods: tuple[DecoderMethod, ...], picture: tuple[int, int] | None) -> None:
-    """Raise if a local penalty is asked for where visual tokens are no grid."""
+def check_grid(methods: tuple[LanguageMethod, ...], picture: tuple[int, int] | None) -> None:
+    """Raise if a grid is needed where visual tokens are none."""
     for one in methods:
-        if isinstance(one.filter, DecoderFilter) and one.filter.penalty != 1 and picture is None:
-            remedy = "pass penalty=1"
-            wanted = "1 where the visual tokens of a picture are not its whole grid, line by line"
-            unsupported("penalty", wanted, one.filter.penalty, remedy)
+        if GRID in one.needs and picture is None:
+            wanted = "one that needs no grid where the visual tokens of a picture are not its whole grid, line by line"
+            unsupported("method", wanted, f"{one.name}, which needs the grid", one.remedy(GRID))
 
 
 def static_count(given: Any, plan: Plan | None) -> bool | int:

@@ -1,22 +1,15 @@
 """The stages as values: a Filter, a Correlate, a Compress, and what can stand in for each. Methods are made of them."""
 
+from . import needs
+from .base import CompressStage, CorrelateStage, FilterStage, Links, Selection, Stage
 from .class_attention import Fuse, Neighbours, SingleHeadFilter, outlier_count, single_head_attention
-from .core import (
-    Compress,
-    CompressStage,
-    Correlate,
-    CorrelateStage,
-    Filter,
-    FilterStage,
-    Links,
-    Match,
-    Selection,
-    adaptive_targets,
-    reduce_at_once,
-    runs_at_once,
-)
+from .compress import Compress
+from .correlate import Correlate, adaptive_targets
 from .decoder import DecoderCorrelate, DecoderFilter, LastTokenFilter, Layout
+from .filter import Filter
+from .match import Match
 from .positional import Cells, RandomFilter
+from .shape import Priced, Shape
 
 __all__ = [
     "Cells",
@@ -34,12 +27,14 @@ __all__ = [
     "Links",
     "Match",
     "Neighbours",
+    "Priced",
     "RandomFilter",
     "Selection",
+    "Shape",
     "SingleHeadFilter",
+    "Stage",
     "adaptive_targets",
+    "needs",
     "outlier_count",
-    "reduce_at_once",
-    "runs_at_once",
     "single_head_attention",
 ]

@@ -11,11 +11,19 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops import Attention, QueryKey, checks
-from .core import Links, Selection, into_the_most_redundant
+from ..ops import Attention, QueryKey, checks, costs
+from ..ops.costs import Operation
+from . import needs
+from .base import CompressStage, CorrelateStage, FilterStage, Links, Selection
+from .correlate import into_the_most_redundant
 from .frozen import reject, require_number, value
+from .shape import Priced, Shape
 
 _LEAST = 1e-30  # attention that underflowed to 0 still has a mean
+# By class attention sizes are merged beside the tokens, as one channel more. Neighbours: products of torch's own.
+_FUSE = Operation("compress", "2*b*r*g*(h+1)", loads="b*l*h", stores="b*(l-r)*h")
+_NEIGHBOURS = Operation("neighbours", "2*b*(u-r)*u*a*d", loads="b*u*a*d", stores="b*(u-r)*u")
+_BORROW = Operation("borrow", "2*b*(u-r)*u*h", loads="b*(u-r)*u+b*u*h", stores="b*(u-r)*h")
 
 
 def single_head_attention(attn: Attention) -> Tensor:
@@ -81,7 +89,7 @@ def outlier_count(class_attention: Tensor) -> Tensor:
 
 
 @value
-class SingleHeadFilter:
+class SingleHeadFilter(FilterStage):
     """Keeps what the class token attends to most in :func:`single_head_attention`, and samples of the rest.
 
     One of the patches that stay is the host of a token made of all that leave: the most attended of those that are
@@ -96,6 +104,20 @@ class SingleHeadFilter:
 
     def __post_init__(self) -> None:
         require_number("SingleHeadFilter", "spatial", self.spatial, 0, 1)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The class token's query, and keys."""
+        return needs.CLASS_TOKEN, needs.QUERY_AND_KEY
+
+    def describe(self) -> str:
+        """Which attention it ranks by."""
+        samples = f", {self.spatial:.0%} of the slots to even samples" if self.spatial else ""
+        return f"least class attention of one head of full width{samples}"
+
+    def operations(self, shape: Shape) -> list[Priced]:
+        """The class token's row."""
+        return [shape.price(costs.attention_stats(probs=False, patches=False))]
 
     def __call__(
         self, attn: Attention, r: int, *, class_token: bool, ids: Tensor | None, grid: tuple[int, int] | None
@@ -121,7 +143,7 @@ class SingleHeadFilter:
 
 
 @value
-class Neighbours:
+class Neighbours(CorrelateStage):
     """All sources go into one token, and every other patch that stays borrows from those most like it.
 
     Args:
@@ -134,6 +156,28 @@ class Neighbours:
     def __post_init__(self) -> None:
         if isinstance(self.nearest, bool) or not isinstance(self.nearest, int) or self.nearest < 0:
             reject("Neighbours", "nearest", "an integer >= 0", self.nearest)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Keys to compare."""
+        return (needs.QUERY_AND_KEY,)
+
+    def describe(self) -> str:
+        """Who inherits, and who borrows."""
+        borrow = f"; the others borrow from their {self.nearest} nearest by keys" if self.nearest else ""
+        return f"one token for all{borrow}"
+
+    def count(self, candidates: int) -> int:
+        """One target for each source."""
+        return 1
+
+    def neighbours(self, visual: int) -> int:
+        """All other patches where there are fewer than ``nearest``."""
+        return max(min(self.nearest, visual - 1), 0)
+
+    def operations(self, shape: Shape) -> list[Priced]:
+        """Cosines of what stays with all patches."""
+        return [shape.price(_NEIGHBOURS)] if self.neighbours(shape.visual) else []
 
     def __call__(self, attn: Attention, selection: Selection, *, class_token: bool) -> Links:
         """Links into the host, and neighbours (B, M patches, n). 2 B M P H d FLOPs, memory O(M P) and unit keys."""
@@ -153,7 +197,7 @@ class Neighbours:
 
 
 @value
-class Fuse:
+class Fuse(CompressStage):
     """Merges by class attention a: a survivor that inherits becomes sum a_i x_i over itself and what it inherits.
 
     One with neighbours becomes x + sum a_j x_j over them. All read the tokens as they came. Sizes count original
@@ -170,6 +214,19 @@ class Fuse:
     def __post_init__(self) -> None:
         if not isinstance(self.normalize, bool):
             reject("Fuse", "normalize", "True or False", self.normalize)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """A class token, by whose attention it weighs."""
+        return (needs.CLASS_TOKEN,)
+
+    def describe(self) -> str:
+        """How sources are merged."""
+        return f"{'mean' if self.normalize else 'sum'} weighted by class attention"
+
+    def operations(self, shape: Shape) -> list[Priced]:
+        """Every source goes into its targets, and each kept patch takes its shares of its neighbours."""
+        return [shape.price(_FUSE), *[shape.price(_BORROW)] * (shape.neighbours > 0)]
 
     def __call__(
         self, tokens: Tensor, selection: Selection, links: Links, *, size: Tensor | None, size_weighted: bool

@@ -1,7 +1,7 @@
 """The stages of methods inside a language model, where visual tokens stand among text.
 
 As in :mod:`ficoco_ext.stages`, each is a frozen dataclass that is called once per reduction and reads no device. A
-filter speaks of places in the list of visual tokens; so does a correlate. :class:`Layout` says where in the sequence
+filter speaks of indices in the list of visual tokens; so does a correlate. :class:`Layout` says where in the sequence
 they are.
 """
 
@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops import QueryKey
-from .core import Links, Selection, adaptive_targets
+from ..ops import QueryKey, costs
+from . import needs
+from .base import CorrelateStage, FilterStage, Links, Selection
+from .correlate import adaptive_targets, targets_in_words
 from .frozen import reject, require_number, require_one_of, value
+from .shape import Priced, Shape
 
 
 class Layout(NamedTuple):
@@ -24,11 +27,11 @@ class Layout(NamedTuple):
 
     Attributes:
         visual: (B, n) columns of the visual tokens, ascending.
-        text: (B, R) columns among which the text behind the visual tokens is.
+        text: (B, R) columns among which the text after the visual tokens is.
         is_text: (B, R) which of them are that text.
         last: (B, 1) column of the last real token.
         real: (B, N) bool, False for padding; None: all are real.
-        ids, grid: place of each visual token on the picture's grid (None: all of it, in order), for a local penalty.
+        ids, grid: position of each visual token on the picture's grid (None: all of it, in order), for a local penalty.
     """
 
     visual: Tensor
@@ -50,7 +53,7 @@ class Layout(NamedTuple):
         ids: Tensor | None = None,
         grid: tuple[int, int] | None = None,
     ) -> Layout:
-        """The layout of ``tokens`` columns with visual ones at ``visual``; at most ``behind`` are behind the last.
+        """The layout of ``tokens`` columns with visual ones at ``visual``; at most ``behind`` are after the last.
 
         Reads no device: without ``behind``, all that are not visual may be.
         """
@@ -74,14 +77,14 @@ def _shares(chosen: Tensor, reduce: str, dtype: torch.dtype) -> Tensor:
 
 
 @value
-class DecoderFilter:
+class DecoderFilter(FilterStage):
     """Names the r most redundant visual tokens: beta * attention among them - (1 - beta) * attention with the text.
 
     With logits both terms are what a visual token gives (rows), as FiCoCo eq. 3 and the released code have it: logits
     know no mask. Of probabilities under a causal mask a visual token gives nothing to later text, so there both terms
     are what it receives (columns). Under that mask an early token can be read by more of the others than a late one and
     so receives more, which a mean over all of them, eq. 3's, does not make up for: early tokens count as more
-    redundant. Without text behind the visual tokens the first term is left.
+    redundant. Without text after the visual tokens the first term is left.
 
     Args:
         beta: weight of visual attention in [0, 1].
@@ -105,6 +108,31 @@ class DecoderFilter:
         require_number("DecoderFilter", "penalty", self.penalty, 1, math.inf)
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
             reject("DecoderFilter", "window", "an integer >= 1", self.window)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The grid, for the penalty."""
+        return () if self.penalty == 1 else (needs.GRID,)
+
+    @property
+    def reads(self) -> str:
+        """The kind of attention."""
+        return self.attention
+
+    def describe(self) -> str:
+        """What makes a visual token redundant."""
+        share = f"{self.beta:g} of visual attention, less {1 - self.beta:g} of attention with the text"
+        return f"{share} ({self.attention})"
+
+    def remedy(self, need: str) -> str:
+        """Which term to leave out."""
+        return "pass penalty=1" if need == needs.GRID else super().remedy(need)
+
+    def operations(self, shape: Shape) -> list[Priced]:
+        """Attention with visual tokens and with the text."""
+        probs = self.attention == "probs"
+        operation = costs.token_attention(probs=probs, column=probs)
+        return [shape.price(operation, o=shape.visual + shape.text, j=2)]
 
     def __call__(self, attn: QueryKey, r: int, layout: Layout, *, given: bool = False) -> Selection:
         """Select r sources. ``given``: the attention is a map in disguise, whose values are used as they are."""
@@ -150,8 +178,16 @@ class DecoderFilter:
 
 
 @value
-class LastTokenFilter:
+class LastTokenFilter(FilterStage):
     """Drops the r visual tokens that the last real token attends to least (FastV, PyramidDrop)."""
+
+    def describe(self) -> str:
+        """Whose attention it ranks by."""
+        return "least attention of the last token"
+
+    def operations(self, shape: Shape) -> list[Priced]:
+        """The last token's row."""
+        return [shape.price(costs.token_attention(probs=True, column=True), o=1, j=1)]
 
     def __call__(self, attn: QueryKey, r: int, layout: Layout, *, given: bool = False) -> Selection:
         """Select r sources."""
@@ -169,7 +205,7 @@ class LastTokenFilter:
 
 
 @value
-class DecoderCorrelate:
+class DecoderCorrelate(CorrelateStage):
     """Finds who inherits each source: directly, and by way of the text (FiCoCo eq. 4).
 
     C_ij = gamma * A_ij + (1 - gamma) * sum over text k of A_ik A_kj; of probabilities, where A_ik is 0 under a causal
@@ -204,6 +240,30 @@ class DecoderCorrelate:
                 "attention='probs', or alpha='softmax'"
             )
 
+    @property
+    def reads(self) -> str | None:
+        """The kind of attention, if it reads any."""
+        return None if self.drops else self.attention
+
+    @property
+    def drops(self) -> bool:
+        """No targets."""
+        return self.targets == 0
+
+    def describe(self) -> str:
+        """Who inherits a source."""
+        if self.drops:
+            return "none"
+        way = " and by way of the text" if self.gamma < 1 else ""
+        return f"{targets_in_words(self.targets)} by attention{way} ({self.attention})"
+
+    def operations(self, shape: Shape) -> list[Priced]:
+        """The correlations of the sources, direct ones and those by way of the text."""
+        if not self.count(shape.kept):
+            return []
+        operation = costs.correlate_tokens(probs=self.attention == "probs")
+        return [shape.price(operation, e=shape.text if self.gamma < 1 else 0)]
+
     def count(self, candidates: int) -> int:
         """Targets per source when ``candidates`` visual tokens are kept."""
         if isinstance(self.targets, str):
@@ -211,7 +271,7 @@ class DecoderCorrelate:
         return min(self.targets, candidates)
 
     def __call__(self, attn: QueryKey, selection: Selection, layout: Layout, *, given: bool = False) -> Links:
-        """Targets, places among the kept visual tokens, and weights of the selected sources."""
+        """Targets, indices among the kept visual tokens, and weights of the selected sources."""
         sources, kept = selection.sources, selection.kept
         k = self.count(kept.shape[1])
         if k == 0:

@@ -1,19 +1,21 @@
-"""Filters that look at places alone, not at attention: random dropping, and pooling of the grid's cells.
+"""Filters that look at positions alone, not at attention: random dropping, and pooling of the grid's cells.
 
 They are what every method has to beat. Nothing here reads a device; the only numbers that decide are host integers.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops
 from ..ops import Attention, QueryKey
-from .core import Links, Selection
+from . import needs
+from .base import FilterStage, Links, Selection
 from .frozen import reject, value
+from .shape import Priced, Shape
 
 
 def _like(attn: Attention) -> Tensor:
@@ -32,11 +34,11 @@ def _hash(number: Any) -> Any:
 
 
 @value
-class RandomFilter:
-    """Names r patches by a hash of the seed and their original place.
+class RandomFilter(FilterStage):
+    """Names r patches by a hash of the seed and their original position.
 
-    All images lose the same places, and so do all batches, devices and runs with this seed; a patch that left early has
-    a higher score than one that left late, so several layers remove what one layer would have.
+    All images lose the same positions, and so do all batches, devices and runs with this seed; a patch that left early
+    has a higher score than one that left late, so several layers remove what one layer would have.
 
     Args:
         seed: an integer in [0, 2**32).
@@ -48,10 +50,18 @@ class RandomFilter:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             reject("RandomFilter", "seed", "an integer in [0, 2**32)", self.seed)
 
+    def describe(self) -> str:
+        """What it hashes."""
+        return f"a hash of the position and seed {self.seed}"
+
+    def operations(self, shape: Shape) -> list[Priced]:
+        """None: positions are arithmetic on indices."""
+        return []
+
     def __call__(
         self, attn: Attention, r: int, *, class_token: bool, ids: Tensor | None, grid: tuple[int, int] | None
     ) -> Selection:
-        """Select r sources. ``ids`` (B, P) are the patches' original places; None means all of them in order."""
+        """Select r sources. ``ids`` (B, P) are the patches' original positions; None means all of them in order."""
         like = _like(attn)
         if ids is None:
             ids = torch.arange(like.shape[-2] - int(class_token), device=like.device).expand(like.shape[0], -1)
@@ -83,7 +93,7 @@ def bands_of(height: int, width: int, cells: int) -> int:
 
 
 @value
-class Cells:
+class Cells(FilterStage):
     """Filter and Correlate in one: cuts the grid into as many near-equal cells as patches are to stay.
 
     Bands of rows, each cut into runs of columns; :func:`bands_of` says how many bands. The first patch of a cell stays
@@ -91,7 +101,27 @@ class Cells:
     for those that leave. It needs the whole grid, so it is for one layer, and for the first that reduces.
     """
 
-    whole_grid: ClassVar[bool] = True  # nothing may have left before
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The grid, of which no patch has left."""
+        return (needs.WHOLE_GRID,)
+
+    @property
+    def inheritor(self) -> str:
+        """The patch that stays."""
+        return "the first patch of its cell"
+
+    def describe(self) -> str:
+        """What leaves."""
+        return "all but the first patch of each cell of the grid"
+
+    def count(self, candidates: int) -> int:
+        """One target for each source."""
+        return 1
+
+    def operations(self, shape: Shape) -> list[Priced]:
+        """None: cells are arithmetic on indices."""
+        return []
 
     def __call__(
         self, attn: Attention, r: int, *, class_token: bool, ids: Tensor | None, grid: tuple[int, int] | None

@@ -10,10 +10,20 @@ from torch import Tensor
 
 from .. import ops
 from ..ops import Attention, QueryKey
+from ..ops.costs import Operation
 from ..reduction import Reduction
-from ..stages import Compress, DecoderCorrelate, DecoderFilter, LastTokenFilter, Layout, Links, Selection
+from ..stages import CompressStage, CorrelateStage, FilterStage, Layout, Links, Priced, Selection, Shape
 from ..stages.frozen import value
-from .base import AnyMethod, LanguageMethod, TowerMethod
+from .base import LanguageMethod, Words
+from .composition import dropped, operations, stage_needs, words
+from .layers import FixedLayers
+
+_EXTRA_PROJECTIONS = (
+    Operation("extra q_proj", "2*b*l*h*a*d", "h*a*d", "b*l*h", "b*l*a*d"),
+    Operation("extra k_proj", "2*b*l*h*k*d", "h*k*d", "b*l*h", "b*l*k*d"),
+    Operation("extra v_proj", "2*b*l*h*k*d", "h*k*d", "b*l*h", "b*l*k*d"),
+    Operation("extra o_proj", "2*b*l*a*d*h", "a*d*h", "b*l*a*d", "b*l*h"),
+)
 
 
 @value
@@ -34,9 +44,9 @@ class DecoderMethod(LanguageMethod):
     """
 
     name: str
-    filter: DecoderFilter | LastTokenFilter
-    correlate: DecoderCorrelate | None
-    compress: Compress
+    filter: Callable[..., Selection]
+    correlate: Callable[..., Links] | None
+    compress: Callable[..., tuple[Tensor, Tensor, Tensor]]
     layers: Callable[[int], tuple[int, ...]]
     amount: tuple[tuple[str, Any], ...] = ()
     rounding: str = "half_up"
@@ -45,16 +55,42 @@ class DecoderMethod(LanguageMethod):
 
     @property
     def drops(self) -> bool:
-        """What leaves is dropped: it goes into no other token."""
-        return self.correlate is None
+        """What leaves goes into no other token."""
+        return dropped(self.filter, self.correlate)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What its stages need."""
+        return stage_needs(self.filter, self.correlate, self.compress)
+
+    @property
+    def window(self) -> int:
+        """What its filter says."""
+        return FilterStage.of(self.filter).window
+
+    def remedy(self, need: str) -> str:
+        """What the first of its stages says that has the need."""
+        stages = FilterStage.of(self.filter), CorrelateStage.of(self.correlate), CompressStage.of(self.compress)
+        return next((stage.remedy(need) for stage in stages if need in stage.needs), super().remedy(need))
+
+    def instead_of(self, layers: tuple[int, ...]) -> str | None:
+        """What its rule for layers says, if that leaves no choice."""
+        return self.layers.instead_of(layers) if isinstance(self.layers, FixedLayers) else None
+
+    def describe(self) -> Words:
+        """Its stages in words."""
+        return words(self.filter, self.correlate, self.compress)
+
+    def operations(self, shape: Shape) -> list[Priced]:
+        """What its stages call for one reduction; before attention, the projections too, whether or not one leaves."""
+        extra = [shape.price(one) for one in _EXTRA_PROJECTIONS] if self.before_attention else []
+        return extra + (operations(self.filter, self.correlate, self.compress, shape) if shape.r else [])
 
     @property
     def mixed(self) -> bool:
         """Filter and correlation read different kinds of attention."""
-        correlate = self.correlate
-        if not isinstance(correlate, DecoderCorrelate) or correlate.targets == 0:
-            return False
-        return getattr(self.filter, "attention", correlate.attention) != correlate.attention
+        kinds = {FilterStage.of(self.filter).reads, CorrelateStage.of(self.correlate).reads}
+        return len(kinds - {None}) > 1
 
     def __call__(
         self,
@@ -113,42 +149,3 @@ def _disguised(attn: Tensor) -> QueryKey:
     b, n, _ = heads.shape
     identity = torch.eye(n, dtype=heads.dtype, device=heads.device)
     return QueryKey(heads.unsqueeze(1), identity.expand(b, 1, n, n), 1.0)
-
-
-@value
-class VisionAndDecoder(AnyMethod):
-    """Two reductions of one model: one in its vision tower, one in its language model.
-
-    Args:
-        vision, decoder: the two methods. How much each removes unless ``amount`` says so is not taken from them.
-        amount: what attach and cost take for ``keep_ratio`` or ``tokens`` of both together where they are given none.
-
-    Example:
-        >>> from ficoco_ext.methods import VisionAndDecoder
-        >>> from ficoco_ext import get_method
-        >>> both = VisionAndDecoder(get_method("topk"), get_method("fastv"))
-    """
-
-    vision: TowerMethod
-    decoder: LanguageMethod
-    amount: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """The names of both."""
-        return f"{self.vision.name} + {self.decoder.name}"
-
-    @property
-    def source(self) -> str:
-        """Where both come from."""
-        return "; ".join(dict.fromkeys((self.vision.source, self.decoder.source)))
-
-    @property
-    def tower(self) -> TowerMethod:
-        """The method of the vision tower."""
-        return self.vision
-
-    @property
-    def language_model(self) -> LanguageMethod:
-        """The method of the language model."""
-        return self.decoder

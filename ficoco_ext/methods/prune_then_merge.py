@@ -6,8 +6,11 @@ import math
 
 from ..stages import Compress, Correlate, Filter, Match
 from ..stages.frozen import require_number, value
-from .base import LayerMethod, Method
-from .staged import Split, Staged
+from .base import LayerMethod
+from .method import Method
+from .registry import register
+from .split import Split
+from .staged import Staged
 
 # The filters to prune by. FiCoCo's is read as probabilities, normalised: the reading that was tried
 # (benchmarks/results/accuracy_choosing.md).
@@ -34,6 +37,7 @@ class PruneThenMerge:
         return (*pruning, *[Split("merge", self.prune, self.merge, 0.0)] * merging)
 
 
+@register("prune-then-merge", rank=60)
 def prune_then_merge(
     *,
     merge_layers: float = 0.25,
@@ -44,18 +48,18 @@ def prune_then_merge(
 ) -> Staged:
     """Prune by FiCoCo's filter in the earlier reducing layers, merge by similarity of keys, as ToMe does, in the last.
 
-    Our own preset. The order matters: what nobody looks at leaves while there is much of it, and what is left is close
-    enough to be averaged. The defaults were chosen on scenes held out for choosing, with the embedded model; of a CLIP
-    tower of real size nothing is known yet. A merging layer that is to lose more than matching can remove, half of its
-    tokens, prunes the excess first. Needs a :class:`ficoco_ext.QueryKey` and the patches' grid; without a class token
-    its row is replaced as in :class:`ficoco_ext.stages.Filter`. A single reduction merges, like one layer alone.
+    Our own method. The order matters: what gets no attention leaves while there is much of it, and what is left is
+    close enough to be averaged. The defaults were chosen on scenes held out for choosing, with the embedded model; of a
+    CLIP tower of real size nothing is known yet. A merging layer that is to lose more than matching can remove, half of
+    its tokens, prunes the excess first. Needs a :class:`ficoco_ext.QueryKey` and the patches' grid; without a class
+    token its row is replaced as in :class:`ficoco_ext.stages.Filter`. A single reduction merges, like one layer alone.
 
     Args:
         merge_layers: share in [0, 1] of the reducing layers that merge, the last ones; at least one does.
         split: share in [0, 1] of r that the last pruning layer merges instead.
         prune: ``"ficoco"``, the filter of FiCoCo-V (probabilities, normalised), or ``"topk"``, class attention alone.
         weigh: of class attention against similarity in merging, see :class:`ficoco_ext.stages.Match`.
-        proportional_attention: layers behind a merging one add log(size) to the logits of each key, as in ``"tome"``.
+        proportional_attention: layers after a merging one add log(size) to the logits of each key, as in ``"tome"``.
 
     Raises:
         ValueError: a value out of range.

@@ -1,11 +1,12 @@
-"""FiCoCo-V, and the pruning baseline that its filter contains (arXiv 2411.17686)."""
+"""FiCoCo-V, in the vision tower (arXiv 2411.17686)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ..stages import Compress, Correlate, Filter
-from .base import Method
+from .method import Method
+from .registry import register
 
 # The two readings of the method: the paper's equations, and the weights and logits of the authors' released code
 # (without its bugs). See eq. 1 for lam and normalize, eq. 2 for alpha.
@@ -15,6 +16,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@register("ficoco-v", rank=10)
 def ficoco_v(
     *,
     variant: str = "released",
@@ -78,19 +80,4 @@ def ficoco_v(
         ),
         compress=Compress(),
         source="FiCoCo, arXiv 2411.17686, eq. 1-2",
-    )
-
-
-def topk(*, attention: str = "probs") -> Method:
-    """Keep the patches that the class token attends to most, drop the others: Filter alone.
-
-    Args:
-        attention: ``"probs"`` or ``"logits"``: after or before softmax.
-    """
-    return Method(
-        name="topk",
-        filter=Filter(lam=0.0, attention=attention, normalize=False, penalty=1.0),
-        correlate=Correlate(targets=0),
-        compress=Compress(),
-        source="class-attention pruning, as in EViT (arXiv 2202.07800) without its fused token",
     )

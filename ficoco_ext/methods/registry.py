@@ -1,0 +1,171 @@
+"""The methods by name. A file in this package that registers a method is all that a new one takes.
+
+Methods of other packages come by entry points of the group ``ficoco_ext.methods``, each of which names a module that
+registers what it has::
+
+    [project.entry-points."ficoco_ext.methods"]
+    mine = "my_package.my_method"
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, TypeVar
+
+import torch
+
+from .base import AnyMethod
+
+Factory = Callable[..., AnyMethod]
+F = TypeVar("F", bound=Factory)
+
+GROUP = "ficoco_ext.methods"
+METHODS: dict[str, Factory] = {}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What is known of a name besides its factory; see :func:`register`."""
+
+    rank: int = 1000
+    passes_to: tuple[Factory, ...] = ()
+    preset_of: str | None = None
+
+
+_ENTRIES: dict[str, _Entry] = {}
+
+
+def register(
+    name: str, *, rank: int = 1000, passes_to: tuple[Factory, ...] = (), preset_of: str | None = None
+) -> Callable[[F], F]:
+    """Make a factory known as the method ``name``: to ``reduce``, ``attach``, ``cost``, the command line and the docs.
+
+    Args:
+        name: what it is called everywhere; not taken by another factory.
+        rank: where it stands in tables: lower ranks first, equal ones by name.
+        passes_to: the factories that its ``**hyperparameters`` go to, if it passes them on; each gets those it has.
+        preset_of: the method that this one is with an amount, if it is nothing else; a comparison of all methods leaves
+            it out.
+
+    Raises:
+        ValueError: a name that is no text, or is taken.
+
+    Example:
+        >>> from ficoco_ext import METHODS, get_method
+        >>> from ficoco_ext.methods import register
+        >>> @register("mildly")
+        ... def mildly():
+        ...     "Merge neighbours."
+        ...     return get_method("tome")
+        >>> "mildly" in METHODS, METHODS.pop("mildly") is mildly
+        (True, True)
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"register: name must be a text, got {name!r}")
+
+    def known(factory: F) -> F:
+        taken = METHODS.get(name)
+        if taken is not None and _identity(taken) != _identity(factory):
+            raise ValueError(f"register: {name!r} is taken by {'.'.join(_identity(taken))}; choose another name")
+        METHODS[name] = factory
+        _ENTRIES[name] = _Entry(rank, passes_to, preset_of)
+        ordered = sorted(METHODS.items(), key=lambda item: (_entry(item[0]).rank, item[0]))
+        METHODS.clear()
+        METHODS.update(ordered)
+        return factory
+
+    return known
+
+
+def _identity(factory: Factory) -> tuple[str, str]:
+    """The same for a module that is loaded anew."""
+    return factory.__module__, factory.__qualname__
+
+
+def _entry(name: str) -> _Entry:
+    return _ENTRIES.get(name, _Entry())
+
+
+def load_plugins() -> None:
+    """Import the modules that other packages name by entry points; one that fails is reported by a warning."""
+    for point in metadata.entry_points(group=GROUP):
+        try:
+            point.load()
+        except Exception as error:
+            message = f"ficoco_ext: the plug-in {point.name!r} ({point.value}) failed and its methods are missing"
+            warnings.warn(f"{message}: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2)
+
+
+def distinct() -> tuple[str, ...]:
+    """The names of all methods but those that are another one with an amount.
+
+    Example:
+        >>> from ficoco_ext import METHODS, methods
+        >>> sorted(set(METHODS) - set(methods.distinct()))
+        ['balanced', 'fast', 'quality']
+    """
+    return tuple(name for name in METHODS if _entry(name).preset_of is None)
+
+
+def factories(name: str) -> tuple[Factory, ...]:
+    """Those that have the hyperparameters of the method ``name``: its own, or those that it passes them to."""
+    return _entry(name).passes_to or (METHODS[name],)
+
+
+def hyperparameters(name: str) -> dict[str, Any]:
+    """Hyperparameters of the method ``name`` and their defaults; a tuple where its parts have different ones.
+
+    Example:
+        >>> from ficoco_ext.methods import hyperparameters
+        >>> hyperparameters("fastv"), hyperparameters("ficoco-vl")["variant"]
+        ({'layer': 2}, ('released', 'paper'))
+    """
+    found: dict[str, list[Any]] = {}
+    for factory in factories(name):
+        for key, parameter in inspect.signature(factory).parameters.items():
+            found.setdefault(key, []).append(parameter.default)
+    return {
+        key: values[0] if all(one == values[0] for one in values) else tuple(values) for key, values in found.items()
+    }
+
+
+def get_method(method: str | AnyMethod, **hyperparameters: Any) -> AnyMethod:
+    """The method of that name with these hyperparameters, or the given method as it is.
+
+    Raises:
+        ValueError: unknown name. TypeError: a hyperparameter that the method does not have.
+    """
+    if isinstance(method, AnyMethod):
+        if hyperparameters:
+            names = ", ".join(hyperparameters)
+            raise TypeError(
+                f"method: {names} can be given with a method's name, not with a Method, whose stages hold them"
+            )
+        return method
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f"method must be a Method or one of {', '.join(map(repr, METHODS))}, got {method!r}")
+    if not torch.compiler.is_compiling():  # tracing looks through the cache and warns of it
+        try:
+            kinds = tuple(map(type, hyperparameters.values()))  # 1 == True, but only one of them may be legal
+            return _built(METHODS[method], method, tuple(hyperparameters.items()), kinds)
+        except TypeError:  # a value that cannot be hashed, or a name that is not known: say so below
+            pass
+    return _build(method, hyperparameters)
+
+
+@functools.lru_cache(maxsize=256)
+def _built(factory: Any, method: str, given: tuple[tuple[str, Any], ...], kinds: tuple[type, ...]) -> AnyMethod:
+    return _build(method, dict(given))
+
+
+def _build(method: str, given: dict[str, Any]) -> AnyMethod:
+    known = hyperparameters(method)
+    for name in given:
+        if name not in known:
+            raise TypeError(f"method {method!r} has no hyperparameter {name!r}; it has {', '.join(known) or 'none'}")
+    return METHODS[method](**given)

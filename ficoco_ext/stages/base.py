@@ -1,0 +1,213 @@
+"""What a stage is: what it hands on, and what it says of itself.
+
+A stage is a value that is called once per reduction. One that inherits from :class:`FilterStage`,
+:class:`CorrelateStage` or :class:`CompressStage` also describes and prices itself; everything there has a default. A
+plain callable can take its place: it runs, is called by its name, and has no known cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from torch import Tensor
+
+from ..ops import Attention
+from .shape import Priced, Shape
+
+S = TypeVar("S", bound="Stage")
+
+
+class Links(NamedTuple):
+    """What Correlate decided: targets (B, r, k), indices into ``kept``, and weights (B, r, k) that sum to 1 over k.
+
+    ``neighbours`` (B, kept patches, n), if there are any: patches that each kept patch borrows from besides, whether
+    they stay or leave; see :class:`ficoco_ext.stages.Neighbours`.
+    """
+
+    targets: Tensor
+    weights: Tensor
+    neighbours: Tensor | None = None
+
+
+class Selection(NamedTuple):
+    """What Filter decided: redundancy (B, P), sources (B, r) and kept (B, M), ascending token indices.
+
+    ``links`` are there if choosing the sources has settled where they go; a method without Correlate follows them.
+    ``class_attention`` (B, P) is there if the filter read it as probabilities: a Compress may weigh by it.
+    """
+
+    redundancy: Tensor
+    sources: Tensor
+    kept: Tensor
+    links: Links | None = None
+    class_attention: Tensor | None = None
+
+
+class Stage:
+    """What every stage says of itself. A subclass that computes in its own way inherits neither price nor ``fused``.
+
+    Attributes:
+        needs: what tokens and attention must have, of :data:`ficoco_ext.stages.needs.NEEDS`.
+        reads: the kind of attention that it reads, ``"logits"`` or ``"probs"``; None: any.
+    """
+
+    role: ClassVar[str] = "stage"
+    plain: ClassVar[type[Any]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__call__" in vars(cls):
+            for name in ("operations", "fused"):
+                if name not in vars(cls):
+                    setattr(cls, name, getattr(Stage, name))
+
+    @classmethod
+    def of(cls: type[S], stage: Any) -> S:
+        """``stage`` as one that answers all questions: itself, or a plain callable with the defaults."""
+        return stage if isinstance(stage, cls) else cls.plain(stage)
+
+    @property
+    def title(self) -> str:
+        """Its name in messages."""
+        return type(self).__name__
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+    @property
+    def reads(self) -> str | None:
+        """Any attention."""
+        return None
+
+    def describe(self) -> str:
+        """What it does, in a few words."""
+        return self.title
+
+    def remedy(self, need: str) -> str:
+        """What to do where ``need`` is not met."""
+        return f"use a method that does without: {need}"
+
+    def operations(self, shape: Shape) -> list[Priced]:
+        """The operators that it calls for one reduction, each with the values of its formula's letters.
+
+        Raises:
+            ValueError: its cost is not known.
+        """
+        raise ValueError(
+            f"cost: the cost of the {self.role} {self.title} is not known; pass include_reduction=False to leave the "
+            "reduction's own cost out"
+        )
+
+    def fused(self) -> dict[str, Any] | None:
+        """Its settings for :func:`ficoco_ext.ops.reduce`, or None if that cannot do what it does.
+
+        A method whose three stages all give settings runs as one operator.
+        """
+        return None
+
+
+class FilterStage(Stage):
+    """Chooses which tokens leave.
+
+    In the tower it is called as ``filter(attn, r, class_token=, ids=, grid=)``, where ``ids`` (B, P) are the patches'
+    original positions, None for all in order; in the language model as ``filter(attn, r, layout, given=)``. It returns
+    a :class:`Selection`.
+
+    Attributes:
+        inheritor: who inherits each source if choosing it settles that, in words; else empty.
+        limit: how much of what enters can leave at once, in words; see :meth:`largest`.
+        window: side of the windows in which it compares the tokens of a grid; 1 without.
+    """
+
+    role = "filter"
+    window: int = 1
+
+    @property
+    def inheritor(self) -> str:
+        """Nobody has been settled."""
+        return ""
+
+    @property
+    def limit(self) -> str:
+        """Any number but one token can leave."""
+        return "all but one"
+
+    def largest(self, tokens: int, *, class_token: bool) -> int:
+        """The most of ``tokens`` tokens that can leave at once."""
+        return max(tokens - class_token - 1, 0)
+
+    def count(self, candidates: int) -> int:
+        """Targets that it settles for each source when ``candidates`` tokens are kept."""
+        return 0
+
+    def check(self, attn: Attention, *, class_token: bool, grid: tuple[int, int] | None) -> None:
+        """Raise ValueError if this attention lacks what it needs; only a stage with ``fused`` settings is asked."""
+
+
+class CorrelateStage(Stage):
+    """Finds who inherits each source.
+
+    In the tower it is called as ``correlate(attn, selection, class_token=)``, in the language model as
+    ``correlate(attn, selection, layout, given=)``. It returns :class:`Links`.
+    """
+
+    role = "correlate"
+
+    @property
+    def drops(self) -> bool:
+        """Whether sources go into no other token."""
+        return False
+
+    def count(self, candidates: int) -> int | None:
+        """Targets of each source when ``candidates`` tokens are kept; None: not known before it runs."""
+        return None
+
+    def neighbours(self, visual: int) -> int:
+        """How many of ``visual`` tokens each kept one borrows from."""
+        return 0
+
+    def check(self, attn: Attention) -> None:
+        """Raise ValueError if this attention lacks what it needs; only a stage with ``fused`` settings is asked."""
+
+
+class CompressStage(Stage):
+    """Merges sources into targets.
+
+    It is called as ``compress(tokens, selection, links, size=, size_weighted=)`` and returns tokens (B, M, C), size
+    (B, M, 1) and source_map (B, N).
+    """
+
+    role = "compress"
+
+
+class _Plain(Stage):
+    """A callable that says nothing of itself."""
+
+    def __init__(self, stage: Callable[..., Any]) -> None:
+        self.stage = stage
+
+    @property
+    def title(self) -> str:
+        """The name of its type."""
+        return type(self.stage).__name__
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self.stage(*args, **named)
+
+
+class _PlainFilter(_Plain, FilterStage):
+    pass
+
+
+class _PlainCorrelate(_Plain, CorrelateStage):
+    pass
+
+
+class _PlainCompress(_Plain, CompressStage):
+    pass
+
+
+FilterStage.plain, CorrelateStage.plain, CompressStage.plain = _PlainFilter, _PlainCorrelate, _PlainCompress

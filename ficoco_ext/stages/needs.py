@@ -1,0 +1,33 @@
+"""What a stage or a method may need besides tokens and attention: a small fixed vocabulary, in the order of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+CLASS_TOKEN = "class token"
+CLASS_TOKEN_OR_KEYS = "class token, or keys in its place"
+QUERY_AND_KEY = "query and key"
+WHOLE_GRID = "whole grid"  # of which no patch has left before
+GRID = "grid"
+PLAIN_ATTENTION = "SDPA or eager attention"  # that takes a bias on its logits, in layers of a model
+
+NEEDS = (CLASS_TOKEN, CLASS_TOKEN_OR_KEYS, QUERY_AND_KEY, WHOLE_GRID, GRID, PLAIN_ATTENTION)
+_IMPLIED = {CLASS_TOKEN: CLASS_TOKEN_OR_KEYS, WHOLE_GRID: GRID}
+
+
+def in_order(needs: Iterable[str]) -> tuple[str, ...]:
+    """Each need once, in the order of :data:`NEEDS`, without those that another one implies.
+
+    Raises:
+        ValueError: a need that is not in :data:`NEEDS`.
+
+    Example:
+        >>> from ficoco_ext.stages import needs
+        >>> needs.in_order((needs.GRID, needs.CLASS_TOKEN, needs.CLASS_TOKEN_OR_KEYS))
+        ('class token', 'grid')
+    """
+    found = set(needs)
+    if unknown := found - set(NEEDS):
+        raise ValueError(f"needs must be among {', '.join(map(repr, NEEDS))}, got {sorted(unknown)[0]!r}")
+    implied = {_IMPLIED[one] for one in found if one in _IMPLIED}
+    return tuple(one for one in NEEDS if one in found - implied)
