@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -10,8 +11,9 @@ import typer.testing
 import ficoco_ext
 from ficoco_ext import METHODS, Method, describe
 from ficoco_ext.cli.app import app
+from ficoco_ext.cost import architecture
 from ficoco_ext.methods import Staged, hyperparameters
-from ficoco_ext.methods.description import _leaves, _meanings
+from ficoco_ext.methods.description import _meanings
 from ficoco_ext.stages import Filter
 
 NEW = ("prune-then-merge", "evit", "prumerge", "prumerge+", "pool", "random")
@@ -39,7 +41,7 @@ def test_every_method_in_words(name):
 
 def test_words_follow_the_hyperparameters():
     assert describe("topk").filter == "least class attention (probs)"
-    assert describe("topk").correlate == "nobody" and describe("topk").compress == "dropped"
+    assert describe("topk").correlate == "none" and describe("topk").compress == "dropped"
     assert describe("ficoco-v", correlation="convergent").correlate == "one token for all"
     replaced = "class token, or keys in its place"
     assert describe("ficoco-v", correlation="key").needs == (replaced, "query and key", "grid")
@@ -53,7 +55,7 @@ def test_words_follow_the_hyperparameters():
     assert "75% of the slots" in describe("prumerge+").filter and "seed 3" in describe("random", seed=3).filter
     mixed = describe("ficoco-l", correlation_attention="logits")
     assert mixed.filter.endswith("(probs)") and mixed.correlate.endswith("by way of the text (logits)")
-    assert describe("prune-then-merge").correlate == "nobody; then its pair"
+    assert describe("prune-then-merge").correlate == "none; then its pair"
     assert "0.5 of the rank" in describe("prune-then-merge", weigh=0.5).filter
     assert describe("pool").layers == "22 of 23 layers that are read"
     assert describe("ficoco-l").layers == "4 ... 31 of 32 of the language model"
@@ -65,16 +67,35 @@ def test_words_follow_the_hyperparameters():
 
 
 def test_a_stage_of_ones_own_is_called_by_its_name():
-    """Words are for known stages; others have at least a name."""
-    from ficoco_ext.methods import description
+    """Words are for stages that say them; others have at least a name."""
 
     class Mine:
-        pass
+        def __call__(self, *args, **named):
+            raise NotImplementedError
 
     own = Method("own", Mine(), Mine(), Mine())
-    assert description._filter(own.filter) == description._correlate(own) == description._compress(own) == "Mine"
-    assert description._needs(own) == [] and _leaves(Staged("s", lambda n: (own,) * n)) == [own] * 3
-    assert _meanings(lambda: None) == {} and description._filter(Filter(lam=1.0)).startswith("1 of what attention")
+    assert own.describe() == ("Mine", "Mine", "Mine") and own.needs == ()
+    staged = Staged("s", lambda n: (own,) * n)
+    assert staged.members == (own,) * 3 and staged.describe() == own.describe() and staged.needs == ()
+    assert _meanings(lambda: None) == {} and Filter(lam=1.0).describe().startswith("1 of what attention")
+
+
+def test_a_stage_that_computes_in_its_own_way_has_no_price_of_its_parent():
+    class Colder(Filter):
+        def __call__(self, attn, r, **rest):
+            return super().__call__(attn, r, **rest)
+
+    class Named(Filter):
+        def describe(self):
+            return "named"
+
+    assert Colder().fused() is None and Named().fused() == Filter().fused()
+    topk = ficoco_ext.get_method("topk")
+    for filter, known in ((Colder(), False), (Named(), True)):
+        bill = ficoco_ext.cost.schedules.build(architecture("llava-1.5-7b"), topk, keep_ratio=0.5)[0]
+        method = Method("mine", filter, topk.correlate, topk.compress)
+        with contextlib.nullcontext() if known else pytest.raises(ValueError, match="cost of the filter Colder is not"):
+            ficoco_ext.cost.prefill("llava-1.5-7b", vision=bill, method=method)
 
 
 def test_the_table():

@@ -334,3 +334,37 @@ def test_a_wrong_schedule_is_noticed():
 
 def test_config_of_the_helpers_is_grouped():
     assert cost.architecture(tiny_llava(text=decoder_config(kv_heads=2)).config).language_model.kv_heads == 2
+
+
+def test_square_keys_are_no_map():
+    """A map is only looked up and counts nothing; keys as wide as there are tokens are compared all the same."""
+    b, n, r = 2, 8, 3
+    key, sources = torch.randn(b, 1, n, n), torch.tensor([[1, 2, 5]] * b)
+    kept = torch.tensor([[0, 3, 4, 6, 7]] * b)
+    given = {"alpha": "softmax", "class_token": True}
+    with flop_counter.counter() as mode:
+        ficoco_ext.ops.correlate_key(key, sources, kept, 1, **given)
+    assert mode.get_total_flops() == 2 * b * r * (n - r) * n
+    with flop_counter.counter() as mode:
+        ficoco_ext.ops.correlate(key.softmax(-1), sources, kept, 1, **given)
+    assert mode.get_total_flops() == 0
+
+
+def test_the_counter_of_torch_alone_tells_the_other_overloads_apart():
+    n, d, r = 9, 8, 3
+    query, key = torch.randn(2, 1, 2, n, d)
+    tokens, sources, kept = torch.randn(1, n, 4), torch.tensor([[1, 2, 5]]), torch.tensor([[0, 3, 4, 6, 7, 8]])
+    seen, given = ficoco_ext.QueryKey(query, key), {"alpha": "softmax", "class_token": True}
+    chart = torch.rand(1, n, n)
+    for call in (
+        lambda: ficoco_ext.ops.correlate_key(key, sources, kept, 1, **given),
+        lambda: ficoco_ext.ops.correlate(seen, sources, kept, 1, **given),
+        lambda: ficoco_ext.ops.correlate(chart, sources, kept, 1, **given),
+        lambda: ficoco_ext.reduce(tokens, seen, r, penalty=1),
+        lambda: ficoco_ext.reduce(tokens, chart, r, penalty=1),
+    ):
+        with flop_counter.counter() as ours:
+            call()
+        with torch.utils.flop_counter.FlopCounterMode(display=False) as theirs:
+            call()
+        assert ours.get_total_flops() == theirs.get_total_flops()

@@ -71,6 +71,10 @@ def test_round_trip(model, method, quantity, text_tokens, share):
         assert off <= abs(_value(shape, method, quantity, *pair, **rest) - wanted) * (1 + 1e-9), other.r
 
 
+def half(tokens):
+    return tokens // 2
+
+
 @pytest.mark.parametrize("method", TOWER + DECODER)
 @pytest.mark.parametrize("quantity", sorted(planner.QUANTITIES))
 def test_it_is_the_best_of_all(method, quantity):
@@ -79,8 +83,9 @@ def test_it_is_the_best_of_all(method, quantity):
     side = 0 if method in TOWER else 1
     layers = planner.tower_layers(shape) if side == 0 else planner.decoder_layers(shape, chosen)
     before = getattr(chosen, "before_attention", False)
+    largest = [half] * len(layers) if method == "tome" else None
     everything = {
-        planner.spread(shape.tower.patches, layers, total, halves=method == "tome", before_attention=before)
+        planner.spread(shape.tower.patches, layers, total, largest=largest, before_attention=before)
         for total in range(len(layers) * shape.tower.patches + 1)
     }
     pairs = [(one, None) if side == 0 else (None, one) for one in everything]
@@ -134,7 +139,7 @@ def test_both_parts_keep_the_same_share(quantity):
 def test_spread(patches, layers, halves):
     before = None
     for total in range(layers * patches + 1):
-        schedule = planner.spread(patches, range(layers), total, halves=halves)
+        schedule = planner.spread(patches, range(layers), total, largest=[half] * layers if halves else None)
         after = [step.after for step in schedule.steps]
         if before is not None:
             assert all(now <= then <= now + 1 for now, then in zip(after, before, strict=True))

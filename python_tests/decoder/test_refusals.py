@@ -242,7 +242,7 @@ def test_values_are_refused_at_attach(model, options, kind, message):
 
 
 def test_a_penalty_needs_a_grid():
-    message = r"attach: penalty must be 1 where the visual tokens .* not its whole grid, line by line, got 2.0; pass"
+    message = r"attach: method must be one that needs no grid where .* line by line, got ficoco-l, .* pass penalty=1"
     for make in (tiny_next, tiny_qwen, lambda: tiny_llava(strategy="full")):
         model = make()
         before = snapshot(model)

@@ -231,9 +231,9 @@ def drawing_method(monkeypatch):
         return get_method("topk")
 
     monkeypatch.setitem(methods.METHODS, "drawn", drawn)
-    methods._built.cache_clear()
+    methods.registry._built.cache_clear()
     yield got
-    methods._built.cache_clear()
+    methods.registry._built.cache_clear()
 
 
 def test_seeds_reach_methods_that_draw(drawing_method):

@@ -15,6 +15,7 @@ from test_reduce import inputs, record
 import ficoco_ext
 from ficoco_ext import METHODS, QueryKey, Reduction, cost, get_method, reduce
 from ficoco_ext.cost import schedules
+from ficoco_ext.methods import distinct
 
 NEW = {
     "convergent": {"method": "ficoco-v", "correlation": "convergent"},
@@ -37,7 +38,9 @@ every = pytest.mark.parametrize("name", NEW)
 
 def test_all_new_names_are_here():
     old = {"ficoco-v", "ficoco-l", "ficoco-vl", "topk", "tome", "fastv", "pyramiddrop"}
-    assert set(METHODS) - old <= {options["method"] for options in NEW.values() if isinstance(options["method"], str)}
+    assert set(distinct()) - old <= {
+        options["method"] for options in NEW.values() if isinstance(options["method"], str)
+    }
 
 
 def equal(one, other, batch=slice(None), tolerance=0.0):
@@ -229,7 +232,7 @@ def test_sizes_are_carried_on(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_cost_model_knows_every_method(name):
-    """Of tower and language model, and what a method costs is not nothing unless it is arithmetic on places."""
+    """Of tower and language model, and what a method costs is not nothing unless it is arithmetic on positions."""
     method = get_method(name)
     amount = {} if name == "pyramiddrop" else {"keep_ratio": 0.25}
     vision, decoder = schedules.build(cost.architecture("llava-1.5-7b"), method, **amount)
