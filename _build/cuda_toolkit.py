@@ -76,7 +76,12 @@ class Toolkit:
         command += ["-Xcompiler=-fPIC,-fvisibility=hidden"]
         command += [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
         command += [f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}"]
-        headers = [*root.glob("csrc/*.h"), *root.glob("csrc/cuda/*.h"), *root.glob("csrc/cuda/*.cuh"), pathlib.Path(__file__)]
+        headers = [
+            *root.glob("csrc/*.h"),
+            *root.glob("csrc/cuda/*.h"),
+            *root.glob("csrc/cuda/*.cuh"),
+            pathlib.Path(__file__),
+        ]
         newest = max(path.stat().st_mtime for path in headers)
         (stamp := out / "command.txt").touch()
         same_command = stamp.read_text() == " ".join(command)

@@ -38,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def model_and_inputs(rows: int) -> tuple[Any, dict[str, Any]]:
     """The model, and a prompt of one picture between words in every row."""
-    timing.GEOMETRIES["benchmark"] = timing.Decoder(layers=LAYERS, hidden=HIDDEN, heads=HEADS, mlp=MLP)
+    timing.GEOMETRIES["benchmark"] = timing.TextShape(layers=LAYERS, hidden=HIDDEN, heads=HEADS, mlp=MLP)
     model = timing.shapes("benchmark", 2, LAYERS, torch.float32)
     timing.materialize(model, torch.device("cpu"))
     one = timing.random_inputs(model, TEXT)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..models.attention import class_attention, sharpest, word_attention
-from ..models.llava import Geometry
+from ..models.attention_maps import class_attention, sharpest, word_attention
+from ..resolve import TowerFacts
 from .checkpoint import Checkpoint
-from .word_spans import Columns, columns
+from .word_spans import WordSpans, find_words
 
 Say = Callable[[str], None]
 
@@ -55,7 +55,7 @@ def attention_map(
     checkpoint: Checkpoint,
     inputs: Mapping[str, Any],
     question: str,
-    shape: Geometry,
+    shape: TowerFacts,
     reducing: Sequence[int],
     word: str | None,
     layer: int | None,
@@ -71,11 +71,11 @@ def attention_map(
     if word is None:
         progress("attention of the class token")
         if layer is None:
-            layer = max(reducing, default=shape.last)
+            layer = max(reducing, default=shape.used - 1)
         values = class_attention(model, inputs["pixel_values"], layer)
         return _map("class token", "vision", layer, values.tolist())
     progress(f"attention of {word!r}")
-    spans = columns(checkpoint, inputs, question)
+    spans = find_words(checkpoint, inputs, question)
     text = _word(word, spans)
     layers = range(model.config.text_config.num_hidden_layers) if layer is None else (layer,)
     maps = word_attention(model, inputs, spans.visual[shape.extra :], text, layers)
@@ -83,7 +83,7 @@ def attention_map(
     return _map(word, "text", chosen, maps[chosen].tolist())
 
 
-def _word(word: str, found: Columns) -> tuple[int, ...]:
+def _word(word: str, found: WordSpans) -> tuple[int, ...]:
     if word.lower() not in found.words:
         raise ValueError(f"attention: the question has no word {word!r}; it has {', '.join(found.words)}")
     return found.words[word.lower()]

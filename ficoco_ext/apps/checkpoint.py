@@ -13,7 +13,7 @@ import torch
 
 from ..io import config_facts, configs, images
 from ..io.suggest import did_you_mean
-from ..models import transformers_api as api
+from ..models.families import LLAVA
 from . import loading
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "tiny_llava"
@@ -162,7 +162,7 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpo
 
 def _require_served(config: Any, model: str) -> None:
     """Raise unless both parts are of types that are served: of others transformers may ask for code to run."""
-    served = {"text": api.MODELS["LLaVA-1.5"].decoders, "vision": api.LLAVA_TOWERS}
+    served = {"text": LLAVA.language_models, "vision": LLAVA.towers}
     for part, kinds in served.items():
         kind = getattr(getattr(config, f"{part}_config", None), "model_type", None)
         if kind not in kinds:

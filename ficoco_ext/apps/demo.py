@@ -24,7 +24,7 @@ from . import timing
 from .checkpoint import Checkpoint, files_of, find_image, load, open_image, parse_device, parse_dtype, seen_by_model
 from .layer_tokens import LayerTokens, Staircase, TextLayerTokens
 from .questions import Answer, Samples, ask, ask_all_samples, choose
-from .timing import Prefill
+from .timing import MeasuredPrefill
 
 # A scene whose six questions are all answered right with a quarter of the patches; --all-samples shows the others.
 DEFAULT_SCENE = "scene_6.png"
@@ -108,8 +108,8 @@ class Result:
     text_layers: tuple[TextLayerTokens, ...]
     answers: tuple[Answer, ...]
     samples: Samples | None
-    all_tokens: Prefill
-    reduced: Prefill
+    all_tokens: MeasuredPrefill
+    reduced: MeasuredPrefill
     speedup: float
     verdict: str
     flops_counted: str
@@ -135,7 +135,7 @@ def _platform(model: Any) -> Platform:
     return Platform(name, dtype, torch.get_num_threads(), torch.__version__, operators, reason)
 
 
-def _verdict(costs: tuple[Prefill, Prefill], platform: Platform, tiny: bool) -> str:
+def _verdict(costs: tuple[MeasuredPrefill, MeasuredPrefill], platform: Platform, tiny: bool) -> str:
     """One honest sentence about time, and what else it takes to read it."""
     full, reduced = costs
     pairs = list(zip(full.runs, reduced.runs, strict=True))
@@ -330,7 +330,7 @@ def _result(
     request: Request,
     model: Any,
     stairs: Staircase,
-    costs: tuple[Prefill, Prefill],
+    costs: tuple[MeasuredPrefill, MeasuredPrefill],
     *,
     name: str,
     image: Path | None = None,

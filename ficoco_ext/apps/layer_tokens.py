@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..models import Handle
-from ..models.llava import geometry
+from ..models.facts import tower_facts
 from ..schedule import Schedule
 
 
@@ -63,7 +63,7 @@ class Staircase:
     @classmethod
     def of(cls, model: Any, handle: Handle) -> Staircase:
         """Of a prompt with one picture, for a LLaVA-1.5 with ``handle`` attached."""
-        shape = geometry(model)
+        shape = tower_facts(model)
         schedule = handle.schedule or Schedule.build(shape.patches, layers=(0,), r=0)
         removed = dict(zip(schedule.layers, schedule.r, strict=True))
         entering = schedule.tokens_entering(model.config.vision_config.num_hidden_layers)

@@ -15,7 +15,7 @@ from typing import Any
 from .. import viz
 from ..io import files
 from ..models import Handle, attach
-from ..models.llava import geometry as geometry_of
+from ..models.facts import tower_facts
 from ..models.pictures import watched
 from ..reduction import Reduction
 from ..viz import page
@@ -127,7 +127,7 @@ def run(request: Request, *, notice: Say = lambda text: None, progress: Say = la
     On a page, a method may be impossible at some of the keep ratios: the page then says why, and so does a notice.
     Attention of the class token is that of the last layer of the tower in which a method reduces; if none does, of the
     last layer whose output is used. Attention of a word is that of the layer that looks most sharply, see
-    :func:`ficoco_ext.models.attention.sharpest`.
+    :func:`ficoco_ext.models.attention_maps.sharpest`.
 
     Args:
         request: what is to be shown.
@@ -182,7 +182,7 @@ def _examined(
     progress: Say,
 ) -> tuple[Result, list[list[Reduction]]]:
     """Everything about the picture, and the reductions of every method at every ratio that can be run."""
-    shape = geometry_of(checkpoint.model)
+    shape = tower_facts(checkpoint.model)
     patch = None if request.trace is None else patch_of(request.trace, shape.grid)
     cases, refused = _cases(checkpoint.model, task, several=for_page(request))
     for one in refused:
@@ -297,7 +297,7 @@ def _written(
         viz.save(_figure(result, records, seen, PANELS if request.panels is None else request.panels), request.output)
         return replace(result, picture=str(request.output))
     layers = checkpoint.model.config.text_config.num_hidden_layers
-    sides = {"vision": geometry_of(checkpoint.model).last + 1, "text": layers}
+    sides = {"vision": tower_facts(checkpoint.model).used, "text": layers}
     page.save(_document(result, records, seen, sides), request.output)
     return replace(result, page=str(request.output))
 

@@ -24,8 +24,8 @@ _GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Decoder:
-    """The shape of one Vicuna."""
+class TextShape:
+    """The shape of a language model, such as Vicuna."""
 
     layers: int
     hidden: int
@@ -35,18 +35,18 @@ class Decoder:
 
 
 GEOMETRIES = {
-    "llava-1.5-7b": Decoder(layers=32, hidden=4096, heads=32, mlp=11008),
-    "llava-1.5-13b": Decoder(layers=40, hidden=5120, heads=40, mlp=13824),
+    "llava-1.5-7b": TextShape(layers=32, hidden=4096, heads=32, mlp=11008),
+    "llava-1.5-13b": TextShape(layers=40, hidden=5120, heads=40, mlp=13824),
 }
 VISION_LAYERS = 24  # CLIP ViT-L/14 at 336 pixels, the tower of both
 
 
 @dataclass(frozen=True)
-class Prefill:
+class MeasuredPrefill:
     """One prefill: everything from pixels and prompt to the first answer token's logits.
 
     Attributes:
-        tokens: columns that the language model gets, text and picture: what its first layer caches.
+        tokens: positions that the language model gets, text and image: what its first layer caches.
         kv_bytes: keys and values that all layers cache, measured on the cache.
         kv_bytes_of_layer: the same for each layer.
         flops: counted on the real forward, see :data:`ficoco_ext.cost.flop_counter.HOW`.
@@ -79,7 +79,9 @@ def _timed(model: Any, inputs: dict[str, Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(model: Any, inputs: dict[str, Any], attached: Callable[[], Any], repeats: int) -> tuple[Prefill, Prefill]:
+def measure(
+    model: Any, inputs: dict[str, Any], attached: Callable[[], Any], repeats: int
+) -> tuple[MeasuredPrefill, MeasuredPrefill]:
     """The prefill without and with reduction, measured in turns so that a drift of the machine hits both alike.
 
     Args:
@@ -89,7 +91,7 @@ def measure(model: Any, inputs: dict[str, Any], attached: Callable[[], Any], rep
         repeats: timed runs of each, at least 1, after the counted run of each, which warms up.
 
     Returns:
-        Without, with. The medians of :attr:`Prefill.runs` are to be compared, not single runs.
+        Without, with. The medians of :attr:`MeasuredPrefill.runs` are to be compared, not single runs.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
@@ -113,7 +115,8 @@ def measure(model: Any, inputs: dict[str, Any], attached: Callable[[], Any], rep
             else:
                 runs[0].append(_timed(model, inputs))
     without, reduced = (
-        Prefill(*fact, statistics.median(seconds), tuple(seconds)) for fact, seconds in zip(facts, runs, strict=True)
+        MeasuredPrefill(*fact, statistics.median(seconds), tuple(seconds))
+        for fact, seconds in zip(facts, runs, strict=True)
     )
     return without, reduced
 
@@ -248,7 +251,7 @@ def require_room(model: Any, text_tokens: int) -> None:
 
 
 def random_inputs(model: Any, text_tokens: int) -> dict[str, Any]:
-    """One noise picture between two halves of ``text_tokens`` random words, as a processor would hand them over."""
+    """One noise picture between two halves of ``text_tokens`` random words, as a processor would give them."""
     require_room(model, text_tokens)
     config = model.config
     side, patch = config.vision_config.image_size, config.vision_config.patch_size

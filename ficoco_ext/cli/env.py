@@ -11,7 +11,7 @@ import torch
 
 from .. import METHODS, build_info
 from ..methods import describe, hyperparameters
-from ..models import transformers_api
+from ..models import transformers_release
 from ..models.families import FAMILIES
 from . import common
 
@@ -40,9 +40,9 @@ def transformers() -> tuple[dict[str, Any], dict[str, str]]:
         ``tested``, the oldest and the newest; ``newer_than_tested``; ``why_not`` where it cannot be imported, else
         None. And for each model that has another form than ours in it the reason, by name.
     """
-    tested = [transformers_api.TESTED_OLDEST, transformers_api.TESTED_NEWEST]
+    tested = [transformers_release.TESTED_OLDEST, transformers_release.TESTED_NEWEST]
     try:
-        problems, newer = transformers_api.structure_problems(), transformers_api.newer_than_tested()
+        problems, newer = transformers_release.structure_problems(), transformers_release.newer_than_tested()
     except Exception as error:  # a broken installation raises what it likes
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         reason = f"transformers cannot be imported: {why}"
@@ -64,9 +64,9 @@ def models(problems: dict[str, str]) -> list[dict[str, Any]]:
             "name": family.name,
             "class": family.model,
             "why_not": problems.get(family.name),
-            "tower": family.vision is None,
-            "tower_why_not": family.vision,
-            "language_models": list(family.decoders),
+            "tower": family.tower is not None,
+            "tower_why_not": family.why_no_tower,
+            "language_models": list(family.language_models),
         }
         for family in FAMILIES
     ]
@@ -152,7 +152,7 @@ def _show(found: dict[str, Any]) -> None:
         console.print(
             common.text(
                 f"transformers {installed} is newer than what was tested: what looks as we know it may still differ "
-                f"in what it computes; {transformers_api.REMEDY} is safe.",
+                f"in what it computes; {transformers_release.REMEDY} is safe.",
                 "yellow",
             ),
             soft_wrap=True,

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ..methods import AnyMethod, LanguageMethod, LayerMethod, TowerMethod, get_method
+from ..resolve import shared_tokens
 from ..schedule import Schedule
 from .architecture import Architecture
 from .bill import Cost
 from .hardware import hardware as find_hardware
 from .presets import architecture
-from .schedules import decoder_layers, ranges, require_images, share, tower_layers, whole_grid
+from .schedules import decoder_layers, ranges, require_images, tower_layers, whole_grid
 from .scope import bill
 
 QUANTITIES = {
@@ -142,7 +143,7 @@ def _largest(methods: Sequence[LayerMethod]) -> list[Callable[[int], int]]:
 
 
 def _tower_row(shape: Architecture, method: TowerMethod, layers: Iterable[int] | None, floor: int) -> _Row:
-    chosen, patches = tower_layers(shape, layers, method), shape.tower.patches
+    chosen, patches = tower_layers("plan", shape, layers, method), shape.tower.patches
     each = method.of_layers(len(chosen))
     if any(map(whole_grid, each[1:])):
         raise ValueError(f"plan: {method.name} needs the whole grid of patches; name one layer")
@@ -162,7 +163,7 @@ def _tower_row(shape: Architecture, method: TowerMethod, layers: Iterable[int] |
 def _decoder_row(
     shape: Architecture, method: LanguageMethod, visual: int, layers: Iterable[int] | None, floor: int
 ) -> _Row:
-    chosen = decoder_layers(shape, method, layers)
+    chosen = decoder_layers("plan", shape, layers, method)
 
     def at(total: int) -> Pair:
         return None, spread(visual, chosen, total, floor=floor, before_attention=method.before_attention)
@@ -185,12 +186,13 @@ def _both_row(
 
     What is left in the end is the coarse step. The row that is returned tunes the language model alone.
     """
-    tower, decoder = tower_layers(shape, None, in_tower), decoder_layers(shape, in_decoder)
+    tower = tower_layers("plan", shape, None, in_tower)
+    decoder = decoder_layers("plan", shape, None, in_decoder)
     patches, largest = shape.tower.patches, _largest(in_tower.of_layers(len(tower)))
     before = in_decoder.before_attention
 
     def vision(final: int) -> Schedule:
-        return spread(patches, tower, patches - share(patches, final), largest=largest)
+        return spread(patches, tower, patches - shared_tokens(patches, final), largest=largest)
 
     def entering(left: Schedule) -> int:
         return images * shape.tokens_with(left.final)

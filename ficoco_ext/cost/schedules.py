@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from typing import Any
 
+from .. import resolve
 from ..methods import AnyMethod, LanguageMethod, LayerMethod, TowerMethod
-from ..schedule import Plan, Schedule
+from ..resolve import Amount, LanguageModelFacts, TowerFacts
+from ..schedule import Schedule
 from ..stages.needs import WHOLE_GRID
 from .architecture import MOST_TOKENS, Architecture
 
+OP = "cost"  # in messages
 Pair = tuple[Schedule | None, Schedule | None]
 
 
@@ -28,27 +29,10 @@ def whole_grid(method: LayerMethod) -> bool:
     return WHOLE_GRID in method.needs
 
 
-def share(patches: int, final: int) -> int:
-    """What the tower leaves if it and the language model are to keep the same share and ``final`` is left."""
-    return math.floor(math.sqrt(patches * final) + 0.5)
-
-
 def require_images(images: int) -> None:
     """Raise if there is no image to remove anything from."""
     if isinstance(images, bool) or not isinstance(images, int) or not 1 <= images <= MOST_TOKENS:
         raise ValueError(f"images must be an integer in 1 ... {MOST_TOKENS}, got {images!r}")
-
-
-def _chosen_layers(layers: Iterable[int], first: int, last: int, what: str) -> tuple[int, ...]:
-    if not isinstance(layers, Iterable):
-        raise TypeError(f"layers must be a sequence of layer indices, got {layers!r}")
-    chosen = tuple(layers)
-    if not chosen:
-        raise ValueError("layers must name at least one layer")
-    Schedule(1, chosen, (0,) * len(chosen))  # says if they are not ascending and distinct integers
-    if chosen[0] < first or chosen[-1] > last:
-        raise ValueError(f"layers must be in {first} ... {last} of the {what}, got {chosen}")
-    return chosen
 
 
 def require_one_layer(shape: Architecture) -> None:
@@ -61,13 +45,11 @@ def require_one_layer(shape: Architecture) -> None:
         )
 
 
-def tower_layers(
-    shape: Architecture, layers: Iterable[int] | None = None, method: TowerMethod | None = None
-) -> tuple[int, ...]:
-    """The layers of the tower that reduce: given ones, the method's own, or the second half up to the last in use.
+def tower_facts(shape: Architecture) -> TowerFacts:
+    """The tower of ``shape``.
 
     Raises:
-        ValueError: layers that do not exist, or a tower in which nothing can be reduced.
+        ValueError: a tower in which nothing can be reduced.
     """
     tower = shape.tower
     if not tower.class_token or tower.merge > 1:
@@ -76,21 +58,21 @@ def tower_layers(
             "in its language model: 'ficoco-l', 'fastv' or 'pyramiddrop'"
         )
     require_one_layer(shape)
-    own = None if method is None else method.layers
-    second_half = range(tower.layers // 2, tower.used)
-    chosen = layers if layers is not None else second_half if own is None else own(tower.used)
-    return _chosen_layers(chosen, 0, tower.used - 1, "tower that the language model reads")
+    side = tower.image_size // tower.patch
+    return TowerFacts((side, side), tower.layers, tower.used)
 
 
-def decoder_layers(shape: Architecture, method: LanguageMethod, layers: Iterable[int] | None = None) -> tuple[int, ...]:
-    """The layers of the language model that reduce: given ones, or the method's own.
+def tower_layers(op: str, shape: Architecture, layers: Iterable[int] | None, method: TowerMethod) -> tuple[int, ...]:
+    """The layers of the tower that reduce, as :func:`ficoco_ext.resolve.tower_layers` has them."""
+    return resolve.tower_layers(op, tower_facts(shape), method, Amount.of(op, layers=layers).layers)
 
-    Raises:
-        ValueError: layers that do not exist.
-    """
-    count = shape.language_model.layers
-    chosen = method.layers(count) if layers is None else layers
-    return _chosen_layers(chosen, int(method.before_attention), count - 1, "language model")
+
+def decoder_layers(
+    op: str, shape: Architecture, layers: Iterable[int] | None, method: LanguageMethod
+) -> tuple[int, ...]:
+    """The layers of the language model that reduce, as :func:`ficoco_ext.resolve.decoder_layers` has them."""
+    facts = LanguageModelFacts(shape.language_model.layers)
+    return resolve.decoder_layers(op, facts, method, Amount.of(op, layers=layers).layers)
 
 
 def build(
@@ -123,46 +105,18 @@ def build(
         (None, (288,))
     """
     require_images(images)
-    amount: dict[str, Any] = {"r": r, "keep_ratio": keep_ratio, "tokens": tokens}
-    amount = {name: value for name, value in amount.items() if value is not None}
-    amount = amount or dict(method.amount)
+    amount = Amount.of(OP, r=r, keep_ratio=keep_ratio, tokens=tokens, layers=layers)
     tower, language_model = method.tower, method.language_model
+    in_tower = in_language_model = amount
     if tower is not None and language_model is not None:
-        whole = set(amount) in ({"keep_ratio"}, {"tokens"}) and not isinstance(amount.get("keep_ratio"), tuple)
-        if not whole or layers is not None:
-            raise ValueError(f"{method.name} takes one of keep_ratio and tokens for both parts together, and no layers")
-        patches = shape.tower.patches
-        final = Schedule.build(patches, layers=(0,), **amount).final
-        between = share(patches, final)
-        vision = _vision(shape, tower, {"tokens": between}, None)
-        left = images * shape.tokens_with(vision.final)
-        return vision, _decoder(shape, language_model, left, {"keep_ratio": final / between}, None)
+        whole = amount if amount.given else Amount.of(OP, layers=amount.layers, **dict(method.amount))
+        in_tower, in_language_model = resolve.equal_shares(OP, shape.tower.patches, whole)
+    vision = decoder = None
+    if tower is not None:
+        vision, _ = resolve.tower_schedule(OP, tower_facts(shape), tower, in_tower)
     if language_model is not None:
-        return None, _decoder(shape, language_model, images * shape.visual_tokens, amount, layers)
-    return None if tower is None else _vision(shape, tower, amount, layers), None
-
-
-def _vision(shape: Architecture, method: TowerMethod, amount: dict[str, Any], layers: Iterable[int] | None) -> Schedule:
-    found = Schedule.build(shape.tower.patches, layers=tower_layers(shape, layers, method), **amount)
-    for step, one in zip(found.steps, method.of_layers(len(found.layers)), strict=True):
-        most = one.largest(1 + step.before, class_token=True)
-        if step.r > most:
-            raise ValueError(
-                f"{one.name} removes at most {one.limit} of what enters a layer: r must be at most {most} in layer "
-                f"{step.layer}, got {step.r}; remove less, or in more layers"
-            )
-        if step.r and whole_grid(one) and step.before != found.patches:
-            raise ValueError(
-                f"{one.name} needs the whole grid, and {step.before} of {found.patches} patches enter layer "
-                f"{step.layer}; name one layer"
-            )
-    return found
-
-
-def _decoder(
-    shape: Architecture, method: LanguageMethod, visual: int, amount: dict[str, Any], layers: Iterable[int] | None
-) -> Schedule:
-    chosen = decoder_layers(shape, method, layers)
-    before = method.before_attention
-    Schedule.build(2**20, layers=chosen, **amount)  # says what is wrong with an amount
-    return Plan(layers=chosen, rounding=method.rounding, before_attention=before, **amount).schedule(visual)
+        facts = LanguageModelFacts(shape.language_model.layers)
+        plan, _ = resolve.decoder_plan(OP, facts, language_model, in_language_model)
+        each = shape.visual_tokens if vision is None else shape.tokens_with(vision.final)
+        decoder = plan.schedule(images * each)
+    return vision, decoder

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.patches import Patches
+from ..models.model_changes import ModelChanges
 
 _TOWER_BATCH = 16  # pictures that go through the tower together
 
@@ -38,7 +38,7 @@ class SharedPictures:
         self.rows: Sequence[int] = ()
         self._model, self._pixels = model, pixels
         self._features: list[Tensor] = []
-        self._patches = Patches()
+        self._changes = ModelChanges()
 
     def __enter__(self) -> SharedPictures:
         inner = self._model.model
@@ -52,11 +52,11 @@ class SharedPictures:
         def features(*args: Any, **kwargs: Any) -> Any:
             return type(outputs)(pooler_output=[self._features[row] for row in self.rows])
 
-        self._patches.set(inner, "get_image_features", features)
+        self._changes.set(inner, "get_image_features", features)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._patches.undo()
+        self._changes.undo()
 
     def pixel_values(self) -> Tensor:
         """As many pictures as there are rows, for the counting that models do: a view, nobody looks at it."""

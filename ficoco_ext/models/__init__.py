@@ -1,6 +1,17 @@
-"""Hooks into Hugging Face models. Nothing here imports transformers before ``attach`` is called."""
+"""Hooks into Hugging Face models. Nothing here imports transformers before ``attach`` or ``resolve`` is called.
 
-from .attach import attach
+- what ``attach`` does, in this order: ``request`` (what was asked for), ``model_checks`` and ``facts`` (of the model),
+  ``attach_plan`` (what to do), ``handle``
+- which models: ``families``; the rest of transformers: ``transformers_api``, ``transformers_release``
+- in the vision tower: ``clip_tower``, and for its prompts ``short_prompts``, ``placeholders``, ``callbacks``
+- in the language model: ``decoder_reduction``, ``decoder_layer``, ``prompt_reader``, ``reduced_prefill``,
+  ``positions``, ``kv_cache``, ``row_reductions``
+- for both: ``qk_capture``, ``model_changes``, ``per_thread``, ``generate_options``
+- for pictures: ``pictures``, ``attention_maps``
+"""
+
+from .attach import attach, resolve
+from .attach_plan import AttachPlan
 from .handle import Handle
 
-__all__ = ["Handle", "attach"]
+__all__ = ["AttachPlan", "Handle", "attach", "resolve"]

@@ -1,4 +1,4 @@
-"""``attach``: reduce tokens inside a Hugging Face model."""
+"""``attach``: reduce tokens inside a Hugging Face model. ``resolve``: the plan of that, without touching the model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..methods import AnyMethod, LanguageMethod, LayerMethod, get_method
+from ..methods import AnyMethod
 from ..ops import checks
-from ..schedule import Plan, Schedule
-from . import transformers_api as api
-from .decoder import Decoder
-from .families import Family, family_of, unsupported
+from . import clip_tower
+from . import transformers_release as release
+from .attach_plan import AttachPlan, make_plan
+from .decoder_reduction import DecoderReduction
+from .facts import read_facts
+from .families import Family
 from .handle import Handle
-from .sides import Amount, check_grid, decoder_plan, split, static_count, vision_methods, vision_schedule
+from .model_checks import family_of
+from .request import OP, Request
+from .short_prompts import ShortPrompts
 
 _OLDEST, _BELOW = (5, 17), (6, 0)
 
@@ -90,97 +94,91 @@ def attach(
         ...     output = model.generate(**processor(images=image, text=prompt, return_tensors="pt"))
         ...     places = handle.reductions[-1].patch_ids
     """
+    plan = _resolve(
+        model,
+        method,
+        hyperparameters,
+        r=r,
+        layers=layers,
+        keep_ratio=keep_ratio,
+        tokens=tokens,
+        vision=vision,
+        decoder=decoder,
+        static_counts=static_counts,
+    )
+    return _install(model, plan)
+
+
+def resolve(
+    model: Any,
+    method: str | AnyMethod | Sequence[str | AnyMethod] = "ficoco-v",
+    *,
+    r: int | Sequence[int] | None = None,
+    layers: Iterable[int] | None = None,
+    keep_ratio: float | Sequence[float] | None = None,
+    tokens: int | None = None,
+    vision: Mapping[str, Any] | None = None,
+    decoder: Mapping[str, Any] | None = None,
+    static_counts: bool | int = False,
+    **hyperparameters: Any,
+) -> AttachPlan:
+    """What :func:`attach` would do to ``model`` with these arguments. The model is not touched.
+
+    Returns:
+        An :class:`AttachPlan`, a value that holds nothing of the model; ``print`` shows which method removes how many
+        tokens in which layer. ``attach(...).attach_plan`` is equal to it.
+
+    Raises:
+        What ``attach`` raises, also for a model that is attached already.
+
+    Example:
+        >>> from ficoco_ext.models import resolve
+        >>> print(resolve(model, "ficoco-vl", keep_ratio=0.25))  # doctest: +SKIP
+    """
+    return _resolve(
+        model,
+        method,
+        hyperparameters,
+        r=r,
+        layers=layers,
+        keep_ratio=keep_ratio,
+        tokens=tokens,
+        vision=vision,
+        decoder=decoder,
+        static_counts=static_counts,
+    )
+
+
+def _resolve(model: Any, method: Any, hyperparameters: Mapping[str, Any], **arguments: Any) -> AttachPlan:
+    """Check what is installed and the model, read its facts once, and decide."""
     _require_transformers()
     if hasattr(model, "ficoco_handle"):
-        checks.fail("attach", "model", "one without reduction", f"{model.ficoco_handle}", "call its detach() first")
+        checks.fail(OP, "model", "one without reduction", f"{model.ficoco_handle}", "call its detach() first")
     family = family_of(model)
     _require_known(family)
-    for_vision, for_decoder, own = _sides(method, hyperparameters)
-    amount = Amount.of(r=r, keep_ratio=keep_ratio, tokens=tokens, layers=layers)
-    if for_vision and for_decoder:
-        if not amount.given and vision is None and decoder is None:
-            amount = Amount.of(**dict(own), layers=layers)
-        amounts = split(model, family, amount, vision, decoder)
-    else:
-        for name, value in (("vision", vision), ("decoder", decoder)):
-            if value is not None:
-                remedy = "pass r, keep_ratio, tokens and layers themselves"
-                checks.fail("attach", name, "None unless the method has two parts", value, remedy)
-        amounts = amount, amount
-    schedule: Schedule | None = None
-    plan: Plan | None = None
-    methods: tuple[LayerMethod, ...] = ()
-    decoder_methods: tuple[LanguageMethod, ...] = ()
-    if for_vision:
-        schedule = vision_schedule(model, family, amounts[0], for_vision)
-        methods = vision_methods(for_vision, schedule)
-    if for_decoder:
-        plan, decoder_methods = decoder_plan(model, family, for_decoder, amounts[1])
-    count = static_count(static_counts, plan)
-    handle = Handle(model, schedule, methods, plan, decoder_methods)
+    request = Request.of(method, hyperparameters, **arguments)
+    facts = read_facts(model, family, tower=request.tower is not None, language_model=request.decoder is not None)
+    return make_plan(facts, request)
+
+
+def _install(model: Any, plan: AttachPlan) -> Handle:
+    """Change the model as planned; a part that removes nothing is left alone."""
+    handle = Handle(model, plan)
+    changes = handle._changes
     try:
-        handle._patches.set(model, "ficoco_handle", handle)
-        _install(handle, model, family, count)
+        changes.set(model, "ficoco_handle", handle)
+        if plan.changes_language_model:
+            handle._decoder = DecoderReduction(model, plan)
+            handle._decoder.install(changes)
+        if plan.schedule is not None and plan.removed:
+            assert plan.facts.tower is not None
+            tower, grid = model.model.vision_tower, plan.facts.tower.grid
+            handle._tower = clip_tower.install(tower, plan.schedule, plan.methods, grid, changes)
+            ShortPrompts(model, plan.facts.tower, plan.removed).install(changes)
     except BaseException:
         handle.detach()
         raise
     return handle
-
-
-def _install(handle: Handle, model: Any, family: Family, static_counts: bool | int) -> None:
-    """Put the reductions in; what removes nothing stays out."""
-    from . import clip, llava
-
-    geometry = llava.geometry_or_none(model)
-    schedule, plan, patches = handle.schedule, handle.plan, handle._patches
-    removed = 0 if schedule is None else sum(schedule.r)
-    if plan is not None and plan.removes:
-        picture = None if geometry is None or geometry.extra or removed else geometry.grid
-        per_image = None if geometry is None else geometry.patches + geometry.extra - removed
-        check_grid(handle.decoder_methods, picture)
-        if static_counts is True and per_image is None:
-            remedy = "pass the number of visual tokens in each row"
-            unsupported("static_counts", "a number for this model", True, remedy)
-        handle._decoder = Decoder(
-            model,
-            family,
-            plan,
-            handle.decoder_methods,
-            static_counts=static_counts,
-            per_image=per_image,
-            picture=picture,
-        )
-        handle._decoder.install(patches)
-    if schedule is not None and removed:
-        assert geometry is not None
-        tower = model.model.vision_tower
-        handle._chain = clip.install(tower, schedule, handle.methods, geometry.grid, patches)
-        llava.Prompts(model, geometry, removed).install(patches)
-
-
-def _sides(method: Any, hyperparameters: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """Methods of the tower and of the language model: one for all layers, or a tuple with one for each, or None.
-
-    And the amount of the method that has both.
-    """
-    if isinstance(method, (str, AnyMethod)):
-        one = get_method(method, **hyperparameters)
-        return one.tower, one.language_model, one.amount
-    if not isinstance(method, Sequence):
-        wanted = "a name, a Method, Split, Staged, DecoderMethod, or a sequence of these"
-        checks.fail("attach", "method", wanted, method, "pass 'ficoco-v'", TypeError)
-    chosen = tuple(get_method(one, **hyperparameters) for one in method)
-    for one in chosen:
-        if one.tower is not None and one.tower.varies:
-            wanted, remedy = "one method for each layer", "pass it alone: it says which layer does what"
-            checks.fail("attach", "method", wanted, f"{one.name}, which is for all layers", remedy)
-    if chosen and all(one.language_model is None for one in chosen):
-        return chosen, None, ()
-    if chosen and all(one.tower is None for one in chosen):
-        return None, chosen, ()
-    names = ", ".join(one.name for one in chosen) or "none"
-    remedy = "for both, pass one VisionAndDecoder(vision, decoder)"
-    checks.fail("attach", "method", "methods that are all for the tower or all for the decoder", names, remedy)
 
 
 def _require_transformers() -> None:
@@ -190,7 +188,7 @@ def _require_transformers() -> None:
     except ImportError as error:
         message = f'ficoco::attach: needs {wanted}, which is not installed; pip install "ficoco_ext[hf]"'
         raise ImportError(message) from error
-    found = api.version()
+    found = release.version()
     if found is None or not _OLDEST <= found < _BELOW:
         raise ImportError(f'ficoco::attach: needs {wanted}, got {version}; pip install "ficoco_ext[hf]"')
 
@@ -199,13 +197,13 @@ def _require_known(family: Family) -> None:
     """Raise unless the installed transformers has the family as we know it; warn about an untested release."""
     from transformers import __version__ as version
 
-    tested = f"{api.TESTED_OLDEST} to {api.TESTED_NEWEST}"
-    reason = api.structure_problem(family.name)
+    tested = f"{release.TESTED_OLDEST} to {release.TESTED_NEWEST}"
+    reason = release.structure_problem(family)
     if reason is not None:
-        changed = f"transformers changed {family.name}; {version} is installed, {tested} were tested; {api.REMEDY}"
+        changed = f"transformers changed {family.name}; {version} is installed, {tested} were tested; {release.REMEDY}"
         raise NotImplementedError(f"ficoco::attach: {reason}; {changed}")
-    if api.newer_than_tested():
+    if release.newer_than_tested():
         message = (
             f"ficoco::attach: transformers {version} is newer than those that were tested, {tested}; it looks alike"
         )
-        warnings.warn(f"{message}, but if answers are odd, {api.REMEDY}", stacklevel=3)
+        warnings.warn(f"{message}, but if answers are odd, {release.REMEDY}", stacklevel=4)

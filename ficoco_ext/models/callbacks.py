@@ -1,7 +1,7 @@
-"""What ``generate`` calls back while a prompt is shorter inside than the caller's: all of it sees the caller's prompt.
+"""Callbacks of ``generate`` while the inner prompt is shorter than the caller's: they all get the caller's prompt.
 
-Lengths that a stopping criterion or a logits processor was made with count the caller's prompt, and so does whatever it
-computes from the ids that it is handed.
+Lengths that a stopping criterion or a logits processor was made with count the caller's prompt, and so does everything
+that it computes from the ids that it gets.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ class Callbacks:
     """Callbacks of one ``generate``.
 
     Args:
-        prompt: (B, L) the caller's ids. shrunk: L', the length that the prompt has inside.
+        prompt: (B, L) the caller's ids. short: L', the length of the inner prompt.
     """
 
-    def __init__(self, prompt: Tensor, shrunk: int) -> None:
-        self.prompt, self.shrunk = prompt, shrunk
-        self.removed = prompt.shape[1] - shrunk
+    def __init__(self, prompt: Tensor, short: int) -> None:
+        self.prompt, self.short = prompt, short
+        self.removed = prompt.shape[1] - short
 
     def ids(self, ids: Tensor) -> Tensor:
         """(B * n, L + new) the caller's ids for (B * n, L' + new) ids of the loop."""
-        return restore(self.prompt, self.shrunk, ids)
+        return restore(self.prompt, self.short, ids)
 
-    def told(self, options: dict[str, Any], sequences: int) -> dict[str, Any]:
-        """The callbacks among the options of ``generate``, told the caller's prompt.
+    def wrapped(self, options: dict[str, Any], sequences: int) -> dict[str, Any]:
+        """The callbacks among the options of ``generate``, wrapped so that they get the caller's prompt.
 
         Args:
             options: of ``generate``. sequences: rows of the loop for each row of the prompt, where it is not beams.
         """
-        told: dict[str, Any] = {}
+        found: dict[str, Any] = {}
         for name, kind in (("stopping_criteria", _Criterion), ("logits_processor", _Processor)):
             given = options.get(name)
             if isinstance(given, (list, tuple)):
-                told[name] = copy.copy(given) if isinstance(given, list) else []
-                told[name][:] = [self._one(each, kind, sequences) for each in given]
+                found[name] = copy.copy(given) if isinstance(given, list) else []
+                found[name][:] = [self._one(each, kind, sequences) for each in given]
         if options.get("prefix_allowed_tokens_fn") is not None:
-            told["prefix_allowed_tokens_fn"] = _Prefix(self, options["prefix_allowed_tokens_fn"], sequences)
+            found["prefix_allowed_tokens_fn"] = _Prefix(self, options["prefix_allowed_tokens_fn"], sequences)
         if options.get("streamer") is not None:
-            told["streamer"] = _Streamer(self, options["streamer"])
-        return told
+            found["streamer"] = _Streamer(self, options["streamer"])
+        return found
 
     def _one(self, given: Any, kind: Callable[[Callbacks, Any], Any], sequences: int) -> Any:
-        """transformers' own ones keep their type, by which ``generate`` finds doubles; their lengths move instead, and
-        the caller's function in one of them is wrapped."""
-        if not api.is_own(given):
+        """One of them, wrapped. transformers' own ones keep their type, by which ``generate`` finds duplicates: their
+        lengths are reduced instead, and the caller's function in one of them is wrapped."""
+        if not api.is_from_transformers(given):
             return kind(self, given)
         lengths = {name: getattr(given, name, None) for name in api.PROMPT_LENGTHS}
         moved: dict[str, Any] = {
@@ -94,11 +94,11 @@ class _Prefix:
 
     def __call__(self, batch_id: int, ids: Tensor) -> Any:
         row = self.owner.prompt[batch_id // self.sequences]
-        return self.given(batch_id, restore(row[None], self.owner.shrunk, ids[None])[0])
+        return self.given(batch_id, restore(row[None], self.owner.short, ids[None])[0])
 
 
 class _Streamer:
-    """Hands on what it gets; first comes the prompt."""
+    """Passes on what it gets; the prompt comes first."""
 
     def __init__(self, owner: Callbacks, given: Any) -> None:
         self.owner, self.given = owner, given

@@ -1,118 +1,127 @@
-"""Which models are served, and how far: an allowlist, for a similar layer, hooked alike, would go wrong silently."""
+"""Which models are served, each declared in one place. To add one, add its :class:`Family` here.
+
+This is an allowlist: hooks on a layer that is only similar to these would go wrong without an error. Nothing here
+imports transformers before one of the classes is asked for.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-from torch import nn
+from .transformers_api import model_class
 
-from ..ops import checks
-from . import transformers_api as api
+
+@dataclass(frozen=True)
+class Transformer:
+    """A vision tower or a language model whose layers have a body that we know.
+
+    Attributes:
+        module: of transformers, below its models.
+        model, layer, attention: names of the classes of the whole, of a layer, and of a layer's attention.
+    """
+
+    module: str
+    model: str
+    layer: str
+    attention: str
+
+    def classes(self) -> tuple[Any, Any, Any]:
+        """The classes of the whole, of a layer, and of a layer's attention."""
+        whole, layer, attention = (model_class(self.module, name) for name in (self.model, self.layer, self.attention))
+        return whole, layer, attention
+
+
+# By the model_type of their configs.
+LANGUAGE_MODELS = {
+    "llama": Transformer("llama.modeling_llama", "LlamaModel", "LlamaDecoderLayer", "LlamaAttention"),
+    "mistral": Transformer("mistral.modeling_mistral", "MistralModel", "MistralDecoderLayer", "MistralAttention"),
+    "qwen2": Transformer("qwen2.modeling_qwen2", "Qwen2Model", "Qwen2DecoderLayer", "Qwen2Attention"),
+    "qwen2_vl": Transformer(
+        "qwen2_vl.modeling_qwen2_vl", "Qwen2VLTextModel", "Qwen2VLDecoderLayer", "Qwen2VLAttention"
+    ),
+    "qwen2_5_vl": Transformer(
+        "qwen2_5_vl.modeling_qwen2_5_vl", "Qwen2_5_VLTextModel", "Qwen2_5_VLDecoderLayer", "Qwen2_5_VLAttention"
+    ),
+}
+CLIP_TOWER = Transformer("clip.modeling_clip", "CLIPVisionModel", "CLIPEncoderLayer", "CLIPAttention")
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model class of transformers.
+    """A model class of transformers that is served.
 
     Attributes:
-        name: what people call it, a key of :data:`~ficoco_ext.models.transformers_api.MODELS`.
-        placeholders: attributes of its config that hold ids of visual tokens.
-        vision: None if its tower can be reduced, else why not.
+        name: for messages and tables.
+        module: of transformers, below its models.
+        model, inner: its class, and the class inside it that joins image and text.
+        language_models: those that it is served with, keys of :data:`LANGUAGE_MODELS`.
+        placeholders: attributes of its config that hold the ids of visual tokens.
+        tower: the vision tower in which methods can reduce; every image then has its grid of patches as visual tokens.
+            None if none can, and ``why_no_tower`` says why.
+        towers: the model_type of towers that a checkpoint may have; one that is not ``tower`` is left alone.
     """
 
     name: str
+    module: str
+    model: str
+    inner: str
+    language_models: tuple[str, ...]
     placeholders: tuple[str, ...]
-    vision: str | None
+    tower: Transformer | None = None
+    why_no_tower: str | None = None
+    towers: tuple[str, ...] = ()
 
-    @property
-    def model(self) -> str:
-        """The name of its class."""
-        return api.MODELS[self.name].model
+    def model_class(self) -> Any:
+        """Its class."""
+        return model_class(self.module, self.model)
 
-    @property
-    def decoders(self) -> tuple[str, ...]:
-        """Language models that it is served with, keys of ``LANGUAGE_MODELS``."""
-        return api.MODELS[self.name].decoders
+    def has_known_tower(self, tower: Any) -> bool:
+        """Whether the vision tower of one model is the one in which methods can reduce, and has its class token."""
+        return self.tower is not None and type(tower) is self.tower.classes()[0]
 
 
+_LLAVA_LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
+LLAVA = Family(
+    name="LLaVA-1.5",
+    module="llava.modeling_llava",
+    model="LlavaForConditionalGeneration",
+    inner="LlavaModel",
+    language_models=_LLAVA_LANGUAGE_MODELS,
+    placeholders=("image_token_id",),
+    tower=CLIP_TOWER,
+    towers=("clip_vision_model", "siglip_vision_model"),
+)
 FAMILIES = (
+    LLAVA,
     Family(
-        "LLaVA-1.5",
-        ("image_token_id",),
-        None,
+        name="LLaVA-NeXT",
+        module="llava_next.modeling_llava_next",
+        model="LlavaNextForConditionalGeneration",
+        inner="LlavaNextModel",
+        language_models=_LLAVA_LANGUAGE_MODELS,
+        placeholders=("image_token_id",),
+        why_no_tower="its crops are laid out as grids after the tower, unpadded and given line ends, which needs every "
+        "patch; only its language model can be reduced",
     ),
     Family(
-        "LLaVA-NeXT",
-        ("image_token_id",),
-        "its crops are laid out as grids behind the tower, unpadded and given line ends, which needs every patch; "
-        "only its language model can be reduced",
+        name="Qwen2-VL",
+        module="qwen2_vl.modeling_qwen2_vl",
+        model="Qwen2VLForConditionalGeneration",
+        inner="Qwen2VLModel",
+        language_models=("qwen2_vl",),
+        placeholders=("image_token_id", "video_token_id"),
+        why_no_tower="its tower has no class token and merges whole blocks of 2 x 2 patches; only its language model "
+        "can be reduced",
     ),
     Family(
-        "Qwen2-VL",
-        ("image_token_id", "video_token_id"),
-        "its tower has no class token and merges whole blocks of 2 x 2 patches; only its language model can be reduced",
-    ),
-    Family(
-        "Qwen2.5-VL",
-        ("image_token_id", "video_token_id"),
-        "its tower has no class token, attends in windows and merges whole blocks of 2 x 2 patches; only its language "
-        "model can be reduced",
+        name="Qwen2.5-VL",
+        module="qwen2_5_vl.modeling_qwen2_5_vl",
+        model="Qwen2_5_VLForConditionalGeneration",
+        inner="Qwen2_5_VLModel",
+        language_models=("qwen2_5_vl",),
+        placeholders=("image_token_id", "video_token_id"),
+        why_no_tower="its tower has no class token, attends in windows and merges whole blocks of 2 x 2 patches; only "
+        "its language model can be reduced",
     ),
 )
-
-
-def unsupported(argument: str, wanted: str, got: object, remedy: str) -> NoReturn:
-    """Raise NotImplementedError in the words of every check."""
-    checks.fail("attach", argument, wanted, got if isinstance(got, str) else repr(got), remedy, NotImplementedError)
-
-
-def family_of(model: Any) -> Family:
-    """The family of ``model``, whose class must be one of ours, not a relative of it."""
-    names = ", ".join(family.model for family in FAMILIES)
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        unsupported("model", f"one of {names}", type(model).__name__, "attach to model.module, one process a GPU")
-    for family in FAMILIES:
-        if type(model).__name__ == family.model and type(model) is api.family_class(family.name):
-            return family
-    remedy = "no other model is supported; take a wrapped one out first (model.module, get_base_model(), _orig_mod)"
-    unsupported("model", f"one of {names}", type(model).__name__, remedy)
-
-
-def require_vision(family: Family) -> None:
-    """Raise unless the tower can be reduced."""
-    if family.vision is not None:
-        remedy = "use a method for the language model, such as 'ficoco-l'"
-        unsupported("method", f"one for the language model of {family.name}", family.vision, remedy)
-
-
-def check_decoder(language_model: Any, family: Family) -> None:
-    """Raise unless every layer is one whose body we know, attending to all tokens before it."""
-    config = language_model.config
-    for module, *names in (api.LANGUAGE_MODELS[key] for key in family.decoders):
-        if type(language_model).__name__ == names[0]:
-            model_class, layer_class, attention_class = (api.model_class(module, name) for name in names)
-            break
-    else:
-        wanted = f"one of {', '.join(api.LANGUAGE_MODELS[key].model for key in family.decoders)}"
-        unsupported("language model", wanted, type(language_model).__name__, "no other one is supported")
-    if type(language_model) is not model_class:
-        unsupported("language model", f"a {names[0]} of transformers", type(language_model).__name__, "unwrap it first")
-    kinds = set(getattr(config, "layer_types", None) or ()) - {api.FULL_ATTENTION}
-    if kinds or (getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)):
-        got = ", ".join(sorted(kinds)) or f"sliding_window={config.sliding_window}"
-        unsupported(
-            "layer_types", "full attention in every layer", got, "a window counts tokens that reduction removes"
-        )
-    if api.attention_name(config) == "flex_attention":
-        remedy = 'call model.set_attn_implementation("sdpa")'
-        unsupported("attention implementation", "sdpa, eager or flash attention", "flex_attention", remedy)
-    for index, layer in enumerate(language_model.layers):
-        argument, attention = f"decoder layer {index}", getattr(layer, "self_attn", None)
-        if type(layer) is not layer_class or type(attention) is not attention_class:
-            got = f"{type(layer).__name__} with {type(attention).__name__}"
-            unsupported(argument, f"a {names[1]} with {names[2]}", got, "unwrap the layer before attaching")
-        body = vars(layer).get("_old_forward", vars(layer).get("forward"))  # accelerate keeps the body in _old_forward
-        if body is not None and getattr(body, "__func__", None) is not layer_class.forward:
-            remedy = "undo that replacement before attaching"
-            checks.fail("attach", argument, "one with its own forward", "a replaced forward", remedy)

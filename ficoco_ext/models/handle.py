@@ -7,59 +7,71 @@ from typing import Any
 from ..methods import LanguageMethod, LayerMethod
 from ..reduction import Reduction
 from ..schedule import Plan, Schedule
-from .clip import Chain
-from .decoder import Decoder
-from .patches import Patches
-from .prefill import Prefill
-from .rows import row_reductions
+from .attach_plan import AttachPlan
+from .clip_tower import TowerReductions
+from .decoder_reduction import DecoderReduction
+from .model_changes import ModelChanges
+from .reduced_prefill import ReducedPrefill
+from .row_reductions import row_reductions
 
 
 class Handle:
     """What :func:`attach` did to one model.
 
     Attributes:
-        schedule: the vision tower's :class:`Schedule`, None if the tower is left alone; ``print(handle.schedule)``
-            shows the staircase.
-        methods: one :class:`Method` or :class:`Split` for each layer of the schedule.
-        plan: the language model's :class:`Plan`, None if it is left alone; ``print(handle.plan.schedule(576))`` shows
-            the staircase of a prompt with 576 visual tokens.
-        decoder_methods: one :class:`DecoderMethod` for each layer of the plan.
+        attach_plan: the :class:`AttachPlan` that was installed; ``print(handle.attach_plan)`` shows it.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        schedule: Schedule | None,
-        methods: tuple[LayerMethod, ...],
-        plan: Plan | None,
-        decoder_methods: tuple[LanguageMethod, ...],
-    ) -> None:
-        self.schedule, self.methods = schedule, methods
-        self.plan, self.decoder_methods = plan, decoder_methods
+    def __init__(self, model: Any, plan: AttachPlan) -> None:
+        self.attach_plan = plan
         self._model = model
-        self._patches = Patches()
-        self._chain: Chain | None = None
-        self._decoder: Decoder | None = None
-        self._told: tuple[Reduction, ...] = ()
-        self._last: Prefill | None = None
+        self._changes = ModelChanges()
+        self._tower: TowerReductions | None = None
+        self._decoder: DecoderReduction | None = None
+        self._tower_reductions: tuple[Reduction, ...] = ()  # kept at detach
+        self._last_prefill: ReducedPrefill | None = None
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The vision tower's; None if the tower is left alone. ``print(handle.schedule)`` shows the staircase."""
+        return self.attach_plan.schedule
+
+    @property
+    def methods(self) -> tuple[LayerMethod, ...]:
+        """One :class:`Method` or :class:`Split` for each layer of the schedule."""
+        return self.attach_plan.methods
+
+    @property
+    def plan(self) -> Plan | None:
+        """The language model's; None if it is left alone.
+
+        ``print(handle.plan.schedule(576))`` shows the staircase of a prompt with 576 visual tokens.
+        """
+        return self.attach_plan.plan
+
+    @property
+    def decoder_methods(self) -> tuple[LanguageMethod, ...]:
+        """One :class:`LanguageMethod` for each layer of the plan."""
+        return self.attach_plan.decoder_methods
 
     @property
     def reductions(self) -> tuple[Reduction, ...]:
-        """What the last pass through the tower did, told in original tokens, without the tokens themselves.
+        """What the last pass through the tower did, in indices of original tokens, without the tokens themselves.
 
-        One for each layer of the schedule that removes something, so ``reductions[-1]`` tells the whole story; the
-        batch dimension counts images. Empty before the first image and after a pass that an exception cut off.
+        One for each layer of the schedule that removes something, each including those before it, so
+        ``reductions[-1]`` is the whole result; the batch dimension counts images. Empty before the first image and
+        after a pass that an exception ended.
         """
-        return self._told if self._chain is None else self._chain.finished()
+        return self._tower_reductions if self._tower is None else self._tower.finished()
 
     @property
     def decoder_reductions(self) -> tuple[tuple[Reduction, ...], ...]:
         """What the last prefill did in the language model: for each row its reductions, without the tokens.
 
-        One for each layer that removed something from the row, batch of 1, told in the columns of the prompt that the
-        language model got, padding and text included. Empty before the first prompt with images. Made when asked for.
+        One for each layer that removed something from the row, batch of 1, in positions of the prompt that the
+        language model got, padding and text included. Empty before the first prompt with images. Computed on access.
         """
-        last = self._last if self._decoder is None else self._decoder.last
+        last = self._last_prefill if self._decoder is None else self._decoder.last
         return () if last is None else tuple(row_reductions(last, row) for row in range(last.visual.shape[0]))
 
     @property
@@ -71,13 +83,13 @@ class Handle:
         """Restore the model to the state before ``attach``, exactly. Calling it again does nothing.
 
         Raises:
-            RuntimeError: something that attach had set was replaced since; the model is left as it is.
+            RuntimeError: something that attach had set was replaced since; the model is not changed.
         """
         if self._model is not None:
-            self._patches.undo()
-            self._told = self.reductions
-            self._last = None if self._decoder is None else self._decoder.last
-            self._model = self._chain = self._decoder = None  # a handle that is kept shall not keep the model
+            self._changes.undo()
+            self._tower_reductions = self.reductions
+            self._last_prefill = None if self._decoder is None else self._decoder.last
+            self._model = self._tower = self._decoder = None  # a handle that is kept must not keep the model
 
     def __enter__(self) -> Handle:
         return self
@@ -86,11 +98,4 @@ class Handle:
         self.detach()
 
     def __repr__(self) -> str:
-        parts = []
-        if self.schedule is not None:
-            names = ", ".join(dict.fromkeys(method.name for method in self.methods))
-            parts.append(f"{names}, {self.schedule.patches} -> {self.schedule.final} patches")
-        if self.plan is not None:
-            names = ", ".join(dict.fromkeys(method.name for method in self.decoder_methods))
-            parts.append(f"{names} in {len(self.plan.layers)} layers of the language model")
-        return f"<Handle {'attached' if self.attached else 'detached'}: {'; '.join(parts)}>"
+        return f"<Handle {'attached' if self.attached else 'detached'}: {self.attach_plan.summary}>"

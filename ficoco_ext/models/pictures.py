@@ -1,4 +1,4 @@
-"""What happened to one picture in tower and language model, told in its patches."""
+"""What happened to one image in tower and language model, patch by patch."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ from torch import Tensor
 
 from ..ops import checks
 from ..reduction import Reduction
+from .facts import tower_facts
 from .handle import Handle
-from .llava import geometry
 
 
 def watched(model: Any, attached: Callable[[], Handle], inputs: Mapping[str, Any]) -> list[Reduction]:
-    """What a method does with the one picture of a prompt, told in its patches: those of the tower first.
+    """Run a prompt with one image; what the method does to its patches, the reductions of the tower first.
 
     Args:
-        model: a LLaVA-1.5. attached: attaches the method to it. inputs: of one row with one picture, as the processor
+        model: a LLaVA-1.5. attached: attaches the method to it. inputs: of one row with one image, as the processor
             made them.
     """
     with attached() as handle, torch.inference_mode():
         model(**inputs, logits_to_keep=1)
         tower, rows = handle.reductions, handle.decoder_reductions
-    shape = geometry(model)
+    shape = tower_facts(model)
     left = tower[-1].patch_ids.shape[1] if tower else shape.patches
-    # In the short prompt the picture begins where it did: the text before it is as it was.
+    # The image begins at the same position of the short prompt: the text before it is the same.
     first = int((inputs["input_ids"][0] == model.config.image_token_id).int().argmax()) + shape.extra
-    columns = torch.arange(first, first + left)
-    return picture_reductions(tower, rows[0] if rows else (), columns, shape.grid)
+    positions = torch.arange(first, first + left)
+    return picture_reductions(tower, rows[0] if rows else (), positions, shape.grid)
 
 
 def picture_reductions(
     tower: Sequence[Reduction],
     decoder: Sequence[Reduction],
-    columns: Tensor,
+    positions: Tensor,
     grid: tuple[int, int],
     *,
     item: int = 0,
 ) -> list[Reduction]:
-    """Every reduction of one picture in the patches of that picture: those of the tower, then those of the row.
+    """Every reduction of one image in indices of its patches: those of the tower, then those of the row.
 
     Args:
         tower: ``handle.reductions``; empty if the tower was left alone.
-        decoder: of the picture's row, ``handle.decoder_reductions[row]``; empty if the language model was left alone.
-        columns: (P,) columns of the row that hold the picture's P visual tokens, in order: those that the tower left.
-        grid: (height, width) of the picture's patches.
-        item: which image of the tower's batch the picture is.
+        decoder: of the image's row, ``handle.decoder_reductions[row]``; empty if the language model was left alone.
+        positions: (P,) positions in the row of the image's P visual tokens, in order: those that the tower left.
+        grid: (height, width) of the image's patches.
+        item: which image of the tower's batch it is.
 
     Returns:
         One :class:`Reduction` for each given one, batch of 1, without a class token, on the CPU. ``size`` counts
-        patches of this picture. A token that went into another picture's counts as dropped here (-1), for no patch of
-        this picture holds it; so does a target of another picture.
+        patches of this image. A token that went into another image's counts as dropped here (-1), for no patch of
+        this image holds it; so does a target of another image.
 
     Raises:
-        ValueError: columns are not as many as the patches that the tower left, or not of the row.
+        ValueError: positions are not as many as the patches that the tower left, or not of the row.
 
     Example:
         >>> import torch, ficoco_ext
@@ -68,28 +68,28 @@ def picture_reductions(
         >>> picture_reductions((), (in_prompt,), torch.arange(2, 6), (2, 2))[0].kept.shape
         torch.Size([1, 1])
     """
-    told = [_without_class_token(_one(step, item)) for step in tower]
-    start = told[-1] if told else _untouched(grid)
-    columns = columns.cpu()
-    left, given = start.kept.shape[1], int(columns.numel())
+    found = [_without_class_token(_one(step, item)) for step in tower]
+    start = found[-1] if found else _untouched(grid)
+    positions = positions.cpu()
+    left, given = start.kept.shape[1], int(positions.numel())
     if left != given:
         wanted = f"({left},), one for each patch that the tower left"
-        checks.fail("picture_reductions", "columns", wanted, f"{given}", "pass those of one picture")
+        checks.fail("picture_reductions", "positions", wanted, f"{given}", "pass those of one image")
     if not decoder:
-        return told
+        return found
     length = decoder[0].source_map.shape[1]
-    if int(columns.min()) < 0 or int(columns.max()) >= length:
+    if int(positions.min()) < 0 or int(positions.max()) >= length:
         wanted = f"in [0, {length})"
-        checks.fail("picture_reductions", "columns", wanted, f"{columns.tolist()}", "pass columns of the prompt")
-    place = torch.full((length,), -1)
-    place[columns] = torch.arange(left)
+        checks.fail("picture_reductions", "positions", wanted, f"{positions.tolist()}", "pass positions of the prompt")
+    own_index = torch.full((length,), -1)  # of each position: which of the image's tokens it is
+    own_index[positions] = torch.arange(left)
     mass = torch.zeros(length, dtype=torch.float64)
-    mass[columns] = start.size[0, :, 0].double()
+    mass[positions] = start.size[0, :, 0].double()
     for given_step in decoder:
         step = _one(given_step, 0)
         mass = _moved(mass, step)
-        told.append(_told_in_places(step, columns, place, mass).after(start))
-    return told
+        found.append(_of_image(step, positions, own_index, mass).after(start))
+    return found
 
 
 def _one(reduction: Reduction, item: int) -> Reduction:
@@ -115,14 +115,14 @@ def _without_class_token(step: Reduction) -> Reduction:
 def _untouched(grid: tuple[int, int]) -> Reduction:
     """Every patch holds itself."""
     patches = grid[0] * grid[1]
-    everyone = torch.arange(patches)[None]
-    nothing = everyone[:, :0]
+    all_patches = torch.arange(patches)[None]
+    nothing = all_patches[:, :0]
     return Reduction(
         tokens=None,
         size=torch.ones(1, patches, 1),
-        kept=everyone,
+        kept=all_patches,
         sources=nothing,
-        source_map=everyone,
+        source_map=all_patches,
         targets=nothing.unsqueeze(-1),
         weights=torch.empty(1, 0, 1),
         class_token=False,
@@ -131,7 +131,7 @@ def _untouched(grid: tuple[int, int]) -> Reduction:
 
 
 def _moved(mass: Tensor, step: Reduction) -> Tensor:
-    """Patches of the picture that each column stands for after ``step``."""
+    """Patches of the image that each position stands for after ``step``."""
     sources = step.sources[0]
     arriving = torch.zeros_like(mass)
     targets = step.kept[0][step.targets[0]]
@@ -141,20 +141,25 @@ def _moved(mass: Tensor, step: Reduction) -> Tensor:
     return after
 
 
-def _told_in_places(step: Reduction, columns: Tensor, place: Tensor, mass: Tensor) -> Reduction:
-    """A reduction of the prompt's columns, told in the places of the picture's visual tokens."""
-    held = place[step.kept[0]]  # which of the picture's tokens each survivor is, -1 for all others
+def _of_image(step: Reduction, positions: Tensor, own_index: Tensor, mass: Tensor) -> Reduction:
+    """A reduction of the prompt, in indices of the image's visual tokens.
+
+    Args:
+        positions: (P,) of the image's tokens. own_index: (L,) the inverse, -1 for other positions of the prompt.
+        mass: (L,) patches of the image that each position stands for after it.
+    """
+    held = own_index[step.kept[0]]  # which of the image's tokens each survivor is, -1 for all others
     mine = held >= 0
     rank = torch.where(mine, mine.cumsum(0) - 1, -1)
     rank_or_gone = torch.cat([rank.new_tensor([-1]), rank])
-    gone = place[step.sources[0]]
+    gone = own_index[step.sources[0]]
     own = gone >= 0
     return Reduction(
         tokens=None,
         size=mass[step.kept[0]][mine].to(step.size.dtype)[None, :, None],
         kept=held[mine][None],
         sources=gone[own][None],
-        source_map=rank_or_gone[step.source_map[0][columns] + 1][None],
+        source_map=rank_or_gone[step.source_map[0][positions] + 1][None],
         targets=rank[step.targets[0][own]][None],
         weights=step.weights[0][own][None],
         class_token=False,

@@ -1,4 +1,4 @@
-"""The prompt's image placeholders: as many as image tokens are left. Pure functions of tensors; no model here.
+"""The image placeholders of a prompt: as many as visual tokens are left. Pure functions of tensors, without a model.
 
 A processor writes ``before`` placeholders for each image; after reduction the model has ``after`` features for it. The
 first ``after`` placeholders of each image stay, the others go, and shorter rows are padded on the left.
@@ -17,21 +17,22 @@ from ..ops import checks
 
 
 class Prompt(NamedTuple):
-    """What has one entry a token: ids (B, L), attention mask (B, past + L), position ids (B or 1, L), labels (B, L).
+    """What has one entry for each token.
 
-    ``columns`` (B, L) says which column of the caller's prompt a token was; -1 for padding that came in between.
+    Ids (B, L), attention mask (B, past + L), position ids (B or 1, L), labels (B, L), and ``indices`` (B, L): the
+    position of each token in the caller's prompt, -1 for padding that was added.
     """
 
     ids: Tensor
     mask: Any = None
     position_ids: Tensor | None = None
     labels: Tensor | None = None
-    columns: Tensor | None = None
+    indices: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Placeholders:
-    """Which id is a placeholder, how many an image has before and after reduction, and what fills a masked place."""
+    """Which id is a placeholder, how many an image has before and after reduction, and what fills a masked position."""
 
     token: int
     before: int
@@ -64,10 +65,10 @@ def shrink(
     """
     ids, mask = prompt.ids, prompt.mask
     b, n = ids.shape
-    beside = mask.shape[-1] - n if isinstance(mask, Tensor) else 0  # it speaks of cached tokens that are not in ids
-    whole = whole and past > 0 and not beside
+    cached = mask.shape[-1] - n if isinstance(mask, Tensor) else 0  # the mask covers cached tokens that are not in ids
+    whole = whole and past > 0 and not cached
     visual = ids == rule.token
-    flat = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == b and beside in (0, past)
+    flat = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == b and cached in (0, past)
     facts = [visual.sum(1)] + ([_torn(visual, mask[:, -n:] != 0, rule.before)] if flat else [])
     counts = torch.stack(facts, 1).tolist()
     if not _fits([row[0] for row in counts], rule, images, whole, op):
@@ -75,21 +76,16 @@ def shrink(
     if mask is not None and not flat:
         wanted = f"({b}, {n})" + (f" or ({b}, {past + n}) with {past} tokens in the cache" if past else "")
         checks.fail(op, "attention_mask", wanted, mask, "pass the 2-D mask that the processor made")
-    for number, row in enumerate(counts):
-        if any(row[1:]):
-            wanted = "one that shows all placeholders of an image or none"
-            got = f"a mask that hides a part of an image in row {number}"
-            remedy = "a token that is left stands for several patches; pass the mask that the processor made"
-            checks.fail(op, "attention_mask", wanted, got, remedy)
+    _require_whole_images(counts, op)
     keep = ~visual | ((visual.cumsum(1) - 1) % rule.before < rule.after)
-    if mask is not None and not beside:
+    if mask is not None and not cached:
         leading = mask.cumsum(1) == 0
-        # Padding of all rows stays: without images it stays, too. A hidden image stays: its features need their places.
+        # Padding of all rows stays, as without images. A hidden image stays: its features need their positions.
         keep &= visual | ~(leading & ~leading.all(0))
     lengths = keep.sum(1).tolist()
     if past and not whole and prompt.position_ids is None and op == "forward" and len(set(lengths)) > 1:
         remedy = "padding comes between the cached and the new tokens, so say where the new ones are, or use generate"
-        wanted = f"({b}, {n}) when rows lose unequally many placeholders behind a cache"
+        wanted = f"({b}, {n}) when rows lose unequally many placeholders after a cache"
         checks.fail(op, "position_ids", wanted, "None", remedy)
     if whole:
         split = _split(keep, past, op)
@@ -100,38 +96,49 @@ def shrink(
     return _gather(prompt, order, keep, rule, cached=0 if whole else past, ragged=len(set(lengths)) > 1)
 
 
-def restore(prompt: Tensor, shrunk: int, sequences: Tensor) -> Tensor:
-    """Generated ``sequences`` (B * n, L' + new) with the caller's ``prompt`` (B, L) for the ``shrunk`` = L' ids."""
+def restore(prompt: Tensor, short: int, sequences: Tensor) -> Tensor:
+    """Generated ``sequences`` (B * n, L' + new) with the caller's ``prompt`` (B, L) for the ``short`` = L' ids."""
     prompt = prompt.to(sequences.device).repeat_interleave(sequences.shape[0] // prompt.shape[0], dim=0)
-    return torch.cat([prompt, sequences[:, shrunk:]], dim=1)
+    return torch.cat([prompt, sequences[:, short:]], dim=1)
 
 
-def places(columns: Tensor, asked: Tensor, length: int) -> Tensor:
-    """(k,) where the columns ``asked`` (k,) of a prompt of ``length`` are now, the same in every row.
+def moved(indices: Tensor, asked: Tensor, length: int) -> Tensor:
+    """(k,) the new positions of the positions ``asked`` (k,) of a prompt of ``length``, the same in every row.
 
     Args:
-        columns: (B, L') which column each token was. asked: integers, negative ones counted from the end, or (L,) bool.
+        indices: (B, L') the old position of each token.
+        asked: integers, negative ones counted from the end, or (L,) bool.
 
     Raises:
-        ValueError: one of them is gone, or is at another place in another row. Reads the device once.
+        ValueError: one of them was removed, or its new position differs between rows. Reads the device once.
     """
     asked = asked.nonzero()[:, 0] if asked.dtype == torch.bool else asked
-    asked = torch.where(asked < 0, asked + length, asked).to(columns.device)
-    found = columns[:, None] == asked[None, :, None]
-    place = found.to(torch.uint8).argmax(-1)
-    if not bool((found.any(-1) & (place == place[:1])).all()):
-        wanted = "columns of text, which come to the same place in every row"
-        got = "one that was removed, or is at different places"
-        checks.fail("forward", "logits_to_keep", wanted, got, "pass the number of last columns, or 0 for all")
-    return place[0]
+    asked = torch.where(asked < 0, asked + length, asked).to(indices.device)
+    found = indices[:, None] == asked[None, :, None]
+    position = found.to(torch.uint8).argmax(-1)
+    if not bool((found.any(-1) & (position == position[:1])).all()):
+        wanted = "positions of text, which move to the same position in every row"
+        got = "one that was removed, or that moves differently in different rows"
+        checks.fail("forward", "logits_to_keep", wanted, got, "pass the number of last positions, or 0 for all")
+    return position[0]
 
 
-def _torn(visual: Tensor, seen: Tensor, before: int) -> Tensor:
+def _require_whole_images(counts: list[list[int]], op: str) -> None:
+    """Raise if the mask hides a part of an image, which the second number of a row of ``counts`` says."""
+    for number, row in enumerate(counts):
+        if any(row[1:]):
+            wanted = "one that shows all placeholders of an image or none"
+            got = f"a mask that hides a part of an image in row {number}"
+            remedy = "a token that is left stands for several patches; pass the mask that the processor made"
+            checks.fail(op, "attention_mask", wanted, got, remedy)
+
+
+def _torn(visual: Tensor, unmasked: Tensor, before: int) -> Tensor:
     """(B,) how many neighbours in one image of ``before`` placeholders differ in whether the mask shows them."""
     order = visual.to(torch.uint8).argsort(dim=1, descending=True, stable=True)  # placeholders first, in order
-    shown, there = seen.gather(1, order), visual.gather(1, order)
+    shown, present = unmasked.gather(1, order), visual.gather(1, order)
     rank = torch.arange(visual.shape[1], device=visual.device)
-    return ((shown[:, 1:] != shown[:, :-1]) & there[:, 1:] & (rank[1:] % before != 0)).sum(1)
+    return ((shown[:, 1:] != shown[:, :-1]) & present[:, 1:] & (rank[1:] % before != 0)).sum(1)
 
 
 def fits_images(op: str, token: int, images: int, each: int, total: int) -> None:
@@ -172,9 +179,9 @@ def _fits(counts: list[int], rule: Placeholders, images: int, whole: bool, op: s
 
 
 def _split(keep: Tensor, past: int, op: str) -> int:
-    """Columns of the whole prompt that the cache holds: all that shrink to ``past`` tokens.
+    """How many positions of the whole prompt the cache holds: those that shrink to ``past`` tokens.
 
-    Behind them comes a token that every row keeps (the last generated or the first new one), so the end is certain.
+    After them comes a token that every row keeps (the last generated or the first new one), so the end is certain.
     """
     reach = keep.cumsum(1).amax(0).tolist()
     split = bisect_right(reach, past)
@@ -191,12 +198,12 @@ def _split(keep: Tensor, past: int, op: str) -> int:
 
 
 def _right(keep: Tensor, width: int) -> Tensor:
-    """(B, width) the kept columns in order, at the right; what is missing on the left are columns that go."""
+    """(B, width) the kept positions in order, at the right; shorter rows are filled with removed ones on the left."""
     return keep.to(torch.uint8).argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
 
 
 def _gather(prompt: Prompt, order: Tensor, keep: Tensor, rule: Placeholders, cached: int, ragged: bool) -> Prompt:
-    ids, mask, positions, labels, columns = prompt
+    ids, mask, position_ids, labels, indices = prompt
     b, n = ids.shape
     valid = keep.gather(1, order)
     if mask is not None:
@@ -204,11 +211,11 @@ def _gather(prompt: Prompt, order: Tensor, keep: Tensor, rule: Placeholders, cac
         mask = torch.cat([mask[:, :-n], tail.masked_fill(~valid, 0)], dim=1)
     elif ragged:
         mask = torch.cat([ids.new_ones(b, cached), valid.to(ids.dtype)], dim=1)
-    if positions is not None:
+    if position_ids is not None:
         removed = ((ids == rule.token) & ~keep).cumsum(1)
-        positions = (positions.expand(b, -1) - removed).gather(1, order).masked_fill(~valid, 0)
+        position_ids = (position_ids.expand(b, -1) - removed).gather(1, order).masked_fill(~valid, 0)
     if labels is not None:
         labels = labels.gather(1, order).masked_fill(~valid, -100)
-    if columns is not None:
-        columns = columns.gather(1, order).masked_fill(~valid, -1)
-    return Prompt(ids.gather(1, order).masked_fill(~valid, rule.filler), mask, positions, labels, columns)
+    if indices is not None:
+        indices = indices.gather(1, order).masked_fill(~valid, -1)
+    return Prompt(ids.gather(1, order).masked_fill(~valid, rule.filler), mask, position_ids, labels, indices)

@@ -213,8 +213,10 @@ def test_right(answer, truth, exact, wanted):
     assert questions.right(answer, truth, exact) is wanted
 
 
-def _prefill(runs: list[float]) -> timing.Prefill:
-    return timing.Prefill(1, 1, (1,), flop_counter.Flops(1, 1, 0, 0, 0, 0), sorted(runs)[len(runs) // 2], tuple(runs))
+def _prefill(runs: list[float]) -> timing.MeasuredPrefill:
+    return timing.MeasuredPrefill(
+        1, 1, (1,), flop_counter.Flops(1, 1, 0, 0, 0, 0), sorted(runs)[len(runs) // 2], tuple(runs)
+    )
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def test_verdict_says_what_the_runs_show(full, reduced, wanted):
 @pytest.fixture
 def narrow(monkeypatch):
     """A geometry that is built in a moment."""
-    monkeypatch.setitem(timing.GEOMETRIES, "llava-1.5-7b", timing.Decoder(32, hidden=64, heads=2, mlp=96))
+    monkeypatch.setitem(timing.GEOMETRIES, "llava-1.5-7b", timing.TextShape(32, hidden=64, heads=2, mlp=96))
     original = timing._config
 
     def thin(name, vision_layers, text_layers):

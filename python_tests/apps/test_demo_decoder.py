@@ -185,7 +185,7 @@ def test_picture_tells_every_patch_of_tower_and_language_model(tmp_path, monkeyp
 
 
 def test_geometry_of_a_language_model_that_reduces(monkeypatch):
-    monkeypatch.setitem(timing.GEOMETRIES, "llava-1.5-7b", timing.Decoder(32, hidden=64, heads=2, mlp=96))
+    monkeypatch.setitem(timing.GEOMETRIES, "llava-1.5-7b", timing.TextShape(32, hidden=64, heads=2, mlp=96))
     request = demo.Request(
         geometry="llava-1.5-7b", vision_layers=2, text_layers=4, text_tokens=7, repeats=1, method="ficoco-l"
     )

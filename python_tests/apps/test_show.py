@@ -103,7 +103,7 @@ def test_layers_of_one_method_and_of_the_others(loaded):
 def test_words_are_found_where_the_prompt_has_them(embedded):
     picture = checkpoint.open_image(checkpoint.find_image(SCENE))
     inputs = embedded.inputs(picture, QUESTION)
-    found = word_spans.columns(embedded, inputs, QUESTION)
+    found = word_spans.find_words(embedded, inputs, QUESTION)
     ids = inputs["input_ids"][0]
     assert list(found.words) == ["what", "color", "is", "the", "circle", "?"]
     for word, columns in found.words.items():
@@ -111,7 +111,7 @@ def test_words_are_found_where_the_prompt_has_them(embedded):
         assert min(columns) > max(found.visual)
     assert {int(ids[column]) for column in found.visual} == {embedded.model.config.image_token_id}
     twice = "is the circle above the square ?"
-    again = word_spans.columns(embedded, embedded.inputs(picture, twice), twice)
+    again = word_spans.find_words(embedded, embedded.inputs(picture, twice), twice)
     assert again.words["the"][0] == again.words["is"][0] + 1  # the first of two
 
 

@@ -49,7 +49,7 @@ def test_env_says_what_is_live_and_why_nothing_faster():
 
 
 def test_env_tries_what_it_says_of_models(monkeypatch):
-    from ficoco_ext.models import transformers_api as api
+    from ficoco_ext.models import transformers_release as api
 
     found = _json("env")
     assert found["transformers"] == {
@@ -58,7 +58,7 @@ def test_env_tries_what_it_says_of_models(monkeypatch):
         "why_not": None,
     }
     assert {one["name"]: one["why_not"] for one in found["models"]} == {
-        name: api.structure_problems().get(name) for name in api.MODELS
+        name: api.structure_problems().get(name) for name in (family.name for family in FAMILIES)
     }
     monkeypatch.setattr(api, "structure_problems", lambda: {"LLaVA-NeXT": "its forward takes [other] names"})
     monkeypatch.setattr(api, "newer_than_tested", lambda: True)
@@ -69,7 +69,7 @@ def test_env_tries_what_it_says_of_models(monkeypatch):
 
 
 def test_env_says_that_transformers_is_missing_or_broken(monkeypatch):
-    from ficoco_ext.models import transformers_api as api
+    from ficoco_ext.models import transformers_release as api
 
     def broken():
         raise RuntimeError("no libfoo.so\nand much more")

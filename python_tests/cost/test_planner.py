@@ -81,7 +81,8 @@ def test_it_is_the_best_of_all(method, quantity):
     shape, chosen = architecture(TINY), get_method(method)
     rest = {"text_tokens": 8, "hardware": "h200"}
     side = 0 if method in TOWER else 1
-    layers = planner.tower_layers(shape) if side == 0 else planner.decoder_layers(shape, chosen)
+    of = planner.tower_layers if side == 0 else planner.decoder_layers
+    layers = of("plan", shape, None, chosen)
     before = getattr(chosen, "before_attention", False)
     largest = [half] * len(layers) if method == "tome" else None
     everything = {

@@ -162,10 +162,10 @@ def test_an_exception_while_decoding(model, monkeypatch):
 
 
 def test_a_half_way_attach_is_undone(model, monkeypatch):
-    from ficoco_ext.models.decoder import Decoder
+    from ficoco_ext.models.decoder_reduction import DecoderReduction
 
     before = snapshot(model)
-    monkeypatch.setattr(Decoder, "after", property(fail))
+    monkeypatch.setattr(DecoderReduction, "after", property(fail))
     with pytest.raises(RuntimeError, match="on purpose"):
         ficoco_ext.attach(model, **L)
     assert snapshot(model) == before
@@ -282,8 +282,8 @@ def test_the_tap_holds_nothing_after_a_call(model):
     """What it held would keep the caches of earlier prompts alive."""
     with ficoco_ext.attach(model, "ficoco-l", r=9), torch.no_grad():
         model.generate(**INPUTS, max_new_tokens=3)
-        taps = [layer.self_attn._ficoco_tap for layer in model.model.language_model.layers[1:]]
-        assert all(tap._seen is None and not tap.reads for tap in taps)
+        captures = [layer.self_attn._ficoco_capture for layer in model.model.language_model.layers[1:]]
+        assert all(one._captured is None and not one.reads for one in captures)
 
 
 def test_detach_refuses_if_it_cannot_be_exact(model):

@@ -96,7 +96,9 @@ def test_a_prefill_reads_the_device_once_or_not_at_all(rows, static, monkeypatch
         return wrapper
 
     with torch.no_grad(), ficoco_ext.attach(model, "ficoco-l", r=5, static_counts=static) as handle:
-        monkeypatch.setattr(handle._decoder, "checks_promise", False)  # the CPU's courtesy, where reading is free
+        monkeypatch.setattr(
+            handle._decoder.reader, "checks_promise", False
+        )  # the CPU's courtesy, where reading is free
         for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero", "cpu"):
             monkeypatch.setattr(torch.Tensor, name, counted(name, getattr(torch.Tensor, name)))
         cache = model(**inputs).past_key_values

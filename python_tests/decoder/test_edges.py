@@ -108,7 +108,7 @@ def test_masks_of_earlier_stages_are_not_held(model):
     held = []
     with ficoco_ext.attach(model, "ficoco-l", r=5, layers=(0, 1, 2)) as handle:
         hook = model.model.language_model.norm.register_forward_hook(
-            lambda *_: held.append(len(handle._decoder.call.told))
+            lambda *_: held.append(len(handle._decoder.call.arguments))
         )
         model(**batch(ONE, TWO))
         hook.remove()

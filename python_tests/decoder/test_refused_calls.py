@@ -153,7 +153,7 @@ def test_promises_about_counts_are_checked(model):
         with pytest.raises(ValueError, match=r"images must be equally many in each of 2 rows, as static_counts"):
             model(**uneven)
         shared = batch([*words(1), *image(), *image()], [*words(*range(73))], images=2)
-        with pytest.raises(ValueError, match=r"36 visual tokens in each row and text behind them, as promised"):
+        with pytest.raises(ValueError, match=r"36 visual tokens in each row and text after them, as promised"):
             model(**shared)
         assert all(map(torch.equal, answers(model, batch(ONE, ONE)), reduced))
     with ficoco_ext.attach(model, **L, static_counts=36), torch.no_grad():
@@ -165,7 +165,7 @@ def test_promises_about_counts_are_checked(model):
 def test_windows_that_would_span_two_pictures_are_refused(model):
     with ficoco_ext.attach(model, **L, penalty=2.0, window=4), torch.no_grad():
         reduced = answers(model)
-        message = r"forward: window must be a divisor of the pictures' height 6, got 4 with 2 pictures in a row; or"
+        message = r"forward: window must be a divisor of the images' height 6, got 4 with 2 images in a row; or"
         with pytest.raises(ValueError, match=message):
             model(**batch(TWO))
         assert all(map(torch.equal, answers(model), reduced))
@@ -175,7 +175,9 @@ def test_a_tap_that_was_taken_away_is_noticed(model):
     with ficoco_ext.attach(model, **L), torch.no_grad():
         reduced, attention = answers(model), model.model.language_model.layers[2].self_attn
         ours, attention.config = attention.config, model.config.text_config
-        with pytest.raises(RuntimeError, match="ran without its tap; something replaced its config or its forward"):
+        with pytest.raises(
+            RuntimeError, match="ran without giving its query and key; its config or its forward was replaced"
+        ):
             model(**one_image())
         attention.config = ours
         assert all(map(torch.equal, answers(model), reduced))

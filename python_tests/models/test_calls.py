@@ -14,8 +14,8 @@ import torch
 from helpers.models import GREEDY, batch, image, one_image, one_thread, tiny_llava, words  # noqa: F401
 
 import ficoco_ext
-from ficoco_ext.models import cached
-from ficoco_ext.models.threads import PerThread
+from ficoco_ext.models import kv_cache
+from ficoco_ext.models.per_thread import PerThread
 from ficoco_ext.models.transformers_api import output_cache
 
 pytest.importorskip("transformers")
@@ -113,10 +113,13 @@ def test_a_cache_that_is_copied_or_pickled_moves_its_own_columns(model):
         cache = output_cache(model(**batch([*words(1), *image(), *words(2)], [*words(1, 2), *image(), *words(3)])))
         for make in (copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))):
             other = make(cache)
-            assert cached.on(other) is not cached.on(cache) and cached.on(other).cache is other
+            assert (
+                kv_cache.positions_on(other) is not kv_cache.positions_on(cache)
+                and kv_cache.positions_on(other).cache is other
+            )
             other.batch_select_indices(torch.tensor([1]))
-            assert cached.on(other).rows == other.layers[0].keys.shape[0] == 1
-            assert cached.on(cache).rows == cache.layers[0].keys.shape[0] == 2
+            assert kv_cache.positions_on(other).rows == other.layers[0].keys.shape[0] == 1
+            assert kv_cache.positions_on(cache).rows == cache.layers[0].keys.shape[0] == 2
 
 
 FAILS = (
@@ -153,8 +156,8 @@ def test_a_call_that_fails_leaves_nothing(model, method, where):
             hook.remove()
         gc.collect()
         assert seen and not any(one() is not None for one in seen)
-        taps = [getattr(each, "_ficoco_tap", None) for each in model.modules()]
-        assert all(tap is None or tap._seen is None for tap in taps)
+        captures = [getattr(each, "_ficoco_capture", None) for each in model.modules()]
+        assert all(one is None or one._captured is None for one in captures)
         assert handle._decoder is None or handle._decoder.call is None
         assert torch.equal(model.generate(**inputs, **GREEDY), wanted)
 

@@ -10,7 +10,7 @@ from helpers.families import next_inputs, qwen_inputs, tiny_next, tiny_qwen
 from helpers.models import PATCHES, batch, close, image, one_image, one_thread, tiny_llava, words  # noqa: F401
 
 import ficoco_ext
-from ficoco_ext.models import transformers_api as api
+from ficoco_ext.models.families import LANGUAGE_MODELS
 
 pytest.importorskip("transformers")
 
@@ -53,7 +53,7 @@ def test_static_cache_equals_dynamic_cache(family, attention, rows):
     make, inputs_of = FAMILIES[family]
     model = make(attention)
     inputs, said = inputs_of(model, rows), {"max_new_tokens": 4, "do_sample": False}
-    for method, options in (DECODER | (TOWER if family in api.LANGUAGE_MODELS else {})).items():
+    for method, options in (DECODER | (TOWER if family in LANGUAGE_MODELS else {})).items():
         with ficoco_ext.attach(model, method, **options):
             wanted = model.generate(**inputs, **said)
             static = model.generate(**inputs, **said, cache_implementation="static", disable_compile=True)

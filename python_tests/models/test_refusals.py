@@ -119,9 +119,9 @@ VALUES = [
     ({"r": [1, 2, 3]}, ValueError, "give one r a layer"),
     ({"r": -1}, ValueError, "must not be negative"),
     ({"r": 1.5}, TypeError, "r"),
-    ({"r": 1, "layers": (4, 5)}, ValueError, "layers must be in 0 ... 4, got 5"),
+    ({"r": 1, "layers": (4, 5)}, ValueError, "layers must be in 0 ... 4 of the tower, got 5"),
     ({"r": 1, "layers": (6,)}, ValueError, "of 6 layers, the output of layer 4 is the last that is used"),
-    ({"r": 1, "layers": (-1,)}, ValueError, "layers must be in 0 ... 4, got -1"),
+    ({"r": 1, "layers": (-1,)}, ValueError, "layers must be in 0 ... 4 of the tower, got -1"),
     ({"r": 1, "layers": (3, 2)}, ValueError, "ascending"),
     ({"r": 1, "layers": (2, 2)}, ValueError, "distinct"),
     ({"r": 1, "layers": ()}, ValueError, "at least one layer"),
@@ -176,11 +176,11 @@ def test_a_layer_that_somebody_replaced_is_refused():
 
 
 def test_a_failure_half_way_through_attach_undoes_what_was_done(model, monkeypatch):
-    from ficoco_ext.models import llava
+    from ficoco_ext.models.short_prompts import ShortPrompts
 
     answers(model)
     before = snapshot(model)
-    monkeypatch.setattr(llava.Prompts, "install", lambda *_: 1 / 0)
+    monkeypatch.setattr(ShortPrompts, "install", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ficoco_ext.attach(model, keep_ratio=0.5)
     assert snapshot(model) == before
@@ -199,11 +199,11 @@ CALLS = {
     "embeddings with images": (with_embeddings, "inputs_embeds must be None in a call with images"),
     "another feature layer": (
         lambda _, x: {**x, "vision_feature_layer": -3},
-        "vision_feature_layer must be -2 as it was",
+        "vision_feature_layer must be -2, its value at attach",
     ),
     "another strategy": (
         lambda _, x: {**x, "vision_feature_select_strategy": "full"},
-        "vision_feature_select_strategy must be 'default' as it was",
+        "vision_feature_select_strategy must be 'default', its value at attach",
     ),
     "a placeholder too many": (
         lambda _, x: batch([*words(1), *image(), 3], images=1),
@@ -274,7 +274,9 @@ def test_a_config_changed_after_attach_is_noticed(model):
     with ficoco_ext.attach(model, keep_ratio=0.25):
         model.config.vision_feature_layer = -3
         try:
-            with pytest.raises(ValueError, match="vision_feature_layer must be -2 as it was at attach, got -3; detach"):
+            with pytest.raises(
+                ValueError, match="vision_feature_layer must be -2, its value at attach, got -3; detach"
+            ):
                 model(**one_image())
         finally:
             model.config.vision_feature_layer = -2

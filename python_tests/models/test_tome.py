@@ -99,18 +99,25 @@ def test_layers_with_a_bias(model):
     methods = ["tome", "tome", "ficoco-v"]
     layers = model.model.vision_tower.encoder.layers
     with ficoco_ext.attach(model, methods, r=4, layers=(1, 3, 4)):
-        taps = [getattr(layer.self_attn, "_ficoco_tap", None) for layer in layers]
-        assert [tap is not None for tap in taps] == [False, True, True, True, True, False]
-        assert [tap.bias is not None for tap in taps[1:5]] == [False, True, True, True]
-        assert [tap.reads for tap in taps[1:5]] == [True, False, True, True]
+        captures = [getattr(layer.self_attn, "_ficoco_capture", None) for layer in layers]
+        assert [one is not None for one in captures] == [False, True, True, True, True, False]
+        assert [one.bias is not None for one in captures[1:5]] == [False, True, True, True]
+        assert [one.reads for one in captures[1:5]] == [True, False, True, True]
         assert "forward" not in vars(layers[2])
         with torch.no_grad():
             features(model, pixels(2))
-        assert all(tap._seen is None for tap in taps[1:5])
+        assert all(one._captured is None for one in captures[1:5])
     with ficoco_ext.attach(model, "tome", r=4, layers=(1, 3), proportional_attention=False):
-        assert [hasattr(layer.self_attn, "_ficoco_tap") for layer in layers] == [False, True, False, True, False, False]
+        assert [hasattr(layer.self_attn, "_ficoco_capture") for layer in layers] == [
+            False,
+            True,
+            False,
+            True,
+            False,
+            False,
+        ]
     with ficoco_ext.attach(model, "tome", r=[0, 4, 0], layers=(1, 3, 4)):
-        assert [hasattr(layer.self_attn, "_ficoco_tap") for layer in layers] == [False] * 3 + [True] * 3
+        assert [hasattr(layer.self_attn, "_ficoco_capture") for layer in layers] == [False] * 3 + [True] * 3
 
 
 @pytest.mark.parametrize("proportional", [True, False])

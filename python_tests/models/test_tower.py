@@ -52,7 +52,7 @@ def test_nothing_to_remove_is_bit_identical(attention):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_hooked_layers_that_keep_all_tokens_are_bit_identical(attention):
-    """The body and the tap themselves: a method that returns its tokens as they are, in every layer."""
+    """The body and the capture themselves: a method that returns its tokens as they are, in every layer."""
 
     class Same(Method):
         def __call__(self, tokens, attn, r, **options):
@@ -61,18 +61,18 @@ def test_hooked_layers_that_keep_all_tokens_are_bit_identical(attention):
 
     model, picture = tiny_llava(attention=attention), pixels(2)
     same = Same("same", Filter(), Correlate(), Compress())
-    from ficoco_ext.models import clip, llava
-    from ficoco_ext.models.patches import Patches
+    from ficoco_ext.models import clip_tower
+    from ficoco_ext.models.model_changes import ModelChanges
 
     with torch.no_grad():
         plain = model.model.vision_tower(picture, output_hidden_states=True).hidden_states
-        patches = Patches()
+        changes, grid = ModelChanges(), (6, 6)
         schedule = ficoco_ext.Schedule(PATCHES, tuple(range(LAYERS)), (1,) * LAYERS)
-        clip.install(model.model.vision_tower, schedule, [same] * LAYERS, llava.geometry(model).grid, patches)
+        clip_tower.install(model.model.vision_tower, schedule, [same] * LAYERS, grid, changes)
         for layer in model.model.vision_tower.encoder.layers:
             layer.forward.__self__.step = ficoco_ext.schedule.Step(0, PATCHES, 1, PATCHES)
         hooked = model.model.vision_tower(picture, output_hidden_states=True).hidden_states
-        patches.undo()
+        changes.undo()
         assert all(map(torch.equal, plain, hooked)) and len(plain) == LAYERS + 1
 
 
@@ -142,7 +142,7 @@ def test_merging_equals_a_matrix_between_attention_and_mlp(model, options):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_selection_is_that_of_the_eager_attention(attention, variant):
-    """The tap's query and key give the redundancy that the attention map of eager attention gives."""
+    """The captured query and key give the redundancy that the attention map of eager attention gives."""
     model, eager, picture = tiny_llava(attention=attention), tiny_llava(attention="eager"), pixels(2)
     probs = variant == "paper"
     with torch.no_grad(), ficoco_ext.attach(model, r=7, layers=(2,), variant=variant) as handle:
@@ -169,7 +169,9 @@ def test_records_speak_of_original_tokens(model):
         features(model, pixels(3))
         first, last = handle.reductions  # layer 2 removes nothing
         assert first.tokens is None and last.tokens is None
-        assert model.model.vision_tower.encoder.layers[4].self_attn._ficoco_tap._seen is None  # keys do not live on
+        assert (
+            model.model.vision_tower.encoder.layers[4].self_attn._ficoco_capture._captured is None
+        )  # keys do not live on
         assert first.grid == last.grid == (6, 6) and first.kept.shape == (3, 32) and last.kept.shape == (3, 25)
         for b in range(3):
             left, gone = set(last.kept[b].tolist()), {*first.sources[b].tolist(), *last.sources[b].tolist()}
@@ -228,7 +230,7 @@ def test_attention_implementation_may_change_while_attached(model):
 
 
 def test_kernels_see_the_configuration_of_the_model(model):
-    """Flash attention looks up its own name in module.config: while a kernel runs it must not find the tap's."""
+    """Flash attention looks up its own name in module.config: while a kernel runs it must not find ours."""
     from transformers import AttentionInterface
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

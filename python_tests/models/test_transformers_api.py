@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from helpers.families import next_inputs, qwen_inputs, tiny_next, tiny_qwen
 from helpers.models import GREEDY, one_image, words
 
 import ficoco_ext
+from ficoco_ext.models import families, transformers_release
 from ficoco_ext.models import transformers_api as api
-from ficoco_ext.models.families import FAMILIES
+from ficoco_ext.models.families import FAMILIES, LLAVA
 
 pytest.importorskip("transformers")
 
@@ -27,7 +29,7 @@ METHODS = {
     "ficoco-vl": {"vision": {"keep_ratio": 0.5}, "decoder": {"keep_ratio": 0.5, "layers": (1,)}},
 }
 pytestmark = pytest.mark.filterwarnings("ignore:.*past_key_values:FutureWarning")
-NAMES = sorted({api.CACHE, api.cache_name(api.family_class("LLaVA-1.5").forward)})
+NAMES = sorted({api.CACHE, api.cache_name(LLAVA.model_class().forward)})
 by_name = pytest.mark.parametrize("name", NAMES)
 
 
@@ -95,9 +97,10 @@ def test_other_families(make, inputs_of, name):
 
 
 def test_the_installed_release_is_known():
-    assert api.structure_problems() == {}
-    assert set(api.MODELS) == {family.name for family in FAMILIES}
-    assert all(set(model.decoders) <= set(api.LANGUAGE_MODELS) for model in api.MODELS.values())
+    assert transformers_release.structure_problems() == {}
+    assert len({family.name for family in FAMILIES}) == len(FAMILIES) >= 4
+    assert all(set(family.language_models) <= set(families.LANGUAGE_MODELS) for family in FAMILIES)
+    assert all((family.tower is None) == (family.why_no_tower is not None) for family in FAMILIES)
 
 
 def moved(monkeypatch, module, name, parameters):
@@ -118,14 +121,15 @@ CHANGES = [
 @pytest.mark.parametrize(("module", "changed", "parameters", "families"), CHANGES)
 def test_a_structure_that_is_not_known(module, changed, parameters, families, monkeypatch):
     moved(monkeypatch, module, changed, parameters.split(", "))
-    problems = api.structure_problems()
+    problems = transformers_release.structure_problems()
     assert set(problems) == families and all(f"{changed}.forward must be" in reason for reason in problems.values())
 
 
 def test_a_class_that_is_gone(monkeypatch):
-    monkeypatch.setitem(api.LANGUAGE_MODELS, "qwen2", api.LANGUAGE_MODELS["qwen2"]._replace(layer="Qwen9Layer"))
-    assert set(api.structure_problems()) == {"LLaVA-1.5", "LLaVA-NeXT"}
-    assert "Qwen9Layer" in api.structure_problems()["LLaVA-1.5"]
+    gone = replace(families.LANGUAGE_MODELS["qwen2"], layer="Qwen9Layer")
+    monkeypatch.setitem(families.LANGUAGE_MODELS, "qwen2", gone)
+    assert set(transformers_release.structure_problems()) == {"LLaVA-1.5", "LLaVA-NeXT"}
+    assert "Qwen9Layer" in transformers_release.structure_problems()["LLaVA-1.5"]
 
 
 @pytest.mark.parametrize("method", ["ficoco-v", "ficoco-l"])
@@ -135,14 +139,15 @@ def test_attach_refuses_a_structure_that_is_not_known(method, monkeypatch):
     message = r"LlamaDecoderLayer.forward must be one that takes .*; transformers changed LLaVA-1.5; .* 5\.17\.0 to "
     with pytest.raises(NotImplementedError, match=message) as error:
         ficoco_ext.attach(model, method, keep_ratio=0.5)
-    assert str(error.value).endswith(f'pip install "transformers<={api.TESTED_NEWEST}"')
+    assert str(error.value).endswith(f'pip install "transformers<={transformers_release.TESTED_NEWEST}"')
     assert not hasattr(model, "ficoco_handle")
 
 
 @pytest.mark.parametrize(
-    ("version", "warned"), [("5.23.4", False), (api.TESTED_NEWEST, False), ("5.24.1", True), ("5.99.0", True)]
+    ("version", "warned"),
+    [("5.23.4", False), (transformers_release.TESTED_NEWEST, False), ("5.24.1", True), ("5.99.0", True)],
 )
-def test_a_release_that_nobody_tested_draws_a_warning(version, warned, monkeypatch):
+def test_a_release_that_was_not_tested_draws_a_warning(version, warned, monkeypatch):
     model = tiny()
     monkeypatch.setattr(sys.modules["transformers"], "__version__", version)
     with warnings.catch_warnings(record=True) as found:
@@ -151,7 +156,11 @@ def test_a_release_that_nobody_tested_draws_a_warning(version, warned, monkeypat
     texts = [str(one.message) for one in found if "ficoco" in str(one.message)]
     assert len(texts) == warned
     for text in texts:
-        assert version in text and f"{api.TESTED_OLDEST} to {api.TESTED_NEWEST}" in text and api.REMEDY in text
+        assert (
+            version in text
+            and f"{transformers_release.TESTED_OLDEST} to {transformers_release.TESTED_NEWEST}" in text
+            and transformers_release.REMEDY in text
+        )
         assert found[0].filename == __file__
 
 
@@ -161,6 +170,6 @@ def test_nothing_else_spells_the_names():
     spelled = [
         path.relative_to(package).as_posix()
         for path in package.rglob("*.py")
-        if names.search(path.read_text()) and path.name != "transformers_api.py"
+        if names.search(path.read_text()) and path.name not in ("transformers_api.py", "transformers_release.py")
     ]
     assert spelled == []

@@ -32,10 +32,10 @@ def pins():
 
 def api():
     """The module that holds the range of transformers, read without importing torch's part of the package."""
-    spec = importlib.util.find_spec("ficoco_ext.models.transformers_api")
+    spec = importlib.util.find_spec("ficoco_ext.models.transformers_release")
     if spec is None:
-        pytest.skip("there is no ficoco_ext.models.transformers_api")
-    return importlib.import_module("ficoco_ext.models.transformers_api")
+        pytest.skip("there is no ficoco_ext.models.transformers_release")
+    return importlib.import_module("ficoco_ext.models.transformers_release")
 
 
 def test_everything_that_is_tested_with_is_pinned():

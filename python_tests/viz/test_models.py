@@ -21,7 +21,7 @@ from helpers.pictures import merge_matrix
 from test_trace import compare
 
 import ficoco_ext
-from ficoco_ext.models.attention import class_attention, has_class_token, sharpest, word_attention
+from ficoco_ext.models.attention_maps import class_attention, has_class_token, sharpest, word_attention
 from ficoco_ext.models.pictures import picture_reductions, watched
 from ficoco_ext.viz.traces import trace
 
@@ -93,10 +93,11 @@ def test_maps_are_rows_of_the_eager_maps_with_heads_averaged(kind):
 
 
 def test_one_layer_alone_is_read(monkeypatch):
-    from ficoco_ext.models import tap
+    from ficoco_ext.models.qk_capture import QueryKeyCapture
 
     taken = []
-    monkeypatch.setattr(tap.Tap, "put", lambda self, *seen, put=tap.Tap.put: (taken.append(self), put(self, *seen)))
+    plain = QueryKeyCapture.put
+    monkeypatch.setattr(QueryKeyCapture, "put", lambda self, *seen: (taken.append(self), plain(self, *seen)))
     model, inputs = tiny(), one_image()
     word_attention(model, inputs, range(2, 2 + PATCHES), (3 + PATCHES,), (2,))
     class_attention(model, inputs["pixel_values"], 1)

@@ -1,4 +1,4 @@
-"""Attention maps over a picture: of the class token in the tower, of words in the language model.
+"""Attention maps over an image: of the class token in the tower, of words in the language model.
 
 Query and key of a layer are read while its own kernel runs and become one row of attention at once: no map of all
 tokens is made, and no layer's query and key outlive it. The model must not be attached.
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops import QueryKey, checks
-from . import tap
-from . import transformers_api as api
-from .patches import Patches
+from . import qk_capture
+from .families import LLAVA
+from .model_changes import ModelChanges
 
 
 def class_attention(model: Any, pixel_values: Tensor, layer: int) -> Tensor:
-    """(P,) what the class token of one picture gives each patch in a layer of the tower, float32, heads averaged.
+    """(P,) the attention of one image's class token to each patch in a layer of the tower, float32, heads averaged.
 
     Args:
         model: a LLaVA-1.5. pixel_values: (1, 3, height, width). layer: of the tower.
@@ -47,12 +47,12 @@ def class_attention(model: Any, pixel_values: Tensor, layer: int) -> Tensor:
 def word_attention(
     model: Any, inputs: Mapping[str, Any], visual: Sequence[int], words: Sequence[int], layers: Sequence[int]
 ) -> dict[int, Tensor]:
-    """(n,) what text tokens of a prompt give each visual token, for each layer, heads and tokens averaged, float32.
+    """(n,) the attention of text tokens to each visual token, for each layer, heads and tokens averaged, float32.
 
     Args:
         model: a model with a language model that is served.
-        inputs: of one row, as the processor made them. visual: columns of its n visual tokens. words: columns of the
-            text tokens, behind the visual ones, or they see nothing of them. layers: of the language model.
+        inputs: of one row, as the processor made them. visual: positions of its n visual tokens. words: positions of
+            the text tokens, after the visual ones: those before attend to none. layers: of the language model.
 
     Raises:
         ValueError: no such layer.
@@ -64,8 +64,8 @@ def word_attention(
     def row(seen: QueryKey) -> Tensor:
         device = seen.query.device
         share = torch.full((1, 1, len(words)), 1 / len(words), device=device, dtype=ops.result_dtype(seen.query))
-        columns = rows.to(device), others.to(device)
-        return ops.token_attention(seen, *columns, share, probs=True, column=True, causal=True)[0, 0]
+        positions = rows.to(device), others.to(device)
+        return ops.token_attention(seen, *positions, share, probs=True, column=True, causal=True)[0, 0]
 
     with torch.inference_mode(), _rows(modules, row) as found:
         model(**inputs, logits_to_keep=1)
@@ -74,18 +74,18 @@ def word_attention(
 
 def has_class_token(tower: nn.Module) -> bool:
     """Whether the first token of this tower is a class token."""
-    return type(tower) is api.tower_classes()[0]
+    return LLAVA.has_known_tower(tower)
 
 
 def sharpest(maps: Mapping[int, Tensor]) -> int:
-    """The layer that looks most sharply: where the most attention goes to the fewest tokens.
+    """The layer with the sharpest map: where the most attention goes to the fewest tokens.
 
     Its map a has the largest sum of a log(a / mean(a)): the attention on all tokens together times the divergence of
     its spread from an even one. The first of equals.
 
     Example:
         >>> import torch
-        >>> from ficoco_ext.models.attention import sharpest
+        >>> from ficoco_ext.models.attention_maps import sharpest
         >>> sharpest({0: torch.tensor([0.4, 0.4]), 1: torch.tensor([0.5, 0.1]), 2: torch.tensor([0.01, 0.0])})
         1
     """
@@ -109,18 +109,18 @@ def _chosen(op: str, all_layers: Any, layers: Sequence[int], where: str) -> dict
 @contextlib.contextmanager
 def _rows(modules: Mapping[int, nn.Module], row: Callable[[QueryKey], Tensor]) -> Iterator[dict[int, Tensor]]:
     """Inside, calls of these attention modules fill the dictionary with what ``row`` makes of query and key."""
-    patches, found = Patches(), {}
+    changes, found = ModelChanges(), {}
 
-    def reader(layer: int, tapped: tap.Tap) -> Callable[..., None]:
+    def reader(layer: int, capture: qk_capture.QueryKeyCapture) -> Callable[..., None]:
         def read(*_: Any) -> None:
-            found[layer] = row(tapped.take()).cpu()
+            found[layer] = row(capture.take()).cpu()
 
         return read
 
     try:
         for layer, module in modules.items():
-            tapped = tap.install(module, patches)
-            patches.hook(module.register_forward_hook(reader(layer, tapped)))
+            capture = qk_capture.install(module, changes)
+            changes.hook(module.register_forward_hook(reader(layer, capture)))
         yield found
     finally:
-        patches.undo()
+        changes.undo()

@@ -1,4 +1,4 @@
-"""What ``generate`` is asked for: arguments by name, options as it would resolve them, ways that are not served."""
+"""Arguments of ``generate`` and ``forward``: by name, options as ``generate`` would resolve them, what is refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 _UNSUPPORTED = ("prefill_chunk_size", "assistant_model", "token_healing")
-_PICTURES = ("pixel_values", "pixel_values_videos")
+_IMAGES = ("pixel_values", "pixel_values_videos")
 
 
 def named(function: Any, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -18,8 +18,8 @@ def named(function: Any, owner: Any, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def images_of(options: dict[str, Any]) -> int:
-    """Pictures that come with a call, raw or encoded: a host number."""
-    for name in _PICTURES:
+    """Images that come with a call, raw or encoded: a host number."""
+    for name in _IMAGES:
         if options.get(name) is not None:
             return int(options[name].shape[0])
     for encoded in (options.get("mm_encoder_outputs") or {}).values():
@@ -41,7 +41,7 @@ def option(model: Any, name: str, options: dict[str, Any]) -> Any:
 
 
 def refuse_unsupported(model: Any, options: dict[str, Any]) -> None:
-    """Raise for ways to generate that would count the full prompt again, or a prompt that is not ours."""
+    """Raise for ways to generate that count the full prompt again, or that read another prompt."""
     asked = {name: option(model, name, options) for name in _UNSUPPORTED}
     asked["continuous batching"] = option(model, "cache_implementation", options) == "paged"
     asked["custom_generate from a repository"] = isinstance(options.get("custom_generate"), str)

@@ -1,4 +1,4 @@
-"""One prefill of a reduced language model: rows that have equally many visual tokens go through it together."""
+"""One prefill of a reduced language model: rows that have equally many visual tokens are reduced together."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from ..reduction import Reduction
 from ..schedule import Schedule
 from ..stages import Layout
 from ..stages.needs import GRID
-from .columns import Columns
+from .positions import HeldPositions
 
 
 @dataclass
-class Group:
+class RowGroup:
     """Rows with equally many visual tokens.
 
     Attributes:
-        rows: (rows,) which of the batch they are; None: all.
+        rows: (rows,) their indices in the batch; None: all.
         schedule: what they lose; None: nothing, they are text.
-        visual: (rows, n) columns of their visual tokens, among those that are held now.
-        behind: the most columns that any of them has behind its visual tokens; None: unknown.
-        pictured: the most placeholders that any of them has, those that a mask hides too.
-        left: for every row how many columns it needs now.
+        visual: (rows, n) indices of their visual tokens in the current sequence.
+        after: the most positions that any of them has after its visual tokens; None: unknown.
+        pictured: the most placeholders that any of them has, including those that a mask hides.
+        left: for every row how many positions it needs now.
     """
 
     rows: Tensor | None
     schedule: Schedule | None
     visual: Tensor
-    behind: int | None
+    after: int | None
     pictured: int
     left: list[int]
 
@@ -47,11 +47,11 @@ class Group:
         return 0 if self.schedule is None else self.schedule.r[step]
 
 
-class Record(NamedTuple):
-    """What one layer did with a group: the reduction without its tokens, and how its columns moved afterwards.
+class GroupRecord(NamedTuple):
+    """What one layer did with a group: the reduction without its tokens, and how the survivors moved afterwards.
 
-    ``reduction`` is None where the group only moved, because others lost tokens. ``shift`` columns were put in front of
-    the survivors, or taken away there if it is negative.
+    ``reduction`` is None where the group only moved, because others lost tokens. ``shift`` empty positions were put
+    before the survivors, or removed there if it is negative.
     """
 
     layer: int
@@ -61,56 +61,56 @@ class Record(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What a group's columns hold; the first dimension is its rows."""
+    """What a group's rows hold; the first dimension is its rows. ``indices``: as of :class:`HeldPositions`."""
 
     tokens: Tensor
-    places: Tensor
+    indices: Tensor
     real: Tensor | None
     size: Tensor
 
     def shifted(self, by: int) -> _Part:
-        """With ``by`` empty columns in front, or without the first ``-by``, which nobody needs."""
-        tokens, places, real, size = self
+        """With ``by`` empty positions before it, or without the first ``-by``, which are not needed."""
+        tokens, indices, real, size = self
         if by < 0:
             real = None if real is None else real[:, -by:]
-            return _Part(tokens[:, -by:], places[:, -by:], real, size[:, -by:])
+            return _Part(tokens[:, -by:], indices[:, -by:], real, size[:, -by:])
         if by > 0:
             assert real is not None
             tokens, size = F.pad(tokens, (0, 0, by, 0)), F.pad(size, (0, 0, by, 0), value=1.0)
-            return _Part(tokens, F.pad(places, (by, 0)), F.pad(real, (by, 0)), size)
+            return _Part(tokens, F.pad(indices, (by, 0)), F.pad(real, (by, 0)), size)
         return self
 
 
-def visual_columns(visual: Tensor, count: int) -> Tensor:
-    """(B, count) columns of the True ones of ``visual`` (B, L), ascending."""
+def visual_positions(visual: Tensor, count: int) -> Tensor:
+    """(B, count) positions of the True ones of ``visual`` (B, L), ascending."""
     return visual.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
-class Prefill:
-    """One pass through the layers, from the full prompt to the few columns that are left.
+class ReducedPrefill:
+    """One pass through the layers, from the full prompt to the positions that are left.
 
     Args:
         visual: (B, L) bool, the placeholders.
         real: (B, L) bool, False for padding; None: all are real.
         groups: the rows.
-        picture: grid of one picture, for a local penalty; None: unknown.
+        picture: grid of one image, for a local penalty; None: unknown.
     """
 
     def __init__(
-        self, visual: Tensor, real: Tensor | None, groups: list[Group], picture: tuple[int, int] | None = None
+        self, visual: Tensor, real: Tensor | None, groups: list[RowGroup], picture: tuple[int, int] | None = None
     ) -> None:
         b, self.length = visual.shape
         self.visual, self.groups, self.picture = visual, groups, picture
-        places = torch.arange(self.length, device=visual.device).expand(b, -1)
-        self.held = Columns(places, real, False)
+        indices = torch.arange(self.length, device=visual.device).expand(b, -1)
+        self.held = HeldPositions(indices, real, False)
         self.size: Tensor | None = None
         self.stages = [self.held]
-        self.records: list[Record] = []
+        self.records: list[GroupRecord] = []
 
     def reduce(self, tokens: Tensor, attn: QueryKey, method: LanguageMethod, layer: int, step: int) -> Tensor:
         """The ``step``-th reduction, in ``layer``: (B, W, C) -> (B, W', C).
 
-        W' is what the longest row needs. A shorter one has empty columns in front, which nobody attends to.
+        W' is what the longest row needs. A shorter one begins with empty positions, which the mask hides.
         """
         self.held = self.held.to(tokens.device)
         if any(group.removes(step) for group in self.groups):
@@ -126,56 +126,53 @@ class Prefill:
                     part, visual = self._reduce(part, attn, method, group, layer, step, shift)
                 else:
                     visual = group.visual
-                    self.records.append(Record(layer, group.rows, None, shift))
+                    self.records.append(GroupRecord(layer, group.rows, None, shift))
                 group.visual = visual + shift
                 parts.append(part.shifted(shift))
-            tokens, places, real, self.size = self._together(parts)
-            self.held = Columns(places, real, holes)
+            tokens, indices, real, self.size = self._together(parts)
+            self.held = HeldPositions(indices, real, holes)
         self.stages.append(self.held)
         return tokens
 
-    def _part(self, tokens: Tensor, group: Group, holes: bool) -> _Part:
+    def _part(self, tokens: Tensor, group: RowGroup, holes: bool) -> _Part:
         held = self.held
-        places, tokens = group.of(held.places), group.of(tokens)
+        indices, tokens = group.of(held.indices), group.of(tokens)
         real = None if held.real is None else group.of(held.real)
         if real is None and holes:
-            real = torch.ones_like(places, dtype=torch.bool)
+            real = torch.ones_like(indices, dtype=torch.bool)
         if self.size is None:
             size = tokens.new_ones(*tokens.shape[:2], 1, dtype=torch.float32)
         else:
             size = group.of(self.size.to(tokens.device))
-        return _Part(tokens, places, real, size)
+        return _Part(tokens, indices, real, size)
 
     def _reduce(
-        self, part: _Part, attn: QueryKey, method: LanguageMethod, group: Group, layer: int, step: int, shift: int
+        self, part: _Part, attn: QueryKey, method: LanguageMethod, group: RowGroup, layer: int, step: int, shift: int
     ) -> tuple[_Part, Tensor]:
-        visual = group.visual.to(part.places.device)
-        seen = QueryKey(group.of(attn.query), group.of(attn.key), attn.scale)
+        visual = group.visual.to(part.indices.device)
+        own = QueryKey(group.of(attn.query), group.of(attn.key), attn.scale)
         ids, grid = self._grid(method, part, visual, group)
-        layout = Layout.of(visual, part.places.shape[1], part.real, behind=group.behind, ids=ids, grid=grid)
-        reduction, visual = method(part.tokens, seen, group.removes(step), layout, size=part.size)
+        layout = Layout.of(visual, part.indices.shape[1], part.real, behind=group.after, ids=ids, grid=grid)
+        reduction, visual = method(part.tokens, own, group.removes(step), layout, size=part.size)
         assert reduction.tokens is not None
-        places = part.places.gather(1, reduction.kept)
+        indices = part.indices.gather(1, reduction.kept)
         real = None if part.real is None else part.real.gather(1, reduction.kept)
-        self.records.append(Record(layer, group.rows, reduction.without_tokens(), shift))
-        return _Part(reduction.tokens, places, real, reduction.size), visual
+        self.records.append(GroupRecord(layer, group.rows, reduction.without_tokens(), shift))
+        return _Part(reduction.tokens, indices, real, reduction.size), visual
 
     def _grid(
-        self, method: LanguageMethod, part: _Part, visual: Tensor, group: Group
+        self, method: LanguageMethod, part: _Part, visual: Tensor, group: RowGroup
     ) -> tuple[Tensor | None, tuple[int, int] | None]:
-        """Places of the visual tokens on one grid of all the row's pictures, one below the other."""
+        """Cells of the visual tokens on one grid of all the row's images, one below the other."""
         if GRID not in method.needs or self.picture is None:
             return None, None
         height, width = self.picture
         pictures = -(-group.pictured // (height * width))
         if pictures > 1 and height % method.window:
-            need, got = (
-                f"a divisor of the pictures' height {height}",
-                f"{method.window} with {pictures} pictures in a row",
-            )
-            checks.fail("forward", "window", need, got, f"or windows would span two pictures; {method.remedy(GRID)}")
+            need, got = f"a divisor of the images' height {height}", f"{method.window} with {pictures} images in a row"
+            checks.fail("forward", "window", need, got, f"or windows would span two images; {method.remedy(GRID)}")
         rank = group.of(self.visual).to(visual.device).cumsum(1) - 1
-        return rank.gather(1, part.places.gather(1, visual)), (pictures * height, width)
+        return rank.gather(1, part.indices.gather(1, visual)), (pictures * height, width)
 
     def _together(self, parts: list[_Part]) -> _Part:
         """The groups' rows as one batch again."""
@@ -186,7 +183,7 @@ class Prefill:
         real = [part.real for part in parts if part.real is not None]
         return _Part(
             torch.cat([part.tokens for part in parts]).index_select(0, back),
-            torch.cat([part.places for part in parts]).index_select(0, back),
+            torch.cat([part.indices for part in parts]).index_select(0, back),
             torch.cat(real).index_select(0, back) if real else None,
             torch.cat([part.size for part in parts]).index_select(0, back),
         )
@@ -194,28 +191,28 @@ class Prefill:
 
 def group_rows(
     visual: Tensor, schedules: dict[int, Schedule], counts: list[list[int]], needs: list[int]
-) -> list[Group]:
-    """Rows with equally many visual tokens, each group with its columns.
+) -> list[RowGroup]:
+    """Groups of rows with equally many visual tokens.
 
     Args:
         visual: (B, L) bool.
         schedules: for every number of visual tokens but 0.
-        counts: for each row: visual tokens, columns behind them, placeholders, and more.
-        needs: for each row: columns that it needs.
+        counts: for each row: visual tokens, positions after them, placeholders, and more.
+        needs: for each row: positions that it needs.
     """
     members: dict[int, list[int]] = {}
     for row, count in enumerate(counts):
         members.setdefault(count[0], []).append(row)
     numbers = sorted(members)
     groups, order = [], [row for number in numbers for row in members[number]]
-    # One copy to the device, right behind the read of the counts, and none where all rows are alike.
+    # One copy to the device, right after the read of the counts, and none where all rows are alike.
     parts = (
         torch.tensor(order, device=visual.device).split([len(members[n]) for n in numbers]) if numbers[1:] else [None]
     )
     for number, rows in zip(numbers, parts, strict=True):
         chosen = visual if rows is None else visual.index_select(0, rows)
-        behind = max(counts[row][1] for row in members[number])
+        after = max(counts[row][1] for row in members[number])
         pictured = max(counts[row][2] for row in members[number])
         left = [needs[row] for row in members[number]]
-        groups.append(Group(rows, schedules.get(number), visual_columns(chosen, number), behind, pictured, left))
+        groups.append(RowGroup(rows, schedules.get(number), visual_positions(chosen, number), after, pictured, left))
     return groups

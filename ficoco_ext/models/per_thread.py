@@ -7,10 +7,10 @@ from typing import Any
 
 
 class PerThread(threading.local):
-    """Attributes that each thread sees its own values of.
+    """Attributes that have a value of their own in each thread.
 
-    ``__init__`` runs once in every thread that touches the object, always with the arguments it was made with. A copy
-    starts afresh, with copies of these arguments.
+    ``__init__`` runs once in every thread that uses the object, always with the arguments of its construction. A copy
+    starts without state, with copies of these arguments.
     """
 
     def __init__(self, *args: Any) -> None:

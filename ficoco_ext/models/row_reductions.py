@@ -1,4 +1,4 @@
-"""What a prefill did to each of its rows, told in the columns of the prompt."""
+"""What a prefill did to each of its rows, in positions of the prompt."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import torch
 from torch import Tensor
 
 from ..reduction import Reduction
-from .prefill import Prefill, Record
+from .reduced_prefill import GroupRecord, ReducedPrefill
 
 
-def row_reductions(prefill: Prefill, row: int) -> tuple[Reduction, ...]:
+def row_reductions(prefill: ReducedPrefill, row: int) -> tuple[Reduction, ...]:
     """The reductions of one row, batch of 1, one for every layer that removed something from it.
 
-    Columns are those of the prompt as the language model got it, padding included.
+    Indices are positions of the prompt as the language model got it, padding included.
     """
-    told: list[Reduction] = []
-    empty = ended = 0  # columns in front that the story does not know, and columns of the story that are given up
+    found: list[Reduction] = []
+    empty = ended = 0  # leading positions that were added since the last reduction, and those of it that were removed
     for record in prefill.records:
-        place = _place(record, row)
-        if place is None:
+        member = _member(record, row)
+        if member is None:
             continue
         if record.reduction is not None:
-            step = _moved(_only(record.reduction, place), empty, ended)
-            told.append(step if not told else step.after(told[-1]))
+            step = _moved(_only(record.reduction, member), empty, ended)
+            found.append(step if not found else step.after(found[-1]))
             ended = 0
-        given_up = max(-record.shift, 0)
-        ended += max(given_up - empty, 0)
-        empty = max(empty - given_up, 0) + max(record.shift, 0)
-    return tuple(told)
+        removed = max(-record.shift, 0)
+        ended += max(removed - empty, 0)
+        empty = max(empty - removed, 0) + max(record.shift, 0)
+    return tuple(found)
 
 
-def _place(record: Record, row: int) -> int | None:
-    """Where in the record's group the row is."""
+def _member(record: GroupRecord, row: int) -> int | None:
+    """The index of the row within the record's group; None if it is not in it."""
     if record.rows is None:
         return row
     members = record.rows.tolist()
@@ -48,10 +48,10 @@ def _only(reduction: Reduction, row: int) -> Reduction:
 
 
 def _moved(step: Reduction, empty: int, ended: int) -> Reduction:
-    """A reduction of columns that had moved since the one before, told in the columns that that one had left.
+    """A reduction of tokens that had moved since the one before, with the indices that the one before had left.
 
-    ``empty`` columns had come in front, which survive here and are taken out of the story. The first ``ended`` columns,
-    padding, had been given up, so here they end.
+    ``empty`` leading positions had been added, which survive here and are left out. The first ``ended`` positions,
+    padding, had been removed, so they end here.
     """
     dropped = torch.full_like(step.source_map[:, :1], -1).expand(-1, ended)
     return replace(

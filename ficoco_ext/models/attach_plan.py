@@ -1,0 +1,168 @@
+"""What ``attach`` will do to a model, decided from facts alone before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..methods import LanguageMethod, LayerMethod
+from ..resolve import decoder_plan, tower_schedule
+from ..schedule import Plan, Schedule, Step
+from ..stages.needs import GRID
+from .facts import ModelFacts
+from .model_checks import unsupported
+from .qk_capture import check_bias
+from .request import OP, Request
+
+_EXAMPLE = 576  # visual tokens of the prompt that is printed where images differ in theirs
+
+
+@dataclass(frozen=True)
+class AttachPlan:
+    """Which method acts in which layer, and how much it removes. A value: no module, no tensor, no model.
+
+    ``print(plan)`` shows both staircases with their methods.
+
+    Attributes:
+        facts: what the plan was made for: the model's family, its grid of patches, its layers.
+        schedule: of the vision tower, for every image; None if the tower is left alone.
+        methods: one for each layer of ``schedule``.
+        plan: of the language model, for any number of visual tokens; None if it is left alone.
+        decoder_methods: one for each layer of ``plan``.
+        static_counts: False, or the promise that all rows of a prompt have the same number of visual tokens: True, or
+            that number.
+    """
+
+    facts: ModelFacts
+    schedule: Schedule | None
+    methods: tuple[LayerMethod, ...]
+    plan: Plan | None
+    decoder_methods: tuple[LanguageMethod, ...]
+    static_counts: bool | int = False
+
+    @property
+    def removed(self) -> int:
+        """Patches of every image that leave in the tower."""
+        return 0 if self.schedule is None else sum(self.schedule.r)
+
+    @property
+    def changes_language_model(self) -> bool:
+        """Whether any prompt would lose something in the language model."""
+        return self.plan is not None and self.plan.removes
+
+    @property
+    def per_image(self) -> int | None:
+        """Visual tokens of an image that the language model gets; None if that depends on the image."""
+        tower = self.facts.tower
+        return None if tower is None else tower.patches + tower.extra - self.removed
+
+    @property
+    def picture(self) -> tuple[int, int] | None:
+        """The grid of an image's visual tokens in the language model; None if they are no whole grid."""
+        tower = self.facts.tower
+        return None if tower is None or tower.extra or self.removed else tower.grid
+
+    @property
+    def left_alone(self) -> tuple[str, ...]:
+        """For each part that is not changed, why."""
+        reasons = []
+        for part, given, removes in (
+            ("the vision tower", self.schedule is not None, bool(self.removed)),
+            ("the language model", self.plan is not None, self.changes_language_model),
+        ):
+            if not removes:
+                why = "nothing is to be removed" if given else "the method has no part in it"
+                reasons.append(f"{part} is left alone: {why}")
+        return tuple(reasons)
+
+    def __str__(self) -> str:
+        lines = [_heading(self.facts)]
+        if self.removed:
+            assert self.schedule is not None
+            lines += ["vision tower, for every image:", *_staircase(self.schedule, self.methods, "patches")]
+        if self.changes_language_model:
+            assert self.plan is not None
+            tokens = self.per_image or _EXAMPLE
+            what = "one image" if self.per_image else f"{_EXAMPLE} visual tokens, as an example"
+            schedule = self.plan.schedule(tokens)
+            lines += [f"language model, for a prompt with {what}:"]
+            lines += _staircase(schedule, self.decoder_methods, "visual tokens")
+        if self.static_counts:
+            promised = "as many as its images have" if self.static_counts is True else str(self.static_counts)
+            lines.append(f"static counts: every row is promised to have {promised} visual tokens")
+        return "\n".join([*lines, *self.left_alone])
+
+    @property
+    def summary(self) -> str:
+        """Methods and numbers in one line."""
+        parts = []
+        if self.schedule is not None:
+            parts.append(f"{_names(self.methods)}, {self.schedule.patches} -> {self.schedule.final} patches")
+        if self.plan is not None:
+            parts.append(f"{_names(self.decoder_methods)} in {len(self.plan.layers)} layers of the language model")
+        return "; ".join(parts)
+
+    def __repr__(self) -> str:
+        return f"<AttachPlan for {self.facts.family}: {self.summary}>"
+
+
+def make_plan(facts: ModelFacts, request: Request) -> AttachPlan:
+    """The plan for one model: which layers reduce, by which method, and how much.
+
+    Raises:
+        ValueError, TypeError: an amount or layers that do not fit the model. NotImplementedError: something that this
+            model cannot do.
+    """
+    schedule: Schedule | None = None
+    plan: Plan | None = None
+    methods: tuple[LayerMethod, ...] = ()
+    decoder_methods: tuple[LanguageMethod, ...] = ()
+    tower_amount, decoder_amount = request.amounts(0 if facts.tower is None else facts.tower.patches)
+    if request.tower is not None:
+        assert facts.tower is not None
+        schedule, methods = tower_schedule(OP, facts.tower, request.tower, tower_amount)
+    if request.decoder is not None:
+        plan, decoder_methods = decoder_plan(OP, facts.language_model, request.decoder, decoder_amount)
+    made = AttachPlan(facts, schedule, methods, plan, decoder_methods, request.static_counts)
+    _check_possible(made)
+    return made
+
+
+def _check_possible(plan: AttachPlan) -> None:
+    """Raise for what the parts of the plan cannot do together."""
+    if plan.changes_language_model:
+        for one in plan.decoder_methods:
+            if GRID in one.needs and plan.picture is None:
+                wanted = "one that needs no grid where the visual tokens of an image are not its whole grid, in order"
+                unsupported("method", wanted, f"{one.name}, which needs the grid", one.remedy(GRID))
+        if plan.static_counts is True and plan.per_image is None:
+            remedy = "pass the number of visual tokens in each row"
+            unsupported("static_counts", "a number for this model", True, remedy)
+    if plan.schedule is not None:
+        steps = zip(plan.schedule.steps, plan.methods, strict=True)
+        if any(step.r and method.proportional_attention for step, method in steps):
+            check_bias(OP, plan.facts.tower_attention)
+
+
+def _names(methods: Iterable[LayerMethod | LanguageMethod]) -> str:
+    return ", ".join(dict.fromkeys(method.name for method in methods))
+
+
+def _heading(facts: ModelFacts) -> str:
+    tower, decoder = facts.tower, f"{facts.language_model.layers} layers in the language model"
+    if tower is None:
+        return f"{facts.family}: {decoder}; the number of visual tokens depends on the image"
+    height, width = tower.grid
+    more = " and its class token" if tower.extra else ""
+    used = f"{tower.layers} layers in the vision tower ({tower.used} used)"
+    return f"{facts.family}: {height} x {width} = {tower.patches} patches of an image{more}, {used}, {decoder}"
+
+
+def _staircase(
+    schedule: Schedule, methods: tuple[LayerMethod, ...] | tuple[LanguageMethod, ...], unit: str
+) -> list[str]:
+    def line(step: Step, name: str) -> str:
+        return f"  layer {step.layer:>3}: {step.before:>5} - {step.r:>4} = {step.after:>5}  {name}"
+
+    rows = [line(step, method.name) for step, method in zip(schedule.steps, methods, strict=True)]
+    return [*rows, f"  {schedule.final} of {schedule.patches} {unit} left (keep ratio {schedule.keep_ratio:.3f})"]

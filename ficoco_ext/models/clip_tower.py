@@ -1,0 +1,145 @@
+"""The CLIP tower: reduction between attention and MLP of chosen ``CLIPEncoderLayer`` instances."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from ..methods import LayerMethod
+from ..ops import QueryKey, checks
+from ..reduction import Reduction
+from ..schedule import Schedule, Step
+from . import qk_capture
+from .model_changes import ModelChanges
+from .per_thread import PerThread
+from .qk_capture import QueryKeyCapture
+
+
+class _Pass(PerThread):
+    """The reductions of the pass that this thread is in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: tuple[Reduction, ...] = ()
+
+
+class TowerReductions:
+    """The reductions of one pass through the tower. The first reducing layer starts a new pass.
+
+    Args:
+        length: reductions in a pass.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self._pass = _Pass()
+        self._finished: tuple[Reduction, ...] = ()
+
+    def previous(self, number: int) -> Reduction | None:
+        """The reduction before the ``number``-th; None for the first, which forgets the pass before."""
+        if number == 0:
+            self._pass.records = self._finished = ()
+            return None
+        return self._pass.records[number - 1]
+
+    def put(self, number: int, reduction: Reduction) -> None:
+        """Record the ``number``-th reduction."""
+        records = (*self._pass.records[:number], reduction)
+        self._pass.records = records
+        if len(records) == self._length:
+            self._finished = records
+
+    def finished(self) -> tuple[Reduction, ...]:
+        """All reductions of the pass that ended last; empty if there was none, or if an exception ended it."""
+        return self._finished
+
+
+class LogSizeBias:
+    """The bias of proportional attention: a survivor that stands for z tokens gets the attention of z equal ones."""
+
+    def __init__(self, reductions: TowerReductions, number: int) -> None:
+        self.reductions, self.number = reductions, number
+
+    def __call__(self, key: Tensor) -> Tensor | None:
+        """log(size) (B, 1, 1, N) of what the reduction before the ``number``-th left; None if there was none."""
+        previous = self.reductions.previous(self.number)
+        return None if previous is None else previous.size.to(key.device).log().to(key.dtype).mT.unsqueeze(1)
+
+
+class TowerLayer:
+    """Replaces one layer's ``forward``. It still calls the layer's modules, so hooks and quantisation keep working."""
+
+    def __init__(
+        self,
+        layer: Any,
+        capture: QueryKeyCapture,
+        method: LayerMethod,
+        step: Step,
+        grid: tuple[int, int],
+        reductions: TowerReductions,
+        number: int,
+    ) -> None:
+        self.layer, self.capture, self.method, self.step = layer, capture, method, step
+        self.grid, self.reductions, self.number = grid, reductions, number
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """``CLIPEncoderLayer.forward`` with a reduction in the middle: (B, 1 + P, C) -> (B, 1 + P - r, C)."""
+        wanted = 1 + self.step.before
+        if hidden_states.shape[1] != wanted or attention_mask is not None:
+            checks.fail(
+                "forward",
+                f"input of vision layer {self.step.layer}",
+                f"a class token and {self.step.before} patches without a mask",
+                f"{hidden_states.shape[1]} tokens{'' if attention_mask is None else ' with a mask'}",
+                "images must have the config's image_size; interpolate_pos_encoding is not supported",
+            )
+        try:
+            attended = self.layer.self_attn(
+                hidden_states=self.layer.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs
+            )[0]
+            attn = self.capture.take()
+        finally:
+            self.capture.drop()
+        hidden_states = self._reduce(hidden_states + attended, attn)
+        return hidden_states + self.layer.mlp(self.layer.layer_norm2(hidden_states))
+
+    def _reduce(self, tokens: Tensor, attn: QueryKey) -> Tensor:
+        previous = self.reductions.previous(self.number)
+        if previous is not None and previous.kept.device != tokens.device:
+            previous = _to(previous, tokens)  # a tower spread over several devices
+        result = self.method(tokens, attn, self.step.r, class_token=True, grid=self.grid, previous=previous)
+        self.reductions.put(self.number, result.without_tokens())
+        assert result.tokens is not None
+        return result.tokens
+
+
+def _to(reduction: Reduction, like: Tensor) -> Reduction:
+    held = {field.name: getattr(reduction, field.name) for field in fields(reduction)}
+    moved: dict[str, Any] = {name: t.to(like.device) for name, t in held.items() if isinstance(t, Tensor)}
+    return replace(reduction, **moved)
+
+
+def install(
+    tower: Any, schedule: Schedule, methods: Sequence[LayerMethod], grid: tuple[int, int], changes: ModelChanges
+) -> TowerReductions:
+    """Replace the body of every layer of ``schedule`` that removes something.
+
+    Attention of the layers between it and the next one, and of that one, is proportional if its method wants that. All
+    other layers are not changed.
+    """
+    steps = {step.layer: (step, method) for step, method in zip(schedule.steps, methods, strict=True) if step.r}
+    reductions, number, bias = TowerReductions(len(steps)), 0, None
+    for index, layer in enumerate(tower.encoder.layers):
+        if index not in steps:
+            if bias is not None:
+                qk_capture.install(layer.self_attn, changes, bias, reads=False)
+            continue
+        step, method = steps[index]
+        capture = qk_capture.install(layer.self_attn, changes, bias)
+        changes.set_forward(layer, TowerLayer(layer, capture, method, step, grid, reductions, number).forward)
+        number += 1
+        bias = LogSizeBias(reductions, number) if method.proportional_attention else None
+    return reductions

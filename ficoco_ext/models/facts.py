@@ -1,0 +1,60 @@
+"""What ``attach`` has to know of a model, read once from its config: values on the host, no modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..resolve import LanguageModelFacts, TowerFacts
+from . import transformers_api as api
+from .families import Family
+from .model_checks import check_language_model, check_tower, one_layer
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """One model.
+
+    Attributes:
+        family: the name of its :class:`~ficoco_ext.models.families.Family`.
+        placeholders: the ids of its visual tokens.
+        tower: its vision tower, if every image has the same number of visual tokens, in the order of its patches.
+        tower_attention: the name of the attention kernel of its tower; empty where ``tower`` is None.
+        language_model: its language model.
+    """
+
+    family: str
+    placeholders: tuple[int, ...]
+    tower: TowerFacts | None
+    tower_attention: str
+    language_model: LanguageModelFacts
+
+
+def read_facts(model: Any, family: Family, *, tower: bool, language_model: bool) -> ModelFacts:
+    """The facts of ``model``, after a check of the parts that are to be reduced: ``tower``, ``language_model``.
+
+    Raises:
+        NotImplementedError, ValueError: a part that cannot be reduced.
+    """
+    if tower:
+        check_tower(model, family)
+    if language_model:
+        check_language_model(model.model.language_model, family)
+    known = family.tower is not None and family.has_known_tower(model.model.vision_tower)
+    known = known and isinstance(one_layer(model.config.vision_feature_layer), int)
+    return ModelFacts(
+        family.name,
+        tuple(getattr(model.config, name) for name in family.placeholders),
+        tower_facts(model) if known else None,
+        api.attention_name(model.model.vision_tower.config) if known else "",
+        LanguageModelFacts(len(model.model.language_model.layers)),
+    )
+
+
+def tower_facts(model: Any) -> TowerFacts:
+    """The tower of a LLaVA-1.5, read from its config."""
+    vision, selected = model.config.vision_config, one_layer(model.config.vision_feature_layer)
+    side, layers = vision.image_size // vision.patch_size, vision.num_hidden_layers
+    used = selected if selected >= 0 else layers + 1 + selected  # hidden_states[0] is what enters the first layer
+    extra = int(model.config.vision_feature_select_strategy == "full")
+    return TowerFacts((side, side), layers, used, extra)

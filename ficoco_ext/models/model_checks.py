@@ -1,0 +1,95 @@
+"""Whether a model is one that can be reduced: its class, its tower and its language model. Nothing is changed."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from torch import nn
+
+from ..ops import checks
+from . import transformers_api as api
+from .families import FAMILIES, LANGUAGE_MODELS, Family
+
+
+def unsupported(argument: str, wanted: str, got: object, remedy: str) -> NoReturn:
+    """Raise NotImplementedError, with the message that every check has."""
+    checks.fail("attach", argument, wanted, got if isinstance(got, str) else repr(got), remedy, NotImplementedError)
+
+
+def family_of(model: Any) -> Family:
+    """The family of ``model``, whose class must be one of ours, not a class derived from it.
+
+    Raises:
+        NotImplementedError: no family has this class.
+    """
+    names = ", ".join(family.model for family in FAMILIES)
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        unsupported("model", f"one of {names}", type(model).__name__, "attach to model.module, one process a GPU")
+    for family in FAMILIES:
+        if type(model).__name__ == family.model and type(model) is family.model_class():
+            return family
+    remedy = "no other model is supported; take a wrapped one out first (model.module, get_base_model(), _orig_mod)"
+    unsupported("model", f"one of {names}", type(model).__name__, remedy)
+
+
+def one_layer(layer: Any) -> Any:
+    """``vision_feature_layer``; a list of one layer means that layer."""
+    return layer[0] if isinstance(layer, (list, tuple)) and len(layer) == 1 else layer
+
+
+def check_tower(model: Any, family: Family) -> None:
+    """Raise NotImplementedError unless the tower of ``model`` can be reduced: a similar one would go wrong."""
+    if family.tower is None:
+        remedy = "use a method for the language model, such as 'ficoco-l'"
+        unsupported("method", f"one for the language model of {family.name}", family.why_no_tower, remedy)
+    layer, strategy = one_layer(model.config.vision_feature_layer), model.config.vision_feature_select_strategy
+    if isinstance(layer, bool) or not isinstance(layer, int):
+        unsupported("vision_feature_layer", "one integer", layer, "layers of different lengths cannot be concatenated")
+    if strategy not in ("default", "full"):
+        unsupported("vision_feature_select_strategy", "'default' or 'full'", strategy, "no other one is known")
+    tower, (_, layer_class, attention_class) = model.model.vision_tower, family.tower.classes()
+    if not family.has_known_tower(tower):
+        remedy = "FiCoCo-V scores patches by the class token of a CLIP tower; SigLIP has none"
+        unsupported("vision tower", f"a {family.tower.model}", type(tower).__name__, remedy)
+    for index, layer in enumerate(tower.encoder.layers):
+        _check_layer(f"vision layer {index}", layer, layer_class, attention_class)
+
+
+def check_language_model(language_model: Any, family: Family) -> None:
+    """Raise unless every layer is one whose body we know, and attends to all tokens before it."""
+    for known in (LANGUAGE_MODELS[key] for key in family.language_models):
+        if type(language_model).__name__ == known.model:
+            model_class, layer_class, attention_class = known.classes()
+            break
+    else:
+        wanted = f"one of {', '.join(LANGUAGE_MODELS[key].model for key in family.language_models)}"
+        unsupported("language model", wanted, type(language_model).__name__, "no other one is supported")
+    if type(language_model) is not model_class:
+        wanted = f"a {known.model} of transformers"
+        unsupported("language model", wanted, type(language_model).__name__, "unwrap it first")
+    _check_attention(language_model.config)
+    for index, layer in enumerate(language_model.layers):
+        _check_layer(f"decoder layer {index}", layer, layer_class, attention_class)
+
+
+def _check_attention(config: Any) -> None:
+    kinds = set(getattr(config, "layer_types", None) or ()) - {api.FULL_ATTENTION}
+    if kinds or (getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)):
+        got = ", ".join(sorted(kinds)) or f"sliding_window={config.sliding_window}"
+        remedy = "a window counts tokens that reduction removes"
+        unsupported("layer_types", "full attention in every layer", got, remedy)
+    if api.attention_name(config) == "flex_attention":
+        remedy = 'call model.set_attn_implementation("sdpa")'
+        unsupported("attention implementation", "sdpa, eager or flash attention", "flex_attention", remedy)
+
+
+def _check_layer(argument: str, layer: Any, layer_class: Any, attention_class: Any) -> None:
+    attention = getattr(layer, "self_attn", None)
+    if type(layer) is not layer_class or type(attention) is not attention_class:
+        wanted = f"a {layer_class.__name__} with {attention_class.__name__}"
+        got = f"{type(layer).__name__} with {type(attention).__name__}"
+        unsupported(argument, wanted, got, "unwrap the layer before attaching")
+    body = vars(layer).get("_old_forward", vars(layer).get("forward"))  # accelerate keeps the body in _old_forward
+    if body is not None and getattr(body, "__func__", None) is not layer_class.forward:
+        remedy = "undo that replacement before attaching"
+        checks.fail("attach", argument, "one with its own forward", "a replaced forward", remedy)

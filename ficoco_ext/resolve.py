@@ -1,0 +1,243 @@
+"""Which layers remove how many tokens: the rules that ``attach`` and the cost model share.
+
+Facts of a model and what a method is asked for go in; a :class:`~ficoco_ext.Schedule` of the vision tower and a
+:class:`~ficoco_ext.Plan` of the language model come out, each with one method for each of its layers. Every function
+takes ``op``, the name of the caller, for its messages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .methods import LanguageMethod, LayerMethod, TowerMethod
+from .ops import checks
+from .schedule import Plan, Schedule
+from .stages.needs import WHOLE_GRID
+
+# One method for all layers, or one for each.
+TowerMethods = TowerMethod | tuple[LayerMethod, ...]
+DecoderMethods = LanguageMethod | tuple[LanguageMethod, ...]
+
+
+@dataclass(frozen=True)
+class TowerFacts:
+    """A vision tower with a class token, in which patches can leave.
+
+    Attributes:
+        grid: (height, width) of an image's patches.
+        layers: all of them. used: the first ones, whose output the language model gets.
+        extra: visual tokens of an image besides its patches: 1 if the class token goes to the language model.
+    """
+
+    grid: tuple[int, int]
+    layers: int
+    used: int
+    extra: int = 0
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image."""
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class LanguageModelFacts:
+    """A language model: how many layers it has."""
+
+    layers: int
+
+
+@dataclass(frozen=True)
+class Amount:
+    """``r``, ``keep_ratio`` and ``tokens``, of which one may be given, and ``layers``; as ``attach`` takes them."""
+
+    r: Any = None
+    keep_ratio: Any = None
+    tokens: Any = None
+    layers: tuple[Any, ...] | None = None
+
+    @classmethod
+    def of(cls, op: str, *, layers: Any = None, **given: Any) -> Amount:
+        """The amount, with lists as tuples, so that it cannot be changed from outside.
+
+        Raises:
+            TypeError: layers that are no sequence.
+        """
+        if layers is not None and not isinstance(layers, Iterable):
+            checks.fail(op, "layers", "a sequence of layer indices", layers, "pass layers=(12, 13)", TypeError)
+        held = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        return cls(**held, layers=None if layers is None else tuple(layers))
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Those of the three that are not None."""
+        three = {"r": self.r, "keep_ratio": self.keep_ratio, "tokens": self.tokens}
+        return {name: value for name, value in three.items() if value is not None}
+
+
+def shared_tokens(patches: int, final: int) -> int:
+    """Patches that the tower leaves if ``final`` are left in the end and both parts keep the same share of their input.
+
+    Example:
+        >>> shared_tokens(576, 144)
+        288
+    """
+    return math.floor(math.sqrt(patches * final) + 0.5)
+
+
+def require_shareable(op: str, amount: Amount) -> None:
+    """Raise a ValueError unless ``amount`` can be divided between two parts: ``keep_ratio`` or ``tokens`` alone."""
+    given = amount.given
+    if "r" in given or amount.layers is not None or len(given) != 1:
+        got = ", ".join([*given, *(["layers"] if amount.layers is not None else [])]) or "nothing"
+        wanted = "one of keep_ratio and tokens for both parts together"
+        checks.fail(op, "amount", wanted, got, "or say it for each part: vision={...}, decoder={...}")
+
+
+def equal_shares(op: str, patches: int, amount: Amount) -> tuple[Amount, Amount]:
+    """The amounts of tower and language model that keep the same share of what each of them gets.
+
+    Raises:
+        ValueError: not one of ``keep_ratio`` and ``tokens`` alone, or a value out of range.
+    """
+    require_shareable(op, amount)
+    final = Schedule.build(patches, layers=(0,), **amount.given).final
+    between = shared_tokens(patches, final)
+    return Amount(tokens=between), Amount(keep_ratio=final / between)
+
+
+def tower_layers(op: str, facts: TowerFacts, methods: TowerMethods, layers: Sequence[Any] | None) -> tuple[int, ...]:
+    """The layers of the tower that reduce: given ones, the method's own, or the second half up to the last in use.
+
+    Raises:
+        ValueError: layers that do not exist or are not used. TypeError: no integers.
+    """
+    last = facts.used - 1
+    own = None if isinstance(methods, tuple) else methods.layers
+    if layers is None and own is None:
+        chosen = tuple(range(facts.layers // 2, facts.used))
+        if not chosen:
+            wanted = "given, for the second half of the tower is not used"
+            checks.fail(op, "layers", wanted, f"vision layers up to {last}", f"pass layers of 0 ... {last}")
+        return chosen
+    if layers is None:
+        assert own is not None
+        layers = own(facts.used)
+    remedy = f"of {facts.layers} layers, the output of layer {last} is the last that is used"
+    return _require_layers(op, tuple(layers), 0, last, "the tower", remedy)
+
+
+def tower_schedule(
+    op: str, facts: TowerFacts, methods: TowerMethods, amount: Amount
+) -> tuple[Schedule, tuple[LayerMethod, ...]]:
+    """What the tower removes from every image, and one method for each layer of it.
+
+    Raises:
+        ValueError, TypeError: an amount, layers or methods that do not fit.
+    """
+    layers = tower_layers(op, facts, methods, amount.layers)
+    given = amount.given or dict(_first(methods).amount)
+    schedule = Schedule.build(facts.patches, layers=layers, **given)
+    chosen = _one_for_each(op, methods, layers) if isinstance(methods, tuple) else methods.of_layers(len(layers))
+    for one, step in zip(chosen, schedule.steps, strict=True):
+        before = step.before
+        for part, r in one.parts(1 + before, step.r, class_token=True) if step.r else ():
+            _require_possible(op, part, r, before, step.layer, schedule.patches)
+            before -= r
+    return schedule, chosen
+
+
+def _require_possible(op: str, method: LayerMethod, r: int, before: int, layer: int, patches: int) -> None:
+    """Raise if ``method`` cannot remove ``r`` of ``before`` patches in this layer of a tower of ``patches``."""
+    most = method.largest(1 + before, class_token=True)
+    if r > most:
+        wanted = f"at most {most} in layer {layer}, {method.limit} of the {before} patches that enter it"
+        remedy = f"{method.name} removes at most {method.limit} of what enters a layer; remove less, or in more layers"
+        checks.fail(op, "r", wanted, str(r), remedy)
+    targets = method.targets(before - r)
+    if targets is not None and targets > before - r:
+        wanted = f"at most {before - r}, the patches that layer {layer} leaves"
+        checks.fail(op, "targets", wanted, str(targets), "lower targets, or remove less")
+    if WHOLE_GRID in method.needs and before != patches:
+        wanted = f"the first that reduces with method {method.name!r}, which needs the whole grid of patches"
+        got = f"layer {layer}, which {before} of {patches} patches enter"
+        checks.fail(op, "layers", wanted, got, f"pass one layer, such as layers=({layer},)")
+
+
+def decoder_layers(
+    op: str, facts: LanguageModelFacts, methods: DecoderMethods, layers: Sequence[Any] | None
+) -> tuple[int, ...]:
+    """The layers of the language model that reduce: given ones, or the method's own.
+
+    Raises:
+        ValueError: layers that do not exist, or that the method cannot have. TypeError: no integers.
+    """
+    several = methods if isinstance(methods, tuple) else (methods,)
+    first, last = _first(methods), facts.layers - 1
+    if len({(one.before_attention, one.rounding) for one in several}) > 1:
+        names = ", ".join(one.name for one in several)
+        wanted = "methods that all reduce before, or all after, the attention of a layer"
+        checks.fail(op, "method", wanted, names, "pass one method")
+    own = first.layers(facts.layers)
+    if first.before_attention:
+        remedy = "layer 0 caches the whole prompt, from which positions and masks are counted"
+    else:
+        remedy = "pass layer indices of the language model"
+    given = own if layers is None else tuple(layers)
+    chosen = _require_layers(op, given, int(first.before_attention), last, "the language model", remedy)
+    instead = first.instead_of(chosen)
+    if instead is not None and chosen != own:
+        checks.fail(op, "layers", f"None with method {first.name!r}, or {own}", chosen, instead)
+    return chosen
+
+
+def decoder_plan(
+    op: str, facts: LanguageModelFacts, methods: DecoderMethods, amount: Amount
+) -> tuple[Plan, tuple[LanguageMethod, ...]]:
+    """What the language model removes, and one method for each layer of it.
+
+    Raises:
+        ValueError, TypeError: an amount, layers or methods that do not fit.
+    """
+    layers = decoder_layers(op, facts, methods, amount.layers)
+    first = _first(methods)
+    given = amount.given or dict(first.amount)
+    stages = given.get("keep_ratio") if not amount.given and amount.layers is None else None
+    if isinstance(stages, tuple) and len(stages) != len(layers):
+        wanted = f"given, for {facts.layers} layers are too few for {len(stages)} stages"
+        checks.fail(op, "keep_ratio", wanted, "None", "pass keep_ratio and layers")
+    if "r" in given and not isinstance(given["r"], (int, tuple)):
+        wanted = "an integer or a list with one integer a layer"
+        checks.fail(op, "r", wanted, given["r"], "pass r=14", TypeError)
+    Schedule.build(2**20, layers=layers, **given)  # raises for a wrong amount, in the same words as for the tower
+    plan = Plan(layers=layers, rounding=first.rounding, before_attention=first.before_attention, **given)
+    return plan, _one_for_each(op, methods, layers)
+
+
+def _first(methods: Any) -> Any:
+    """The method, or the first of several, whose own amount is used where none is given."""
+    return methods[0] if isinstance(methods, tuple) else methods
+
+
+def _one_for_each(op: str, methods: Any, layers: tuple[int, ...]) -> tuple[Any, ...]:
+    """One method for each layer: the same for all, or as many as there are layers."""
+    if not isinstance(methods, tuple):
+        return (methods,) * len(layers)
+    if len(methods) != len(layers):
+        wanted = f"one, or one for each of the {len(layers)} layers"
+        checks.fail(op, "method", wanted, f"{len(methods)}", "name as many methods as layers")
+    return methods
+
+
+def _require_layers(op: str, layers: tuple[Any, ...], first: int, last: int, part: str, remedy: str) -> tuple[int, ...]:
+    """``layers``, if they are integers in ``first`` ... ``last``, ascending and distinct, and at least one."""
+    for layer in layers:
+        if isinstance(layer, bool) or not isinstance(layer, int):
+            checks.fail(op, "layers", "made of integers", layer, "pass layer indices", TypeError)
+        if not first <= layer <= last:
+            checks.fail(op, "layers", f"in {first} ... {last} of {part}", str(layer), remedy)
+    Schedule.build(1, layers=layers, r=0)  # raises for none, and for layers that are not ascending
+    return layers
