@@ -88,8 +88,8 @@ class AttachPlan:
             lines += [f"language model, for a prompt with {what}:"]
             lines += _staircase(schedule, self.decoder_methods, "visual tokens")
         if self.static_counts:
-            promised = "as many as its images have" if self.static_counts is True else str(self.static_counts)
-            lines.append(f"static counts: every row is promised to have {promised} visual tokens")
+            promised = "equally many" if self.static_counts is True else str(self.static_counts)
+            lines.append(f"static counts: all rows of a prompt are promised to have {promised} visual tokens")
         return "\n".join([*lines, *self.left_alone])
 
     @property
@@ -123,7 +123,7 @@ def make_plan(facts: ModelFacts, request: Request) -> AttachPlan:
         schedule, methods = tower_schedule(OP, facts.tower, request.tower, tower_amount)
     if request.decoder is not None:
         plan, decoder_methods = decoder_plan(OP, facts.language_model, request.decoder, decoder_amount)
-    made = AttachPlan(facts, schedule, methods, plan, decoder_methods, request.static_counts)
+    made = AttachPlan(facts, schedule, methods, plan, decoder_methods, request.promise())
     _check_possible(made)
     return made
 
@@ -133,7 +133,9 @@ def _check_possible(plan: AttachPlan) -> None:
     if plan.changes_language_model:
         for one in plan.decoder_methods:
             if GRID in one.needs and plan.picture is None:
-                wanted = "one that needs no grid where the visual tokens of an image are not its whole grid, in order"
+                wanted = (
+                    "one that needs no grid where the visual tokens of an image are not its whole grid, line by line"
+                )
                 unsupported("method", wanted, f"{one.name}, which needs the grid", one.remedy(GRID))
         if plan.static_counts is True and plan.per_image is None:
             remedy = "pass the number of visual tokens in each row"

@@ -22,7 +22,7 @@ class Request:
         decoder: the same for the language model.
         amount: what the one part removes, or both together.
         tower_amount, decoder_amount: what each of two parts removes; None: ``amount`` is divided.
-        static_counts: the promise about visual tokens in a row, as ``attach`` takes it.
+        static_counts: as ``attach`` takes it.
     """
 
     tower: TowerMethods | None
@@ -30,7 +30,7 @@ class Request:
     amount: Amount
     tower_amount: Amount | None = None
     decoder_amount: Amount | None = None
-    static_counts: bool | int = False
+    static_counts: Any = False
 
     @classmethod
     def of(
@@ -61,8 +61,24 @@ class Request:
         else:
             whole = whole if whole.given else Amount.of(OP, layers=whole.layers, **dict(own_amount))
             require_shareable(OP, whole)
-        counts = _static_counts(static_counts, language_model is not None)
-        return cls(tower, language_model, whole, *each, counts)
+        return cls(tower, language_model, whole, *each, static_counts)
+
+    def promise(self) -> bool | int:
+        """``static_counts``, checked.
+
+        Raises:
+            ValueError, TypeError: it is no promise about the language model's rows.
+        """
+        given = self.static_counts
+        if given is False or (given is True and self.decoder is not None):
+            return given
+        if self.decoder is None:
+            remedy = "a tower's counts are always known"
+            checks.fail(OP, "static_counts", "False without a method for the language model", given, remedy)
+        if not isinstance(given, int) or given < 1:
+            remedy = "pass the number of visual tokens in each row"
+            checks.fail(OP, "static_counts", "True, False or an integer >= 1", given, remedy, TypeError)
+        return given
 
     def amounts(self, patches: int) -> tuple[Amount, Amount]:
         """What the tower, of ``patches`` patches, and the language model remove."""
@@ -112,15 +128,3 @@ def _amount_of(name: str, given: Any) -> Amount:
         wanted = f"a dict with some of {', '.join(known)}"
         checks.fail(OP, name, wanted, given, f'pass {name}={{"keep_ratio": 0.5}}', TypeError)
     return Amount.of(OP, **given)
-
-
-def _static_counts(given: Any, in_language_model: bool) -> bool | int:
-    if given is False or (given is True and in_language_model):
-        return given
-    if not in_language_model:
-        remedy = "a tower's counts are always known"
-        checks.fail(OP, "static_counts", "False without a method for the language model", given, remedy)
-    if not isinstance(given, int) or given < 1:
-        remedy = "pass the number of visual tokens in each row"
-        checks.fail(OP, "static_counts", "True, False or an integer >= 1", given, remedy, TypeError)
-    return given
