@@ -95,7 +95,7 @@ def build(
         layers: that reduce; None: as ``attach`` has it.
 
     Raises:
-        ValueError: an amount or layers that do not fit; the message says what is possible.
+        ValueError: an amount or layers that do not fit; the message names what is possible.
 
     Example:
         >>> from ficoco_ext import cost, get_method

@@ -40,14 +40,17 @@ def attach(
     A method for the vision encoder (``"ficoco-v"``, ``"tome"``, ``"prune-then-merge"``, ``"topk"``, ``"evit"``,
     ``"prumerge"``, ``"pool"`` and ``"random"``) reduces in the tower of LLaVA-1.5, so that the language model gets
     fewer tokens. One for the language model (``"ficoco-l"``, ``"fastv"``, ``"pyramiddrop"``)
-    reduces there while the prompt is read: layers behind a reduction see and cache fewer columns, and every token keeps
+    reduces there while the prompt is read: layers after a reduction see and cache fewer tokens, and every token keeps
     its position. ``"ficoco-vl"`` does both. ``ficoco env`` lists which models are served, and how far.
 
     ``model.generate(**processor(...))`` stays as it is, and what comes back begins with the caller's prompt. So do
     direct calls ``model(**inputs)``; their logits have the length that is left, a shorter row at the right. Beams,
-    several returned sequences, dynamic and static caches work; a conversation goes on from a returned cache; a decoding
-    loop of one's own counts from ``cache.get_seq_length()``. SDPA and eager attention keep running (tested); flash
-    attention is served by the same tap and was never run.
+    several returned sequences, dynamic and static caches work; a conversation continues from a returned cache; your own
+    decoding loop counts from ``cache.get_seq_length()``. SDPA and eager attention keep running (tested); flash
+    attention is served in the same way and was never run.
+
+    First a plan is made: ``print(handle.attach_plan)`` shows which method removes how many tokens in which layer.
+    :func:`ficoco_ext.models.resolve` returns the same plan and does not change the model.
 
     Args:
         model: a model of :data:`ficoco_ext.models.families.FAMILIES`; single instance, changed in place until
@@ -68,9 +71,9 @@ def attach(
             as ``vision={"tokens": 288}, decoder={"r": 14}``. Without them ``keep_ratio`` or ``tokens`` is what is left
             in the end of every image, and tower and language model keep the same share of what they get.
         static_counts: the caller promises that all rows of every prompt with images hold the same number of visual
-            tokens: True where the number of images tells it (LLaVA-1.5), or that number. Then a prefill reads no device
-            and has no shape that depends on data, so ``torch.compile(fullgraph=True)`` traces it. Prompts must end
-            with text.
+            tokens: True where it follows from the number of images (LLaVA-1.5), or that number. Then a prefill reads no
+            device and has no shape that depends on data, so ``torch.compile(fullgraph=True)`` traces it. Prompts must
+            end with text.
         **hyperparameters: of methods given by name.
 
     Returns:
@@ -78,21 +81,20 @@ def attach(
 
     Raises:
         ImportError: transformers is missing or not in 5.17 ... 5.x. NotImplementedError: a model that is not supported,
-        or a transformers that has it in a form that is not known. A release that is newer than the tested ones draws a
-        warning.
-        ValueError, TypeError: a value that does not fit, or a model that is attached already. The model is untouched.
+        or a transformers whose classes changed. A release that is newer than the tested ones gives a warning.
+        ValueError, TypeError: a value that does not fit, or a model that is attached already. The model is not changed.
 
     Cost: the method's own, once for each reducing layer (see :func:`ficoco_ext.reduce`). In the tower two small device
     reads for each prompt; in the language model one, or none with ``static_counts``. With nothing to remove the model
-    is left alone. A method with proportional attention (``"tome"``) also adds log(size) to the logits of each key in
-    the layers behind its reductions; flash attention has no room for that and is refused.
+    is not changed. A method with proportional attention (``"tome"``) also adds log(size) to the logits of each key in
+    the layers after its reductions; flash attention cannot do that and is refused.
     Source: FiCoCo, arXiv 2411.17686.
 
     Example:
         >>> import ficoco_ext
         >>> with ficoco_ext.attach(model, "ficoco-v", tokens=144) as handle:  # doctest: +SKIP
         ...     output = model.generate(**processor(images=image, text=prompt, return_tensors="pt"))
-        ...     places = handle.reductions[-1].patch_ids
+        ...     patches = handle.reductions[-1].patch_ids
     """
     plan = _resolve(
         model,

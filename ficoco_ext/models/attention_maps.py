@@ -36,8 +36,8 @@ def class_attention(model: Any, pixel_values: Tensor, layer: int) -> Tensor:
         checks.fail("attention", "class", "a CLIP tower, which has a class token", got, remedy, NotImplementedError)
     modules = _chosen("attention", tower.encoder.layers, (layer,), "the vision tower")
 
-    def row(seen: QueryKey) -> Tensor:
-        return ops.attention_stats(seen, class_token=True, probs=True, column=False, patches=False)[0][0]
+    def row(captured: QueryKey) -> Tensor:
+        return ops.attention_stats(captured, class_token=True, probs=True, column=False, patches=False)[0][0]
 
     with torch.inference_mode(), _rows(modules, row) as found:
         tower(pixel_values)
@@ -61,11 +61,11 @@ def word_attention(
     modules = _chosen("attention", decoder.layers, layers, "the language model")
     rows, others = torch.tensor([list(visual)]), torch.tensor([list(words)])
 
-    def row(seen: QueryKey) -> Tensor:
-        device = seen.query.device
-        share = torch.full((1, 1, len(words)), 1 / len(words), device=device, dtype=ops.result_dtype(seen.query))
+    def row(captured: QueryKey) -> Tensor:
+        device = captured.query.device
+        share = torch.full((1, 1, len(words)), 1 / len(words), device=device, dtype=ops.result_dtype(captured.query))
         positions = rows.to(device), others.to(device)
-        return ops.token_attention(seen, *positions, share, probs=True, column=True, causal=True)[0, 0]
+        return ops.token_attention(captured, *positions, share, probs=True, column=True, causal=True)[0, 0]
 
     with torch.inference_mode(), _rows(modules, row) as found:
         model(**inputs, logits_to_keep=1)

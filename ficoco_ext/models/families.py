@@ -58,7 +58,7 @@ class Family:
         language_models: those that it is served with, keys of :data:`LANGUAGE_MODELS`.
         placeholders: attributes of its config that hold the ids of visual tokens.
         tower: the vision tower in which methods can reduce; every image then has its grid of patches as visual tokens.
-            None if none can, and ``why_no_tower`` says why.
+            None if none can, and ``why_no_tower`` is the reason.
         towers: the model_type of towers that a checkpoint may have; one that is not ``tower`` is left alone.
     """
 

@@ -124,7 +124,7 @@ def moved(indices: Tensor, asked: Tensor, length: int) -> Tensor:
 
 
 def _require_whole_images(counts: list[list[int]], op: str) -> None:
-    """Raise if the mask hides a part of an image, which the second number of a row of ``counts`` says."""
+    """Raise if the mask hides a part of an image, as the second number of a row of ``counts`` shows."""
     for number, row in enumerate(counts):
         if any(row[1:]):
             wanted = "one that shows all placeholders of an image or none"
@@ -189,7 +189,7 @@ def _split(keep: Tensor, past: int, op: str) -> int:
         checks.fail(
             op,
             "input_ids",
-            f"a conversation that begins with the {past} tokens in the cache and goes on",
+            f"a conversation that begins with the {past} tokens in the cache and continues",
             f"ids that shrink to {reach[-1]} tokens",
             "append to what generate returned (and to its attention_mask), or pass the new ids alone with an "
             f"attention_mask over {past} cached + the new tokens",

@@ -29,7 +29,7 @@ _CACHE_METHODS = ("get_seq_length", "reorder_cache", "batch_select_indices", "ba
 
 
 def version() -> tuple[int, int, int] | None:
-    """The installed release, None if its version says no numbers."""
+    """The installed release, None if its version has no numbers."""
     import transformers
 
     return _numbers(transformers.__version__)
