@@ -19,7 +19,7 @@ from ..evaluation.results import Summary
 from ..gridvqa import KINDS, GridVQA
 from ..io import files
 from ..io.printable import printable
-from ..methods import distinct
+from ..methods import METHODS, distinct
 from . import common
 
 _RATIOS = "0.5,0.25,0.15,0.1"
@@ -141,7 +141,8 @@ def _settings(
 ) -> list[Setting]:
     chosen = list(distinct()) if methods is None else _names(methods)
     labels = [text.partition("=")[0].strip() for text in chosen]
-    if keep_ratios is None and tokens is None:
+    presets = set(chosen).isdisjoint(distinct()) and set(chosen) <= set(METHODS)  # they have amounts of their own
+    if keep_ratios is None and tokens is None and not presets:
         keep_ratios = _RATIOS
     return settings_of(
         chosen,
