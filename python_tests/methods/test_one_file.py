@@ -244,9 +244,9 @@ def _names(node):
 
 
 def _type_of(node):
-    """``type(x)``, ``type(x).__name__``, ``x.__class__``."""
+    """``type(x)`` or ``x.__class__``."""
     if isinstance(node, ast.Attribute):
-        return node.attr == "__class__" or (node.attr == "__name__" and _type_of(node.value))
+        return node.attr == "__class__"
     return isinstance(node, ast.Call) and getattr(node.func, "id", "") == "type" and len(node.args) == 1
 
 
@@ -261,9 +261,8 @@ def questions(text, where=""):
             if constant and node.args[1].value in OWN:
                 yield node.lineno
         elif isinstance(node, ast.Compare):
-            sides = [node.left, *node.comparators]
-            by_name = any(isinstance(one, ast.Attribute) and _type_of(one) and one.attr == "__name__" for one in sides)
-            if by_name or (any(map(_type_of, sides)) and any(_names(one) & KINDS for one in sides)):
+            spelt = any(isinstance(one, ast.Constant) and one.value in KINDS for one in ast.walk(node))
+            if spelt or (any(map(_type_of, (node.left, *node.comparators))) and _names(node) & KINDS):
                 yield node.lineno
         elif isinstance(node, ast.MatchClass) and _names(node.cls) & KINDS:
             yield node.lineno
@@ -277,7 +276,8 @@ def questions(text, where=""):
         "issubclass(kind, Filter)",
         "type(stage) is Filter",
         "type(stage).__name__ == 'Neighbours'",
-        "kind in ('Cells',) or stage.__class__.__name__ in ('Cells',)",
+        "kind in ('Cells', 'RandomFilter')",
+        "stage.__class__ is Cells",
         "hasattr(stage, 'lam')",
         "getattr(method.filter, 'largest', None)",
         "match stage:\n    case Match():\n        pass",
