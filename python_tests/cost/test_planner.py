@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import ficoco_ext
 from ficoco_ext import Schedule, cost, get_method
 from ficoco_ext.cost import architecture, planner, scope
-from ficoco_ext.methods import VisionAndDecoder
+from ficoco_ext.methods import Staged, VisionAndDecoder
 
 TOWER, DECODER = ("ficoco-v", "topk", "tome"), ("ficoco-l", "fastv", "pyramiddrop")
 MODELS = ("llava-1.5-7b", "llava-1.5-13b", "llava-next-7b")
@@ -151,6 +151,23 @@ def test_spread(patches, layers, halves):
             assert all(2 * step.r <= step.before for step in schedule.steps)
         before = after
     assert halves or before == [1] * layers
+
+
+def _merge_first(layers):
+    return (get_method("tome"), *[get_method("topk")] * (layers - 1))
+
+
+def test_every_layer_has_its_own_limit():
+    """Matching pairs halves at most; pruning after it leaves one."""
+    least = {}
+    for method in ("tome", get_method("tome", distill_token=True), Staged("merge-first", _merge_first)):
+        layers = (3, 4)
+        least[method] = cost.plan("llava-1.5-7b", method, average_tokens=576, layers=layers).least
+        found = cost.plan("llava-1.5-7b", method, average_tokens=least[method], layers=layers).schedule
+        each = get_method(method).of_layers(2)
+        for step, one in zip(found.steps, each, strict=True):
+            assert step.r == one.largest(1 + step.before, class_token=True)
+    assert list(least.values()) == [144, 145, 1]
 
 
 def test_known_rows_of_the_papers():
