@@ -149,9 +149,9 @@ def reduce(
         grid: (height, width) of the patches; None means a square (decoder methods: unknown). Only the local penalty
             and pooling need it.
         size: (B, N, 1) original tokens that each token stands for; if given, merging is weighted by it (ToMe: always).
-        previous: the :class:`Reduction` that made these tokens. Ids, grid and sizes go on from it.
+        previous: the :class:`Reduction` that made these tokens. Positions, grid and sizes continue from it.
         visual: decoder methods only: which tokens are visual, as (start, length) or as (B, N) bool with equally many
-            in every row (one device read). The text is the real tokens behind the last of them.
+            in every row (one device read). The text is the real tokens after the last of them.
         mask: decoder methods only: (B, N) bool, False for padding.
         return_reduction: return a :class:`Reduction` instead of the tokens.
         **hyperparameters: of the method, by name; see ``ficoco methods NAME``, or the functions in
@@ -159,7 +159,7 @@ def reduce(
 
     Returns:
         (B, N - r, C), new and contiguous, class token first, survivors in original order, text as it was; or the
-        ``Reduction``, told in all N tokens.
+        ``Reduction``, in the indices of all N tokens.
 
     Raises:
         ValueError, TypeError: naming the argument, what was wanted, what came and what to do.

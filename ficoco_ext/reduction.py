@@ -13,16 +13,16 @@ class Reduction:
     """The result of one or several reductions in a row.
 
     ``kept``, ``sources`` and ``source_map`` speak of the tokens of the first call, so that after many layers they
-    still name places in the picture. ``targets`` are places among the survivors.
+    still name positions in the picture. ``targets`` are indices among the survivors.
 
     Attributes:
         tokens: (B, M, C) survivors in original order, or None where a model holds them.
         size: (B, M, 1) original tokens that each survivor stands for.
         kept: (B, M) original indices of the survivors, ascending.
         sources: (B, r) original indices of the tokens removed by the last reduction, ascending.
-        source_map: (B, N) place among the survivors of the one that holds original token i, -1 if it was dropped.
+        source_map: (B, N) index among the survivors of the one that holds original token i, -1 if it was dropped.
             A token that went to several targets is held by that of largest weight.
-        targets: (B, r, k) for each source its targets, places among the survivors.
+        targets: (B, r, k) for each source its targets, indices among the survivors.
         weights: (B, r, k) share of the source that each target got; sums to 1 over k, less what was dropped at once.
         class_token: the first token is a class token.
         grid: (height, width) of the original patches, or None if unknown.
@@ -40,14 +40,14 @@ class Reduction:
 
     @property
     def patch_ids(self) -> Tensor:
-        """(B, P) place on the original grid of each surviving patch."""
+        """(B, P) position on the original grid of each surviving patch."""
         first = int(self.class_token)
         return self.kept[:, first:] - first
 
     def after(self, previous: Reduction) -> Reduction:
-        """This reduction, which started from the survivors of ``previous``, told in the original tokens."""
+        """This reduction, which started from the survivors of ``previous``, in the indices of the original tokens."""
         step = self.source_map.new_full((self.source_map.shape[0], 1), -1)
-        step = torch.cat([step, self.source_map], dim=1)  # place -1 (dropped) maps to -1
+        step = torch.cat([step, self.source_map], dim=1)  # index -1 (dropped) maps to -1
         return replace(
             self,
             kept=previous.kept.gather(1, self.kept),
@@ -57,11 +57,11 @@ class Reduction:
         )
 
     def without_tokens(self) -> Reduction:
-        """The record alone, for keeping while a model goes on with the tokens."""
+        """The record alone, to keep while a model continues with the tokens."""
         return replace(self, tokens=None)
 
     def unmerge(self, tokens: Tensor | None = None, fill: float = 0.0) -> Tensor:
-        """(B, N, C): each original token's place filled with the survivor that holds it, dropped ones with ``fill``.
+        """(B, N, C): each original token's position filled with the survivor that holds it, dropped ones with ``fill``.
 
         Args:
             tokens: (B, M, C) survivors, for instance after later layers; None means ``self.tokens``.

@@ -28,7 +28,7 @@ class Tower:
         patch: side of a patch in pixels. image_size: side of the picture that one pass sees.
         class_token: one more token besides the patches.
         gated: the MLP is SwiGLU (three matrices), else two matrices.
-        merge: patches that are joined into one visual token behind the tower.
+        merge: patches that are joined into one visual token after the tower.
         channels: numbers in a pixel that the patch embedding reads: 3, or 6 for two frames.
         joined: layers whose outputs are set side by side for the projector.
     """

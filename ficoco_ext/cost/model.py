@@ -46,7 +46,7 @@ def prefill(
         vision: what the tower removes from every crop; its ``patches`` are the tower's.
         decoder: what the language model removes; its ``patches`` are all visual tokens that enter it.
         text_tokens: tokens of the prompt that are not visual.
-        text_behind: how many of them are behind the last visual one, which FiCoCo-L asks; None: all.
+        text_behind: how many of them are after the last visual one, which FiCoCo-L asks; None: all.
         images: in the prompt.
         visual_tokens: that enter the language model, if it is not what tower and schedules say; such as one of a
             method that is not described by a schedule. May be a mean over layers, and no integer.
@@ -116,7 +116,7 @@ def decode(
     fused_attention: bool = True,
     include_head: bool = True,
 ) -> Cost:
-    """What one new token costs, behind a prefill that left a cache as the schedules say.
+    """What one new token costs, after a prefill that left a cache as the schedules say.
 
     Args: as of :func:`prefill`; ``generated`` new tokens are in the cache already. Tower, projector and reduction do
     not run. The token attends to itself too, except in the convention ``"llmviewer"``, which counts the cached alone.

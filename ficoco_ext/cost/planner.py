@@ -261,14 +261,14 @@ def plan(
 ) -> Planned:
     """The integer schedule whose cost comes closest to exactly one of four budgets.
 
-    All layers remove the same number of tokens, or some at the front one more. If that empties the picture before
-    the last layer, as a small budget in the language model must, the layers behind remove nothing.
+    All layers remove the same number of tokens, or the first ones one more. If that empties the picture before the
+    last layer, as a small budget in the language model must, the layers after it remove nothing.
 
     Args:
         model: what :func:`ficoco_ext.cost.architecture` takes: ``"llava-1.5-7b"``, a config, a directory.
         method: name or value, see :func:`ficoco_ext.get_method`.
         tflops: operations of the prefill / 1e12, in ``convention``.
-        kv_mb: size of the KV cache behind the prefill / 1e6 bytes.
+        kv_mb: size of the KV cache after the prefill / 1e6 bytes.
         average_tokens: visual tokens that enter attention, mean over all layers of the language model.
         ttft_ms: time to the first token by the roofline of ``hardware``, tower included: a lower bound.
         hardware: name or :class:`ficoco_ext.cost.Hardware`; only ``ttft_ms`` needs it.

@@ -41,7 +41,7 @@ class AnyMethod:
 
     @property
     def amount(self) -> tuple[tuple[str, Any], ...]:
-        """What is removed where nothing is said."""
+        """What is removed where no amount is given."""
         return ()
 
     @property
@@ -66,7 +66,7 @@ class AnyMethod:
 
     def describe(self) -> Words:
         """What it does, in words."""
-        said = [member.describe() for member in self.members if member is not self]
+        said = [member.describe() for member in self.members if member is not self] or [Words(*[self.name] * 3)]
         return Words(*("; then ".join(dict.fromkeys(column)) for column in zip(*said, strict=True)))
 
     def operations(self, shape: Shape) -> list[Priced]:

@@ -107,7 +107,7 @@ class DecoderMethod(LanguageMethod):
         Sizes are carried on; ``size_weighted``: merging is weighted by them.
 
         Returns:
-            The reduction, told in the columns of ``tokens``, and the columns (B, n - r) that the visual tokens which
+            The reduction, in the columns of ``tokens``, and the columns (B, n - r) that the visual tokens which
             are left have in the shorter sequence.
         """
         given = isinstance(attn, Tensor)

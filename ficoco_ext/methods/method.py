@@ -33,7 +33,7 @@ class Method(LayerMethod):
         correlate: finds who inherits each of them; None if the filter, such as :class:`Match`, says that too.
         compress: merges.
         source: where it comes from.
-        proportional_attention: in a model, layers behind a reduction of this method count each survivor as many times
+        proportional_attention: in a model, layers after a reduction of this method count each survivor as many times
             as the original tokens it stands for: log(size) is added to the logits of its key.
         layers: function (number of a tower's layers that are used) -> the layers that reduce, where attach is given
             none; None: the second half of the tower.
@@ -177,17 +177,17 @@ def _stage_by_stage(
 
 
 def identity(tokens: Tensor, size: Tensor | None, class_token: bool, grid: tuple[int, int] | None) -> Reduction:
-    """What r = 0 gives: the same tokens in a new tensor, everyone holding itself."""
+    """What r = 0 gives: the same tokens in a new tensor, every token holding itself."""
     b, n = tokens.shape[:2]
     dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
-    everyone = torch.arange(n, device=tokens.device).repeat(b, 1)
+    own = torch.arange(n, device=tokens.device).repeat(b, 1)
     return Reduction(
         tokens=tokens.clone(memory_format=torch.contiguous_format),
         size=tokens.new_ones(b, n, 1, dtype=dtype) if size is None else size.to(dtype, copy=True),
-        kept=everyone,
-        sources=everyone.new_empty(b, 0),
-        source_map=everyone.clone(),
-        targets=everyone.new_empty(b, 0, 1),
+        kept=own,
+        sources=own.new_empty(b, 0),
+        source_map=own.clone(),
+        targets=own.new_empty(b, 0, 1),
         weights=tokens.new_empty(b, 0, 1, dtype=dtype),
         class_token=class_token,
         grid=grid,

@@ -24,8 +24,8 @@ class Split(LayerMethod):
     The second sees query and key (or the map) of the survivors alone; a map is cut as it is, so its rows no longer sum
     to 1 as probabilities from a query and key do, and the two may choose differently. Where it cannot remove its part,
     as bipartite matching can remove only half, the first removes as much more as is needed. The record is that of one
-    reduction: a source that was dropped has weights of 0, one that went on to another holder with its own is told with
-    that. What the first merged into a token that the second drops is lost with it, and so are its weights.
+    reduction: a source that was dropped has weights of 0, one that went on to another holder with its own is recorded
+    with that. What the first merged into a token that the second drops is lost with it, and so are its weights.
 
     Args:
         name: what it is called in messages.
@@ -108,11 +108,11 @@ class Split(LayerMethod):
             return one(tokens, attn, r, class_token=class_token, grid=grid, size=size, previous=previous)
         (first, early), (second, late) = parts
         begun = first(tokens, attn, early, class_token=class_token, grid=grid, size=size, previous=previous)
-        places = begun.kept if previous is None else torch.searchsorted(previous.kept, begun.kept)
+        indices = begun.kept if previous is None else torch.searchsorted(previous.kept, begun.kept)
         assert begun.tokens is not None
         done = second(
             begun.tokens,
-            _of(attn, places),
+            _of(attn, indices),
             late,
             class_token=class_token,
             size=None if size is None else begun.size,
@@ -121,14 +121,14 @@ class Split(LayerMethod):
         return _as_one(begun, done)
 
 
-def _of(attn: Attention, places: Tensor) -> Attention:
-    """The attention among the tokens at ``places`` (B, M)."""
+def _of(attn: Attention, at: Tensor) -> Attention:
+    """The attention among the tokens at the indices ``at`` (B, M)."""
     if isinstance(attn, QueryKey):
         query, key = (
-            t.gather(2, places[:, None, :, None].expand(-1, t.shape[1], -1, t.shape[3])) for t in (attn.query, attn.key)
+            t.gather(2, at[:, None, :, None].expand(-1, t.shape[1], -1, t.shape[3])) for t in (attn.query, attn.key)
         )
         return QueryKey(query, key, attn.scale)
-    rows = places.view(places.shape[0], *[1] * (attn.dim() - 3), -1, 1)
+    rows = at.view(at.shape[0], *[1] * (attn.dim() - 3), -1, 1)
     rows = rows.expand(*attn.shape[:-2], -1, attn.shape[-1])
     taken = attn.gather(-2, rows)
     columns = rows[..., :1].mT.expand(*taken.shape[:-1], -1)
@@ -136,7 +136,7 @@ def _of(attn: Attention, places: Tensor) -> Attention:
 
 
 def _as_one(begun: Reduction, done: Reduction) -> Reduction:
-    """Two reductions in a row of one layer as one. ``done`` followed ``begun``; both are told in original tokens."""
+    """Two reductions in a row of one layer as one. ``done`` followed ``begun``; both are in original indices."""
     holders = done.source_map.gather(1, begun.kept)  # where those went that the first left
     targets = holders.gather(1, begun.targets.flatten(1)).view_as(begun.targets)
     weights = begun.weights.masked_fill(targets < 0, 0.0)

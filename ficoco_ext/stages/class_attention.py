@@ -191,7 +191,7 @@ class Neighbours(CorrelateStage):
         features = key[:, :, first:].transpose(1, 2).flatten(2).to(selection.redundancy.dtype)
         features = torch.nn.functional.normalize(features, dim=-1, eps=1e-12)
         own = features.gather(1, kept.expand(-1, -1, features.shape[-1]))
-        cosine = (own @ features.mT).scatter(2, kept, float("-inf"))  # nobody is its own neighbour
+        cosine = (own @ features.mT).scatter(2, kept, float("-inf"))  # no patch is its own neighbour
         nearest = cosine.sort(dim=-1, descending=True, stable=True).indices[..., :count]
         return links._replace(neighbours=nearest.contiguous())
 

@@ -141,8 +141,8 @@ class Cells(FilterStage):
             )
         cells = patches - r
         bands = bands_of(height, width, cells)
-        place = torch.arange(patches, device=like.device)
-        row, column = place // width, place % width
+        index = torch.arange(patches, device=like.device)
+        row, column = index // width, index % width
         band = row * bands // height
         start = band * cells // bands
         runs = (band + 1) * cells // bands - start

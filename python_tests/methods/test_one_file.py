@@ -177,6 +177,17 @@ def test_a_broken_plug_in_is_named_and_the_others_work(tmp_path):
     assert "'twice' (taken)" in done.stderr and "'tome' is taken by ficoco_ext.methods.tome.tome" in done.stderr
 
 
+def test_a_method_of_ones_own_kind_has_at_least_a_name():
+    class Own(AnyMethod):
+        name = "own"
+
+    own = Own()
+    assert own.describe() == ("own", "own", "own") and own.needs == () and own.amount == ()
+    assert own.tower is None and own.language_model is None and get_method(own) is own
+    with pytest.raises(ValueError, match="cost of the method own is not known; pass include_reduction=False"):
+        own.operations(None)
+
+
 def test_names_of_methods():
     for bad in ("", None, 3):
         with pytest.raises(ValueError, match="register: name must be a text, got"):
