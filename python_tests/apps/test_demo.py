@@ -7,6 +7,17 @@ import json
 
 import pytest
 import torch
+from helpers.embedded import (
+    LAYERS,
+    MLP,
+    PATCHES,
+    PIXELS,
+    TEXT_LAYERS,
+    TEXT_MLP,
+    VOCABULARY,
+    WIDTH,
+    one_thread,  # noqa: F401
+)
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,19 +26,6 @@ from ficoco_ext import ops
 from ficoco_ext.apps import checkpoint, demo, questions, timing
 from ficoco_ext.cost import flop_counter
 from ficoco_ext.stages import adaptive_targets
-
-WIDTH, MLP, TEXT_MLP, VOCABULARY, LAYERS, TEXT_LAYERS, PATCHES, PIXELS = 128, 512, 352, 128, 8, 6, 144, 3 * 14 * 14
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_reproducible):
-    torch.set_num_threads(1)  # layers this small only wait for each other on two
-
-
-@pytest.fixture(scope="module")
-def embedded():
-    torch.set_num_threads(1)
-    return checkpoint.load(None, torch.float32, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

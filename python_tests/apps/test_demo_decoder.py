@@ -7,8 +7,17 @@ import json
 
 import pytest
 import torch
+from helpers.embedded import (
+    LAYERS,
+    MLP,
+    PATCHES,
+    PIXELS,
+    TEXT_MLP,
+    VOCABULARY,
+    WIDTH,
+    one_thread,  # noqa: F401
+)
 from PIL import Image
-from test_demo import LAYERS, MLP, PATCHES, PIXELS, TEXT_MLP, VOCABULARY, WIDTH
 
 from ficoco_ext import viz
 from ficoco_ext.apps import demo, timing
@@ -24,11 +33,6 @@ LENGTHS = {
     "fastv": ((144, 144, 72, 72, 72, 72), (144, 72, 72, 72, 72, 72)),
     "pyramiddrop": ((144, 72, 72, 36, 18, 18), (144, 72, 72, 36, 18, 18)),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_reproducible):
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import dataclasses
 import json
 
 import pytest
-import torch
 import typer.testing
+from helpers.embedded import one_thread  # noqa: F401
 from PIL import Image
 
 from ficoco_ext.apps import attention_maps, checkpoint, show, word_spans
@@ -16,17 +16,6 @@ from ficoco_ext.cli.app import app
 pytest.importorskip("transformers")
 
 SCENE, QUESTION = "scene_4", "what color is the circle ?"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_reproducible):
-    torch.set_num_threads(1)  # layers this small only wait for each other on two
-
-
-@pytest.fixture(scope="module")
-def embedded():
-    torch.set_num_threads(1)
-    return checkpoint.load(None, torch.float32, torch.device("cpu"))
 
 
 @pytest.fixture

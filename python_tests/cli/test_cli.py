@@ -9,41 +9,26 @@ import sys
 import pytest
 import safetensors.torch
 import torch
-import typer.testing
+from helpers.cli import document, run
+from helpers.embedded import one_thread  # noqa: F401
 from PIL import Image
 
 import ficoco_ext
 from ficoco_ext import cli
 from ficoco_ext.apps import timing
-from ficoco_ext.cli.app import app
 from ficoco_ext.models.families import FAMILIES
 
 TINY = ["--shape", "2,17,16", "--heads", "4", "--repeats", "1"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_reproducible):
-    torch.set_num_threads(1)  # layers this small only wait for each other on two
-
-
-def _run(*arguments: str):
-    return typer.testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def _json(*arguments: str):
-    result = _run(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
-
-
 def test_env_says_what_is_live_and_why_nothing_faster():
-    found = _json("env")
+    found = document("env")
     assert found["build"] == json.loads(json.dumps(ficoco_ext.build_info()))
     assert found["versions"]["torch"] == torch.__version__
     assert found["devices"]["cpu"]["threads"] == torch.get_num_threads()
     assert set(found["methods"]) == set(ficoco_ext.METHODS)
     assert found["methods"]["ficoco-v"]["eps"] == 0.998
-    text = _run("env").stdout
+    text = run("env").stdout
     for word in ("why nothing faster", torch.__version__, "ficoco-v", "LLaVA-1.5"):
         assert word in text
 
@@ -51,7 +36,7 @@ def test_env_says_what_is_live_and_why_nothing_faster():
 def test_env_tries_what_it_says_of_models(monkeypatch):
     from ficoco_ext.models import transformers_release as api
 
-    found = _json("env")
+    found = document("env")
     assert found["transformers"] == {
         "tested": [api.TESTED_OLDEST, api.TESTED_NEWEST],
         "newer_than_tested": api.newer_than_tested(),
@@ -62,9 +47,9 @@ def test_env_tries_what_it_says_of_models(monkeypatch):
     }
     monkeypatch.setattr(api, "structure_problems", lambda: {"LLaVA-NeXT": "its forward takes [other] names"})
     monkeypatch.setattr(api, "newer_than_tested", lambda: True)
-    by_name = {one["name"]: one["why_not"] for one in _json("env")["models"]}
+    by_name = {one["name"]: one["why_not"] for one in document("env")["models"]}
     assert by_name["LLaVA-NeXT"] == "its forward takes [other] names" and by_name["LLaVA-1.5"] is None
-    text = " ".join(_run("env").stdout.replace("│", " ").split())
+    text = " ".join(run("env").stdout.replace("│", " ").split())
     assert "NO: its" in text and "is newer than what was tested" in text and api.TESTED_NEWEST in text
 
 
@@ -75,14 +60,14 @@ def test_env_says_that_transformers_is_missing_or_broken(monkeypatch):
         raise RuntimeError("no libfoo.so\nand much more")
 
     monkeypatch.setattr(api, "structure_problems", broken)
-    found = _json("env")
+    found = document("env")
     assert found["transformers"]["why_not"] == "transformers cannot be imported: no libfoo.so"
     assert {one["why_not"] for one in found["models"]} == {"transformers cannot be imported: no libfoo.so"}
-    assert _run("env").exit_code == 0
+    assert run("env").exit_code == 0
 
 
 def test_env_says_what_is_served_and_how_far():
-    found = _json("env")
+    found = document("env")
     assert found["reduces"] == {
         "ficoco-v": "tower",
         "topk": "tower",
@@ -104,23 +89,23 @@ def test_env_says_what_is_served_and_how_far():
     assert not served["LLaVA-NeXT"]["tower"] and "grids" in served["LLaVA-NeXT"]["tower_why_not"]
     for family in FAMILIES:
         assert served[family.name]["language_models"] == list(family.decoders)
-    text = _run("env").stdout
+    text = run("env").stdout
     for word in ("reduces in", "tower and language model", "Qwen2_5_VLForConditionalGeneration", "no: its crops"):
         assert word in text
 
 
 def test_reduce_random_tensors():
-    found = _json("reduce", *TINY, "--r", 5, "--set", "variant=paper", "--set", "eps=0.9")
+    found = document("reduce", *TINY, "--r", 5, "--set", "variant=paper", "--set", "eps=0.9")
     assert found["shapes"]["out: tokens"] == [2, 12, 16]
     assert found["hyperparameters"] == {"variant": "paper", "eps": 0.9}
     assert found["conservation"] == {"size_sum": pytest.approx(34), "expected": 34.0, "dropped": 0, "ok": True}
     assert found["operators"] == ficoco_ext.build_info()["cpu"]
-    assert "conservation" in _run("reduce", *TINY).stdout
+    assert "conservation" in run("reduce", *TINY).stdout
 
 
 def test_reduce_counts_dropped_tokens_and_says_who_computed():
     before = torch.get_num_threads()
-    found = _json("reduce", *TINY, "--method", "topk", "--r", 3, "--dtype", "float64", "--threads", before + 1)
+    found = document("reduce", *TINY, "--method", "topk", "--r", 3, "--dtype", "float64", "--threads", before + 1)
     assert found["conservation"] == {"size_sum": 28.0, "expected": 28.0, "dropped": 6, "ok": True}
     assert (found["operators"], found["threads"], found["dtype"]) == ("reference", before + 1, "float64")
     assert torch.get_num_threads() == before
@@ -128,12 +113,12 @@ def test_reduce_counts_dropped_tokens_and_says_who_computed():
 
 def test_reduce_without_class_token_on_a_grid():
     options = ["--shape", "1,12,16", "--heads", "4", "--grid", "3,4", "--no-class-token", "--repeats", "1"]
-    assert _json("reduce", *options)["shapes"]["out: tokens"] == [1, 9, 16]
+    assert document("reduce", *options)["shapes"]["out: tokens"] == [1, 9, 16]
 
 
 @pytest.mark.parametrize("method", ["ficoco-l", "fastv"])
 def test_reduce_among_text(tmp_path, method):
-    found = _json("reduce", *TINY, "--method", method, "--visual", "3,9", "--r", 4, "-o", tmp_path / "out")
+    found = document("reduce", *TINY, "--method", method, "--visual", "3,9", "--r", 4, "-o", tmp_path / "out")
     assert found["visual"] == [3, 9]
     assert found["shapes"]["out: tokens"] == [2, 13, 16]
     assert found["conservation"]["ok"]
@@ -141,20 +126,20 @@ def test_reduce_among_text(tmp_path, method):
     written = safetensors.torch.load_file(tmp_path / "out")
     assert bool(((written["sources"] >= 3) & (written["sources"] < 12)).all())
     assert bool((written["kept"][:, :3] == torch.arange(3)).all())
-    found = _json("reduce", *TINY, "--method", method)
+    found = document("reduce", *TINY, "--method", method)
     assert (found["visual"], found["r"]) == ([2, 13], 3)  # an eighth of text on either side, a quarter removed
-    assert "columns 2 to 14" in _run("reduce", *TINY, "--method", method).stdout
+    assert "columns 2 to 14" in run("reduce", *TINY, "--method", method).stdout
 
 
 def test_reduce_a_file_by_a_method_of_the_language_model(tmp_path):
     tokens, (query, key) = torch.randn(1, 17, 16), torch.randn(2, 1, 4, 17, 4)
     safetensors.torch.save_file({"tokens": tokens, "query": query, "key": key}, tmp_path / "in")
     options = ["--method", "ficoco-l", "--visual", "5,10", "--repeats", 1]
-    _json("reduce", "--input", tmp_path / "in", *options, "-o", tmp_path / "out")
+    document("reduce", "--input", tmp_path / "in", *options, "-o", tmp_path / "out")
     attn = ficoco_ext.QueryKey(query, key)
     wanted = ficoco_ext.reduce(tokens, attn, 2, method="ficoco-l", visual=(5, 10), return_reduction=True)
     assert torch.equal(safetensors.torch.load_file(tmp_path / "out")["tokens"], wanted.tokens)
-    result = _run("reduce", "--input", tmp_path / "in", "--method", "ficoco-l")
+    result = run("reduce", "--input", tmp_path / "in", "--method", "ficoco-l")
     assert result.exit_code == 2
     assert "--visual START,LENGTH must say which tokens of --input are visual" in result.stderr
 
@@ -164,7 +149,7 @@ def test_reduce_reads_and_writes_files(tmp_path, given):
     tokens, (query, key) = torch.randn(1, 17, 16), torch.randn(2, 1, 4, 17, 4)
     attention = {"query": query, "key": key} if given == "query" else {"attn": torch.rand(1, 4, 17, 17)}
     safetensors.torch.save_file({"tokens": tokens, **attention}, tmp_path / "in.safetensors")
-    _json("reduce", "--input", tmp_path / "in.safetensors", "--r", 6, "-o", tmp_path / "out.safetensors")
+    document("reduce", "--input", tmp_path / "in.safetensors", "--r", 6, "-o", tmp_path / "out.safetensors")
     written = safetensors.torch.load_file(tmp_path / "out.safetensors")
     attn = ficoco_ext.QueryKey(query, key) if given == "query" else attention["attn"]
     wanted = ficoco_ext.reduce(tokens, attn, 6, return_reduction=True)
@@ -175,7 +160,7 @@ def test_reduce_reads_and_writes_files(tmp_path, given):
 
 def test_demo_prints_json_and_draws(tmp_path):
     picture = tmp_path / "out.png"
-    found = _json("demo", "--repeats", 1, "-o", picture)
+    found = document("demo", "--repeats", 1, "-o", picture)
     assert [answer["reduced"] for answer in found["answers"]] == [answer["truth"] for answer in found["answers"]]
     assert found["picture"] == str(picture)
     drawn = Image.open(picture).convert("RGB")
@@ -188,7 +173,7 @@ def test_demo_prints_json_and_draws(tmp_path):
 def test_demo_prints_tables(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["--tokens", "20", "--layers", "1-3", "--set", "variant=paper", "--repeats", "1"]
-    result = _run("demo", "scene_3", "--question", "what word is written ?", *options)
+    result = run("demo", "scene_3", "--question", "what word is written ?", *options)
     assert result.exit_code == 0, result.stderr
     for word in (
         "20 of 144 patches reach the language model",
@@ -204,25 +189,25 @@ def test_demo_prints_tables(tmp_path, monkeypatch):
 
 def test_demo_of_a_method_in_the_language_model(tmp_path):
     options = ["--question", "how many shapes ?", "--repeats", 1, "-o", tmp_path / "x.png"]
-    found = _json("demo", "--method", "ficoco-l", "--layers", "1,3", "--r", "50,58", *options)
+    found = document("demo", "--method", "ficoco-l", "--layers", "1,3", "--r", "50,58", *options)
     assert [layer["mlp"] for layer in found["text_layers"]] == [144, 94, 94, 36, 36, 36]
     assert found["reduced"]["kv_bytes"] == sum(layer["kv_bytes"] for layer in found["text_layers"])
     assert [layer["removed"] for layer in found["layers"]] == [0] * 8
-    result = _run("demo", "--method", "pyramiddrop", "--keep-ratio", "0.5,0.5,0.25", *options)
+    result = run("demo", "--method", "pyramiddrop", "--keep-ratio", "0.5,0.5,0.25", *options)
     text = " ".join(result.stdout.split())
     for word in ("36 visual tokens are left in its last layer", "text layer", "KV cache"):
         assert word in text
     assert "vision layer" not in text
     both = ["--vision-keep-ratio", 0.5, "--decoder-keep-ratio", 0.25, *options]
-    found = _json("demo", "--method", "ficoco-vl", *both)
+    found = document("demo", "--method", "ficoco-vl", *both)
     assert (found["kept"], found["left"]) == (72, 18)
     assert found["amount"] == {"vision": {"keep_ratio": 0.5}, "decoder": {"keep_ratio": 0.25}}
-    text = _run("demo", "--method", "ficoco-vl", *both).stdout
+    text = run("demo", "--method", "ficoco-vl", *both).stdout
     assert "vision layer" in text and "text layer" in text
 
 
 def test_demo_without_anything_to_remove_has_no_picture(tmp_path):
-    found = _json(
+    found = document(
         "demo", "--keep-ratio", 1, "--repeats", 1, "--question", "how many shapes ?", "-o", tmp_path / "x.png"
     )
     assert found["picture"] is None
@@ -231,7 +216,7 @@ def test_demo_without_anything_to_remove_has_no_picture(tmp_path):
 
 
 def test_notices_go_to_stderr(tmp_path):
-    result = _run("demo", "--question", "is it a dog ?", "--repeats", 1, "--json", "-o", tmp_path / "x.png")
+    result = run("demo", "--question", "is it a dog ?", "--repeats", 1, "--json", "-o", tmp_path / "x.png")
     assert "'dog'" in result.stderr
     assert json.loads(result.stdout)["notices"]
 
@@ -306,7 +291,7 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, argu
     (tmp_path / "empty").mkdir()
     safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / "other")
     places = {name: str(tmp_path / name) for name in ("text", "empty", "other")}
-    result = _run(*(part.format(**places) for part in arguments.split()))
+    result = run(*(part.format(**places) for part in arguments.split()))
     assert result.exit_code == 2
     assert result.stdout == ""
     lines = result.stderr.strip().splitlines()
@@ -316,21 +301,21 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, argu
 
 
 def test_debug_shows_the_traceback():
-    result = _run("demo", "/nowhere/x.png", "--debug")
+    result = run("demo", "/nowhere/x.png", "--debug")
     assert isinstance(result.exception, FileNotFoundError)
 
 
 def test_a_defect_of_ours_exits_with_1(monkeypatch):
     monkeypatch.setattr("ficoco_ext.cli.env.collect", lambda: {}["missing"])
-    result = _run("env")
+    result = run("env")
     assert result.exit_code == 1
     assert "KeyError" in result.stderr
     assert "--debug" in result.stderr
 
 
 def test_unknown_options_exit_with_2():
-    assert _run("demo", "--nope").exit_code == 2
-    assert _run("nope").exit_code == 2
+    assert run("demo", "--nope").exit_code == 2
+    assert run("nope").exit_code == 2
 
 
 def test_main_names_the_extra_when_typer_is_missing(monkeypatch):

@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-import typer.testing
+from helpers.cli import document, run
+from helpers.paths import PACKAGE
 from PIL import Image
 
 import ficoco_ext
 from ficoco_ext import cost
 from ficoco_ext.apps import checkpoint
 from ficoco_ext.cli import cost_tables
-from ficoco_ext.cli.app import app
 from ficoco_ext.cli.plan import attach_call
 from ficoco_ext.cost import advice, compare, reproduce, schedules, scope
 
 KEYS = ("tflops", "kv_mb", "memory_access_gb", "resident_gb", "ttft_ms", "layers")
-TINY = Path(ficoco_ext.__file__).parent / "data" / "tiny_llava"
-
-
-def _run(*arguments):
-    return typer.testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
+TINY = PACKAGE / "data" / "tiny_llava"
 
 
 def _text(*arguments):
-    result = _run(*arguments)
+    result = run(*arguments)
     assert result.exit_code == 0, result.stderr
     return " ".join(result.stdout.split())
 
 
-def _json(*arguments):
-    result = _run(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
-
-
 def test_without_reduction_the_papers_first_row():
-    found = _json("cost", "llava-1.5-7b")
+    found = document("cost", "llava-1.5-7b")
     assert set(KEYS) <= set(found)
     assert found["tflops"] == pytest.approx(8.4533, rel=1e-4)
     assert found["kv_mb"] == pytest.approx(333.45, rel=1e-4)
@@ -54,7 +42,7 @@ def test_without_reduction_the_papers_first_row():
 
 
 def test_the_document_adds_up():
-    found = _json("cost", "llava-1.5-7b", "--method", "ficoco-l", "--tokens", 64, "--gpu", "h200")
+    found = document("cost", "llava-1.5-7b", "--method", "ficoco-l", "--tokens", 64, "--gpu", "h200")
     layers = found["layers"]
     assert [one["layer"] for one in layers] == list(range(32))
     head = 4096 * 32000
@@ -72,7 +60,7 @@ def test_the_document_adds_up():
 
 def test_matmul_is_everything():
     given = ["--method", "ficoco-v", "--r", 40, "--layers", "13-22", "--convention", "matmul"]
-    found = _json("cost", "llava-1.5-7b", *given)
+    found = document("cost", "llava-1.5-7b", *given)
     assert set(found["parts"]) == {"tower", "projector", "decoder", "head", "reduction"}
     operations = sum(part["operations"] for part in found["parts"].values())
     assert operations == pytest.approx(found["tflops"] * 1e12)
@@ -86,27 +74,27 @@ def test_matmul_is_everything():
 @pytest.mark.parametrize("method", ficoco_ext.METHODS)
 @pytest.mark.parametrize("model", ["llava-1.5-7b", "llava-next-13b"])
 def test_every_method(model, method):
-    found = _json("cost", model, "--method", method, "--images", 2)
+    found = document("cost", model, "--method", method, "--images", 2)
     assert found["tflops"] < found["all_tokens"]["tflops"]
     assert found["visual_tokens"]["final"] < found["all_tokens"]["visual_tokens"]["final"]
 
 
 def test_an_amount_alone_means_ficoco_v():
-    assert _json("cost", "llava-1.5-7b", "--keep-ratio", 0.5)["method"] == "ficoco-v"
-    assert _json("cost", "llava-1.5-7b", "--set", "lam=0.5")["schedule"]["vision"]["final"] == 144
+    assert document("cost", "llava-1.5-7b", "--keep-ratio", 0.5)["method"] == "ficoco-v"
+    assert document("cost", "llava-1.5-7b", "--set", "lam=0.5")["schedule"]["vision"]["final"] == 144
 
 
 def test_ratios_one_a_layer():
-    found = _json("cost", "llava-1.5-7b", "--method", "pyramiddrop", "--keep-ratio", "0.75,0.5,0.25")
+    found = document("cost", "llava-1.5-7b", "--method", "pyramiddrop", "--keep-ratio", "0.75,0.5,0.25")
     assert found["schedule"]["decoder"]["r"] == [144, 144, 144]
     assert found["schedule"]["decoder"]["before_attention"]
 
 
 def test_precision():
-    found = _json("cost", "llava-1.5-13b", "--text-tokens", 512, "--precision", "int4")
+    found = document("cost", "llava-1.5-13b", "--text-tokens", 512, "--precision", "int4")
     assert found["bit_scaled_tflops"] == pytest.approx(28.592 / 4, rel=1e-4)
     assert found["kv_mb"] == pytest.approx(222.82, rel=1e-4)
-    assert _json("cost", "llava-1.5-7b", "--precision", "w4a16kv4")["precision"] == "W4A16KV4"
+    assert document("cost", "llava-1.5-7b", "--precision", "w4a16kv4")["precision"] == "W4A16KV4"
     assert "TFLOPs x 4 / 16 bits" in _text("cost", "llava-1.5-7b", "--precision", "int4")
 
 
@@ -126,7 +114,7 @@ def test_tables():
 
 
 def test_explain_prints_every_formula_and_its_letters():
-    found = _json("cost", "llava-1.5-7b", "--explain", "--tokens", 100, "--convention", "matmul")["explain"]
+    found = document("cost", "llava-1.5-7b", "--explain", "--tokens", 100, "--convention", "matmul")["explain"]
     text = "\n".join(found)
     bill = scope.bill(
         "llava-1.5-7b",
@@ -142,26 +130,26 @@ def test_explain_prints_every_formula_and_its_letters():
     shown = [line for line in found if not line.startswith(" ")]
     assert "decoder layer 0 to 31, each" in shown
     assert "tower layer 0 to 11, each" in shown
-    assert "  up_proj: 2*b*q*h*i" in _run("cost", "llava-1.5-7b", "--explain").stdout
+    assert "  up_proj: 2*b*q*h*i" in run("cost", "llava-1.5-7b", "--explain").stdout
 
 
 @pytest.mark.parametrize("options", [[], ["--method", "ficoco-vl", "--keep-ratio", 0.1]])
 def test_plot(tmp_path, options):
     picture = tmp_path / "stairs.png"
-    assert _json("cost", "llava-1.5-7b", "--plot", picture, *options)["picture"] == str(picture)
+    assert document("cost", "llava-1.5-7b", "--plot", picture, *options)["picture"] == str(picture)
     drawn = Image.open(picture).convert("RGB")
     assert drawn.width > 1000
     assert len(drawn.getcolors(maxcolors=2**24)) > 50
 
 
 def test_a_directory_with_a_config():
-    found = _json("cost", TINY, "--method", "ficoco-v", "--keep-ratio", 0.25)
+    found = document("cost", TINY, "--method", "ficoco-v", "--keep-ratio", 0.25)
     assert found["visual_tokens"]["final"] == 36
     assert found["all_tokens"]["visual_tokens"]["entering"] == 144
 
 
 def test_reproduce():
-    found = _json("cost", "--reproduce")
+    found = document("cost", "--reproduce")
     assert len(found["cells"]) == 128
     off = [cell for cell in found["cells"] if cell["note"]]
     assert len(off) == 6
@@ -175,7 +163,7 @@ def test_reproduce():
 
 @pytest.mark.parametrize(("options", "final"), [([], 62), (["--method", "tome"], 62), (["--method", "topk"], 62)])
 def test_plan_a_tower(options, final):
-    found = _json("plan", "llava-1.5-7b", "--tflops", 1.6, *options)
+    found = document("plan", "llava-1.5-7b", "--tflops", 1.6, *options)
     assert found["schedule"]["vision"]["final"] == pytest.approx(final, abs=1)
     assert found["tflops"] == found["budget"]["reached"] == pytest.approx(1.6, abs=0.007)
     low, high = found["budget"]["reachable"]
@@ -189,12 +177,12 @@ def test_plan_a_tower(options, final):
 )
 @pytest.mark.parametrize("method", ["ficoco-v", "ficoco-l", "ficoco-vl"])
 def test_plan_each_budget(option, value, key, method):
-    found = _json("plan", "llava-1.5-7b", "--method", method, option, value, "--gpu", "h200")
+    found = document("plan", "llava-1.5-7b", "--method", method, option, value, "--gpu", "h200")
     assert found[key] == pytest.approx(value, rel=0.005)
 
 
 def test_plan_average_tokens_and_floor():
-    found = _json("plan", "llava-1.5-7b", "--method", "ficoco-l", "--average-tokens", 192, "--floor", 64)
+    found = document("plan", "llava-1.5-7b", "--method", "ficoco-l", "--average-tokens", 192, "--floor", 64)
     assert found["visual_tokens"]["average"] == pytest.approx(192, abs=0.5)
     assert found["visual_tokens"]["final"] == 64
 
@@ -214,7 +202,7 @@ def test_plan_says_how_to_apply_it():
 def test_attach_takes_what_plan_says(method):
     pytest.importorskip("transformers")
     model = checkpoint.load(None, torch.float32, torch.device("cpu")).model
-    found = _json("plan", TINY, "--method", method, "--average-tokens", 100, "--text-tokens", 12)
+    found = document("plan", TINY, "--method", method, "--average-tokens", 100, "--text-tokens", 12)
     with eval(found["attach"], {"ficoco_ext": ficoco_ext, "model": model}) as handle:
         vision, decoder = found["schedule"]["vision"], found["schedule"]["decoder"]
         assert (handle.schedule is None) == (vision is None)
@@ -276,7 +264,7 @@ def test_tables_without_hardware(capsys):
 def test_the_cpu_is_measured(monkeypatch):
     slow = cost.Hardware("cpu", 1e10, 1e11, None, None, 1e10, 1e6, "measured: here")
     monkeypatch.setattr(sys.modules["ficoco_ext.cost.hardware"], "measure_cpu", lambda: slow)
-    assert _json("cost", "llava-1.5-7b", "--gpu", "cpu")["hardware"]["source"] == "measured: here"
+    assert document("cost", "llava-1.5-7b", "--gpu", "cpu")["hardware"]["source"] == "measured: here"
 
 
 @pytest.mark.parametrize(
@@ -327,7 +315,7 @@ def test_the_cpu_is_measured(monkeypatch):
     ],
 )
 def test_a_mistake_is_one_clear_line_and_exit_code_2(arguments, message):
-    result = _run(*arguments.split())
+    result = run(*arguments.split())
     assert result.exit_code == 2, result.stdout
     assert result.stdout == ""
     lines = result.stderr.strip().splitlines()

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers.cli import run
 
 pytest.importorskip("transformers")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-import typer.testing
-from helpers.evaluation import embedded, grid, one_thread  # noqa: F401
+from helpers.embedded import embedded, grid, one_thread  # noqa: F401
 from PIL import Image
 
-from ficoco_ext.cli.app import app
 from ficoco_ext.evaluation import Results
 from ficoco_ext.evaluation.plot import draw
 from ficoco_ext.methods import hyperparameters
@@ -30,12 +29,8 @@ def _loaded_once(monkeypatch):
     monkeypatch.setattr(evaluate, "load", lambda model, *more: load(model, *more) if model else embedded())
 
 
-def _run(*arguments):
-    return typer.testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 def _fine(*arguments):
-    result = _run(*arguments)
+    result = run(*arguments)
     assert result.exit_code == 0, result.stderr
     return result.stdout
 
@@ -90,7 +85,7 @@ def test_the_same_command_goes_on_from_its_file(written):
     before = (folder / "out.json").read_text()
     _fine("eval", *FEW, "--seeds", "0,1", "--set", "ficoco-v.variant=paper", "--results", folder / "out.json")
     assert (folder / "out.json").read_text() == before
-    refused = _run("eval", *FEW, "--results", folder / "out.json")
+    refused = run("eval", *FEW, "--results", folder / "out.json")
     assert refused.exit_code == 2 and "is of another run: 'seeds' in it differs" in refused.stderr
 
 
@@ -120,7 +115,7 @@ def test_own_questions_of_a_file(tmp_path):
     asked = [{"image": "a.png", "question": row.question, "answer": row.answer} for row in rows]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, [*asked, {"image": "a.png", "question": "why ?"}])))
     given = ["eval", "--data", tmp_path / "q.jsonl", "--methods", "topk", "--tokens", "40", "--layers", "3-4"]
-    refused = _run(*given)
+    refused = run(*given)
     assert refused.exit_code == 2 and "row 4, field 'answer'" in refused.stderr
     shown = _fine(*given, "--bad-rows", "count", "--judge", "contained", "--results", tmp_path / "out.json")
     assert "1 rows could not be asked" in shown and "judged contained" in shown
@@ -192,7 +187,7 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch):
     (tmp_path / "q.jsonl").write_text("")
     small = [] if "--data" in arguments or "--from" in arguments else ["--scenes", "1"]
     methods = [] if "--methods" in arguments or "--from" in arguments else ["--methods", "topk"]
-    result = _run("eval", *small, *methods, *arguments)
+    result = run("eval", *small, *methods, *arguments)
     assert result.exit_code == 2
     assert message in result.stderr and result.stderr.count("\n") == 1
     assert not (tmp_path / "out.png").exists()
@@ -210,5 +205,5 @@ def test_data_counts_and_draws(tmp_path):
     shown = _fine(*given)
     assert "split dev, seed 2" in shown and "exist" in shown
     for bad, message in ((["--shown", 0], "--shown"), (["--split", "x"], "split"), (["-o", "a.txt"], "picture must")):
-        result = _run("data", "--scenes", 1, *bad)
+        result = run("data", "--scenes", 1, *bad)
         assert result.exit_code == 2 and message in result.stderr

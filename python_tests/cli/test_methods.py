@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 
 import pytest
-import typer.testing
+from helpers.cli import document, run
 
 import ficoco_ext
 from ficoco_ext import METHODS, Method, describe
-from ficoco_ext.cli.app import app
 from ficoco_ext.cost import architecture
 from ficoco_ext.methods import Staged, hyperparameters
 from ficoco_ext.methods.description import _meanings
 from ficoco_ext.stages import Filter
 
 NEW = ("prune-then-merge", "evit", "prumerge", "prumerge+", "pool", "random")
-
-
-def _run(*arguments: object):
-    return typer.testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def _json(*arguments: object):
-    result = _run(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -99,23 +87,23 @@ def test_a_stage_that_computes_in_its_own_way_has_no_price_of_its_parent():
 
 
 def test_the_table():
-    found = _json("methods")["methods"]
+    found = document("methods")["methods"]
     assert [one["name"] for one in found] == list(METHODS)
-    text = _run("methods").stdout
+    text = run("methods").stdout
     assert all(name in text for name in METHODS) and "who leaves" in text
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_one_method(name):
-    found = _json("methods", name)
+    found = document("methods", name)
     assert found["name"] == name and list(found["hyperparameters"]) == list(hyperparameters(name))
-    text = _run("methods", name).stdout
+    text = run("methods", name).stdout
     assert all(key in text for key in ("filter: who leaves", "layers, if none are named", *hyperparameters(name)))
 
 
 def test_one_method_with_values():
-    assert _json("methods", "evit", "--set", "fuse=mean")["compress"].startswith("mean")
-    assert _json("methods", "random", "--set", "seed=9")["hyperparameters"] == {"seed": 9}
+    assert document("methods", "evit", "--set", "fuse=mean")["compress"].startswith("mean")
+    assert document("methods", "random", "--set", "seed=9")["hyperparameters"] == {"seed": 9}
 
 
 @pytest.mark.parametrize(
@@ -128,13 +116,13 @@ def test_one_method_with_values():
     ],
 )
 def test_mistakes(arguments, message):
-    result = _run(*arguments)
+    result = run(*arguments)
     assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", NEW)
 def test_reduce(name):
-    found = _json("reduce", "--shape", "2,17,16", "--heads", "4", "--repeats", "1", "--method", name, "--r", 6)
+    found = document("reduce", "--shape", "2,17,16", "--heads", "4", "--repeats", "1", "--method", name, "--r", 6)
     assert found["conservation"]["ok"] and found["shapes"]["out: tokens"] == [2, 11, 16]
     assert found["conservation"]["dropped"] == (12 if name == "random" else 0)
 
@@ -142,12 +130,12 @@ def test_reduce(name):
 @pytest.mark.parametrize("name", NEW)
 def test_demo(name, tmp_path):
     pytest.importorskip("transformers")
-    found = _json("demo", "--method", name, "--repeats", "1", "-o", tmp_path / "picture.png")
+    found = document("demo", "--method", name, "--repeats", "1", "-o", tmp_path / "picture.png")
     assert (found["patches"], found["kept"]) == (144, 36) and (tmp_path / "picture.png").exists()
     assert (found["reduced"]["flops"]["reduction"] == 0) == (name == "random")
 
 
 def test_env_says_where_they_reduce():
-    found = _json("env")
+    found = document("env")
     assert {found["reduces"][name] for name in NEW} == {"tower"}
     assert set(found["reduces"]) == set(ficoco_ext.METHODS)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import pytest
+from helpers.paths import PACKAGE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import ficoco_ext
 from ficoco_ext import Schedule, cost, get_method
 from ficoco_ext.cost import architecture, planner, scope
 from ficoco_ext.methods import Staged, VisionAndDecoder
 
 TOWER, DECODER = ("ficoco-v", "topk", "tome"), ("ficoco-l", "fastv", "pyramiddrop")
 MODELS = ("llava-1.5-7b", "llava-1.5-13b", "llava-next-7b")
-TINY = Path(ficoco_ext.__file__).parent / "data" / "tiny_llava"
+TINY = PACKAGE / "data" / "tiny_llava"
 SLOW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 

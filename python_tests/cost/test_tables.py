@@ -4,12 +4,11 @@ import dataclasses
 import json
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers.paths import PACKAGE
 
-import ficoco_ext
 from ficoco_ext import cost
 
 BASE = cost.architecture("llava-1.5-7b")
@@ -146,4 +145,4 @@ def test_the_arithmetic_needs_no_models():
         "assert not {'transformers', 'matplotlib', 'typer', 'rich', 'PIL'} & set(sys.modules);"
         "assert not {'models', 'apps', 'viz', 'evaluation', 'cli'} & rooms, rooms"
     )
-    subprocess.run([sys.executable, "-c", program, str(Path(ficoco_ext.__file__).parent)], check=True)
+    subprocess.run([sys.executable, "-c", program, str(PACKAGE)], check=True)

@@ -10,6 +10,7 @@ from helpers.models import (
     answers,
     batch,
     close,
+    hooked,
     image,
     one_image,
     one_thread,  # noqa: F401
@@ -189,14 +190,6 @@ def emulated(model):
     for layer in model.model.language_model.layers:
         layer._old_forward = layer.forward
         layer.forward = Wrapper(layer)
-    return model
-
-
-def hooked(model):
-    """What ``device_map`` does: accelerate wraps every module's forward."""
-    accelerate = pytest.importorskip("accelerate")
-    for module in model.modules():
-        accelerate.hooks.add_hook_to_module(module, accelerate.hooks.ModelHook())
     return model
 
 

@@ -10,6 +10,7 @@ from helpers.models import batch, image, one_thread, words  # noqa: F401
 import ficoco_ext
 
 pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 ONE = [*words(1, 2), *image(), *words(3, 4, 5)]
 LONGER = [*words(1, 2, 6, 7), *image(), *words(3, 4, 5)]
@@ -18,13 +19,6 @@ METHODS = {
     "logits": {"method": "ficoco-l", "r": 5, "variant": "released"},
     "pyramiddrop": {"method": "pyramiddrop"},
 }
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 follows_transformers = pytest.mark.skipif(

@@ -4,14 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from helpers.ops import needs_kernels
+from helpers.paths import PACKAGE, ROOT
 
-import ficoco_ext
-
-PROGRAM = Path(__file__).parent.parent.parent / "benchmarks" / "decoder_memory.py"
+PROGRAM = ROOT / "benchmarks" / "decoder_memory.py"
 RESULTS = PROGRAM.parent / "results" / "decoder_memory_cpu.json"
 METER = "torch one head's map"
 # Below this a page more or less, or a thread's buffer, is what is measured.
@@ -25,7 +23,7 @@ pytestmark = [
 
 
 def measure(form: str, visual: int) -> int:
-    package = str(Path(ficoco_ext.__file__).parent.parent)
+    package = str(PACKAGE.parent)
     shape = [f"--visual={visual}", "--text=128", "--heads=4", "--width=32"]
     done = subprocess.run(
         [sys.executable, str(PROGRAM), "--here", form, *shape],

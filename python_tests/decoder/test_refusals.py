@@ -8,7 +8,7 @@ import torch
 from helpers.decoder import decoder_config, tiny
 from helpers.families import tiny_next, tiny_qwen
 from helpers.models import (
-    answers,
+    assert_refused,
     image,
     one_thread,  # noqa: F401
     snapshot,
@@ -245,12 +245,7 @@ VALUES = [
 
 @pytest.mark.parametrize(("options", "kind", "message"), VALUES)
 def test_values_are_refused_at_attach(model, options, kind, message):
-    answers(model)
-    before = snapshot(model)
-    with pytest.raises(kind) as error:
-        ficoco_ext.attach(model, **options)
-    assert message in str(error.value)
-    assert snapshot(model) == before
+    assert_refused(model, options, kind, message)
 
 
 def test_a_penalty_needs_a_grid():

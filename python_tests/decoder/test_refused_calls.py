@@ -7,12 +7,14 @@ import torch
 from helpers.decoder import tiny
 from helpers.models import (
     GREEDY,
+    REFUSED_WAYS,
     answers,
     batch,
     image,
     one_image,
     one_thread,  # noqa: F401
     pixels,
+    without,
     words,
 )
 
@@ -31,10 +33,6 @@ VL = {"method": "ficoco-vl", "keep_ratio": 0.5}
 @pytest.fixture(scope="module")
 def model():
     return tiny(seed=51)
-
-
-def without(inputs, *names):
-    return {name: value for name, value in inputs.items() if name not in names}
 
 
 def embedded(model, inputs):
@@ -107,14 +105,7 @@ def test_replicas_of_data_parallel_are_refused(model):
             replica(**one_image())
 
 
-OPTIONS = {
-    "use_cache=False": {"use_cache": False},
-    "prefill_chunk_size": {"prefill_chunk_size": 8},
-    "assistant_model": {"assistant_model": True},
-    "token_healing": {"token_healing": True},
-    "continuous batching": {"cache_implementation": "paged"},
-    "custom_generate": {"custom_generate": "somebody/recipe"},
-}
+OPTIONS = {"use_cache=False": {"use_cache": False}, **REFUSED_WAYS}
 
 
 @pytest.mark.parametrize("case", OPTIONS)

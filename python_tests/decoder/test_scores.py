@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import tolerance
+from helpers.backends import tolerance
+from helpers.reductions import same
 from helpers.scores import (
     LENGTH,
     START,
@@ -18,7 +19,6 @@ from helpers.scores import (
     padded,
     sequence,
 )
-from test_reduce import same
 
 from ficoco_ext import QueryKey, Reduction, get_method, reduce
 

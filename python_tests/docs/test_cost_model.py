@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import typer.testing
+from helpers.paths import DOCS, ROOT
 
 from ficoco_ext.cli.app import app
 from ficoco_ext.cost import reproduce
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "cost_model.md"
-PAGES = (PAGE.parent.parent / "README.md", *sorted(PAGE.parent.glob("*.md")))
+PAGE = DOCS / "cost_model.md"
+PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
 
 
 def _commands():

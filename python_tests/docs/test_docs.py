@@ -5,10 +5,10 @@ import importlib
 import inspect
 import pkgutil
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.paths import DOCS, ROOT
 
 import ficoco_ext
 
@@ -18,9 +18,8 @@ MODULES += [
 ]
 
 
-ROOT = Path(__file__).parent.parent.parent
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-CHOOSE = (ROOT / "docs" / "choose.md").read_text()
+PAGES = sorted(DOCS.glob("*.md"))
+CHOOSE = (DOCS / "choose.md").read_text()
 SESSIONS = ("choose.md", "cost_model.md", "faq.md", "how_answers_are_judged.md", "positions_masks_caches.md")
 
 

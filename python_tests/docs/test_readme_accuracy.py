@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
-from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
 pytest.importorskip("numpy")
 
 from ficoco_ext.evaluation import Results
 
-ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 PAGE = (ROOT / "docs" / "accuracy.md").read_text()
 CARD = (ROOT / "ficoco_ext" / "data" / "tiny_llava" / "README.md").read_text()

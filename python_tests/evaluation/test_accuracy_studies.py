@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
 pytest.importorskip("transformers")
 pytest.importorskip("sklearn")
 
-from helpers.evaluation import embedded, one_thread  # noqa: F401
+from helpers.embedded import embedded, one_thread  # noqa: F401
 
 from ficoco_ext.evaluation import JUDGES, Results
 from ficoco_ext.evaluation.runner import weights_digest
 
-ROOT = Path(__file__).parent.parent.parent
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("accuracy_*.json"))
 
 

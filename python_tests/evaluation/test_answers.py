@@ -9,7 +9,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 import torch
-from helpers.evaluation import METHODS, embedded, grid, one_thread  # noqa: F401
+from helpers.embedded import METHODS, embedded, grid, one_thread  # noqa: F401
 from helpers.models import snapshot
 
 import ficoco_ext

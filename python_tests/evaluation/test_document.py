@@ -3,9 +3,9 @@
 import copy
 import json
 import time
-from pathlib import Path
 
 import pytest
+from helpers.paths import RESULTS
 
 from ficoco_ext.evaluation import Results
 
@@ -120,9 +120,7 @@ def test_a_setting_that_was_answered_twice(tmp_path):
         Results.load(file)
 
 
-@pytest.mark.parametrize(
-    "file", sorted((Path(__file__).parent.parent.parent / "benchmarks/results").glob("accuracy_*.json"))
-)
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("accuracy_*.json")))
 def test_the_committed_ones_are_read(file):
     Results.load(file)
 

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("sklearn")
 
-from helpers.evaluation import embedded, grid, one_thread  # noqa: F401
+from helpers.embedded import embedded, grid, one_thread  # noqa: F401
 
 from ficoco_ext import methods
 from ficoco_ext.evaluation import Setting, evaluate, markdown, provenance, questions, settings_of

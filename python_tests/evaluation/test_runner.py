@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from helpers.evaluation import embedded, grid, one_thread  # noqa: F401
+from helpers.embedded import embedded, grid, one_thread  # noqa: F401
 from helpers.models import snapshot
 
 import ficoco_ext

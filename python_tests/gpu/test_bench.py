@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.ops import needs_kernels
+from helpers.paths import PACKAGE, ROOT
 
 import ficoco_ext
 
-ROOT = Path(__file__).parent.parent.parent
 GPU = ROOT / "benchmarks" / "gpu"
 PROGRAMS = ("contact", "whole", "kernels", "operators", "end to end", "compiled")
 SECTIONS = ("contact", "whole", "kernels", "operators", "end_to_end", "compiled")
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.skipif(not GPU.exists(), reason="needs the source tree
 
 def environment(**more):
     """This interpreter, and the very package that is being tested."""
-    package = str(Path(ficoco_ext.__file__).parent.parent)
+    package = str(PACKAGE.parent)
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", **more}
 

@@ -1,141 +1,16 @@
 """What only a GPU can show of every operator and every whole reduction: streams, graphs, synchronisation, devices."""
 
-from dataclasses import fields
-
 import pytest
 import torch
-from conftest import BACKENDS, NO_GPU
-from helpers.ops import assert_close, double, query_key
-from test_torch import operator, samples
+from helpers.backends import NO_GPU
+from helpers.calls import OPERATORS, Call, check, every_call, layer, make, of_method
+from helpers.ops import DTYPES, assert_close, double
 
 import ficoco_ext
-from ficoco_ext import Method, QueryKey
-from ficoco_ext.methods import Split
-from ficoco_ext.ops import _reduce, backend
-from ficoco_ext.stages import Match
+from ficoco_ext import QueryKey
+from ficoco_ext.ops import backend
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-class Call:
-    """An operator or a reduction as a function of tensors alone, so that they can be moved, rewritten and captured."""
-
-    def __init__(self, run, tensors):
-        self.run, self.tensors = run, tensors
-
-    def __call__(self):
-        return tuple(self.run(*self.tensors))
-
-    def on(self, device):
-        return Call(self.run, [tensor.to(device) for tensor in self.tensors])
-
-
-def of_operator(run, args):
-    """``run(*args)``; what is no tensor stays as it is."""
-    places = [place for place, arg in enumerate(args) if isinstance(arg, torch.Tensor)]
-
-    def call(*tensors):
-        given = list(args)
-        for place, tensor in zip(places, tensors, strict=True):
-            given[place] = tensor
-        return run(*given)
-
-    return Call(call, [args[place] for place in places])
-
-
-def of_method(tensors, method, r=11, **options):
-    """A whole reduction; everything that it tells."""
-
-    def call(tokens, query, key):
-        attn = QueryKey(query, key)
-        told = ficoco_ext.reduce(tokens, attn, r, method=method, return_reduction=True, **options)
-        values = [getattr(told, field.name) for field in fields(told)]
-        return [value for value in values if isinstance(value, torch.Tensor)]
-
-    return Call(call, tensors)
-
-
-def layer(b, n, c, dtype, h=4, d=8):
-    return [torch.randn(b, n, c).to(dtype), *query_key(b, h, h, n, d, dtype, "transposed")]
-
-
-def on_grid(tensors, method):
-    """A whole reduction with the patches' grid."""
-    return of_method(tensors, method, grid=(6, 8))
-
-
-def of_layers(tensors, method, counts=(12, 8, 5)):
-    """Reductions in a row, one a layer of ``method``; the later ones read the beginning of query and key."""
-
-    def call(tokens, query, key):
-        told, values = None, []
-        for one, r in zip(method.of_layers(len(counts)), counts, strict=True):
-            n = tokens.shape[1]
-            attn, given = QueryKey(query[:, :, :n], key[:, :, :n]), {"grid": (6, 8)} if told is None else {}
-            told = ficoco_ext.reduce(tokens, attn, r, method=one, previous=told, return_reduction=True, **given)
-            tokens = told.tokens
-            values += [value for field in fields(told) if isinstance(value := getattr(told, field.name), torch.Tensor)]
-        return values
-
-    return Call(call, tensors)
-
-
-def of_map(tensors, method, r=11):
-    """A whole reduction from a map of probabilities, one for each head, made beforehand."""
-    tokens, query, key = tensors
-    probs = (query.double() @ key.double().mT * query.shape[-1] ** -0.5).softmax(-1).to(query.dtype)
-
-    def call(tokens, probs):
-        told = ficoco_ext.reduce(tokens, probs, r, method=method, grid=(6, 8), return_reduction=True)
-        return [value for field in fields(told) if isinstance(value := getattr(told, field.name), torch.Tensor)]
-
-    return Call(call, [tokens, probs])
-
-
-OPERATORS = [f"{name}-{index}" for index, (name, _) in enumerate(samples())]
-METHODS = [*(name for name in ficoco_ext.METHODS if name != "ficoco-vl"), "ficoco-v paper", "ficoco-l released"]
-MERGE = ficoco_ext.get_method("ficoco-v", targets=2)
-PRUNE, TOME = ficoco_ext.get_method("topk"), ficoco_ext.get_method("tome")
-WEIGHED = Method("weighed", Match(weigh=0.5), None, TOME.compress)
-OTHERS = {  # what no name of the registry is alone: stages with other options, two methods in a layer, others by layer
-    "evit mean": (on_grid, ficoco_ext.get_method("evit", fuse="mean")),
-    "prumerge mean": (on_grid, ficoco_ext.get_method("prumerge+", normalize=True, neighbours=5)),
-    "weighed": (on_grid, WEIGHED),
-    "split": (on_grid, Split("prune, merge", PRUNE, WEIGHED, 0.5)),
-    "split that loses": (on_grid, Split("merge, prune", MERGE, PRUNE, 0.5)),
-    "split of a map": (of_map, Split("prune, merge", PRUNE, MERGE, 0.5)),
-    "staged": (of_layers, ficoco_ext.get_method("prune-then-merge", weigh=0.5)),
-}
-EVERYTHING = [pytest.param(name, id=name) for name in (*OPERATORS, *METHODS, *OTHERS)]
-every_call = pytest.mark.parametrize("name", EVERYTHING)
-
-
-def make(name, seed=0, b=2, dtype=torch.float32, oracle=False):
-    """The call of that name with the inputs of that seed, on the CPU; ``oracle``: the specification in float64."""
-    torch.manual_seed(seed)
-    if name in OTHERS:
-        of, method = OTHERS[name]
-        call = of(layer(b, 49, 12, dtype), method)
-        return Call(call.run, double(call.tensors)) if oracle else call
-    if name in METHODS:
-        method, _, variant = name.partition(" ")
-        tensors = layer(b, 49, 12, dtype)
-        options = {"variant": variant} if variant else {}
-        decodes = isinstance(ficoco_ext.get_method(method), ficoco_ext.methods.DecoderMethod)
-        options |= {"visual": (9, 30)} if decodes else {"grid": (6, 8)}
-        return of_method(double(tensors) if oracle else tensors, method, **options)
-    op, args = list(samples(b=b, dtype=dtype))[OPERATORS.index(name)]
-    # One sample has all patches in one place of the grid; which of them counts there is open. Here each has its own.
-    args = [
-        torch.arange(arg.shape[1]).repeat(b, 1) if isinstance(arg, torch.Tensor) and 0 in arg.stride()[1:] else arg
-        for arg in args
-    ]
-    if not oracle:
-        return of_operator(operator(op), args)
-    composed = {"reduce": _reduce.composed, "reduce.map": _reduce.composed_map}
-    return of_operator(composed.get(op) or BACKENDS["reference"].find(op), double(args))
 
 
 def same(one, other):
@@ -146,19 +21,6 @@ def same(one, other):
 def test_the_kernels_are_live():
     """Everything below would also hold of the specification."""
     assert ficoco_ext.build_info()["cuda"] == "kernels"
-
-
-def check(got, wanted, device):
-    """``got``, on ``device``, is ``wanted``: integers exactly, floats (infinities among them) within the tolerance."""
-    assert len(got) == len(wanted)
-    for one, other in zip(got, wanted, strict=True):
-        assert one.device.type == device
-        assert one.is_contiguous()
-        assert one.shape == other.shape
-        if one.is_floating_point():
-            assert_close(one.cpu(), other.double(), 4096, scale=1.0)
-        else:
-            assert torch.equal(one.cpu(), other)
 
 
 @every_call

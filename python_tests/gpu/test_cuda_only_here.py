@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from helpers.ops import needs_kernels
-from test_cuda_only import DTYPES, check, every_call, make
+from helpers.calls import check, every_call, make
+from helpers.ops import DTYPES, needs_kernels
 
 pytestmark = needs_kernels
 

@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.paths import CSRC, TESTS
 
-TESTS = Path(__file__).resolve().parent.parent / "emulation"
+KERNELS = TESTS / "emulation"
 ORDERS = ["fwd", "rev", "rand:1", "rand:2"]
 LIBRARIES = {  # the sources of each, and its bugs: those of one kernel exclude one another
     "right": (["sums", "select", "warps"], []),
@@ -41,9 +42,9 @@ def _load(path: Path):
     return module
 
 
-emulation = _load(TESTS.parents[1] / "csrc/testing/host_emulation/build.py")
-cu2cpp = _load(TESTS.parents[1] / "csrc/testing/host_emulation/cu2cpp.py")
-cases = _load(TESTS / "cases.py")
+emulation = _load(CSRC / "testing/host_emulation/build.py")
+cu2cpp = _load(CSRC / "testing/host_emulation/cu2cpp.py")
+cases = _load(KERNELS / "cases.py")
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +63,7 @@ def build(tmp_path_factory):
         sources, bugs = LIBRARIES[name]
         return emulation.build(
             folder / "emulation" / name,
-            sources=[TESTS / f"{source}.cu" for source in sources],
+            sources=[KERNELS / f"{source}.cu" for source in sources],
             name=name,
             define=[f"BUG_{bug}" for bug in bugs],
             sanitize=name.endswith("_sanitized"),
@@ -73,7 +74,7 @@ def build(tmp_path_factory):
 
 def _process(library: Path, *names: str, order: str = "fwd", sanitize: bool = False):
     environment = {**os.environ, "CUEMU_ORDER": order, **(emulation.sanitizer_environment() if sanitize else {})}
-    command = [sys.executable, str(TESTS / "cases.py"), str(library), *names]
+    command = [sys.executable, str(KERNELS / "cases.py"), str(library), *names]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -119,7 +120,7 @@ def test_a_lane_that_its_mask_lacks(build):
     done = _process(build("barrier"), "lanes")
     assert done.returncode == -6, done
     assert "whose mask lacks it" in done.stderr
-    lines = (TESTS / "warps.cu").read_text().splitlines()
+    lines = (KERNELS / "warps.cu").read_text().splitlines()
     line = next(number for number, text in enumerate(lines, 1) if "0x7fffffffu" in text)
     assert f"warps.cu:{line}\n" in done.stderr and "lanes_kernel, block (0, 0, 0), thread (31, 0, 0)" in done.stderr
 
@@ -192,7 +193,7 @@ def test_only_what_is_stale_is_built_again(build, tmp_path):
 def test_no_toolkit_is_a_clear_error(monkeypatch, tmp_path):
     monkeypatch.setattr(emulation, "_toolkits", lambda: iter([tmp_path]))
     with pytest.raises(emulation.BuildError, match=r"needs the CUDA toolkit's headers.*set CUDA_HOME"):
-        emulation.build(tmp_path, sources=[TESTS / "sums.cu"])
+        emulation.build(tmp_path, sources=[KERNELS / "sums.cu"])
 
 
 @pytest.mark.parametrize(

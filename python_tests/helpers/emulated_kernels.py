@@ -11,9 +11,7 @@ from types import ModuleType
 import torch
 
 from ficoco_ext.ops import library as operators
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-CSRC = ROOT / "csrc"
+from helpers.paths import CSRC, ROOT
 
 
 def builder() -> ModuleType:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
+
+import ficoco_ext
+from helpers.paths import PACKAGE
 
 IMAGE, PAD, EOS = 3, 0, 2
 VOCABULARY = 60
 SIDE, LAYERS = 6, 6  # 36 patches
 PATCHES = SIDE * SIDE
-TRAINED = Path(__file__).parent.parent.parent / "ficoco_ext" / "data" / "tiny_llava"
+TRAINED = PACKAGE / "data" / "tiny_llava"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -177,3 +178,40 @@ def answers(model, inputs=None):
         features = out.image_hidden_states  # one tensor, or since transformers 5.24 one of every image
         features = features if isinstance(features, torch.Tensor) else torch.cat(list(features))
         return out.logits, features, model.generate(**inputs, **GREEDY)
+
+
+REFUSED_WAYS = {  # ways to generate that a reduced model refuses
+    "prefill_chunk_size": {"prefill_chunk_size": 8},
+    "assistant_model": {"assistant_model": True},
+    "token_healing": {"token_healing": True},
+    "continuous batching": {"cache_implementation": "paged"},
+    "custom_generate": {"custom_generate": "somebody/recipe"},
+}
+
+
+def features(model, picture):
+    """(images, tokens, C): what the language model is given of each picture."""
+    return torch.stack(list(model.get_image_features(picture).pooler_output))
+
+
+def without(inputs, *names):
+    """Inputs of a call but these."""
+    return {name: value for name, value in inputs.items() if name not in names}
+
+
+def hooked(model):
+    """What ``device_map`` does: accelerate wraps every module's forward."""
+    accelerate = pytest.importorskip("accelerate")
+    for module in model.modules():
+        accelerate.hooks.add_hook_to_module(module, accelerate.hooks.ModelHook())
+    return model
+
+
+def assert_refused(model, options, kind, message):
+    """``attach`` with these options says so, and leaves the model as it was."""
+    answers(model)
+    before = snapshot(model)
+    with pytest.raises(kind) as error:
+        ficoco_ext.attach(model, **options)
+    assert message in str(error.value)
+    assert snapshot(model) == before

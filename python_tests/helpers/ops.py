@@ -6,9 +6,9 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from conftest import KERNELS, tolerance
 
 from ficoco_ext.ops import reference
+from helpers.backends import KERNELS, tolerance
 
 SIZES = (1, 2, 31, 32, 33, 575, 576, 577, 2880)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -168,3 +168,36 @@ def merge_matrix(n, sources, kept, targets, weights, size, size_weighted):
             matrix[target, source] += weight * (z[source] if size_weighted else 1.0)
             new_size[target] += weight * z[source]
     return matrix / matrix.sum(1, keepdim=True), new_size
+
+
+def links(b, r, m, k, class_token):
+    """Distinct random targets (b, r, k) among the kept patches, and weights that sum to 1."""
+    first = int(class_token)
+    targets = torch.rand(b, r, m - first).argsort(-1)[..., :k] + first
+    return targets, torch.rand(b, r, k).add(0.1).softmax(-1) if k else torch.rand(b, r, 0)
+
+
+def assert_merges(backend, tokens, sources, kept, targets, weights, size=None, size_weighted=False):
+    """What ``backend`` makes of compress is the explicit merge matrix's; returns it."""
+    n, k = tokens.shape[1], targets.shape[2]
+    out, new_size, source_map = backend("compress", tokens, sources, kept, targets, weights, size, size_weighted)
+    b, m = kept.shape
+    assert out.dtype == tokens.dtype
+    assert new_size.dtype == torch.float32
+    assert source_map.dtype == torch.int64
+    assert new_size.shape == (b, m, 1)
+    assert source_map.shape == (b, n)
+    for i in range(b):
+        sizes = None if size is None else size[i]
+        matrix, sums = merge_matrix(n, sources[i], kept[i], targets[i], weights[i], sizes, size_weighted)
+        assert_close(out[i], matrix @ tokens[i].double(), 1 + sources.shape[1] * k)
+        assert_close(new_size[i, :, 0], sums, 1 + sources.shape[1])
+        alone = torch.ones(m, dtype=torch.bool)
+        alone[targets[i].flatten()] = False
+        assert torch.equal(out[i][alone], tokens[i][kept[i][alone]])  # bit for bit
+        assert torch.equal(source_map[i, kept[i]], torch.arange(m))
+        largest = (
+            targets[i].gather(1, weights[i].argmax(1, keepdim=True))[:, 0] if k else torch.full((sources.shape[1],), -1)
+        )
+        assert torch.equal(source_map[i, sources[i]], largest)
+    return out, new_size, source_map

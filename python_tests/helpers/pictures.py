@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from PIL import Image
 
 import ficoco_ext
 from ficoco_ext import Schedule
+from ficoco_ext.viz.traces import trace
 
 
 def chain(methods, grid=(6, 6), *, ratio=0.25, batch=2, seed=0, **hyperparameters):
@@ -59,3 +61,23 @@ def picture(grid=(6, 6), scale=14):
     """A picture with as many colours as patches and more."""
     ramp = Image.linear_gradient("L").resize((grid[1] * scale, grid[0] * scale))
     return Image.merge("RGB", (ramp, ramp.rotate(180), ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
+
+
+def assert_traces(told, patches, item=0):
+    """Every trace is what the matrices say, after every layer; returns the shares of every patch, summed."""
+    matrices = [merge_matrix(told, item, upto) for upto in range(1, len(told) + 1)]
+    total = torch.zeros(patches, dtype=torch.float64)
+    for patch in range(patches):
+        found = trace(told, patch, item=item)
+        assert len(found.steps) == len(told)
+        for step, matrix in zip(found.steps, matrices, strict=True):
+            wanted = matrix[:, patch]
+            assert set(step.shares) == set(wanted.nonzero()[:, 0].tolist())
+            for holder, share in step.shares.items():
+                assert share == pytest.approx(float(wanted[holder]), abs=1e-6)
+            assert list(step.shares.values()) == sorted(step.shares.values(), reverse=True)
+        assert found.shares == found.steps[-1].shares
+        assert sum(found.shares.values()) + found.dropped == pytest.approx(1, abs=1e-12)
+        for holder, share in found.shares.items():
+            total[holder] += share
+    return total

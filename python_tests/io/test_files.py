@@ -6,9 +6,9 @@ import shutil
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers.paths import PACKAGE, RESULTS
 
 from ficoco_ext.apps.checkpoint import EMBEDDED, SCENES
 from ficoco_ext.io import files
@@ -63,7 +63,7 @@ def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
 
 def _writes(place, **options):
     call = [sys.executable, "-c", f"from ficoco_ext.io import files; files.write_text({place!r}, 'whole')"]
-    return subprocess.run(call, cwd=Path(files.__file__).parents[2], check=True, **options)
+    return subprocess.run(call, cwd=PACKAGE.parent, check=True, **options)
 
 
 @pytest.mark.parametrize("place", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
@@ -90,9 +90,9 @@ def test_what_is_printed_before_and_after_stays(tmp_path):
     text = "print('before'); files.write_text('/dev/stdout', 'whole '); print('after')"
     with (tmp_path / "log").open("wb") as log:
         call = [sys.executable, "-c", f"from ficoco_ext.io import files; {text}"]
-        subprocess.run(call, cwd=Path(files.__file__).parents[2], check=True, stdout=log)
+        subprocess.run(call, cwd=PACKAGE.parent, check=True, stdout=log)
     assert (tmp_path / "log").read_text() == "before\nwhole after\n"
-    assert subprocess.run(call, cwd=Path(files.__file__).parents[2], stdout=subprocess.PIPE, check=True).stdout == (
+    assert subprocess.run(call, cwd=PACKAGE.parent, stdout=subprocess.PIPE, check=True).stdout == (
         b"before\nwhole after\n"
     )
 
@@ -188,7 +188,7 @@ def inputs(tmp_path):
     safetensors.save_file({"tokens": torch.randn(1, 17, 8), "attn": torch.rand(1, 17, 17)}, tmp_path / "in.safetensors")
     row = {"image": "in.png", "question": "is there a star ?", "answer": "no"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
-    results = Path(__file__).parent.parent.parent / "benchmarks" / "results" / "accuracy_late.json"
+    results = RESULTS / "accuracy_late.json"
     (tmp_path / "results.json").write_text(results.read_text() if results.exists() else "{}")
     (tmp_path / "link.png").symlink_to(tmp_path / "in.png")
     return tmp_path

@@ -7,9 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers.paths import PACKAGE
 
 from ficoco_ext.apps.checkpoint import SCENES
 from ficoco_ext.io.printable import printable
@@ -17,11 +17,9 @@ from ficoco_ext.io.printable import printable
 pytest.importorskip("typer")
 from typer.testing import CliRunner
 
-import ficoco_ext
 from ficoco_ext.cli import common
 from ficoco_ext.cli.app import app
 
-PACKAGE = Path(ficoco_ext.__file__).parent
 EVIL = "\x1b]0;owned\x07\x1b[31m[/x][bold]:smile:\u202e\x9b$\\frac{1}$\r\x08"
 
 

@@ -12,6 +12,7 @@ from helpers.models import (
     answers,
     batch,
     close,
+    features,
     image,
     one_image,
     one_thread,  # noqa: F401
@@ -47,10 +48,6 @@ every = pytest.mark.parametrize("name", METHODS)
 @pytest.fixture(scope="module")
 def model():
     return tiny_llava()
-
-
-def features(model, picture):
-    return torch.stack(list(model.get_image_features(picture).pooler_output))
 
 
 @every

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from test_reduce import inputs, record
+from helpers.reductions import inputs, record
 
 from ficoco_ext import QueryKey, reduce
 from ficoco_ext.stages.positional import _hash, bands_of

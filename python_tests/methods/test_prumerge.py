@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_reduce import inputs, record
+from helpers.reductions import inputs, record
 
 from ficoco_ext import QueryKey, get_method, reduce
 from ficoco_ext.stages import outlier_count, single_head_attention

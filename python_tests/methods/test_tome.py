@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_reduce import inputs, record, same
+from helpers.reductions import inputs, record, same
 
 from ficoco_ext import Method, QueryKey, get_method, reduce
 from ficoco_ext.methods import tome

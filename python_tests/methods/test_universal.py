@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.ops import assert_selects
-from test_reduce import inputs, record
+from helpers.paths import PACKAGE, TESTS
+from helpers.reductions import inputs, record
 
 import ficoco_ext
 from ficoco_ext import METHODS, QueryKey, Reduction, cost, get_method, reduce
@@ -155,8 +156,7 @@ def test_no_hidden_state():
         for name, options in NEW.items():
             print(name, float(record(tokens, attn, 20, **options).tokens.double().sum()))
     """
-    here = Path(__file__).parent
-    paths = [*map(str, (Path(ficoco_ext.__file__).parent.parent, here, here.parent, here.parent / "reduce"))]
+    paths = [*map(str, (PACKAGE.parent, TESTS, Path(__file__).parent))]
     script = "\n".join(line[8:] for line in script.format(paths=paths).splitlines())
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ from helpers.models import (
     PATCHES,
     answers,
     close,
+    hooked,
     one_image,
     one_thread,  # noqa: F401
     snapshot,
@@ -84,14 +85,6 @@ def test_an_exception_in_a_forward_leaves_nothing_behind(model, where):
             model(**one_image())
         hook.remove()
     assert snapshot(model) == before and all(map(torch.equal, answers(model), plain))
-
-
-def hooked(model):
-    """What ``device_map`` does: accelerate wraps every module's forward."""
-    accelerate = pytest.importorskip("accelerate")
-    for module in model.modules():
-        accelerate.hooks.add_hook_to_module(module, accelerate.hooks.ModelHook())
-    return model
 
 
 def unhooked(model):

@@ -7,7 +7,9 @@ import pytest
 import torch
 from helpers.models import (
     GREEDY,
+    REFUSED_WAYS,
     answers,
+    assert_refused,
     batch,
     image,
     one_image,
@@ -15,6 +17,7 @@ from helpers.models import (
     pixels,
     snapshot,
     tiny_llava,
+    without,
     words,
 )
 
@@ -138,12 +141,7 @@ VALUES = [
 
 @pytest.mark.parametrize(("options", "kind", "message"), VALUES)
 def test_values_are_refused_at_attach(model, options, kind, message):
-    answers(model)
-    before = snapshot(model)
-    with pytest.raises(kind) as error:
-        ficoco_ext.attach(model, **options)
-    assert message in str(error.value)
-    assert snapshot(model) == before
+    assert_refused(model, options, kind, message)
 
 
 def test_hyperparameters_beside_a_method_are_refused(model):
@@ -184,10 +182,6 @@ def test_a_failure_half_way_through_attach_undoes_what_was_done(model, monkeypat
     with pytest.raises(ZeroDivisionError):
         ficoco_ext.attach(model, keep_ratio=0.5)
     assert snapshot(model) == before
-
-
-def without(inputs, *names):
-    return {name: value for name, value in inputs.items() if name not in names}
 
 
 def with_embeddings(model, inputs):
@@ -236,18 +230,9 @@ def test_calls_that_do_not_fit_are_refused(model, case):
         assert all(map(torch.equal, answers(model), reduced))
 
 
-OPTIONS = {
-    "prefill_chunk_size": {"prefill_chunk_size": 8},
-    "assistant_model": {"assistant_model": True},
-    "token_healing": {"token_healing": True},
-    "continuous batching": {"cache_implementation": "paged"},
-    "custom_generate": {"custom_generate": "somebody/recipe"},
-}
-
-
-@pytest.mark.parametrize("case", OPTIONS)
+@pytest.mark.parametrize("case", REFUSED_WAYS)
 def test_ways_to_generate_that_are_not_supported(model, case):
-    options = dict(OPTIONS[case])
+    options = dict(REFUSED_WAYS[case])
     if "assistant_model" in options:
         options["assistant_model"] = model
     with ficoco_ext.attach(model, keep_ratio=0.25), pytest.raises(NotImplementedError, match=f"generate: {case}"):

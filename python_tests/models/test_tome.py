@@ -10,6 +10,7 @@ from helpers.models import (
     LAYERS,
     PATCHES,
     close,
+    features,
     one_image,
     one_thread,  # noqa: F401
     pixels,
@@ -28,10 +29,6 @@ LAST = LAYERS - 2  # vision_feature_layer = -2
 @pytest.fixture(scope="module")
 def model():
     return tiny_llava()
-
-
-def features(model, picture):
-    return torch.stack(list(model.get_image_features(picture).pooler_output))
 
 
 def tower_in_loops(model, picture, removed, proportional):

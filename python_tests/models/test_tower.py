@@ -7,6 +7,7 @@ from helpers.models import (
     PATCHES,
     batch,
     close,
+    features,
     image,
     one_image,
     one_thread,  # noqa: F401
@@ -28,10 +29,6 @@ LAST = LAYERS - 2  # vision_feature_layer = -2
 @pytest.fixture(scope="module")
 def model():
     return tiny_llava()
-
-
-def features(model, picture):
-    return torch.stack(list(model.get_image_features(picture).pooler_output))
 
 
 def everything(model, inputs):

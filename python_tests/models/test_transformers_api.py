@@ -6,13 +6,13 @@ import re
 import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from helpers.decoder import tiny
 from helpers.families import next_inputs, qwen_inputs, tiny_next, tiny_qwen
 from helpers.models import GREEDY, one_image, words
+from helpers.paths import PACKAGE
 
 import ficoco_ext
 from ficoco_ext.models import families, transformers_release
@@ -165,11 +165,10 @@ def test_a_release_that_was_not_tested_draws_a_warning(version, warned, monkeypa
 
 
 def test_nothing_else_spells_the_names():
-    package = Path(ficoco_ext.__file__).parent
     names = re.compile(r"past_key_values|transformers\.(models|masking_utils|modeling_utils|cache_utils)\b")
     spelled = [
-        path.relative_to(package).as_posix()
-        for path in package.rglob("*.py")
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
         if names.search(path.read_text()) and path.name not in ("transformers_api.py", "transformers_release.py")
     ]
     assert spelled == []

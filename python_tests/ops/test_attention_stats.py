@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import BACKENDS
+from helpers.backends import BACKENDS
 from helpers.ops import DTYPES, LAYOUTS, SIZES, assert_close, laid, oracle, query_key
 
 from ficoco_ext.ops import reference

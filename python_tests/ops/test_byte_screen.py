@@ -3,11 +3,10 @@ it be seen that it happens."""
 
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
+from helpers.paths import CSRC
 
-CSRC = Path(__file__).parent.parent.parent / "csrc"
 FLAGS = ["-O1", "-g", "-std=c++20", "-fopenmp-simd", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 

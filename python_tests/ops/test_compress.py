@@ -4,39 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from helpers.ops import DTYPES, LAYOUTS, SIZES, assert_close, laid, merge_matrix, partition
-
-
-def links(b, r, m, k, class_token):
-    """Distinct random targets (b, r, k) among the kept patches, and weights that sum to 1."""
-    first = int(class_token)
-    targets = torch.rand(b, r, m - first).argsort(-1)[..., :k] + first
-    return targets, torch.rand(b, r, k).add(0.1).softmax(-1) if k else torch.rand(b, r, 0)
-
-
-def check(backend, tokens, sources, kept, targets, weights, size=None, size_weighted=False):
-    n, k = tokens.shape[1], targets.shape[2]
-    out, new_size, source_map = backend("compress", tokens, sources, kept, targets, weights, size, size_weighted)
-    b, m = kept.shape
-    assert out.dtype == tokens.dtype
-    assert new_size.dtype == torch.float32
-    assert source_map.dtype == torch.int64
-    assert new_size.shape == (b, m, 1)
-    assert source_map.shape == (b, n)
-    for i in range(b):
-        sizes = None if size is None else size[i]
-        matrix, sums = merge_matrix(n, sources[i], kept[i], targets[i], weights[i], sizes, size_weighted)
-        assert_close(out[i], matrix @ tokens[i].double(), 1 + sources.shape[1] * k)
-        assert_close(new_size[i, :, 0], sums, 1 + sources.shape[1])
-        alone = torch.ones(m, dtype=torch.bool)
-        alone[targets[i].flatten()] = False
-        assert torch.equal(out[i][alone], tokens[i][kept[i][alone]])  # bit for bit
-        assert torch.equal(source_map[i, kept[i]], torch.arange(m))
-        largest = (
-            targets[i].gather(1, weights[i].argmax(1, keepdim=True))[:, 0] if k else torch.full((sources.shape[1],), -1)
-        )
-        assert torch.equal(source_map[i, sources[i]], largest)
-    return out, new_size, source_map
+from helpers.ops import DTYPES, LAYOUTS, SIZES, assert_close, assert_merges, laid, links, partition
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -53,7 +21,7 @@ def test_sizes(backend, n, dtype):
                 if k > p - r:
                     continue
                 tokens = torch.randn(b, n, 24).to(dtype)
-                check(backend, tokens, sources, kept, *links(b, r, n - r, k, class_token))
+                assert_merges(backend, tokens, sources, kept, *links(b, r, n - r, k, class_token))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -65,14 +33,14 @@ def test_layouts(backend, dtype, layout):
         targets, weights = links(3, 9, 25, 3, True)
         size = laid(torch.randint(1, 9, (3, 34, 1)).float(), layout) if sized else None
         weights = laid(weights, layout)
-        check(backend, tokens, sources, kept, targets, weights, size, size_weighted)
+        assert_merges(backend, tokens, sources, kept, targets, weights, size, size_weighted)
 
 
 @pytest.mark.parametrize("c", [1, 3, 7, 8, 9, 1024, 4097])
 def test_channels(backend, c):
     sources, kept = partition(2, 20, 6, True)
     for dtype in DTYPES:
-        check(backend, torch.randn(2, 20, c).to(dtype), sources, kept, *links(2, 6, 14, 2, True))
+        assert_merges(backend, torch.randn(2, 20, c).to(dtype), sources, kept, *links(2, 6, 14, 2, True))
 
 
 def test_strided_indices(backend):
@@ -81,7 +49,9 @@ def test_strided_indices(backend):
 
     sources, kept = partition(2, 20, 6, True)
     targets, weights = links(2, 6, 14, 3, True)
-    check(backend, torch.randn(2, 20, 5), spread(sources), spread(kept), spread(targets), laid(weights, "strided"))
+    assert_merges(
+        backend, torch.randn(2, 20, 5), spread(sources), spread(kept), spread(targets), laid(weights, "strided")
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -89,7 +59,7 @@ def test_weights_and_sizes_of_any_dtype(backend, dtype):
     sources, kept = partition(2, 20, 6, True)
     targets, weights = links(2, 6, 14, 3, True)
     size = torch.randint(1, 60, (2, 20, 1)).to(dtype)
-    check(backend, torch.randn(2, 20, 5), sources, kept, targets, weights.to(dtype), size, True)
+    assert_merges(backend, torch.randn(2, 20, 5), sources, kept, targets, weights.to(dtype), size, True)
 
 
 def test_everyone_into_one(backend):
@@ -98,7 +68,7 @@ def test_everyone_into_one(backend):
     kept = torch.tensor([[0, 1]])
     targets, weights = torch.ones(1, 575, 1, dtype=torch.int64), torch.ones(1, 575, 1)
     tokens = torch.randn(1, 577, 33) + 1
-    out, size, _ = check(backend, tokens, sources, kept, targets, weights)
+    out, size, _ = assert_merges(backend, tokens, sources, kept, targets, weights)
     assert size.flatten().tolist() == [1, 576]
     assert torch.equal(out[0, 0], tokens[0, 0])
 
@@ -126,7 +96,7 @@ def test_sources_are_added_in_their_order(backend, dtype):
 
 def test_first_of_equal_weights_holds_the_source(backend):
     targets, weights = torch.tensor([[[3, 1, 2]]]), torch.tensor([[[0.25, 0.375, 0.375]]])
-    source_map = check(
+    source_map = assert_merges(
         backend, torch.randn(1, 5, 2), torch.tensor([[2]]), torch.tensor([[0, 1, 3, 4]]), targets, weights
     )[2]
     assert source_map.tolist() == [[0, 1, 1, 2, 3]]
@@ -196,7 +166,9 @@ def test_as_many_edges_as_one_list_holds_and_more(backend, r, k):
         targets[0, i] = torch.cat([chosen, others])
     weights = torch.rand(1, r, k)
     size = torch.randint(1, 5, (1, n, 1)).float()
-    check(backend, torch.randn(1, n, 9), sources, kept, targets, weights / weights.sum(-1, keepdim=True), size, True)
+    assert_merges(
+        backend, torch.randn(1, n, 9), sources, kept, targets, weights / weights.sum(-1, keepdim=True), size, True
+    )
 
 
 @pytest.mark.parametrize("size_weighted", [False, True])

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import BACKENDS, tolerance
+from helpers.backends import BACKENDS, tolerance
 from helpers.ops import DTYPES, LAYOUTS, needs_kernels, needs_opcheck, query_key
 
 from ficoco_ext import QueryKey, ops

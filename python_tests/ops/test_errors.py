@@ -4,9 +4,9 @@ import re
 
 import pytest
 import torch
-from conftest import BACKENDS
+from helpers.backends import BACKENDS
 from helpers.ops import needs_kernels
-from test_torch import samples
+from helpers.samples import samples
 
 from ficoco_ext.ops import checks
 

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import tolerance
+from helpers.backends import tolerance
 from helpers.ops import DTYPES, LAYOUTS, SIZES, assert_close, assert_selects, laid, oracle
 
 GRIDS = {1: (1, 1), 2: (1, 2), 31: (1, 31), 32: (4, 8), 33: (3, 11), 575: (23, 25), 576: (24, 24), 577: (1, 577)}

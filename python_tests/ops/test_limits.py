@@ -7,10 +7,10 @@ import tempfile
 
 import pytest
 import torch
-from conftest import BACKENDS, NO_GPU, _emulated
+from helpers.backends import BACKENDS, NO_GPU, emulated
 from helpers.emulated_kernels import ROOT
 from helpers.ops import assert_close, assert_links, double, oracle, partition, query_key
-from test_torch import SAMPLES, operator, sample, samples
+from helpers.samples import SAMPLES, operator, sample, samples
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ficoco_ext.ops import checks
@@ -127,7 +127,7 @@ def _too_large():
 @pytest.mark.parametrize(("name", "args", "message"), [pytest.param(*case, id=case[0]) for case in _too_large()])
 def test_more_than_a_grid_holds(name, args, message):
     with pytest.raises(ValueError, match=re.escape(f"ficoco::{name.partition('.')[0]}: {message}; use the CPU")):
-        _emulated(name)(*args)
+        emulated(name)(*args)
 
 
 @pytest.mark.parametrize("sides", [(2**33, 2**33 + 1), (2**32, 2**32), (2**31, 1), (1, 2**31), (2**62, 4)], ids=str)
@@ -200,7 +200,7 @@ def test_a_wrong_index_is_found_before_it_is_followed(index, place, order):
     """A process that follows it ends with a signal of its own; one that finds it says so first."""
     name, args = sample(index)
     args[place][-1, -1] = 2**44
-    call = _emulated(name)
+    call = emulated(name)
     with tempfile.TemporaryFile() as told:
         child = os.fork()
         if child == 0:  # an assert ends the process

@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import tolerance
+from helpers.backends import tolerance
 from helpers.ops import DTYPES, LAYOUTS, SIZES, assert_selects, laid, needs_kernels, query_key
+from helpers.paths import PACKAGE
 
 import ficoco_ext
 from ficoco_ext import ops
@@ -247,7 +247,7 @@ LEVELS = """
 
 def at_level(level, path):
     """The instruction set that was used, and what match finds with it for keys of all sorts."""
-    package = str(Path(ficoco_ext.__file__).parent.parent)  # what is tested here, not what lies in the folder
+    package = str(PACKAGE.parent)  # what is tested here, not what lies in the folder
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "FICOCO_CPU_SIMD": level, "PYTHONPATH": paths}
     script = textwrap.dedent(LEVELS)

@@ -1,12 +1,22 @@
 """Random shapes, layouts and options: kernel equals specification, and the properties hold."""
 
 import torch
-from conftest import BACKENDS
-from helpers.ops import DTYPES, LAYOUTS, assert_close, assert_links, assert_selects, laid, oracle, partition, query_key
+from helpers.backends import BACKENDS
+from helpers.ops import (
+    DTYPES,
+    LAYOUTS,
+    assert_close,
+    assert_links,
+    assert_merges,
+    assert_selects,
+    laid,
+    links,
+    oracle,
+    partition,
+    query_key,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_compress import check as check_compress
-from test_compress import links
 
 from ficoco_ext import QueryKey, reduce
 from ficoco_ext.ops import reference
@@ -106,7 +116,7 @@ def test_compress(b, n, c, dtype, layout, class_token, sized, size_weighted, dat
     sources, kept = partition(b, n, r, class_token)
     size = torch.randint(1, 9, (b, n, 1)).float() if sized else None
     tokens = laid(torch.randn(b, n, c).to(dtype), layout)
-    check_compress(CPU, tokens, sources, kept, *links(b, r, n - r, k, class_token), size, size_weighted)
+    assert_merges(CPU, tokens, sources, kept, *links(b, r, n - r, k, class_token), size, size_weighted)
 
 
 @bounded

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import BACKENDS
+from helpers.backends import BACKENDS
 from helpers.ops import needs_kernels, partition
 
 from ficoco_ext import ops

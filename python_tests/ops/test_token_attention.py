@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import BACKENDS
+from helpers.backends import BACKENDS
 from helpers.ops import DTYPES, LAYOUTS, assert_close, double, laid, needs_kernels, needs_opcheck, query_key
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv

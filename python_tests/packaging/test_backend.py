@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
 pytest.importorskip("setuptools")
-BUILD = Path(__file__).parent.parent.parent / "_build"
+BUILD = ROOT / "_build"
 
 
 @pytest.fixture

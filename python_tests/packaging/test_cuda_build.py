@@ -2,11 +2,10 @@
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 BACKEND = ROOT / "_build" / "cuda_toolkit.py"
 
 

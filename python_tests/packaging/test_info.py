@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.ops import needs_kernels
+from helpers.paths import PACKAGE, TESTS
 
 import ficoco_ext
 from ficoco_ext.ops import backend
-
-PACKAGE = Path(ficoco_ext.__file__).parent
 
 
 def test_says_what_is_live():
@@ -132,10 +131,9 @@ def test_import_is_light():
 @pytest.mark.parametrize("allowed", [False, True])
 def test_the_suite_refuses_to_test_the_specification_alone(tmp_path, allowed):
     """conftest.py against a package without kernels."""
-    here = Path(__file__).parent.parent
     shutil.copytree(PACKAGE, tmp_path / "ficoco_ext", ignore=shutil.ignore_patterns("_C_*", "__pycache__", "data"))
-    shutil.copy(here / "conftest.py", tmp_path / "conftest.py")
-    shutil.copytree(here / "helpers", tmp_path / "helpers", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(TESTS / "conftest.py", tmp_path / "conftest.py")
+    shutil.copytree(TESTS / "helpers", tmp_path / "helpers", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "test_one.py").write_text("def test_one(): pass\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "FICOCO_ALLOW_REFERENCE": "1" if allowed else ""}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]

@@ -4,11 +4,10 @@ import importlib.util
 import os
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 PROJECT = (ROOT / "pyproject.toml").read_text()
 CI = (ROOT / ".ci" / "run").read_text()

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from test_reduce import C, N, P, inputs, record
+from helpers.reductions import C, N, P, inputs, record
 
 from ficoco_ext import METHODS, Method, QueryKey, get_method, reduce
 

@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
-from test_reduce import C, N, inputs, record
+from helpers.reductions import C, N, inputs, record
 
 from ficoco_ext import Reduction
 from ficoco_ext.ops import reference

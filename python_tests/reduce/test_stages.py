@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
-from test_reduce import inputs, record, same
+from helpers.reductions import inputs, record, same
 
 from ficoco_ext import METHODS, Method, QueryKey, get_method, reduce
 from ficoco_ext.methods import ficoco_v, square_grid, topk

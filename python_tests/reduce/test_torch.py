@@ -8,17 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.ops import needs_kernels
-from test_reduce import inputs, same
+from helpers.paths import PACKAGE
+from helpers.reductions import inputs, same
 
-import ficoco_ext
 from ficoco_ext import QueryKey, get_method, reduce
-
-
-@pytest.fixture
-def _fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def compiled(function, backend="aot_eager", **options):
@@ -35,7 +28,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.usefixtures("_fresh")
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_compiles_without_graph_breaks(options):
     tokens, attn = inputs()
@@ -46,7 +39,7 @@ def test_compiles_without_graph_breaks(options):
     assert torch.equal(compiled(run)(tokens, *attn[:2]), run(tokens, *attn[:2]))
 
 
-@pytest.mark.usefixtures("_fresh")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiles_with_a_map():
     tokens, attn = inputs()
     logits = attn.query @ attn.key.mT
@@ -54,7 +47,7 @@ def test_compiles_with_a_map():
     assert torch.equal(run(tokens, logits), reduce(tokens, logits, 16))
 
 
-@pytest.mark.usefixtures("_fresh")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiles_by_inductor():
     tokens, attn = inputs()
 
@@ -65,7 +58,7 @@ def test_compiles_by_inductor():
     assert torch.allclose(compiled(run, "inductor")(tokens, *attn[:2]), wanted, atol=1e-6)
 
 
-@pytest.mark.usefixtures("_fresh")
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("options", [{"targets": 1}, {}, {"method": "topk"}], ids=str)
 def test_compiles_every_layer_of_a_schedule(options):
     """Eleven lengths, one compiled function: beyond 8 recompilations torch gives up, so sizes must stay symbolic."""
@@ -87,7 +80,7 @@ def test_compiles_every_layer_of_a_schedule(options):
     assert len(graphs) <= 4  # one for fixed sizes, one for symbolic ones, and one more where K changes
 
 
-@pytest.mark.usefixtures("_fresh")
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("dynamic", [None, False, True])
 @pytest.mark.parametrize("named", [False, True])
 def test_compiles_at_another_length(dynamic, named):
@@ -100,7 +93,7 @@ def test_compiles_at_another_length(dynamic, named):
         assert torch.equal(run(tokens, *attn[:2]), reduce(tokens, attn, 16))
 
 
-@pytest.mark.usefixtures("_fresh")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiles_two_reductions_in_a_row():
     tokens, attn = inputs()
     later = inputs(n=49, seed=1)[1]
@@ -113,7 +106,7 @@ def test_compiles_two_reductions_in_a_row():
     assert same(compiled(run)(*args), run(*args))
 
 
-@pytest.mark.usefixtures("_fresh")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiles_with_previous_from_outside():
     tokens, attn = inputs()
     first = reduce(tokens, attn, 16, return_reduction=True)
@@ -125,7 +118,7 @@ def test_compiles_with_previous_from_outside():
     assert torch.equal(compiled(run)(first.tokens, *later[:2]), run(first.tokens, *later[:2]))
 
 
-@pytest.mark.usefixtures("_fresh")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_gradient():
     tokens, attn = inputs()
 
@@ -192,7 +185,7 @@ def peak_growth(call: str) -> int:
             run(tokens, query, key)
         print(peak() - before)
     """
-    root = str(Path(ficoco_ext.__file__).parent.parent)
+    root = str(PACKAGE.parent)
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r})\n" + textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -17,8 +17,7 @@ from helpers.models import (
     tiny_llava,
     words,
 )
-from helpers.pictures import merge_matrix
-from test_trace import compare
+from helpers.pictures import assert_traces, merge_matrix
 
 import ficoco_ext
 from ficoco_ext.models.attention_maps import class_attention, has_class_token, sharpest, word_attention
@@ -42,7 +41,7 @@ def test_every_patch_is_traced_through_tower_and_language_model(options):
     model = tiny(seed=3)
     told = watched(model, lambda: ficoco_ext.attach(model, keep_ratio=0.25, **options), one_image())
     assert told[-1].grid == (SIDE, SIDE)
-    total = compare(told, PATCHES)
+    total = assert_traces(told, PATCHES)
     assert torch.allclose(total[told[-1].kept[0]], told[-1].size[0, :, 0].double(), atol=1e-4)
     assert not hasattr(model, "ficoco_handle")
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.pictures import chain, merge_matrix
-from test_reduce import inputs, record
+from helpers.pictures import assert_traces, chain
+from helpers.reductions import inputs, record
 
 from ficoco_ext import get_method
 from ficoco_ext.methods import Split
@@ -24,32 +24,12 @@ CHAINS = {
 }
 
 
-def compare(told, patches, item=0):
-    """Every trace with the matrices, after every layer."""
-    matrices = [merge_matrix(told, item, upto) for upto in range(1, len(told) + 1)]
-    total = torch.zeros(patches, dtype=torch.float64)
-    for patch in range(patches):
-        found = trace(told, patch, item=item)
-        assert len(found.steps) == len(told)
-        for step, matrix in zip(found.steps, matrices, strict=True):
-            wanted = matrix[:, patch]
-            assert set(step.shares) == set(wanted.nonzero()[:, 0].tolist())
-            for holder, share in step.shares.items():
-                assert share == pytest.approx(float(wanted[holder]), abs=1e-6)
-            assert list(step.shares.values()) == sorted(step.shares.values(), reverse=True)
-        assert found.shares == found.steps[-1].shares
-        assert sum(found.shares.values()) + found.dropped == pytest.approx(1, abs=1e-12)
-        for holder, share in found.shares.items():
-            total[holder] += share
-    return total
-
-
 @pytest.mark.parametrize("case", CHAINS)
 @pytest.mark.parametrize("item", [0, 1])
 def test_shares_are_those_of_the_merge_matrices(case, item):
     methods, options = CHAINS[case]
     told = chain(methods, **options)
-    total = compare(told, 36, item)
+    total = assert_traces(told, 36, item)
     last = told[-1]
     assert torch.allclose(total[last.patch_ids[item]], last.size[item, 1:, 0].double(), atol=1e-4)
     assert float(total.sum()) == pytest.approx(float(last.size[item, 1:].sum()), abs=1e-4)
@@ -102,7 +82,7 @@ def test_what_a_split_loses_is_dropped(targets, item):
     """What went into a token that left in the same layer is nobody's, not its other targets'."""
     merge, tokens, attn = get_method("ficoco-v", targets=targets), *inputs()
     result = record(tokens, attn, 50, method=Split("lost", merge, get_method("topk"), 0.5))
-    total = compare([result], 64, item)
+    total = assert_traces([result], 64, item)
     assert torch.allclose(total[result.patch_ids[item]], result.size[item, 1:, 0].double(), atol=1e-5)
     dropped = [trace(result, patch).dropped for patch in range(64)]
     assert any(0 < share < 1 for share in dropped) == (targets > 1)

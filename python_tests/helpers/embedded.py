@@ -1,4 +1,4 @@
-"""The embedded model and a few grid questions, for tests of the evaluation. No answer is expected: weights change."""
+"""The embedded model and a few grid questions, for tests that ask it. No answer is expected: weights change."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from ficoco_ext.apps import checkpoint
 from ficoco_ext.gridvqa import GridVQA
 
+WIDTH, MLP, TEXT_MLP, VOCABULARY, LAYERS, TEXT_LAYERS, PATCHES, PIXELS = 128, 512, 352, 128, 8, 6, 144, 3 * 14 * 14
 METHODS = {
     None: {},
     "ficoco-v": {"keep_ratio": 0.3},
