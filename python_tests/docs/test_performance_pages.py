@@ -1,19 +1,18 @@
-"""The page on CPU performance says what the committed results hold; test_gpu_bench.py holds the one on a GPU."""
+"""The page on CPU performance says what the committed results hold; gpu/test_bench.py holds the one on a GPU."""
 
 from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
+from helpers.paths import DOCS, RESULTS
 
-ROOT = Path(__file__).parent.parent.parent
-PAGE = (ROOT / "docs" / "performance_cpu.md").read_text()
+PAGE = (DOCS / "performance_cpu.md").read_text()
 
 
 def results(name: str) -> dict:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def rows(heading: str) -> list[list[str]]:
