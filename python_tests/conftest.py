@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import ficoco_ext
 
 pytest.register_assert_rewrite("helpers")  # their assertions say what they compared, too
+from helpers import marks  # noqa: E402
 from helpers.backends import BACKENDS, KERNELS, NO_GPU  # noqa: E402
 
 
@@ -21,6 +23,18 @@ def pytest_configure(config):
             f"the compiled CPU kernels of ficoco_ext are not loaded: {info['reasons']['cpu']}. To test the plain "
             "PyTorch specification alone, set FICOCO_ALLOW_REFERENCE=1."
         )
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection():
+    """Garbage collection goes through torch, transformers and all tests again and again: a third of the time."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def pytest_itemcollected(item):
+    marks.mark(item)
 
 
 def pytest_terminal_summary(terminalreporter):

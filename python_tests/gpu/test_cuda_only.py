@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.backends import NO_GPU
+from helpers.backends import needs_gpu
 from helpers.calls import OPERATORS, Call, check, every_call, layer, make, of_method
 from helpers.ops import DTYPES, assert_close, double
 
@@ -10,7 +10,7 @@ import ficoco_ext
 from ficoco_ext import QueryKey
 from ficoco_ext.ops import backend
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
+pytestmark = needs_gpu
 
 
 def same(one, other):

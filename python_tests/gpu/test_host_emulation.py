@@ -78,6 +78,7 @@ def _process(library: Path, *names: str, order: str = "fwd", sanitize: bool = Fa
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("case", cases.CASES)
 def test_right_kernels(build, monkeypatch, case, order):
@@ -85,6 +86,7 @@ def test_right_kernels(build, monkeypatch, case, order):
     cases.CASES[case](ctypes.CDLL(str(build("right"))))
 
 
+@pytest.mark.emulated
 def test_right_kernels_under_sanitizers(build):
     done = _process(build("right_sanitized"), *cases.CASES, order="rand:3", sanitize=True)
     assert done.returncode == 0, done.stderr
@@ -92,6 +94,7 @@ def test_right_kernels_under_sanitizers(build):
     assert not done.stderr
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize(
     ("case", "right_in"),
     [("block_sum", ["rev"]), ("topk", []), ("gemm", []), ("shift", ["fwd"]), ("grid_sum", ["fwd"])],
@@ -109,6 +112,7 @@ def test_missing_barriers_change_results(build, monkeypatch, case, right_in):
     assert right == right_in
 
 
+@pytest.mark.emulated
 def test_a_copy_that_is_not_waited_for(build, monkeypatch):
     """It never arrives, and what is read is NaN, if copies are done at the wait."""
     monkeypatch.setenv("CUEMU_ORDER", "fwd")
@@ -116,6 +120,7 @@ def test_a_copy_that_is_not_waited_for(build, monkeypatch):
         cases.CASES["gemm"](ctypes.CDLL(str(build("unwaited"))))
 
 
+@pytest.mark.emulated
 def test_a_lane_that_its_mask_lacks(build):
     done = _process(build("barrier"), "lanes")
     assert done.returncode == -6, done
@@ -125,12 +130,14 @@ def test_a_lane_that_its_mask_lacks(build):
     assert f"warps.cu:{line}\n" in done.stderr and "lanes_kernel, block (0, 0, 0), thread (31, 0, 0)" in done.stderr
 
 
+@pytest.mark.emulated
 def test_divergent_barrier(build):
     done = _process(build("divergent"), "block_sum")
     assert done.returncode == -6, done
     assert "divergent barrier" in done.stderr and "block_sum_kernel" in done.stderr
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize(
     ("case", "report", "place"),
     [
@@ -149,6 +156,7 @@ def test_wrong_accesses(build, case, report, place):
     assert "block (" in done.stderr, done.stderr
 
 
+@pytest.mark.emulated
 def test_deadlock(build, tmp_path):
     """Lanes of one mask that wait for each other in different places."""
     source = tmp_path / "dead.cu"
@@ -168,6 +176,7 @@ extern "C" __attribute__((visibility("default"))) void dead() { dead_kernel<<<1,
     assert f"{source}:4" in done.stderr
 
 
+@pytest.mark.emulated
 def test_only_what_is_stale_is_built_again(build, tmp_path):
     build("right")
     (tmp_path / "a.cu").write_text('#include "a.cuh"\n__global__ void a_kernel() { value(); }\n')

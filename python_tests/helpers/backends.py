@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import pytest
 import torch
 
 import ficoco_ext
@@ -100,3 +101,11 @@ BACKENDS = {  # one more way to run the operators is one more line
     "emulated": Backend("emulated", "cpu", emulated, emulated_kernels.missing()),
     "cuda": Backend("cuda", "cuda", _dispatched, "" if torch.cuda.is_available() else NO_GPU),
 }
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
+
+
+def needs_emulation(test):
+    """For a test of the emulated kernels alone: marked ``emulated``, skipped where they cannot be built."""
+    missing = BACKENDS["emulated"].missing
+    return pytest.mark.emulated(pytest.mark.skipif(bool(missing), reason=missing)(test))

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from helpers.backends import BACKENDS
+from helpers.backends import BACKENDS, needs_emulation
 from helpers.ops import DTYPES, LAYOUTS, SIZES, assert_close, laid, oracle, query_key
 
 from ficoco_ext.ops import reference
@@ -192,7 +192,7 @@ def test_map_of_the_same_layer_agrees(backend, probs):
             assert_close(one, other.double(), 64)
 
 
-@pytest.mark.skipif(bool(BACKENDS["emulated"].missing), reason=BACKENDS["emulated"].missing)
+@needs_emulation
 @pytest.mark.parametrize("scale", [0.3, -0.3, 0.0])
 @pytest.mark.parametrize("d", [8, 64])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from helpers.backends import BACKENDS
+from helpers.backends import BACKENDS, needs_emulation
 from helpers.ops import DTYPES, LAYOUTS, SIZES, assert_links, laid, partition, query_key
 
 from ficoco_ext.ops import reference
@@ -264,7 +264,7 @@ def test_map_of_the_same_layer_agrees(backend, probs):
     assert torch.allclose(by_key[1], by_map[1], atol=1e-5)
 
 
-@pytest.mark.skipif(bool(BACKENDS["emulated"].missing), reason=BACKENDS["emulated"].missing)
+@needs_emulation
 @pytest.mark.parametrize("form", ["logits", "probs"])
 def test_bits_are_those_of_a_device_with_less_shared_memory(form, monkeypatch):
     """Few blocks have more of a row on its way at once, where there is room for it."""

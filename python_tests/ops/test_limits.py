@@ -7,7 +7,7 @@ import tempfile
 
 import pytest
 import torch
-from helpers.backends import BACKENDS, NO_GPU, emulated
+from helpers.backends import BACKENDS, emulated, needs_emulation, needs_gpu
 from helpers.emulated_kernels import ROOT
 from helpers.ops import assert_close, assert_links, double, oracle, partition, query_key
 from helpers.samples import SAMPLES, operator, sample, samples
@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ficoco_ext.ops import checks
 
-needs_emulation = pytest.mark.skipif(bool(BACKENDS["emulated"].missing), reason=BACKENDS["emulated"].missing)
 IMAGES = 5  # that a launcher takes at once, in the emulation
 
 
@@ -88,7 +87,7 @@ def test_more_images_than_one_launch_takes(index):
             assert torch.equal(got[item : item + 1], wanted)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
+@needs_gpu
 @pytest.mark.parametrize("index", SAMPLES)
 def test_more_images_than_one_grid_takes(index):
     name, args = sample(index)

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from helpers.backends import BACKENDS
+from helpers.backends import BACKENDS, needs_emulation
 from helpers.ops import DTYPES, LAYOUTS, assert_close, double, laid, needs_kernels, needs_opcheck, query_key
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -89,7 +89,7 @@ def test_behind_a_cached_prefix(backend, probs, column):
     check(backend, args, 0.3, probs, column, True)
 
 
-@pytest.mark.skipif(bool(BACKENDS["emulated"].missing), reason=BACKENDS["emulated"].missing)
+@needs_emulation
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_bits_are_those_of_a_batch_where_keys_are_shared_among_blocks(dtype):
     """64 blocks are few, so each row's keys are shared among more of them; 256 of the whole batch are not."""

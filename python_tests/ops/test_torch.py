@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.backends import BACKENDS, KERNELS
+from helpers.backends import BACKENDS, KERNELS, needs_emulation
 from helpers.ops import links, needs_kernels, needs_opcheck, partition, query_key
 from helpers.samples import SAMPLES, operator, sample, samples
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -165,12 +165,11 @@ def test_reduce_names_an_unknown_correlation(name):
         run(*args)
 
 
+@needs_emulation
 @pytest.mark.parametrize(("tokens", "launches"), [(50, 2), (1100, 3)])
 def test_launches_of_one_matching(tokens, launches):
     """The metric, then similarities with the selection in their tail, which beyond 1024 tokens is a kernel."""
     backend = BACKENDS["emulated"]
-    if backend.missing:
-        pytest.skip(backend.missing)
     args = (torch.randn(1, 1, tokens, 8), 5, True, False)
     backend("match", *args)
     before = torch.ops.ficoco_emu.launch_count()
@@ -178,14 +177,13 @@ def test_launches_of_one_matching(tokens, launches):
     assert torch.ops.ficoco_emu.launch_count() - before == launches
 
 
+@needs_emulation
 @pytest.mark.parametrize("probs", [False, True])
 @pytest.mark.parametrize("column", [False, True])
 def test_launches_of_one_reduction(probs, column):
     """Two for the attention of all, with the filter in the second's tail, then correlations and merge. Columns of
     probabilities need the rows' sums first."""
     backend = BACKENDS["emulated"]
-    if backend.missing:
-        pytest.skip(backend.missing)
     n, kind = 50, "probs" if probs else "logits"
     query, key = query_key(2, 2, 2, n, 8)
     settings = (True, 0.6, probs, column, True, 2.0, 2, 7, 7, kind, "softmax", False)

@@ -1,0 +1,53 @@
+"""The marks of the tests, which ``pytest -m`` selects by. This is the one place that says which test has which.
+
+``gpu``       is skipped without a GPU: decorated with ``needs_gpu``, or a parameter of it is "cuda".
+``emulated``  runs the CUDA kernels on the host: decorated, or a parameter of it is "emulated".
+``slow``      takes more than about 5 s alone: decorated.
+``browser``   opens a page in a real browser: decorated.
+``quick``     stands in a file of QUICK, not in EXCEPT, and is none of the above; or is decorated. Together they cover every folder and
+              stay under 60 s on two cores, collection included: a file belongs here if its tests take a few seconds.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from helpers.backends import NO_GPU
+from helpers.paths import TESTS
+
+QUICK = {  # folder: its files without test_ and .py
+    "apps": ("loading",),
+    "cli": ("methods",),
+    "cost": ("model", "refusals", "reproduce"),
+    "decoder": ("arguments", "scores", "refused_calls"),
+    "docs": ("cost_model", "performance_pages"),
+    "evaluation": ("data", "gridvqa", "judging", "judging_doubts", "statistics"),
+    "gpu": ("host_emulation",),
+    "io": ("configs", "images"),
+    "methods": ("baselines", "evit", "prumerge", "staged", "tome"),
+    "models": ("placeholders", "tower"),
+    "ops": ("errors", "filter", "spec", "to_sequence", "token_attention"),
+    "packaging": ("cuda_build", "versions"),
+    "reduce": ("errors", "reduce", "reduction", "schedule", "stages"),
+    "viz": ("trace", "visualize"),
+}
+EXCEPT = {  # what takes a second or more in those files
+    "test_demo",
+    "test_long_sequences",
+    "test_overview_is_written_and_not_blank",
+    "test_tower_compiles_without_graph_breaks",
+}
+FILES = {TESTS / folder / f"test_{name}.py" for folder, names in QUICK.items() for name in names}
+
+
+def mark(item: pytest.Item) -> None:
+    """Adds to ``item`` the marks that follow from its parameters and from where it stands."""
+    callspec = getattr(item, "callspec", None)
+    values = [value for value in callspec.params.values() if isinstance(value, str)] if callspec else []
+    if "cuda" in values or any(one.kwargs.get("reason") == NO_GPU for one in item.iter_markers("skipif")):
+        item.add_marker("gpu")
+    if "emulated" in values:
+        item.add_marker("emulated")
+    special = any(item.get_closest_marker(name) for name in ("gpu", "emulated", "slow", "browser"))
+    if item.path in FILES and not special and item.originalname not in EXCEPT:
+        item.add_marker("quick")
