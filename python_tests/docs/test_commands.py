@@ -1,4 +1,4 @@
-"""Every ``ficoco`` command on README and pages is one that the command line knows; test_cost_docs.py runs some."""
+"""Every ``ficoco`` command on README and pages is one that the command line knows; test_cost_model.py runs some."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ typer = pytest.importorskip("typer")
 from ficoco_ext.cli.app import app  # noqa: E402
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 
 def commands():
-    """Indented lines that are a command, and inline code that names one with its arguments."""
+    """Lines of shell and indented lines that are a command, and inline code that names one with its arguments."""
     found = set()
     for page in PAGES:
         text = page.read_text()
         found |= set(re.findall(r"^    (ficoco .*)$", text, re.MULTILINE))
+        for shell in re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+            found |= set(re.findall(r"^(ficoco .*)$", shell, re.MULTILINE))
         found |= set(re.findall(r"`(ficoco [^`\n]+)`", text))
     return sorted(found)
 

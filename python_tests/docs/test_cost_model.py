@@ -1,4 +1,4 @@
-"""Every page's cost commands work; the cost model's table is what the code says. test_docs.py runs the examples."""
+"""Every page's cost commands work; the cost model's table is what the code says. test_pages.py runs the examples."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ficoco_ext.cli.app import app
 from ficoco_ext.cost import reproduce
 
 PAGE = DOCS / "cost_model.md"
-PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
 
 
 def _commands():
     text = "".join(page.read_text() for page in PAGES)
-    return sorted(set(re.findall(r"^    (ficoco (?:cost|plan) .*)$", text, flags=re.MULTILINE)))
+    return sorted(set(re.findall(r"^(?:    )?(ficoco (?:cost|plan) .*)$", text, flags=re.MULTILINE)))
 
 
 @pytest.mark.parametrize("command", _commands())

@@ -1,4 +1,7 @@
-"""Every example in a docstring runs and prints what it says; every public name has a docstring."""
+"""Every example in a docstring runs and prints what it says; every public name has a docstring.
+
+Pages of the site: test_pages.py.
+"""
 
 import doctest
 import importlib
@@ -18,9 +21,7 @@ MODULES += [
 ]
 
 
-PAGES = sorted(DOCS.glob("*.md"))
 CHOOSE = (DOCS / "choose.md").read_text()
-SESSIONS = ("choose.md", "cost_model.md", "faq.md", "how_answers_are_judged.md", "positions_masks_caches.md")
 
 
 def load(name):
@@ -37,50 +38,6 @@ def test_examples(name):
     torch.manual_seed(0)
     failed, _ = doctest.testmod(load(name))
     assert failed == 0
-
-
-def examples(page):
-    """The interactive sessions of a page as one, at the lines where they stand."""
-    text = page.read_text()
-    lines = [""] * text.count("\n")
-    for block in re.finditer(r"^```pycon\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        first = text[: block.start(1)].count("\n")
-        inside = block[1].splitlines()
-        lines[first : first + len(inside)] = inside
-    return doctest.DocTestParser().get_doctest("\n".join(lines), {}, page.name, str(page), 0)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_say_what_happens(page):
-    pytest.importorskip("transformers")
-    test = examples(page)
-    assert len(test.examples) == page.read_text().count("\n>>> ")
-    assert len(test.examples) > 5 or page.name not in SESSIONS
-    torch.set_num_threads(1)  # the model is small
-    failed, _ = doctest.DocTestRunner().run(test)
-    assert failed == 0
-
-
-def test_there_are_pages():
-    expected = {"accuracy.md", "command_line.md", "peers.md", "performance_cpu.md", "performance_gpu.md", *SESSIONS}
-    assert expected <= {page.name for page in PAGES}
-
-
-def headings(page):
-    """The anchors of a page, as GitHub and mkdocs make them of its headings."""
-    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in found}
-
-
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
-        path, _, anchor = target.partition("#")
-        if target.startswith("http"):
-            continue
-        there = page.parent / path if path else page
-        assert there.exists(), target
-        assert not anchor or anchor in headings(there), target
 
 
 def test_the_page_on_choosing_attaches():

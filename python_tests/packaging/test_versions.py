@@ -23,7 +23,8 @@ def pins():
     found = {}
     for line in lines:
         if line and not line.startswith("#"):
-            name, version = re.fullmatch(r"([a-z0-9-]+)==([0-9.]+)(?:; python_version >= \"3\.11\")?", line).groups()
+            pin = r"([a-z0-9-]+)==([0-9.]+(?:post[0-9]+)?)(?:; python_version >= \"3\.11\")?"
+            name, version = re.fullmatch(pin, line).groups()
             assert name not in found
             found[name] = version
     return found
