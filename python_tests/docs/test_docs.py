@@ -11,7 +11,7 @@ import re
 
 import pytest
 import torch
-from helpers.paths import DOCS, ROOT
+from helpers.paths import DOCS
 
 import ficoco_ext
 

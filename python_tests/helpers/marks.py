@@ -4,8 +4,9 @@
 ``emulated``  runs the CUDA kernels on the host: decorated, or a parameter of it is "emulated".
 ``slow``      takes more than about 5 s alone: decorated.
 ``browser``   opens a page in a real browser: decorated.
-``quick``     stands in a file of QUICK, not in EXCEPT, and is none of the above; or is decorated. Together they cover every folder and
-              stay under 60 s on two cores, collection included: a file belongs here if its tests take a few seconds.
+``quick``     stands in a file of QUICK, not in EXCEPT, and is none of the above; or is decorated. Together they cover every
+              folder and stay under 60 s on two cores, collection included: a file belongs here if its tests take a few
+              seconds.
 """
 
 from __future__ import annotations
