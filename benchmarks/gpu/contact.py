@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from contained import Program, Task, options
 from measure import agreement, hardware, need_kernels
-from probes import DTYPES, FULL, GROUPS, SMALL, Probe, Results, probes
+from probes import DTYPES, FULL, GROUPS, SMALL, Method, Results, probes
 from rows import Recorder
 
 
@@ -36,7 +36,7 @@ def namespace(rehearse: bool) -> tuple[Any, str]:
     return torch.ops.ficoco_emu, "emulated"
 
 
-def judge(probe: Probe, operators: Any) -> dict[str, Any]:
+def judge(probe: Any, operators: Any) -> dict[str, Any]:
     """One row: the call twice, compared with float64 and with itself."""
     start = time.perf_counter()
     first = probe.run(operators)
@@ -63,14 +63,14 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(torch.uint8) if tensor.dim() else tensor
 
 
-def planted_wrong(group: str, device: torch.device) -> Probe:
+def planted_wrong(group: str, device: torch.device) -> Method:
     """A probe whose result is off by one, to see it reported."""
     probe = next(probes(SMALL[0], torch.float32, device, "filter"))
 
     def run(operators: Any) -> Results:
         return tuple(result + 1 for result in probe.run(operators))
 
-    return Probe(group, probe.case, probe.dtype, run, probe.wanted)
+    return Method(group, probe.case, probe.dtype, run, probe.wanted)
 
 
 def tasks(args: argparse.Namespace, recorder: Recorder) -> Iterable[Task]:
@@ -85,7 +85,7 @@ def tasks(args: argparse.Namespace, recorder: Recorder) -> Iterable[Task]:
     if GROUPS[0] in groups:
         recorder.facts(environment=hardware(), operators=backend)
 
-    def check(probe: Probe, name: str) -> None:
+    def check(probe: Any, name: str) -> None:
         row = judge(probe, operators)
         recorder.add("probes", {**row, "task": name})
 

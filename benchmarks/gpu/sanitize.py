@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from probes import DTYPES, GROUPS, SMALL, Probe, probes
+from probes import DTYPES, GROUPS, SMALL, probes
 
 import ficoco_ext
 
@@ -39,7 +39,7 @@ class _Moved:
         return lambda *args: run(*(a.to(self.device) if isinstance(a, torch.Tensor) else a for a in args))
 
 
-def calls(device: str) -> Iterator[tuple[Probe, Any]]:
+def calls(device: str) -> Iterator[tuple[Any, Any]]:
     """Probes and the namespace to run them in. Methods make their inputs where they run."""
     for dtype in DTYPES:
         for case in SMALL:

@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ..io.printable import printable
 from ..version import __version__
-from . import common, cost, data, demo, env, evaluate, methods, plan, reduce, show
+from . import common, cost, data, demo, doctor, env, evaluate, methods, plan, reduce, show
 
 
 @contextlib.contextmanager
@@ -87,5 +87,6 @@ for _name, _module in {
     "reduce": reduce,
     "data": data,
     "env": env,
+    "doctor": doctor,
 }.items():
     app.command(_name, cls=_Command)(_module.command)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple, NoReturn
 
-import torch
+import rich.progress
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -297,6 +297,8 @@ def cpu_threads(count: int | None) -> Iterator[None]:
     """
     if count is not None and not 1 <= count <= _MOST_THREADS:
         raise ValueError(f"--threads must be in 1 ... {_MOST_THREADS}, got {count}")
+    import torch
+
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(before if count is None else count)
@@ -305,15 +307,52 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class Progress:
+    """Shows what is being done and, where the number of steps is known, how much is done and the time left.
+
+    On a terminal only, on stderr, so that stdout stays what it is. Calls from one thread.
+    """
+
+    def __init__(self, bar: rich.progress.Progress | None) -> None:
+        self._bar = bar
+        self._task = None if bar is None else bar.add_task("starting", total=None)
+
+    def __call__(self, words: str, done: int | None = None, total: int | None = None) -> None:
+        """``words``: what is being done now. ``done`` of ``total`` steps are done; None: their number is unknown."""
+        if self._bar is not None and self._task is not None:
+            if total is None:
+                self._bar.reset(self._task, total=None)
+            self._bar.update(self._task, description=printable(words), completed=done, total=total)
+
+
 @contextlib.contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """Gives a function that shows what is being done, where stderr is a terminal; elsewhere it is silent."""
+def progress() -> Iterator[Progress]:
+    """A :class:`Progress` for the work inside; it is gone from the terminal afterwards."""
     stderr = console(stderr=True)
     if not stderr.is_terminal:
-        yield lambda words: None
+        yield Progress(None)
         return
-    with stderr.status("starting") as status:
-        yield lambda words: status.update(text(words))
+    columns = (
+        rich.progress.SpinnerColumn(),
+        rich.progress.TextColumn("{task.description}", markup=False),
+        _WhereCounted(rich.progress.BarColumn()),
+        _WhereCounted(rich.progress.MofNCompleteColumn()),
+        _WhereCounted(rich.progress.TimeRemainingColumn()),
+    )
+    with rich.progress.Progress(*columns, console=stderr, transient=True) as bar:
+        yield Progress(bar)
+
+
+class _WhereCounted(rich.progress.ProgressColumn):
+    """A column that is empty where the number of steps is unknown."""
+
+    def __init__(self, column: rich.progress.ProgressColumn) -> None:
+        super().__init__()
+        self._column = column
+
+    def render(self, task: rich.progress.Task) -> RenderableType:
+        """What Rich calls for every line."""
+        return "" if task.total is None else self._column.render(task)
 
 
 def seconds(value: float) -> str:

@@ -111,12 +111,12 @@ def command(
             _show(found)
 
 
-def _show(found: dict[str, Any]) -> None:
-    console, build = common.console(), found["build"]
+def show_machine(console: common.Console, found: dict[str, Any]) -> None:
+    """Tables of what runs the operators, what is installed and which devices there are."""
+    build = found["build"]
     operators = common.table("device", "runs", "why nothing faster")
     for device in ("cpu", "cuda"):
         operators.add_row(device, build[device], build["reasons"].get(device, ""))
-    console.print(f"ficoco_ext {build['version']}", highlight=False)
     common.show(console, operators)
     cpu, cuda = found["devices"]["cpu"], found["devices"]["cuda"]
     facts = common.table("what", "value")
@@ -133,6 +133,12 @@ def _show(found: dict[str, Any]) -> None:
     if not cuda:
         facts.add_row("CUDA", "no device")
     common.show(console, facts)
+
+
+def _show(found: dict[str, Any]) -> None:
+    console = common.console()
+    console.print(f"ficoco_ext {found['build']['version']}", highlight=False)
+    show_machine(console, found)
     methods = common.table("method", "reduces in", "hyperparameters and defaults")
     for name, defaults in found["methods"].items():
         said = ", ".join(f"{key}={value!r}" for key, value in defaults.items())

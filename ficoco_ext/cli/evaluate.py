@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import viz
 from ..apps.checkpoint import files_of, load, parse_device, parse_dtype
@@ -18,8 +16,7 @@ from ..evaluation.plot import draw
 from ..evaluation.results import Summary
 from ..gridvqa import KINDS, GridVQA
 from ..io import files
-from ..io.printable import printable
-from ..methods import METHODS, distinct
+from ..methods import distinct
 from . import common
 
 _RATIOS = "0.5,0.25,0.15,0.1"
@@ -109,7 +106,7 @@ def command(
                 files_of(model), **{"--plot": plot, "--markdown": markdown}
             )  # --results must be results
             where = parse_device(device)
-            with common.cpu_threads(threads), _bar() as progress:
+            with common.cpu_threads(threads), common.progress() as progress:
                 results = evaluate(
                     load(model, parse_dtype(dtype, where), where),
                     dataset,
@@ -121,7 +118,7 @@ def command(
                     bad_rows=bad_rows,
                     mean_of=chosen,
                     results=results_file,
-                    progress=progress,
+                    progress=lambda done, total, text: progress(text, done, total),
                     notice=common.notice,
                 )
         show(results, chosen, plot, markdown, json_=json_)
@@ -193,19 +190,6 @@ def _dataset(data: Path | None, bad_rows: str, **grid: Any) -> Any:
 def _pictures(dataset: Any) -> list[Path]:
     """The files of pictures that are asked about."""
     return [one for one in getattr(dataset, "pictures", ()) if isinstance(one, Path)]
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on stderr, where that is a terminal."""
-    stderr = common.console(stderr=True)
-    if not stderr.is_terminal:
-        yield lambda done, total, text: None
-        return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, transient=True) as bar:
-        task = bar.add_task("questions", total=None)
-        yield lambda done, total, text: bar.update(task, completed=done, total=total, description=printable(text))
 
 
 def show(
