@@ -15,7 +15,8 @@ from torch import Tensor
 
 import ficoco_ext
 from ficoco_ext import QueryKey
-from ficoco_ext.apps.operator_cases import DECODER_OPERATORS, SMALL, Case, Maker, Results
+from ficoco_ext.apps.operator_cases import DECODER_OPERATORS, Case, Maker, Results
+from ficoco_ext.apps.operator_cases import SMALL as SMALL  # the small cases, for the programs beside this one
 from ficoco_ext.apps.operator_cases import probes as operator_probes
 from ficoco_ext.methods import describe
 

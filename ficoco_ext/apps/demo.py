@@ -15,34 +15,22 @@ import torch
 from .. import viz
 from ..cost import flop_counter
 from ..io import files
-from ..io.suggest import did_you_mean
+from ..io.ratios import times
 from ..methods import get_method
 from ..models import Handle, attach
 from ..models.pictures import watched
-from ..ops.backend import build_info
 from . import timing
 from .checkpoint import Checkpoint, files_of, find_image, load, open_image, parse_device, parse_dtype, seen_by_model
 from .layer_tokens import LayerTokens, Staircase, TextLayerTokens
+from .machine import Platform, platform_of
 from .questions import Answer, Samples, ask, ask_all_samples, choose
 from .timing import MeasuredPrefill
 
 # A scene whose six questions are all answered right with a quarter of the patches; --all-samples shows the others.
 DEFAULT_SCENE = "scene_6.png"
-_FASTER = 1.05  # below this ratio of medians nobody should be told that it is faster
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Platform:
-    """Where it ran. ``operators``: ``"kernels"`` or ``"reference"``, and why not kernels."""
-
-    device: str
-    dtype: str
-    threads: int
-    torch: str
-    operators: str
-    reason: str | None
+Progress = Callable[..., None]  # (words), or (words, steps done, all steps)
 
 
 @dataclass(frozen=True)
@@ -126,32 +114,22 @@ class Result:
         return f"{reach} and its last layer"
 
 
-def _platform(model: Any) -> Platform:
-    info, device = build_info(), model.device
-    operators = info["cuda"] if device.type == "cuda" else info["cpu"]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    reason = info["reasons"].get(device.type) if operators == "reference" else None
-    dtype = str(model.dtype).removeprefix("torch.")
-    return Platform(name, dtype, torch.get_num_threads(), torch.__version__, operators, reason)
-
-
 def _verdict(costs: tuple[MeasuredPrefill, MeasuredPrefill], platform: Platform, tiny: bool) -> str:
     """One honest sentence about time, and what else it takes to read it."""
     full, reduced = costs
     pairs = list(zip(full.runs, reduced.runs, strict=True))
     wins = sum(b < a for a, b in pairs)
     how = f"medians of {len(pairs)} alternating runs of each, faster in {wins} of {len(pairs)} pairs"
-    speedup = full.seconds / reduced.seconds
-    sure = wins - len(pairs) / 2 >= len(pairs) ** 0.5  # two standard deviations off a fair coin's wins
-    if speedup >= _FASTER and sure:
-        text = f"Prefill is {speedup:.2f} times as fast with reduction here ({how})."
-    elif speedup >= _FASTER:
+    ratio = times(full.seconds, reduced.seconds, "faster", "slower")
+    if timing.judged(full, reduced) == "faster":
+        text = f"Prefill is {ratio} with reduction here ({how})."
+    elif full.seconds / reduced.seconds >= timing.FASTER:
         text = (
-            f"Prefill seems {speedup:.2f} times as fast with reduction, but runs that scatter like this "
+            f"Prefill seems {ratio} with reduction, but runs that scatter like this "
             f"do not prove it ({how}); more --repeats may."
         )
     else:
-        text = f"Reduction is not faster here: prefill is {speedup:.2f} times as fast ({how})."
+        text = f"Reduction is not faster here: the time of the prefill with it is {ratio} ({how})."
     if tiny:
         text += " A model this small spends much of its time on calls: --geometry llava-1.5-7b times real shapes."
     if platform.operators == "reference":
@@ -218,13 +196,13 @@ def _draw(
     viz.save(figure, request.output)
 
 
-def run(request: Request, *, notice: Say = lambda text: None, progress: Say = lambda text: None) -> Result:
+def run(request: Request, *, notice: Say = lambda text: None, progress: Progress = lambda *words: None) -> Result:
     """Run the demonstration.
 
     Args:
         request: what is to be shown.
         notice: gets one sentence for everything that the user should know beside the result.
-        progress: gets a few words whenever a new part begins.
+        progress: gets a few words whenever a new part begins, and where a part has steps those done and all.
 
     Raises:
         ValueError, TypeError, OSError, ImportError, NotImplementedError, MemoryError: what cannot be done, and why.
@@ -252,7 +230,9 @@ def run(request: Request, *, notice: Say = lambda text: None, progress: Say = la
     return replace(show(request, dtype, device, note, progress), notices=tuple(notices))
 
 
-def _with_checkpoint(request: Request, dtype: torch.dtype, device: torch.device, note: Say, progress: Say) -> Result:
+def _with_checkpoint(
+    request: Request, dtype: torch.dtype, device: torch.device, note: Say, progress: Progress
+) -> Result:
     path = find_image(DEFAULT_SCENE if request.image is None else request.image)
     image = open_image(path, note)
     if request.output is not None:
@@ -277,9 +257,8 @@ def _with_checkpoint(request: Request, dtype: torch.dtype, device: torch.device,
                 "the embedded model has read most of the picture when its first two text layers are through: how many "
                 "answers are right says little about a method that drops tokens behind them"
             )
-    progress("timing prefill")
     inputs = checkpoint.inputs(image, questions[0].question)
-    costs = timing.measure(checkpoint.model, inputs, attached, request.repeats)
+    costs = _measured(checkpoint.model, inputs, attached, request.repeats, progress)
     result = _result(
         request, checkpoint.model, stairs, costs, name=checkpoint.name, image=path, answers=answers, samples=samples
     )
@@ -292,17 +271,14 @@ def _with_checkpoint(request: Request, dtype: torch.dtype, device: torch.device,
     return result
 
 
-def _with_geometry(request: Request, dtype: torch.dtype, device: torch.device, note: Say, progress: Say) -> Result:
+def _with_geometry(request: Request, dtype: torch.dtype, device: torch.device, note: Say, progress: Progress) -> Result:
     for name in ("image", "question", "model", "output"):
         if getattr(request, name) is not None:
             raise ValueError(f"{name} does not go with geometry: random weights look at noise and say nothing")
     if request.all_samples:
         raise ValueError("all_samples does not go with geometry: random weights answer nothing")
     assert request.geometry is not None
-    if request.geometry not in timing.GEOMETRIES:
-        near = did_you_mean(request.geometry, timing.GEOMETRIES)
-        raise ValueError(f"geometry must be one of {', '.join(timing.GEOMETRIES)}, got {request.geometry!r}{near}")
-    true = (timing.VISION_LAYERS, timing.GEOMETRIES[request.geometry].layers)
+    true = (timing.VISION_LAYERS, timing.require_geometry(request.geometry).layers)
     built = (
         true[0] if request.vision_layers is None else request.vision_layers,
         true[1] if request.text_layers is None else request.text_layers,
@@ -321,9 +297,18 @@ def _with_geometry(request: Request, dtype: torch.dtype, device: torch.device, n
             f"built with {built[0]} of {true[0]} vision and {built[1]} of {true[1]} text layers: the figures are of "
             "this part, not of the whole model"
         )
-    progress("counting and timing prefill")
-    costs = timing.measure(model, timing.random_inputs(model, request.text_tokens), attached, request.repeats)
+    inputs = timing.random_inputs(model, request.text_tokens)
+    costs = _measured(model, inputs, attached, request.repeats, progress)
     return _result(request, model, stairs, costs, name=request.geometry)
+
+
+def _measured(
+    model: Any, inputs: dict[str, Any], attached: Callable[[], Handle], repeats: int, progress: Progress
+) -> tuple[MeasuredPrefill, MeasuredPrefill]:
+    def step(done: int, total: int) -> None:
+        progress("timing prefill", done, total) if total else progress("counting prefill")
+
+    return timing.measure(model, inputs, attached, repeats, step)
 
 
 def _result(
@@ -339,7 +324,7 @@ def _result(
 ) -> Result:
     assert request.amount is not None
     text_layers = stairs.text_tokens(*(cost.kv_bytes_of_layer for cost in costs))
-    platform, speedup = _platform(model), costs[0].seconds / costs[1].seconds
+    platform, speedup = platform_of(model), costs[0].seconds / costs[1].seconds
     tiny = model.config.text_config.hidden_size < 1024
     return Result(
         model=name,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..ops import library
 from ..ops.backend import BuildInfo, build_info
 from .operator_cases import DTYPES, SMALL, Probe, Results, probes
 
@@ -64,14 +65,13 @@ class Result:
 
 
 def operators() -> tuple[str, ...]:
-    """Every overload of the namespace ``ficoco``, as the dispatcher lists them.
+    """Every overload that is defined in the library ``ficoco``.
 
     Example:
         >>> [name for name in operators() if name.startswith("correlate")]
         ['correlate', 'correlate.key', 'correlate.map', 'correlate.tokens']
     """
-    names = torch._C._dispatch_get_all_op_names()
-    return tuple(sorted(name.removeprefix("ficoco::") for name in names if name.startswith("ficoco::")))
+    return tuple(sorted(library.SCHEMAS))
 
 
 def devices() -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Every operator with inputs that show what it does, and its specification in float64 on the same inputs.
 
-Shared by ``ficoco doctor`` and by the checks of a GPU in ``benchmarks/gpu``. A case is one set of shapes; a probe is one
-call of one overload of ``torch.ops.ficoco``.
+Shared by ``ficoco doctor`` and by the checks of a GPU in ``benchmarks/gpu``. A case is one set of shapes; a probe is
+one call of one overload of ``torch.ops.ficoco``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..ops import reference, reference_decoder
+from ..ops import library
 
 Results = tuple[Tensor, ...]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -48,21 +47,19 @@ SMALL = (
 
 @dataclass(frozen=True)
 class Probe:
-    """One call. ``run`` takes the namespace of operators, ``specified`` the arguments of :attr:`args`.
+    """One call.
 
     Attributes:
         group: the operator, with its overload.
         case: shapes and settings in words.
         dtype: of the inputs.
         args: the arguments of the operator.
-        specified: what the operator is to give, computed in the precision of its arguments.
     """
 
     group: str
     case: str
     dtype: torch.dtype
     args: tuple[Any, ...]
-    specified: Callable[..., Results]
 
     @property
     def key(self) -> str:
@@ -79,18 +76,12 @@ class Probe:
         wide = [
             change(arg.double()) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in self.args
         ]
-        return self.specified(*wide)
+        return results(library.operator(self.group, torch.empty(0, dtype=torch.float64))(*wide))
 
 
 def results(given: Any) -> Results:
     """What an operator returns, as a tuple of tensors."""
     return (given,) if isinstance(given, Tensor) else tuple(given)
-
-
-def _specification(name: str) -> Callable[..., Results]:
-    flat = name.replace(".", "_")
-    function = getattr(reference, flat, None) or getattr(reference_decoder, flat)
-    return lambda *args: results(function(*args))
 
 
 class Maker:
@@ -102,7 +93,7 @@ class Maker:
 
     def probe(self, name: str, what: str, *args: Any) -> Probe:
         """A call of the operator ``name``."""
-        return Probe(name, f"{self.case.name}{what}", self.dtype, args, _specification(name))
+        return Probe(name, f"{self.case.name}{what}", self.dtype, args)
 
     def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Normal numbers, by default in the dtype of the case."""
@@ -212,20 +203,7 @@ def _reduce(make: Maker, group: str) -> Iterator[Probe]:
         probs = correlation == "probs"
         column = probs or by_map  # rows of probabilities have equal means, so nothing would decide
         settings = (c.class_token, lam, probs, column, not probs, 2.0, 2, *c.grid, correlation, "softmax", False)
-        args = (tokens, *given, None, None, c.r, k, *settings)
-        yield Probe(group, f"{c.name}, {correlation}", make.dtype, args, _map_reduced if by_map else _reduced)
-
-
-def _reduced(tokens: Tensor, query: Tensor, key: Tensor, scale: float, *rest: Any) -> Results:
-    return _map_reduced(tokens, ops.QueryKey(query, key, scale), *rest)
-
-
-def _map_reduced(tokens: Tensor, attn: Any, ids: Any, size: Any, r: int, k: int, *settings: Any) -> Results:
-    """:func:`ficoco_ext.ops.reduce`, which composes the specifications where tensors are float64."""
-    names = ("class_token", "lam", "probs", "column", "normalize", "penalty", "window", "height", "width")
-    how: dict[str, Any] = dict(zip((*names, "correlation", "alpha", "size_weighted"), settings, strict=True))
-    grid = (how.pop("height"), how.pop("width"))
-    return tuple(ops.reduce(tokens, attn, r, k, ids=ids, size=size, grid=grid, **how))
+        yield make.probe(group, f", {correlation}", tokens, *given, None, None, c.r, k, *settings)
 
 
 @dataclass(frozen=True)

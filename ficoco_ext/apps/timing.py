@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from ..io.suggest import did_you_mean
 from ..models.transformers_api import output_cache, rotary_embedding
 
 IMAGE_TOKEN = 32000
+FASTER = 1.05  # a ratio of medians below this is not called faster
 _GIB = 2**30
+
+Step = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -80,45 +84,78 @@ def _timed(model: Any, inputs: dict[str, Any]) -> float:
 
 
 def measure(
-    model: Any, inputs: dict[str, Any], attached: Callable[[], Any], repeats: int
+    model: Any, inputs: dict[str, Any], attached: Callable[[], Any], repeats: int, step: Step = lambda done, total: None
 ) -> tuple[MeasuredPrefill, MeasuredPrefill]:
-    """The prefill without and with reduction, measured in turns so that a drift of the machine hits both alike.
-
-    Args:
-        model: a LLaVA without reduction.
-        inputs: keyword arguments of one forward with one picture.
-        attached: attaches the reduction to ``model`` and returns the handle, a context manager. Outside the timing.
-        repeats: timed runs of each, at least 1, after the counted run of each, which warms up.
+    """The prefill without and with reduction: :func:`compare` of the two, ``repeats`` timed runs of each.
 
     Returns:
         Without, with. The medians of :attr:`MeasuredPrefill.runs` are to be compared, not single runs.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
+    without, reduced = compare(model, inputs, (contextlib.nullcontext, attached), turns=lambda _: repeats, step=step)
+    return without, reduced
+
+
+def compare(
+    model: Any,
+    inputs: dict[str, Any],
+    ways: Sequence[Callable[[], Any]],
+    *,
+    turns: Callable[[float], int],
+    step: Step = lambda done, total: None,
+) -> tuple[MeasuredPrefill, ...]:
+    """The prefill in each of several ways, measured in turns so that a drift of the machine hits all alike.
+
+    Args:
+        model: a LLaVA without reduction.
+        inputs: keyword arguments of one forward.
+        ways: each attaches a reduction to ``model`` and returns the handle, a context manager;
+            ``contextlib.nullcontext`` leaves the model as it is. Outside the timing.
+        turns: timed runs of each way, at least 1, given the seconds that the counted runs of all took; those come
+            first and warm up.
+        step: gets the runs that are done and all that there are.
+    """
     facts: list[tuple[int, int, tuple[int, ...], Flops]] = []
-    runs: tuple[list[float], list[float]] = ([], [])
-
-    def state() -> tuple[int, int, tuple[int, ...], Flops]:
-        counted, output = flop_counter.count(model, lambda: _forward(model, inputs))
-        layers = output_cache(output).layers
-        each = tuple(sum(t.numel() * t.element_size() for t in (layer.keys, layer.values)) for layer in layers)
-        return int(layers[0].keys.shape[-2]), sum(each), each, counted
-
-    facts.append(state())
-    with attached():
-        facts.append(state())
-    for turn in range(repeats):
-        for which in (0, 1) if turn % 2 == 0 else (1, 0):  # neither is always the one that runs on warm caches
-            if which:
-                with attached():
-                    runs[1].append(_timed(model, inputs))
-            else:
-                runs[0].append(_timed(model, inputs))
-    without, reduced = (
+    runs: list[list[float]] = [[] for _ in ways]
+    start = time.perf_counter()
+    for way in ways:
+        step(len(facts), 0)
+        with way():
+            facts.append(_facts(model, inputs))
+    count = turns(time.perf_counter() - start)
+    for turn in range(count):
+        order = range(len(ways))
+        for place, which in enumerate(order if turn % 2 == 0 else reversed(order)):  # none always runs on warm caches
+            step(turn * len(ways) + place, count * len(ways))
+            with ways[which]():
+                runs[which].append(_timed(model, inputs))
+    return tuple(
         MeasuredPrefill(*fact, statistics.median(seconds), tuple(seconds))
         for fact, seconds in zip(facts, runs, strict=True)
     )
-    return without, reduced
+
+
+def _facts(model: Any, inputs: dict[str, Any]) -> tuple[int, int, tuple[int, ...], Flops]:
+    """Columns, bytes and FLOPs of one prefill."""
+    counted, output = flop_counter.count(model, lambda: _forward(model, inputs))
+    layers = output_cache(output).layers
+    each = tuple(sum(t.numel() * t.element_size() for t in (layer.keys, layer.values)) for layer in layers)
+    return int(layers[0].keys.shape[-2]), sum(each), each, counted
+
+
+def judged(full: MeasuredPrefill, few: MeasuredPrefill) -> str:
+    """``"faster"``, ``"slower"`` or ``"noise"``: what pairs of runs of the same turn prove about ``few``.
+
+    Proven is what at least 5 % of the median and more pairs show than two standard deviations of a fair coin.
+    """
+    pairs = list(zip(full.runs, few.runs, strict=True))
+    wins = sum(after < before for before, after in pairs)
+    sure = abs(wins - len(pairs) / 2) >= len(pairs) ** 0.5
+    speedup = full.seconds / few.seconds
+    if sure and speedup >= FASTER and wins > len(pairs) / 2:
+        return "faster"
+    return "slower" if sure and speedup <= 1 / FASTER and wins < len(pairs) / 2 else "noise"
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -171,6 +208,19 @@ def _config(name: str, vision_layers: int, text_layers: int) -> Any:
     )
 
 
+def require_geometry(name: str) -> TextShape:
+    """The shape of the geometry of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in GEOMETRIES:
+        raise ValueError(
+            f"geometry must be one of {', '.join(GEOMETRIES)}, got {name!r}{did_you_mean(name, GEOMETRIES)}"
+        )
+    return GEOMETRIES[name]
+
+
 def shapes(name: str, vision_layers: int, text_layers: int, dtype: torch.dtype) -> Any:
     """LLaVA-1.5 in its true shapes, without weights yet: :func:`materialize` makes them.
 
@@ -184,11 +234,7 @@ def shapes(name: str, vision_layers: int, text_layers: int, dtype: torch.dtype) 
     """
     from transformers import LlavaForConditionalGeneration
 
-    if name not in GEOMETRIES:
-        raise ValueError(
-            f"geometry must be one of {', '.join(GEOMETRIES)}, got {name!r}{did_you_mean(name, GEOMETRIES)}"
-        )
-    true = GEOMETRIES[name].layers
+    true = require_geometry(name).layers
     for what, count, least, most in (("vision", vision_layers, 2, VISION_LAYERS), ("text", text_layers, 1, true)):
         if not least <= count <= most:
             raise ValueError(f"{what}_layers must be in {least} ... {most}, what {name} has, got {count}")

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple, NoReturn
 
@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..io.printable import printable
+from ..io.ratios import times as times  # one way to say ratios, for all commands
 
 # What a user can cause. Anything else is a defect of ours and exits with 1.
 _EXPECTED = (ValueError, TypeError, OSError, ImportError, NotImplementedError, MemoryError)
@@ -271,21 +272,6 @@ def show(console: Console, *tables: Table) -> None:
     for made in tables:
         for part in fitted(console, made):
             console.print(part)
-
-
-def times(full: float, few: float, better: str = "less", worse: str = "more") -> str:
-    """How many times ``few`` is less than ``full``, in the one way in which the command line says ratios.
-
-    Example:
-        >>> times(8.45, 2.66), times(10, 12), times(9.7, 3.6, "faster", "slower"), times(3, 3), times(3, 0)
-        ('3.18x less', '1.20x more', '2.69x faster', 'the same', '')
-    """
-    if not full or not few:
-        return ""
-    ratio = full / few
-    if f"{ratio:.2f}" == "1.00":
-        return "the same"
-    return f"{ratio:.2f}x {better}" if ratio > 1 else f"{1 / ratio:.2f}x {worse}"
 
 
 @contextlib.contextmanager

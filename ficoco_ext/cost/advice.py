@@ -38,7 +38,7 @@ def _gain(found: Comparison) -> str:
             f"Reduction does not help here: it costs more than it saves, {1 / first:.2f}x the time to the first token."
         )
     whole = f", an answer of {full.new_tokens} tokens {answer:.2f}x" if full.new_tokens > 1 else ""
-    return f"By the roofline the first token comes {first:.2f}x as fast{whole}. That is modelled, not measured."
+    return f"By the roofline the first token comes {first:.2f}x faster{whole}. That is modelled, not measured."
 
 
 def _limits(found: Comparison) -> list[str]:
@@ -68,7 +68,7 @@ def _limits(found: Comparison) -> list[str]:
         saved = (full.tpot_ms or 0.0) / side.tpot_ms
         said.append(
             f"Decoding takes {decoding:.0%} of an answer of {side.new_tokens} tokens. Each of them reads all weights; "
-            f"a smaller cache makes it {saved:.2f}x as fast, so reduction shortens the wait for the first token only."
+            f"a smaller cache makes it {saved:.2f}x faster, so reduction shortens the wait for the first token only."
         )
     tower = _of(side, "tower", "projector")
     if tower > _LARGE:
