@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..models.attention_maps import class_attention, sharpest, word_attention
+from ..models.attention_rows import class_attention, sharpest, word_attention
 from ..resolve import TowerFacts
 from .checkpoint import Checkpoint
 from .word_spans import WordSpans, find_words

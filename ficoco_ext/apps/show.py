@@ -127,7 +127,7 @@ def run(request: Request, *, notice: Say = lambda text: None, progress: Say = la
     On a page, a method may be impossible at some of the keep ratios: the page then says why, and so does a notice.
     Attention of the class token is that of the last layer of the tower in which a method reduces; if none does, of the
     last layer whose output is used. Attention of a word is that of the layer that looks most sharply, see
-    :func:`ficoco_ext.models.attention_maps.sharpest`.
+    :func:`ficoco_ext.models.attention_rows.sharpest`.
 
     Args:
         request: what is to be shown.

@@ -7,7 +7,7 @@
 - in the language model: ``decoder_reduction``, ``decoder_layer``, ``prompt_reader``, ``reduced_prefill``,
   ``positions``, ``kv_cache``, ``row_reductions``
 - for both: ``qk_capture``, ``model_changes``, ``per_thread``, ``generate_options``
-- for pictures: ``pictures``, ``attention_maps``
+- for pictures: ``pictures``, ``attention_rows``
 """
 
 from .attach import attach, resolve

@@ -20,7 +20,7 @@ from helpers.models import (
 from helpers.pictures import assert_traces, merge_matrix
 
 import ficoco_ext
-from ficoco_ext.models.attention_maps import class_attention, has_class_token, sharpest, word_attention
+from ficoco_ext.models.attention_rows import class_attention, has_class_token, sharpest, word_attention
 from ficoco_ext.models.pictures import picture_reductions, watched
 from ficoco_ext.viz.traces import trace
 

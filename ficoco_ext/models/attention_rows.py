@@ -1,4 +1,4 @@
-"""Attention maps over an image: of the class token in the tower, of words in the language model.
+"""Rows of attention over an image: of the class token in the tower, of words in the language model.
 
 Query and key of a layer are read while its own kernel runs and become one row of attention at once: no map of all
 tokens is made, and no layer's query and key outlive it. The model must not be attached.
@@ -85,7 +85,7 @@ def sharpest(maps: Mapping[int, Tensor]) -> int:
 
     Example:
         >>> import torch
-        >>> from ficoco_ext.models.attention_maps import sharpest
+        >>> from ficoco_ext.models.attention_rows import sharpest
         >>> sharpest({0: torch.tensor([0.4, 0.4]), 1: torch.tensor([0.5, 0.1]), 2: torch.tensor([0.01, 0.0])})
         1
     """
