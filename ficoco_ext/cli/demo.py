@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -212,7 +213,7 @@ def _cost(result: demo.Result) -> common.Table:
     full, few = result.all_tokens, result.reduced
     made = common.table("prefill", ">all tokens", ">reduced", ">that is")
 
-    def row(name: str, a: float, b: float, show: common.Callable[[float], str], *words: str) -> None:
+    def row(name: str, a: float, b: float, show: Callable[[float], str], *words: str) -> None:
         made.add_row(name, show(a), show(b), common.times(a, b, *words))
 
     def flop(value: float) -> str:

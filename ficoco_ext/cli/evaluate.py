@@ -16,7 +16,7 @@ from ..evaluation.plot import draw
 from ..evaluation.results import Summary
 from ..gridvqa import KINDS, GridVQA
 from ..io import files
-from ..methods import distinct
+from ..methods import METHODS, distinct
 from . import common
 
 _RATIOS = "0.5,0.25,0.15,0.1"

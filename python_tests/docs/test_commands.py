@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
 typer = pytest.importorskip("typer")
 
 from ficoco_ext.cli.app import app  # noqa: E402
 
-ROOT = Path(__file__).parent.parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 

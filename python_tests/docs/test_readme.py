@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.paths import ROOT
 
 import ficoco_ext
 from ficoco_ext import cost
 from ficoco_ext.cost import schedules, scope
 from ficoco_ext.methods import get_method
 
-ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 FLAT = " ".join(README.split())
 CHOOSE = (ROOT / "docs" / "choose.md").read_text()

@@ -1,12 +1,13 @@
 """The marks of the tests, which ``pytest -m`` selects by. This is the one place that says which test has which.
 
-``gpu``       is skipped without a GPU: decorated with ``needs_gpu``, or a parameter of it is "cuda".
-``emulated``  runs the CUDA kernels on the host: decorated, or a parameter of it is "emulated".
+``gpu``       is skipped without a GPU: decorated with ``needs_gpu``, or its ``backend`` or ``name`` is "cuda".
+``emulated``  runs the CUDA kernels on the host: decorated, or its ``backend`` or ``name`` is "emulated".
 ``slow``      takes more than about 5 s alone: decorated.
 ``browser``   opens a page in a real browser: decorated.
-``quick``     stands in a file of QUICK, not in EXCEPT, and is none of the above; or is decorated. Together they cover every
-              folder and stay under 60 s on two cores, collection included: a file belongs here if its tests take a few
-              seconds.
+``quick``     stands in a file of QUICK, not in EXCEPT, and is none of the above; or is decorated.
+
+The quick ones cover every folder and stay under 60 s on two cores, collection included: a file belongs there if all
+its tests together take a few seconds.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ QUICK = {  # folder: its files without test_ and .py
     "methods": ("baselines", "evit", "prumerge", "staged", "tome"),
     "models": ("placeholders", "tower"),
     "ops": ("errors", "filter", "spec", "to_sequence", "token_attention"),
-    "packaging": ("cuda_build", "versions"),
+    "packaging": ("csrc_includes", "cuda_build", "marks", "versions"),
     "reduce": ("errors", "reduce", "reduction", "schedule", "stages"),
     "viz": ("trace", "visualize"),
 }
@@ -43,8 +44,8 @@ FILES = {TESTS / folder / f"test_{name}.py" for folder, names in QUICK.items() f
 
 def mark(item: pytest.Item) -> None:
     """Adds to ``item`` the marks that follow from its parameters and from where it stands."""
-    callspec = getattr(item, "callspec", None)
-    values = [value for value in callspec.params.values() if isinstance(value, str)] if callspec else []
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    values = [params.get("backend"), params.get("name")]
     if "cuda" in values or any(one.kwargs.get("reason") == NO_GPU for one in item.iter_markers("skipif")):
         item.add_marker("gpu")
     if "emulated" in values:

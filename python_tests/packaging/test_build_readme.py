@@ -2,12 +2,11 @@
 
 import importlib.util
 import re
-from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from helpers.paths import ROOT
 
-ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists())
 PROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
 HERE, TAG = "https://example.org/someone/ficoco_ext", "v1.2.3"
 

@@ -3,11 +3,10 @@
 import importlib.util
 import os
 import re
-from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
-ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists())
 CI = ROOT / ".ci"
 PROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
 WORKFLOWS = ROOT / ".github" / "workflows"

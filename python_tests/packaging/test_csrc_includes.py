@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers.paths import CSRC
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
 ROOMS = {  # a room, and the rooms that its files may include
     "module": {"cpu", "cuda"},
     "ops": {"ops", "cpu", "cuda", "plain"},

@@ -13,6 +13,8 @@ from helpers.pages import ASKED, GRID, LAYERS, METHODS, RATIOS, SIDES, document,
 from ficoco_ext.viz import page
 from ficoco_ext.viz.traces import groups, holders, trace
 
+pytestmark = pytest.mark.browser
+
 PATCHES, (HEIGHT, WIDTH) = GRID[0] * GRID[1], GRID
 STARTS = {"vision": 0, "text": SIDES["vision"]}
 NUMBERS = [STARTS[side] + index for side, index in LAYERS]  # of the layers that reduce, among all
