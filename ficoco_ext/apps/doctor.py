@@ -95,7 +95,8 @@ def run(step: Step = lambda text, done, total: None) -> Result:
         >>> doctor.run().right
         True
     """
-    names, found, threads = operators(), [], torch.get_num_threads()
+    names, threads = operators(), torch.get_num_threads()
+    found: list[Operator] = []
     total = len(names) * len(devices())
     torch.set_num_threads(1)  # the shapes are so small that more threads only wait for each other
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer.testing
-from helpers.evaluation import embedded
+from helpers.embedded import embedded
 from helpers.models import PATCHES, batch, image, tiny_llava, words
 
 import ficoco_ext
