@@ -1,24 +1,24 @@
-"""Which models are served, from the lists that attach itself goes by."""
+"""Which models are served, from the declarations that attach itself goes by."""
 
 from __future__ import annotations
 
 from markup import cell, code, table_of
 
-from ficoco_ext.models import families
-from ficoco_ext.models import transformers_api as api
+from ficoco_ext.models import transformers_release as release
+from ficoco_ext.models.families import FAMILIES, LANGUAGE_MODELS
 
 
 def table() -> str:
     """Each family, its class, and what can be reduced."""
     rows = []
-    for family in families.FAMILIES:
-        tower = "yes" if family.vision is None else f"no: {cell(family.vision)}"
-        rows.append([family.name, code(family.model), tower, ", ".join(map(code, family.decoders))])
+    for family in FAMILIES:
+        tower = code(family.tower.model) if family.tower else f"no: {cell(family.why_no_tower or '')}"
+        rows.append([family.name, code(family.model), tower, ", ".join(map(code, family.language_models))])
     return table_of(("model", "class in transformers", "methods in the tower", "language models"), rows)
 
 
 def language_models() -> str:
     """The classes of the language models that are served."""
-    rows = [[code(key), code(one.model), code(one.layer)] for key, one in api.LANGUAGE_MODELS.items()]
+    rows = [[code(key), code(one.model), code(one.layer)] for key, one in LANGUAGE_MODELS.items()]
     made = table_of(("language model", "class", "layer"), rows)
-    return f"{made}\n\nTested with transformers {api.TESTED_OLDEST} to {api.TESTED_NEWEST}."
+    return f"{made}\n\nTested with transformers {release.TESTED_OLDEST} to {release.TESTED_NEWEST}."

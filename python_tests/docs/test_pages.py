@@ -184,13 +184,13 @@ def test_a_new_method_gets_its_page(pages, monkeypatch):
 
 
 def test_the_table_of_models_is_complete(pages):
-    from ficoco_ext.models import families
-    from ficoco_ext.models import transformers_api as api
+    from ficoco_ext.models.families import FAMILIES, LANGUAGE_MODELS
 
     text = pages[2].table() + pages[2].language_models()
-    for family in families.FAMILIES:
-        assert f"| {family.name} | `{family.model}` |" in text
-    for model in api.LANGUAGE_MODELS.values():
+    for family in FAMILIES:
+        tower = f"`{family.tower.model}`" if family.tower else "no: "
+        assert f"| {family.name} | `{family.model}` | {tower}" in text
+    for model in LANGUAGE_MODELS.values():
         assert f"`{model.model}` | `{model.layer}`" in text
 
 
