@@ -131,7 +131,7 @@ def resolve(
         tokens in which layer. ``attach(...).attach_plan`` is equal to it.
 
     Raises:
-        What ``attach`` raises, also for a model that is attached already.
+        ImportError, NotImplementedError, ValueError, TypeError: as ``attach``, and for a model that is attached.
 
     Example:
         >>> from ficoco_ext.models import resolve
