@@ -173,9 +173,10 @@ def test_detach_refuses_if_it_cannot_be_exact(model):
     handle.detach()
 
 
-def test_cost_of_a_stage_of_ones_own_is_not_asked(model):
+def test_a_stage_of_ones_own_need_not_know_its_targets(model):
     class Nowhere(Correlate):
-        count = None
+        def count(self, candidates):
+            return None
 
         def __call__(self, attn, selection, *, class_token):
             return Correlate(targets=0)(attn, selection, class_token=class_token)

@@ -20,6 +20,7 @@ FLOORS = (
     ("ops", "viz"),
     ("stages", "gridvqa"),
     ("methods",),
+    ("resolve",),
     ("api", "models", "cost"),
     ("ficoco_ext",),  # the public names
     ("apps",),
