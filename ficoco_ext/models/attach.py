@@ -15,7 +15,7 @@ from .decoder_reduction import DecoderReduction
 from .facts import read_facts
 from .families import Family
 from .handle import Handle
-from .model_checks import family_of
+from .model_checks import check_parts, family_of
 from .request import OP, Request
 from .short_prompts import ShortPrompts
 
@@ -159,8 +159,8 @@ def _resolve(model: Any, method: Any, hyperparameters: Mapping[str, Any], **argu
     family = family_of(model)
     _require_known(family)
     request = Request.of(method, hyperparameters, **arguments)
-    facts = read_facts(model, family, tower=request.tower is not None, language_model=request.decoder is not None)
-    return make_plan(facts, request)
+    check_parts(model, family, tower=request.tower is not None, language_model=request.decoder is not None)
+    return make_plan(read_facts(model, family), request)
 
 
 def _install(model: Any, plan: AttachPlan) -> Handle:

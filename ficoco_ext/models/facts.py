@@ -8,7 +8,7 @@ from typing import Any
 from ..resolve import LanguageModelFacts, TowerFacts
 from . import transformers_api as api
 from .families import Family
-from .model_checks import check_language_model, check_tower, one_layer
+from .model_checks import one_layer
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,8 @@ class ModelFacts:
     language_model: LanguageModelFacts
 
 
-def read_facts(model: Any, family: Family, *, tower: bool, language_model: bool) -> ModelFacts:
-    """The facts of ``model``, after a check of the parts that are to be reduced: ``tower``, ``language_model``.
-
-    Raises:
-        NotImplementedError, ValueError: a part that cannot be reduced.
-    """
-    if tower:
-        check_tower(model, family)
-    if language_model:
-        check_language_model(model.model.language_model, family)
+def read_facts(model: Any, family: Family) -> ModelFacts:
+    """The facts of ``model``, whose parts :func:`~ficoco_ext.models.model_checks.check_parts` has checked."""
     known = family.tower is not None and family.has_known_tower(model.model.vision_tower)
     known = known and isinstance(one_layer(model.config.vision_feature_layer), int)
     return ModelFacts(

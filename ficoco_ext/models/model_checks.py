@@ -37,8 +37,20 @@ def one_layer(layer: Any) -> Any:
     return layer[0] if isinstance(layer, (list, tuple)) and len(layer) == 1 else layer
 
 
-def check_tower(model: Any, family: Family) -> None:
-    """Raise NotImplementedError unless the tower of ``model`` can be reduced: a similar one would go wrong."""
+def check_parts(model: Any, family: Family, *, tower: bool, language_model: bool) -> None:
+    """Raise unless those parts of ``model`` that are to be reduced can be: ``tower``, ``language_model``.
+
+    Raises:
+        NotImplementedError, ValueError: a part that is not known, or whose layers were changed.
+    """
+    if tower:
+        _check_tower(model, family)
+    if language_model:
+        _check_language_model(model.model.language_model, family)
+
+
+def _check_tower(model: Any, family: Family) -> None:
+    """A tower that is only similar to the known one would go wrong without an error."""
     if family.tower is None:
         remedy = "use a method for the language model, such as 'ficoco-l'"
         unsupported("method", f"one for the language model of {family.name}", family.why_no_tower, remedy)
@@ -55,8 +67,8 @@ def check_tower(model: Any, family: Family) -> None:
         _check_layer(f"vision layer {index}", layer, layer_class, attention_class)
 
 
-def check_language_model(language_model: Any, family: Family) -> None:
-    """Raise unless every layer is one whose body we know, and attends to all tokens before it."""
+def _check_language_model(language_model: Any, family: Family) -> None:
+    """Every layer must be one whose body we know, and attend to all tokens before it."""
     for known in (LANGUAGE_MODELS[key] for key in family.language_models):
         if type(language_model).__name__ == known.model:
             model_class, layer_class, attention_class = known.classes()
