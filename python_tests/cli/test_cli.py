@@ -82,13 +82,16 @@ def test_env_says_what_is_served_and_how_far():
         "fastv": "language model",
         "pyramiddrop": "language model",
         "ficoco-vl": "tower and language model",
+        "quality": "tower",
+        "balanced": "tower",
+        "fast": "tower",
     }
     served = {model["name"]: model for model in found["models"]}
     assert list(served) == [family.name for family in FAMILIES]
     assert served["LLaVA-1.5"]["tower"] and served["LLaVA-1.5"]["tower_why_not"] is None
     assert not served["LLaVA-NeXT"]["tower"] and "grids" in served["LLaVA-NeXT"]["tower_why_not"]
     for family in FAMILIES:
-        assert served[family.name]["language_models"] == list(family.decoders)
+        assert served[family.name]["language_models"] == list(family.language_models)
     text = run("env").stdout
     for word in ("reduces in", "tower and language model", "Qwen2_5_VLForConditionalGeneration", "no: its crops"):
         assert word in text

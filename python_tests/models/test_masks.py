@@ -121,8 +121,8 @@ def test_masks_of_other_kinds_are_refused_in_our_words(method, mask):
 
 
 @pytest.mark.parametrize("method", TOWER)
-def test_logits_of_chosen_columns(method):
-    """Columns are the caller's; those of removed placeholders have no logits."""
+def test_logits_of_chosen_positions(method):
+    """Positions are the caller's; those of removed placeholders have no logits."""
     model, inputs = tiny_llava(), one_image()
     alike = batch(ONE, [*words(6, 7), *image(), *words(8, 9, 1)])
     uneven = batch(ONE, [*words(6, 7), *image(), *image(), *words(8)])
@@ -138,7 +138,7 @@ def test_logits_of_chosen_columns(method):
             assert close(model(**given, logits_to_keep=flags).logits, wanted)
         for given, asked in ((inputs, [length - 4]), (uneven, [3])):
             with pytest.raises(
-                ValueError, match=r"logits_to_keep must be columns of text, .*the number of last columns"
+                ValueError, match=r"logits_to_keep must be positions of text, .*the number of last positions"
             ):
                 model(**given, logits_to_keep=torch.tensor(asked))
     with ficoco_ext.attach(model, "ficoco-l", keep_ratio=0.5), torch.no_grad():

@@ -139,9 +139,9 @@ def test_what_went_into_another_picture_is_held_by_nobody_here():
     assert lost == crossing > 0
 
 
-def test_wrong_columns_are_refused():
+def test_wrong_positions_are_refused():
     _, tower, decoder = story([ONE], torch.arange(2, 20), method="ficoco-vl", keep_ratio=0.25)
-    with pytest.raises(ValueError, match=r"columns must be \(18,\), one for each patch that the tower left, got 36"):
+    with pytest.raises(ValueError, match=r"positions must be \(18,\), one for each patch that the tower left, got 36"):
         picture_reductions(tower, decoder[:], torch.arange(2, 38), GRID)
-    with pytest.raises(ValueError, match=r"columns must be in \[0, 23\)"):
+    with pytest.raises(ValueError, match=r"positions must be in \[0, 23\)"):
         picture_reductions(tower, decoder, torch.arange(10, 28), GRID)
