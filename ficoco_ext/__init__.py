@@ -1,16 +1,56 @@
-"""Training-free reduction of visual tokens: Filter, Correlate, Compress (FiCoCo, arXiv 2411.17686)."""
+"""Training-free reduction of visual tokens: Filter, Correlate, Compress (FiCoCo, arXiv 2411.17686).
 
-from . import cost, methods, ops, stages
-from .api import reduce
-from .methods import METHODS, Method, describe, get_method
-from .models import attach
-from .ops import QueryKey
-from .ops.backend import build_info
-from .reduction import Reduction
-from .schedule import Plan, Schedule
+The first use of a public name loads the package, torch and the kernels, all of it. ``import ficoco_ext`` alone does
+not, so that ``ficoco --help`` and a shell's completion answer at once. Who calls ``torch.ops.ficoco`` directly imports
+:mod:`ficoco_ext.ops`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .version import __version__
 
-methods.load_plugins()
+if TYPE_CHECKING:
+    from . import cost, methods, ops, stages
+    from .api import reduce
+    from .methods import METHODS, Method, describe, get_method
+    from .models import attach
+    from .ops import QueryKey
+    from .ops.backend import build_info
+    from .reduction import Reduction
+    from .schedule import Plan, Schedule
+
+_ROOMS = ("cost", "methods", "ops", "stages")
+_HOMES = {  # of the other public names
+    "METHODS": "methods",
+    "Method": "methods",
+    "Plan": "schedule",
+    "QueryKey": "ops",
+    "Reduction": "reduction",
+    "Schedule": "schedule",
+    "attach": "models",
+    "build_info": "ops.backend",
+    "describe": "methods",
+    "get_method": "methods",
+    "reduce": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES and name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for room in _ROOMS:
+        importlib.import_module(f".{room}", __name__)  # which sets it here
+    for public, home in _HOMES.items():
+        globals()[public] = getattr(importlib.import_module(f".{home}", __name__), public)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "METHODS",

@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ..io.printable import printable
 from ..version import __version__
-from . import common, cost, data, demo, doctor, env, evaluate, methods, plan, reduce, show
+from . import bench, common, cost, data, demo, doctor, env, evaluate, methods, plan, reduce, show
 
 
 @contextlib.contextmanager
@@ -80,6 +80,7 @@ def options(
 for _name, _module in {
     "demo": demo,
     "show": show,
+    "bench": bench,
     "eval": evaluate,
     "cost": cost,
     "plan": plan,

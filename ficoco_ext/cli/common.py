@@ -29,10 +29,6 @@ _TEXT = 20  # columns that a column of text may be squeezed to before a table is
 _MOST_INTEGERS = 10_000  # of a range: more layers or seeds than anybody has
 _MOST_THREADS = 1024  # OpenMP crashes the process where the system has no room for more
 
-JsonOption = typer.Option("--json", help="Print one JSON document instead of tables.")
-DebugOption = typer.Option("--debug", help="Show the traceback of an error.")
-SetOption = typer.Option("--set", metavar="KEY=VALUE", help="Hyperparameter of the method; repeatable.")
-
 
 class _Running(NamedTuple):
     """The command that runs: its name, and its options by the name of the argument that each sets."""
@@ -185,6 +181,42 @@ def ratios(option: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"{option} must be numbers separated by commas, got {text!r}") from None
+
+
+def removal(keep_ratio: str | None, r: str | None, tokens: int | None) -> dict[str, Any]:
+    """What ``--keep-ratio``, ``--r`` and ``--tokens`` say, as ``attach`` takes it; empty if none is given.
+
+    Raises:
+        ValueError: several of them, or no numbers.
+
+    Example:
+        >>> removal("0.25", None, None), removal(None, "3,4", None)
+        ({'keep_ratio': 0.25}, {'r': (3, 4)})
+    """
+    found: dict[str, Any] = {
+        "keep_ratio": None if keep_ratio is None else _one_or_all(ratios("--keep-ratio", keep_ratio)),
+        "r": None if r is None else _one_or_all(integers("--r", r)),
+        "tokens": tokens,
+    }
+    found = {name: value for name, value in found.items() if value is not None}
+    if len(found) > 1:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in found)
+        raise ValueError(f"give one of --keep-ratio, --r and --tokens, got {names}")
+    return found
+
+
+def _one_or_all(values: tuple[Any, ...]) -> Any:
+    return values[0] if len(values) == 1 else values
+
+
+def names(text: str) -> tuple[str, ...]:
+    """``"tome, topk"`` as names.
+
+    Example:
+        >>> names("tome, topk")
+        ('tome', 'topk')
+    """
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def print_json(document: Mapping[str, Any]) -> None:

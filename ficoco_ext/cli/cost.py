@@ -5,62 +5,77 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import viz
-from ..cost import architecture, hardware, reproduce, schedules, staircase
-from ..cost.advice import advice
-from ..cost.compare import Comparison, compare
-from ..cost.precision import Precision
-from ..io import files
-from ..methods import get_method
-from . import common, cost_tables
+from . import common, completion, options
+
+if TYPE_CHECKING:
+    from ..cost.compare import Comparison
+
+CONVENTIONS = ("llmviewer", "matmul")
 
 ModelArgument = typer.Argument(
-    metavar="MODEL", help="llava-1.5-7b, llava-next-7b, ... or a directory with a config.json."
+    metavar="MODEL",
+    help="llava-1.5-7b, llava-next-7b, ..., a hub name, or a directory with a config.json.",
+    autocompletion=completion.one_of(completion.ARCHITECTURES),
 )
-MethodOption = typer.Option(help="A method's name; see ficoco methods.")
-GpuOption = typer.Option("--gpu", help="For times: a100-80g, h100, h200, l40s, rtx-4090, mi300x, or cpu (measured).")
-TextOption = typer.Option(help="Tokens of the prompt besides the visual ones.")
-ImagesOption = typer.Option(help="Images in the prompt.")
-NewOption = typer.Option(help="Length of the answer.")
-PrecisionOption = typer.Option(help="fp16, int8, int4, or a mix such as w4a16kv4.")
-ConventionOption = typer.Option(
-    help="llmviewer: the language model alone, as papers count. matmul: all that runs, as torch counts."
-)
-PlotOption = typer.Option("--plot", metavar="FILE", help="Draw tokens and operations of every layer.")
-ExplainOption = typer.Option("--explain", help="Print the formula of every line with its numbers.")
+Gpu = Annotated[
+    str,
+    options.option(
+        "--gpu",
+        panel=options.MACHINE,
+        metavar="NAME",
+        help=f"For times: {', '.join(completion.GPUS[:-1])}, or cpu (measured).",
+        autocompletion=completion.one_of(completion.GPUS),
+    ),
+]
+TextTokens = Annotated[int, options.option(panel=options.PROMPT, help="Tokens of the prompt besides the visual ones.")]
+Images = Annotated[int, options.option(panel=options.PROMPT, help="Images in the prompt.")]
+NewTokens = Annotated[int, options.option(panel=options.PROMPT, help="Length of the answer.")]
+Bits = Annotated[
+    str, options.option("--precision", panel=options.PROMPT, help="fp16, int8, int4, or a mix such as w4a16kv4.")
+]
+Convention = Annotated[
+    str,
+    options.option(
+        panel=options.PROMPT,
+        values=CONVENTIONS,
+        help="llmviewer: the language model alone, as papers count. matmul: all that runs, as torch counts.",
+    ),
+]
+Plot = Annotated[
+    Path | None,
+    options.option("--plot", panel=options.OUTPUT, metavar="FILE", help="Draw tokens and operations of every layer."),
+]
+Explain = Annotated[
+    bool, options.option("--explain", panel=options.OUTPUT, help="Print the formula of every line with its numbers.")
+]
+_Reproduce = Annotated[
+    bool, typer.Option("--reproduce", help="Print the papers' efficiency tables beside ours instead.")
+]
 
 
 def command(
     model: Annotated[str | None, ModelArgument] = None,
-    method: Annotated[str | None, MethodOption] = None,
-    keep_ratio: Annotated[
-        str | None, typer.Option(help="Visual tokens kept / all; one number, or one for each layer.")
-    ] = None,
-    r: Annotated[
-        str | None, typer.Option("--r", help="Tokens removed in each layer; one number or one a layer.")
-    ] = None,
-    tokens: Annotated[int | None, typer.Option(help="Visual tokens kept.")] = None,
-    layers: Annotated[
-        str | None, typer.Option(metavar="12,13,..", help="Layers that reduce; 12-22 is a range.")
-    ] = None,
-    set_: Annotated[list[str] | None, common.SetOption] = None,
-    gpu: Annotated[str, GpuOption] = "a100-80g",
-    text_tokens: Annotated[int, TextOption] = 60,
-    images: Annotated[int, ImagesOption] = 1,
-    new_tokens: Annotated[int, NewOption] = 100,
-    precision: Annotated[str, PrecisionOption] = "fp16",
-    convention: Annotated[str, ConventionOption] = "llmviewer",
-    plot: Annotated[Path | None, PlotOption] = None,
-    explain: Annotated[bool, ExplainOption] = False,
-    reproduce_: Annotated[
-        bool, typer.Option("--reproduce", help="Print the papers' efficiency tables beside ours instead.")
-    ] = False,
-    json_: Annotated[bool, common.JsonOption] = False,
-    debug: Annotated[bool, common.DebugOption] = False,
+    method: options.MethodIfAny = None,
+    keep_ratio: options.KeepRatio = None,
+    r: options.R = None,
+    tokens: options.Tokens = None,
+    layers: options.Layers = None,
+    set_: options.Set = None,
+    text_tokens: TextTokens = 60,
+    images: Images = 1,
+    new_tokens: NewTokens = 100,
+    precision: Bits = "fp16",
+    convention: Convention = "llmviewer",
+    gpu: Gpu = "a100-80g",
+    plot: Plot = None,
+    explain: Explain = False,
+    reproduce_: _Reproduce = False,
+    json_: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Count operations, bytes and memory of a prompt, and bound its time. Nothing is loaded, nothing runs."""
     with common.reported(debug):
@@ -72,34 +87,57 @@ def command(
         if model is None:
             raise ValueError("give a MODEL, such as llava-1.5-7b, or --reproduce")
         require_plot(plot, model)
-        shape = architecture(model)
-        amount = _amount(keep_ratio, r, tokens)
+        amount = common.removal(keep_ratio, r, tokens)
         if method is None and (amount or layers is not None or set_):
             method = "ficoco-v"
-        chosen = None if method is None else get_method(method, **common.assignments(set_))
-        pair: schedules.Pair = (None, None)
-        if chosen is not None:
-            if not amount and not chosen.amount:
-                amount = {"keep_ratio": 0.25}
-            at = None if layers is None else common.integers("--layers", layers)
-            pair = schedules.build(shape, chosen, images=images, layers=at, **amount)
-        found = compare(
-            shape,
-            chosen,
-            pair,
+        found = _compared(
+            model,
+            method,
+            common.assignments(set_),
+            amount,
+            None if layers is None else common.integers("--layers", layers),
+            gpu,
+            precision,
             text_tokens=text_tokens,
             images=images,
             new_tokens=new_tokens,
             convention=convention,
-            precision=Precision.parse(precision),
-            hardware=hardware(gpu),
         )
         report(found, explain=explain, plot=plot, json_=json_)
+
+
+def _compared(
+    model: str,
+    method: str | None,
+    hyperparameters: dict[str, Any],
+    amount: dict[str, Any],
+    layers: tuple[int, ...] | None,
+    gpu: str,
+    precision: str,
+    **prompt: Any,
+) -> Comparison:
+    """The model's cost with all tokens and, if there is a method, with it."""
+    from ..cost import architecture, hardware, schedules
+    from ..cost.compare import compare
+    from ..cost.precision import Precision
+    from ..methods import get_method
+
+    shape = architecture(model)
+    chosen = None if method is None else get_method(method, **hyperparameters)
+    pair: schedules.Pair = (None, None)
+    if chosen is not None:
+        if not amount and not chosen.amount:
+            amount = {"keep_ratio": 0.25}
+        pair = schedules.build(shape, chosen, images=prompt["images"], layers=layers, **amount)
+    return compare(shape, chosen, pair, precision=Precision.parse(precision), hardware=hardware(gpu), **prompt)
 
 
 def require_plot(plot: Path | None, model: str) -> None:
     """Raise early what drawing would raise late, or if it would replace the config of ``model``."""
     if plot is not None:
+        from .. import viz
+        from ..io import files
+
         viz.require(plot)
         files.require_apart([Path(model) / "config.json"], **{"--plot": plot})
 
@@ -114,6 +152,11 @@ def report(
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Draw and print; ``heading`` is above the tables, ``more`` is added to the JSON."""
+    from .. import viz
+    from ..cost import staircase
+    from ..cost.advice import advice
+    from . import cost_tables
+
     notes = advice(found)
     lines = cost_tables.explained(found) if explain else None
     if plot is not None:
@@ -131,29 +174,10 @@ def report(
         common.console().print(f"picture {plot}", soft_wrap=True)
 
 
-def _amount(keep_ratio: str | None, r: str | None, tokens: int | None) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if keep_ratio is not None:
-        found["keep_ratio"] = _ratios(keep_ratio)
-    if r is not None:
-        counts = common.integers("--r", r)
-        found["r"] = counts[0] if len(counts) == 1 else counts
-    if tokens is not None:
-        found["tokens"] = tokens
-    if len(found) > 1:
-        raise ValueError(f"give one of --keep-ratio, --r and --tokens, got {', '.join(found)}")
-    return found
-
-
-def _ratios(text: str) -> float | tuple[float, ...]:
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"--keep-ratio must be numbers separated by commas, got {text!r}") from None
-    return found[0] if len(found) == 1 else found
-
-
 def _reproduce(json_: bool) -> None:
+    from ..cost import reproduce
+    from . import cost_tables
+
     cells = reproduce.reproduce()
     if json_:
         rows = [{**asdict(cell), "error": cell.error} for cell in cells]

@@ -2,59 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from . import common, completion, options
 
-from .. import viz
-from ..gridvqa import KINDS, GridVQA
-from ..gridvqa.sheet import balance, sheet
-from . import common
+if TYPE_CHECKING:
+    from ..gridvqa.sheet import Balance
 
 _MOST = 5  # answers of a kind that the table names
 
 
+_SPLITS = ("train", "dev", "test")
+_Split = Annotated[str, options.option(panel=options.QUESTIONS, values=_SPLITS, help="Which draw of scenes.")]
+_Seed = Annotated[int, options.option(panel=options.QUESTIONS, help="Of the draw.")]
+_Scenes = Annotated[int, options.option(panel=options.QUESTIONS, help="Pictures.")]
+_PerScene = Annotated[int, options.option(panel=options.QUESTIONS, help="Questions about each.")]
+_Kinds = Annotated[
+    str | None,
+    options.option(
+        panel=options.QUESTIONS,
+        metavar="KIND[,..]",
+        help=f"Of {','.join(completion.KINDS)}; all if not given.",
+        autocompletion=completion.several_of(completion.KINDS),
+    ),
+]
+_Output = Annotated[
+    Path | None,
+    options.option(
+        "--output", "-o", panel=options.OUTPUT, metavar="FILE", help="Draw the first scenes and their questions."
+    ),
+]
+_Shown = Annotated[int, options.option(panel=options.OUTPUT, help="Scenes that are drawn.")]
+
+
 def command(
-    split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
-    scenes: Annotated[int, typer.Option(help="Pictures.")] = 170,
-    per_scene: Annotated[int, typer.Option(help="Questions about each.")] = 12,
-    kinds: Annotated[str | None, typer.Option(help=f"Of {','.join(KINDS)}; all if not given.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Draw the first scenes and their questions.")
-    ] = None,
-    shown: Annotated[int, typer.Option(help="Scenes that are drawn.")] = 8,
-    json_: Annotated[bool, common.JsonOption] = False,
-    debug: Annotated[bool, common.DebugOption] = False,
+    split: _Split = "test",
+    seed: _Seed = 0,
+    scenes: _Scenes = 170,
+    per_scene: _PerScene = 12,
+    kinds: _Kinds = None,
+    output: _Output = None,
+    shown: _Shown = 8,
+    json_: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Draw grid scenes with their questions, and count kinds and answers."""
     with common.reported(debug):
+        from .. import viz
+        from ..gridvqa import KINDS, GridVQA
+        from ..gridvqa.sheet import balance, sheet
+
         if output is not None:
             viz.require(output)
         if shown < 1:
             raise ValueError(f"--shown must be at least 1, got {shown}")
-        chosen = KINDS if kinds is None else tuple(part.strip() for part in kinds.split(",") if part.strip())
+        chosen = KINDS if kinds is None else common.names(kinds)
         dataset = GridVQA(split, scenes=scenes, per_scene=per_scene, seed=seed, kinds=chosen)
         rows = list(dataset)
         if output is not None:
             viz.save(sheet(dataset, [row for row in rows if row.scene < shown]), output)
         found = balance(rows)
+        of = {"split": split, "seed": seed, "scenes": scenes, "per_scene": per_scene, "questions": len(rows)}
         if json_:
             counted = {
                 one.kind: {"questions": one.questions, "guess": one.guess, "answers": dict(one.answers)}
                 for one in found
             }
-            of = {"split": split, "seed": seed, "scenes": scenes, "per_scene": per_scene, "questions": len(rows)}
             common.print_json({**of, "kinds": counted, "picture": None if output is None else str(output)})
-            return
-        console = common.console()
-        made = common.table("kind", ">questions", ">answers", ">commonest right", "commonest answers")
-        for one in found:
-            named = ", ".join(f"{answer}: {count}" for answer, count in one.answers[:_MOST])
-            more = " ..." if len(one.answers) > _MOST else ""
-            made.add_row(one.kind, str(one.questions), str(len(one.answers)), f"{one.guess:.1%}", named + more)
-        console.print(f"split {split}, seed {seed}: {len(rows)} questions about {scenes} scenes")
-        common.show(console, made)
-        if output is not None:
-            console.print(f"picture {output}", soft_wrap=True)
+        else:
+            _show(of, found, output)
+
+
+def _show(of: dict[str, Any], found: Sequence[Balance], output: Path | None) -> None:
+    console = common.console()
+    made = common.table("kind", ">questions", ">answers", ">commonest right", "commonest answers")
+    for one in found:
+        named = ", ".join(f"{answer}: {count}" for answer, count in one.answers[:_MOST])
+        more = " ..." if len(one.answers) > _MOST else ""
+        made.add_row(one.kind, str(one.questions), str(len(one.answers)), f"{one.guess:.1%}", named + more)
+    console.print(f"split {of['split']}, seed {of['seed']}: {of['questions']} questions about {of['scenes']} scenes")
+    common.show(console, made)
+    if output is not None:
+        console.print(f"picture {output}", soft_wrap=True)

@@ -5,83 +5,79 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from . import common, options
 
-from ..apps import demo
-from . import common
+if TYPE_CHECKING:
+    from ..apps import demo
+
+_ImageOption = Annotated[
+    str | None, options.option("--image", panel=options.PICTURE, metavar="PATH", help="The same as IMAGE.")
+]
+_Question = Annotated[
+    str | None, options.option(panel=options.PICTURE, help="Instead of all that is known of an embedded scene.")
+]
+_AllSamples = Annotated[
+    bool, options.option("--all-samples", panel=options.PICTURE, help="Answer all embedded sample questions too.")
+]
+_VisionKeepRatio = Annotated[
+    float | None,
+    options.option(panel=options.REMOVE, help="Of the tower, beside --decoder-keep-ratio, for methods of both."),
+]
+_DecoderKeepRatio = Annotated[
+    float | None, options.option(panel=options.REMOVE, help="Of the language model, of what it gets.")
+]
+_Repeats = Annotated[int, options.option(panel=options.MACHINE, help="Timed runs with and without reduction.")]
+_Output = Annotated[
+    Path | None,
+    options.option(
+        "--output",
+        "-o",
+        panel=options.OUTPUT,
+        metavar="FILE",
+        help="Where the picture goes.",
+        show_default="ficoco_demo.png",
+    ),
+]
 
 
 def command(
-    image: Annotated[str | None, typer.Argument(help="A photograph, or an embedded scene as scene_3.")] = None,
-    image_option: Annotated[str | None, typer.Option("--image", metavar="PATH", help="The same as IMAGE.")] = None,
-    question: Annotated[str | None, typer.Option(help="Instead of all that is known of an embedded scene.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="PATH_OR_ID", help="A LLaVA-1.5 checkpoint; the embedded tiny one if not given."),
-    ] = None,
-    method: Annotated[str, typer.Option(help="A method's name; see ficoco methods.")] = "ficoco-v",
-    keep_ratio: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RATIO[,..]",
-            help="Visual tokens kept / all; one number or one a layer. If nothing is said the method's own, or 0.25.",
-        ),
-    ] = None,
-    r: Annotated[
-        str | None, typer.Option("--r", help="Visual tokens removed in each layer; one number or one a layer.")
-    ] = None,
-    tokens: Annotated[int | None, typer.Option(help="Visual tokens kept.")] = None,
-    vision_keep_ratio: Annotated[
-        float | None, typer.Option(help="Of the tower, beside --decoder-keep-ratio, for methods of both.")
-    ] = None,
-    decoder_keep_ratio: Annotated[float | None, typer.Option(help="Of the language model, of what it gets.")] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(metavar="12,13,..", help="Layers that reduce, on the side of the method; 12-22 is a range."),
-    ] = None,
-    set_: Annotated[list[str] | None, common.SetOption] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where the picture goes.", show_default="ficoco_demo.png")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; if not given 1 for the embedded model, else torch's own choice.")
-    ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
-    repeats: Annotated[int, typer.Option(help="Timed runs with and without reduction.")] = 5,
-    all_samples: Annotated[
-        bool, typer.Option("--all-samples", help="Answer all embedded sample questions too.")
-    ] = False,
-    geometry: Annotated[
-        str | None, typer.Option(help="Time llava-1.5-7b or llava-1.5-13b in true shapes with random weights instead.")
-    ] = None,
-    vision_layers: Annotated[int | None, typer.Option(help="Of the geometry; all if not given.")] = None,
-    text_layers: Annotated[int | None, typer.Option(help="Of the geometry; all if not given.")] = None,
-    text_tokens: Annotated[int, typer.Option(help="Of the geometry's prompt.")] = 60,
-    json_: Annotated[bool, common.JsonOption] = False,
-    debug: Annotated[bool, common.DebugOption] = False,
+    image: Annotated[str | None, options.picture()] = None,
+    image_option: _ImageOption = None,
+    question: _Question = None,
+    model: options.Model = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    all_samples: _AllSamples = False,
+    method: options.Method = "ficoco-v",
+    keep_ratio: options.KeepRatio = None,
+    r: options.R = None,
+    tokens: options.Tokens = None,
+    vision_keep_ratio: _VisionKeepRatio = None,
+    decoder_keep_ratio: _DecoderKeepRatio = None,
+    layers: options.Layers = None,
+    set_: options.Set = None,
+    geometry: options.Geometry = None,
+    vision_layers: options.VisionLayers = None,
+    text_layers: options.TextLayers = None,
+    text_tokens: options.TextTokens = 60,
+    dtype: options.Dtype = None,
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    repeats: _Repeats = 5,
+    output: _Output = None,
+    json_: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Answer questions about a picture with and without reduction, count and time both, and draw where tokens went."""
     with common.reported(debug):
-        if image is not None and image_option is not None:
-            raise ValueError("give the image as IMAGE or as --image, not both")
-        if geometry is None and (vision_layers, text_layers, text_tokens) != (None, None, 60):
-            raise ValueError("--vision-layers, --text-layers and --text-tokens shape a --geometry; give one")
-        given: dict[str, Any] = {
-            "keep_ratio": None if keep_ratio is None else _one_or_more(common.ratios("--keep-ratio", keep_ratio)),
-            "r": None if r is None else _one_or_more(common.integers("--r", r)),
-            "tokens": tokens,
-        }
-        amount = {name: value for name, value in given.items() if value is not None}
-        if len(amount) > 1:
-            raise ValueError(f"give one of --keep-ratio, --r and --tokens, got {', '.join(amount)}")
+        amount = common.removal(keep_ratio, r, tokens)
         sides = {"vision": vision_keep_ratio, "decoder": decoder_keep_ratio}
         amount |= {side: {"keep_ratio": ratio} for side, ratio in sides.items() if ratio is not None}
-        request = demo.Request(
-            image=image if image_option is None else image_option,
+        _run(
+            threads,
+            json_,
+            image=_image(image, image_option),
             question=question,
             model=model,
             method=method,
@@ -99,19 +95,33 @@ def command(
             text_layers=text_layers,
             text_tokens=text_tokens,
         )
-        if threads is None and model is None and geometry is None:
-            threads = 1  # its layers are so small that more threads only wait for each other
-        with common.cpu_threads(threads), common.progress() as progress:
-            result = demo.run(request, notice=common.notice, progress=progress)
-        if json_:
-            common.print_json(asdict(result))
-        else:
-            show(result)
 
 
-def _one_or_more(values: tuple[Any, ...]) -> Any:
-    """The one value, or all of them."""
-    return values[0] if len(values) == 1 else values
+def _image(image: str | None, option: str | None) -> str | None:
+    if image is not None and option is not None:
+        raise ValueError("give the image as IMAGE or as --image, not both")
+    return option if image is None else image
+
+
+def _run(threads: int | None, json_: bool, **asked: Any) -> None:
+    """Run and print what a :class:`ficoco_ext.apps.demo.Request` of ``asked`` finds."""
+    from ..apps import demo
+
+    request = demo.Request(**asked)
+    if request.geometry is None and (request.vision_layers, request.text_layers, request.text_tokens) != (
+        None,
+        None,
+        60,
+    ):
+        raise ValueError("--vision-layers, --text-layers and --text-tokens shape a --geometry; give one")
+    if threads is None and request.model is None and request.geometry is None:
+        threads = 1  # its layers are so small that more threads only wait for each other
+    with common.cpu_threads(threads), common.progress() as progress:
+        result = demo.run(request, notice=common.notice, progress=progress)
+    if json_:
+        common.print_json(asdict(result))
+    else:
+        show(result)
 
 
 def show(result: demo.Result) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from . import common, env
+from . import common, env, options
 
 if TYPE_CHECKING:
     from ..apps import doctor
@@ -14,13 +15,9 @@ if TYPE_CHECKING:
 _MOST = 4  # findings of one operator that are printed
 
 
-def command(
-    json_: Annotated[bool, common.JsonOption] = False, debug: Annotated[bool, common.DebugOption] = False
-) -> None:
+def command(json_: options.Json = False, debug: options.Debug = False) -> None:
     """Check every operator against float64, in about ten seconds, and show what is installed and what runs."""
     with common.reported(debug):
-        from dataclasses import asdict
-
         from ..apps import doctor
 
         with common.progress() as progress:

@@ -5,15 +5,9 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
-from typing import Annotated, Any
+from typing import Any
 
-import torch
-
-from .. import METHODS, build_info
-from ..methods import describe, hyperparameters
-from ..models import transformers_release
-from ..models.families import FAMILIES
-from . import common
+from . import common, options
 
 
 def _version(package: str) -> str | None:
@@ -30,6 +24,8 @@ def reduces(name: str) -> str:
         >>> reduces("ficoco-v"), reduces("fastv"), reduces("ficoco-vl")
         ('tower', 'language model', 'tower and language model')
     """
+    from ..methods import describe
+
     return describe(name).acts_in
 
 
@@ -40,6 +36,9 @@ def transformers() -> tuple[dict[str, Any], dict[str, str]]:
         ``tested``, the oldest and the newest; ``newer_than_tested``; ``why_not`` where it cannot be imported, else
         None. And for each model that has another form than ours in it the reason, by name.
     """
+    from ..models import transformers_release
+    from ..models.families import FAMILIES
+
     tested = [transformers_release.TESTED_OLDEST, transformers_release.TESTED_NEWEST]
     try:
         problems, newer = transformers_release.structure_problems(), transformers_release.newer_than_tested()
@@ -59,6 +58,8 @@ def models(problems: dict[str, str]) -> list[dict[str, Any]]:
     ``why_not``: None where the installed transformers has the model as we know it, else the reason, of ``problems``.
     ``tower_why_not``: None where methods of the tower work.
     """
+    from ..models.families import FAMILIES
+
     return [
         {
             "name": family.name,
@@ -74,6 +75,11 @@ def models(problems: dict[str, str]) -> list[dict[str, Any]]:
 
 def collect() -> dict[str, Any]:
     """Everything the command prints, as plain values. What is served is tried on the transformers that is installed."""
+    import torch
+
+    from .. import METHODS, build_info
+    from ..methods import hyperparameters
+
     packages = ("torch", "transformers", "safetensors", "pillow", "matplotlib")
     cuda = []
     for index in range(torch.cuda.device_count()):
@@ -99,9 +105,7 @@ def collect() -> dict[str, Any]:
     }
 
 
-def command(
-    json_: Annotated[bool, common.JsonOption] = False, debug: Annotated[bool, common.DebugOption] = False
-) -> None:
+def command(json_: options.Json = False, debug: options.Debug = False) -> None:
     """Show what is installed, what runs the operators, and why nothing faster does."""
     with common.reported(debug):
         found = collect()
@@ -154,6 +158,8 @@ def _show(found: dict[str, Any]) -> None:
     oldest, newest = found["transformers"]["tested"]
     console.print(common.text(f"works here: tried on the installed transformers. Tested: {oldest} to {newest}.", "dim"))
     if found["transformers"]["newer_than_tested"]:
+        from ..models import transformers_release
+
         installed = found["versions"]["transformers"]
         console.print(
             common.text(

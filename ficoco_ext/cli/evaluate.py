@@ -4,113 +4,179 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from .. import viz
-from ..apps.checkpoint import files_of, load, parse_device, parse_dtype
-from ..evaluation import Results, Setting, evaluate, questions_of_file, settings_of
-from ..evaluation.markdown import budgets, headings, legend, page, refused, row, spreads
-from ..evaluation.plot import draw
-from ..evaluation.results import Summary
-from ..gridvqa import KINDS, GridVQA
 from ..io import files
-from ..methods import METHODS, distinct
-from . import common
+from . import common, completion, options
+
+if TYPE_CHECKING:
+    from ..evaluation import Results, Setting
+    from ..evaluation.results import Summary
 
 _RATIOS = "0.5,0.25,0.15,0.1"
+_SCHEDULES = ("even", "geometric")
+_JUDGES = ("exact", "contained")
+_BAD_ROWS = ("fail", "count")
+_SPLITS = ("dev", "test")
+
+_Methods = Annotated[
+    str | None,
+    options.option(
+        panel=options.REMOVE,
+        metavar="A,B,..",
+        help="Names, or LABEL=NAME to compare one twice; all methods if not given.",
+        autocompletion=completion.several_of(completion.methods),
+    ),
+]
+_KeepRatios = Annotated[
+    str | None,
+    options.option(panel=options.REMOVE, help="Visual tokens kept at the end / all.", show_default=_RATIOS),
+]
+_Tokens = Annotated[
+    str | None, options.option(panel=options.REMOVE, metavar="72,36,..", help="Visual tokens kept at the end.")
+]
+_Layers = Annotated[
+    list[str] | None,
+    options.option(
+        panel=options.REMOVE,
+        metavar="[METHOD=]2-4",
+        help="Layers that reduce, of all methods or of one; repeatable.",
+    ),
+]
+_Schedule = Annotated[
+    str,
+    options.option(
+        panel=options.REMOVE,
+        values=_SCHEDULES,
+        help="Of tokens; geometric: each layer of the tower keeps the same share, needs --layers.",
+    ),
+]
+_Set = Annotated[
+    list[str] | None,
+    options.option("--set", panel=options.REMOVE, metavar="METHOD.KEY=VALUE", help="A hyperparameter; repeatable."),
+]
+_Seeds = Annotated[
+    str, options.option(panel=options.QUESTIONS, help="Each draws other scenes, and seeds methods that draw.")
+]
+_Scenes = Annotated[
+    int | None, options.option(panel=options.QUESTIONS, help="Grid scenes for each seed.", show_default="170")
+]
+_PerScene = Annotated[
+    int | None, options.option(panel=options.QUESTIONS, help="Questions about each.", show_default="12")
+]
+_Split = Annotated[
+    str | None,
+    options.option(
+        panel=options.QUESTIONS, values=_SPLITS, help="dev to choose by, test to judge by.", show_default="test"
+    ),
+]
+_Kinds = Annotated[
+    str | None,
+    options.option(
+        panel=options.QUESTIONS,
+        metavar="KIND[,..]",
+        help=f"Of grid questions: {','.join(completion.KINDS)}.",
+        autocompletion=completion.several_of(completion.KINDS),
+    ),
+]
+_Data = Annotated[
+    Path | None,
+    options.option(
+        panel=options.QUESTIONS,
+        metavar="FILE",
+        help="Own questions instead: JSON or JSON lines of image, question, answer, or LLaVA's format.",
+    ),
+]
+_BadRows = Annotated[
+    str,
+    options.option(
+        panel=options.QUESTIONS, values=_BAD_ROWS, help="Of --data; count leaves them out and says how many."
+    ),
+]
+_MeanOf = Annotated[
+    str | None,
+    options.option(panel=options.QUESTIONS, help="Kinds in the mean; all, of grid scenes without count, if not given."),
+]
+_Judge = Annotated[
+    str | None,
+    options.option(
+        panel=options.QUESTIONS,
+        values=_JUDGES,
+        help="See docs/how_answers_are_judged.md; exact for models of grid scenes if not given.",
+    ),
+]
+_MaxNewTokens = Annotated[
+    int | None, options.option(panel=options.PICTURE, help="Longest answer; 1 for models of grid scenes, else 48.")
+]
+_Batch = Annotated[int, options.option(panel=options.MACHINE, help="Questions that are answered together.")]
+_Threads = Annotated[
+    int | None, options.option(panel=options.MACHINE, help="CPU threads; torch's own choice if not given.")
+]
+_Results = Annotated[
+    Path | None,
+    options.option(
+        "--results", panel=options.OUTPUT, metavar="FILE", help="Written as it goes; a run goes on from there."
+    ),
+]
+_Plot = Annotated[Path | None, options.option(panel=options.OUTPUT, metavar="FILE", help="Draw accuracy over FLOPs.")]
+_Markdown = Annotated[
+    Path | None, options.option(panel=options.OUTPUT, metavar="FILE", help="Write the tables as markdown.")
+]
+_From = Annotated[
+    Path | None,
+    options.option("--from", panel=options.OUTPUT, metavar="FILE", help="Show what --results wrote; nothing is run."),
+]
 
 
 def command(
-    model: Annotated[
-        str | None, typer.Option(metavar="PATH_OR_ID", help="A LLaVA-1.5 checkpoint; the embedded one if not given.")
-    ] = None,
-    methods: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,..", help="Names, or LABEL=NAME to compare one twice; all methods if not given."),
-    ] = None,
-    keep_ratios: Annotated[
-        str | None, typer.Option(help="Visual tokens kept at the end / all.", show_default=_RATIOS)
-    ] = None,
-    tokens: Annotated[str | None, typer.Option(metavar="72,36,..", help="Visual tokens kept at the end.")] = None,
-    layers: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[METHOD=]2-4", help="Layers that reduce, of all methods or of one; repeatable."),
-    ] = None,
-    schedule: Annotated[
-        str, typer.Option(help="even, or geometric: each layer of the tower keeps the same share; needs --layers.")
-    ] = "even",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="METHOD.KEY=VALUE", help="A hyperparameter; repeatable.")
-    ] = None,
-    seeds: Annotated[str, typer.Option(help="Each draws other scenes, and seeds methods that draw.")] = "0",
-    scenes: Annotated[int | None, typer.Option(help="Grid scenes for each seed.", show_default="170")] = None,
-    per_scene: Annotated[int | None, typer.Option(help="Questions about each.", show_default="12")] = None,
-    split: Annotated[str | None, typer.Option(help="dev to choose by, test to judge by.", show_default="test")] = None,
-    kinds: Annotated[str | None, typer.Option(help=f"Of grid questions: {','.join(KINDS)}.")] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Own questions instead: JSON or JSON lines of image, question, answer, or LLaVA's format.",
-        ),
-    ] = None,
-    bad_rows: Annotated[str, typer.Option(help="fail, or count: leave them out and say how many.")] = "fail",
-    mean_of: Annotated[
-        str | None, typer.Option(help="Kinds in the mean; all, of grid scenes without count, if not given.")
-    ] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(
-            help="exact or contained, see docs/how_answers_are_judged.md; exact for models of grid scenes if not given."
-        ),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer; 1 for models of grid scenes, else 48.")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Questions that are answered together.")] = 32,
-    results_file: Annotated[
-        Path | None, typer.Option("--results", metavar="FILE", help="Written as it goes; a run goes on from there.")
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw accuracy over FLOPs.")] = None,
-    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as markdown.")] = None,
-    from_: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="Show what --results wrote; nothing is run.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; torch's own choice if not given.")] = None,
-    json_: Annotated[bool, common.JsonOption] = False,
-    debug: Annotated[bool, common.DebugOption] = False,
+    model: options.Model = None,
+    max_new_tokens: _MaxNewTokens = None,
+    methods: _Methods = None,
+    keep_ratios: _KeepRatios = None,
+    tokens: _Tokens = None,
+    layers: _Layers = None,
+    schedule: _Schedule = "even",
+    set_: _Set = None,
+    seeds: _Seeds = "0",
+    scenes: _Scenes = None,
+    per_scene: _PerScene = None,
+    split: _Split = None,
+    kinds: _Kinds = None,
+    data: _Data = None,
+    bad_rows: _BadRows = "fail",
+    mean_of: _MeanOf = None,
+    judge: _Judge = None,
+    batch: _Batch = 32,
+    dtype: options.Dtype = None,
+    device: options.Device = "cpu",
+    threads: _Threads = None,
+    results_file: _Results = None,
+    plot: _Plot = None,
+    markdown: _Markdown = None,
+    from_: _From = None,
+    json_: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Answer many questions with and without reduction: accuracy with its uncertainty, and what each answer costs."""
     with common.reported(debug):
-        chosen = () if mean_of is None else tuple(_names(mean_of))
-        if plot is not None:
-            viz.require(plot)
-        for option, file in (("--results", results_file), ("--markdown", markdown)):
-            if file is not None and not file.absolute().parent.is_dir():
-                raise FileNotFoundError(f"{option}: no folder {file.absolute().parent} for {file.name}")
+        chosen = () if mean_of is None else common.names(mean_of)
+        _require_outputs(plot, {"--results": results_file, "--markdown": markdown})
+        pages = {"--plot": plot, "--markdown": markdown}
         if from_ is not None:
             if model is not None or methods is not None or data is not None or results_file is not None:
                 raise ValueError("--from shows a finished run; give no --model, --methods, --data or --results with it")
-            files.require_apart([from_], **{"--plot": plot, "--markdown": markdown})
-            results = Results.load(from_)
+            files.require_apart([from_], **pages)
+            results = _load_results(from_)
         else:
             settings = _settings(methods, keep_ratios, tokens, layers, schedule, set_)
             dataset = _dataset(data, bad_rows, split=split, scenes=scenes, per_scene=per_scene, kinds=kinds)
-            asked = [data, *_pictures(dataset)]
-            files.require_apart(asked, **{"--results": results_file, "--plot": plot, "--markdown": markdown})
-            files.require_apart(
-                files_of(model), **{"--plot": plot, "--markdown": markdown}
-            )  # --results must be results
-            where = parse_device(device)
-            with common.cpu_threads(threads), common.progress() as progress:
-                results = evaluate(
-                    load(model, parse_dtype(dtype, where), where),
+            files.require_apart([data, *_pictures(dataset)], **{"--results": results_file, **pages})
+            with common.cpu_threads(threads):
+                results = _evaluated(
+                    (model, dtype, device),
                     dataset,
                     settings,
+                    pages,
                     seeds=common.integers("--seeds", seeds),
                     judge=judge,
                     max_new_tokens=max_new_tokens,
@@ -118,14 +184,51 @@ def command(
                     bad_rows=bad_rows,
                     mean_of=chosen,
                     results=results_file,
-                    progress=lambda done, total, text: progress(text, done, total),
-                    notice=common.notice,
                 )
         show(results, chosen, plot, markdown, json_=json_)
 
 
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def _require_outputs(plot: Path | None, others: dict[str, Path | None]) -> None:
+    """Raise early what writing would raise late."""
+    if plot is not None:
+        from .. import viz
+
+        viz.require(plot)
+    for option, file in others.items():
+        if file is not None and not file.absolute().parent.is_dir():
+            raise FileNotFoundError(f"{option}: no folder {file.absolute().parent} for {file.name}")
+
+
+def _load_results(file: Path) -> Results:
+    from ..evaluation import Results
+
+    return Results.load(file)
+
+
+def _evaluated(
+    of: tuple[str | None, str | None, str],
+    dataset: Any,
+    settings: list[Setting],
+    pages: dict[str, Path | None],
+    **how: Any,
+) -> Results:
+    """The results of the model ``of`` a path or name, dtype and device; ``pages`` are written after the run."""
+    from .. import evaluation
+    from ..apps import checkpoint
+
+    model, dtype, device = of
+    files.require_apart(checkpoint.files_of(model), **pages)  # --results must be results
+    where = checkpoint.parse_device(device)
+    with common.progress() as progress:
+        progress("loading the model")
+        return evaluation.evaluate(
+            checkpoint.load(model, checkpoint.parse_dtype(dtype, where), where),
+            dataset,
+            settings,
+            progress=lambda done, total, text: progress(text, done, total),
+            notice=common.notice,
+            **how,
+        )
 
 
 def _settings(
@@ -136,7 +239,10 @@ def _settings(
     schedule: str,
     set_: list[str] | None,
 ) -> list[Setting]:
-    chosen = list(distinct()) if methods is None else _names(methods)
+    from ..evaluation import settings_of
+    from ..methods import METHODS, distinct
+
+    chosen = list(distinct() if methods is None else common.names(methods))
     labels = [text.partition("=")[0].strip() for text in chosen]
     presets = set(chosen).isdisjoint(distinct()) and set(chosen) <= set(METHODS)  # they have amounts of their own
     if keep_ratios is None and tokens is None and not presets:
@@ -181,9 +287,13 @@ def _dataset(data: Path | None, bad_rows: str, **grid: Any) -> Any:
         if given:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ValueError(f"{names} shape grid scenes; they do not go with --data")
+        from ..evaluation import questions_of_file
+
         return questions_of_file(data, bad_rows=bad_rows)
     if "kinds" in given:
-        given["kinds"] = tuple(_names(given["kinds"]))
+        given["kinds"] = common.names(given["kinds"])
+    from ..gridvqa import GridVQA
+
     return GridVQA(given.pop("split", "test"), **{"scenes": 170, **given})
 
 
@@ -196,6 +306,8 @@ def show(
     results: Results, mean_of: tuple[str, ...], plot: Path | None, markdown: Path | None, *, json_: bool = False
 ) -> None:
     """Tables for people or one document, a picture and a page."""
+    from ..evaluation.markdown import budgets, headings, legend, refused, row, spreads
+
     summary = results.summary(mean_of)
     if json_:
         written = dict(_write(results, summary, plot, markdown))
@@ -222,6 +334,10 @@ def show(
 
 def _write(results: Results, summary: Summary, plot: Path | None, markdown: Path | None) -> Iterator[tuple[str, Path]]:
     """Write a page and draw a picture where asked to; what was written."""
+    from .. import viz
+    from ..evaluation.markdown import page
+    from ..evaluation.plot import draw
+
     if markdown is not None:
         files.write_text(markdown, page(results, summary))
         yield "markdown", markdown

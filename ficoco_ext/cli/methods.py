@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..methods import METHODS, Description, describe
-from . import common
+from . import common, completion, options
+
+if TYPE_CHECKING:
+    from ..methods import Description
+
+
+_Name = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="NAME",
+        help="Of one method; all of them if not given.",
+        autocompletion=completion.one_of(completion.methods),
+    ),
+]
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Of one method; all of them if not given.")] = None,
-    set_: Annotated[list[str] | None, common.SetOption] = None,
-    json_: Annotated[bool, common.JsonOption] = False,
-    debug: Annotated[bool, common.DebugOption] = False,
+    name: _Name = None, set_: options.Set = None, json_: options.Json = False, debug: options.Debug = False
 ) -> None:
     """Say what the methods do, or what one of them does, with which hyperparameters."""
     with common.reported(debug):
+        from ..methods import METHODS, describe
+
         given = common.assignments(set_)
         if name is None and given:
             raise ValueError("--set is of one method; give its NAME")

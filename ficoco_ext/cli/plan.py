@@ -2,86 +2,88 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from . import common, cost, options
 
-from ..cost import architecture, hardware, planner
-from ..cost.compare import compare
-from ..cost.precision import Precision
-from ..methods import get_method
-from ..schedule import Schedule
-from . import common, cost
+if TYPE_CHECKING:
+    from ..cost.planner import Planned
+    from ..schedule import Schedule
+
+_BUDGET = "Budget, exactly one"
+_Tflops = Annotated[float | None, options.option(panel=_BUDGET, help="Operations of the prefill / 1e12.")]
+_KvMb = Annotated[float | None, options.option(panel=_BUDGET, help="KV cache after the prompt / 1e6 bytes.")]
+_AverageTokens = Annotated[
+    float | None, options.option(panel=_BUDGET, help="Visual tokens, mean over the language model's layers.")
+]
+_TtftMs = Annotated[
+    float | None, options.option(panel=_BUDGET, help="Milliseconds to the first token by the roofline of --gpu.")
+]
+_Floor = Annotated[int, options.option(panel=options.REMOVE, help="Visual tokens that stay at least.")]
 
 
 def command(
     model: Annotated[str, cost.ModelArgument],
-    method: Annotated[str, cost.MethodOption] = "ficoco-v",
-    tflops: Annotated[float | None, typer.Option(help="Budget: operations of the prefill / 1e12.")] = None,
-    kv_mb: Annotated[float | None, typer.Option(help="Budget: KV cache after the prompt / 1e6 bytes.")] = None,
-    average_tokens: Annotated[
-        float | None, typer.Option(help="Budget: visual tokens, mean over the language model's layers.")
-    ] = None,
-    ttft_ms: Annotated[
-        float | None, typer.Option(help="Budget: milliseconds to the first token by the roofline of --gpu.")
-    ] = None,
-    layers: Annotated[
-        str | None, typer.Option(metavar="12,13,..", help="Layers that reduce; 12-22 is a range.")
-    ] = None,
-    floor: Annotated[int, typer.Option(help="Visual tokens that stay at least.")] = 1,
-    set_: Annotated[list[str] | None, common.SetOption] = None,
-    gpu: Annotated[str, cost.GpuOption] = "a100-80g",
-    text_tokens: Annotated[int, cost.TextOption] = 60,
-    images: Annotated[int, cost.ImagesOption] = 1,
-    new_tokens: Annotated[int, cost.NewOption] = 100,
-    precision: Annotated[str, cost.PrecisionOption] = "fp16",
-    convention: Annotated[str, cost.ConventionOption] = "llmviewer",
-    plot: Annotated[Path | None, cost.PlotOption] = None,
-    explain: Annotated[bool, cost.ExplainOption] = False,
-    json_: Annotated[bool, common.JsonOption] = False,
-    debug: Annotated[bool, common.DebugOption] = False,
+    tflops: _Tflops = None,
+    kv_mb: _KvMb = None,
+    average_tokens: _AverageTokens = None,
+    ttft_ms: _TtftMs = None,
+    method: options.Method = "ficoco-v",
+    layers: options.Layers = None,
+    floor: _Floor = 1,
+    set_: options.Set = None,
+    text_tokens: cost.TextTokens = 60,
+    images: cost.Images = 1,
+    new_tokens: cost.NewTokens = 100,
+    precision: cost.Bits = "fp16",
+    convention: cost.Convention = "llmviewer",
+    gpu: cost.Gpu = "a100-80g",
+    plot: cost.Plot = None,
+    explain: cost.Explain = False,
+    json_: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Find the integer schedule whose cost comes closest to a budget, and say what it costs."""
     with common.reported(debug):
-        budgets = {"--tflops": tflops, "--kv-mb": kv_mb, "--average-tokens": average_tokens, "--ttft-ms": ttft_ms}
-        if sum(value is not None for value in budgets.values()) != 1:
-            asked = ", ".join(name for name, value in budgets.items() if value is not None)
-            raise ValueError(f"give exactly one of {', '.join(budgets)}, got {asked or 'none'}")
+        budgets = {"tflops": tflops, "kv_mb": kv_mb, "average_tokens": average_tokens, "ttft_ms": ttft_ms}
+        _require_one(budgets)
         cost.require_plot(plot, model)
-        shape, device, bits = architecture(model), hardware(gpu), Precision.parse(precision)
+
+        from ..cost import architecture, hardware, planner
+        from ..cost.compare import compare
+        from ..cost.precision import Precision
+        from ..methods import get_method
+
         hyperparameters = common.assignments(set_)
-        chosen = get_method(method, **hyperparameters)
-        given: dict[str, Any] = {"text_tokens": text_tokens, "images": images, "precision": bits, "hardware": device}
-        plan = planner.plan(
-            shape,
-            chosen,
-            tflops=tflops,
-            kv_mb=kv_mb,
-            average_tokens=average_tokens,
-            ttft_ms=ttft_ms,
-            layers=None if layers is None else common.integers("--layers", layers),
-            floor=floor,
-            convention=convention,
-            **given,
-        )
-        found = compare(
-            shape, chosen, (plan.vision, plan.decoder), new_tokens=new_tokens, convention=convention, **given
-        )
+        shape, chosen = architecture(model), get_method(method, **hyperparameters)
+        given: dict[str, Any] = {"text_tokens": text_tokens, "images": images, "convention": convention}
+        given |= {"precision": Precision.parse(precision), "hardware": hardware(gpu)}
+        at = None if layers is None else common.integers("--layers", layers)
+        plan = planner.plan(shape, chosen, **budgets, layers=at, floor=floor, **given)
+        found = compare(shape, chosen, (plan.vision, plan.decoder), new_tokens=new_tokens, **given)
         calls = attach_call(method, hyperparameters, plan.vision, plan.decoder)
-        heading = (
-            f"wanted {plan.wanted:g} {planner.QUANTITIES[plan.quantity]}, found {plan.reached:.4g}",
-            f"within reach: {plan.least:.4g} to {plan.most:.4g}",
-            calls,
-        )
-        budget = {
-            "quantity": plan.quantity,
-            "wanted": plan.wanted,
-            "reached": plan.reached,
-            "reachable": [plan.least, plan.most],
-        }
+        heading, budget = _reached(plan)
         more = {"budget": budget, "attach": calls}
-        cost.report(found, explain=explain, plot=plot, json_=json_, heading=heading, more=more)
+        cost.report(found, explain=explain, plot=plot, json_=json_, heading=(*heading, calls), more=more)
+
+
+def _require_one(budgets: dict[str, float | None]) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in budgets.items() if value is not None]
+    if len(given) != 1:
+        known = ", ".join(f"--{name.replace('_', '-')}" for name in budgets)
+        raise ValueError(f"give exactly one of {known}, got {', '.join(given) or 'none'}")
+
+
+def _reached(plan: Planned) -> tuple[tuple[str, str], dict[str, Any]]:
+    """What was wanted and found, in two lines and as plain values."""
+    from ..cost import planner
+
+    lines = (
+        f"wanted {plan.wanted:g} {planner.QUANTITIES[plan.quantity]}, found {plan.reached:.4g}",
+        f"within reach: {plan.least:.4g} to {plan.most:.4g}",
+    )
+    values = {"quantity": plan.quantity, "wanted": plan.wanted, "reached": plan.reached}
+    return lines, {**values, "reachable": [plan.least, plan.most]}
 
 
 def attach_call(method: str, hyperparameters: dict[str, Any], vision: Schedule | None, decoder: Schedule | None) -> str:

@@ -4,79 +4,116 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from . import common, completion, options
 
-from ..apps import show
-from . import common
+if TYPE_CHECKING:
+    from ..apps import show
 
 _MOST = 5  # survivors of a traced patch that a table names
 
+_Question = Annotated[str | None, options.option(panel=options.PICTURE, help="Methods of the language model go by it.")]
+_Methods = Annotated[
+    str,
+    options.option(
+        panel=options.REMOVE,
+        metavar="NAME[,..]",
+        help="One row of the picture each; see ficoco methods.",
+        autocompletion=completion.several_of(completion.methods),
+    ),
+]
+_KeepRatio = Annotated[
+    str | None,
+    options.option(
+        panel=options.REMOVE,
+        metavar="RATIO[,..]",
+        help="Of a picture: visual tokens kept / all; one or one a layer. [0.25]",
+    ),
+]
+_KeepRatios = Annotated[
+    str | None,
+    options.option(panel=options.REMOVE, metavar="RATIO[,..]", help="Of a page: those of its slider. [0.5,0.25,0.1]"),
+]
+_Layers = Annotated[
+    list[str] | None,
+    options.option(
+        panel=options.REMOVE,
+        metavar="[METHOD=]12,13,..",
+        help="Layers that reduce, of one method or of all others; 12-22 is a range. Repeatable.",
+    ),
+]
+_Set = Annotated[
+    list[str] | None,
+    options.option(
+        "--set",
+        panel=options.REMOVE,
+        metavar="KEY=VALUE",
+        help="Hyperparameter of all methods that have it; repeatable.",
+    ),
+]
+_Trace = Annotated[
+    str | None,
+    options.option(
+        panel=options.OUTPUT, metavar="ROW,COLUMN", help="Follow this patch, or patch ROW * width + COLUMN."
+    ),
+]
+_Attention = Annotated[
+    list[str] | None,
+    options.option(
+        panel=options.OUTPUT,
+        metavar="class[:LAYER]|[word:]TOKEN[:LAYER]",
+        help="Attention of the class token, or of a word of the question, without reduction. Repeatable.",
+    ),
+]
+_Panels = Annotated[
+    int | None, options.option(panel=options.OUTPUT, help="Of a picture: most layers to draw of a method. [8]")
+]
+_Output = Annotated[
+    Path,
+    options.option(
+        "--output",
+        "-o",
+        panel=options.OUTPUT,
+        metavar="FILE",
+        help="Where the picture goes, or with .html one page to explore.",
+    ),
+]
+
 
 def command(
-    image: Annotated[str, typer.Argument(help="A photograph, or an embedded scene as scene_3.")],
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="PATH_OR_ID", help="A LLaVA-1.5 checkpoint; the embedded tiny one if not given."),
-    ] = None,
-    question: Annotated[str | None, typer.Option(help="Methods of the language model go by it.")] = None,
-    methods: Annotated[
-        str, typer.Option(metavar="NAME[,..]", help="One row of the picture each; see ficoco methods.")
-    ] = "ficoco-v,topk,tome",
-    keep_ratio: Annotated[
-        str | None,
-        typer.Option(metavar="RATIO[,..]", help="Of a picture: visual tokens kept / all; one or one a layer. [0.25]"),
-    ] = None,
-    keep_ratios: Annotated[
-        str | None, typer.Option(metavar="RATIO[,..]", help="Of a page: those of its slider. [0.5,0.25,0.1]")
-    ] = None,
-    layers: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[METHOD=]12,13,..",
-            help="Layers that reduce, of one method or of all others; 12-22 is a range. Repeatable.",
-        ),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Hyperparameter of all methods that have it; repeatable."),
-    ] = None,
-    trace: Annotated[
-        str | None, typer.Option(metavar="ROW,COLUMN", help="Follow this patch, or patch ROW * width + COLUMN.")
-    ] = None,
-    attention: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="class[:LAYER]|[word:]TOKEN[:LAYER]",
-            help="Attention of the class token, or of a word of the question, without reduction. Repeatable.",
-        ),
-    ] = None,
-    panels: Annotated[int | None, typer.Option(help="Of a picture: most layers to draw of a method. [8]")] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where the picture goes, or with .html one page to explore.")
-    ] = Path("ficoco_show.png"),
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; if not given 1 for the embedded model, else torch's own choice.")
-    ] = None,
-    json_: Annotated[bool, common.JsonOption] = False,
-    debug: Annotated[bool, common.DebugOption] = False,
+    image: Annotated[str, options.picture()],
+    model: options.Model = None,
+    question: _Question = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    methods: _Methods = "ficoco-v,topk,tome",
+    keep_ratio: _KeepRatio = None,
+    keep_ratios: _KeepRatios = None,
+    layers: _Layers = None,
+    set_: _Set = None,
+    dtype: options.Dtype = None,
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    trace: _Trace = None,
+    attention: _Attention = None,
+    panels: _Panels = None,
+    output: _Output = Path("ficoco_show.png"),
+    json_: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Draw which patches each method keeps and where the others go, and print what the model answers with each.
 
     With -o page.html it is one interactive page that needs no network: layers, keep ratios, methods and every patch.
     """
     with common.reported(debug):
-        ratios = None if keep_ratio is None else common.ratios("--keep-ratio", keep_ratio)
-        request = show.Request(
+        _run(
+            threads,
+            json_,
             image=image,
             question=question,
             model=model,
-            methods=tuple(name.strip() for name in methods.split(",")),
-            keep_ratio=ratios[0] if ratios is not None and len(ratios) == 1 else ratios,
+            methods=common.names(methods),
+            keep_ratio=common.removal(keep_ratio, None, None).get("keep_ratio"),
             keep_ratios=None if keep_ratios is None else common.ratios("--keep-ratios", keep_ratios),
             layers=_layers(layers),
             hyperparameters=common.assignments(set_),
@@ -88,14 +125,21 @@ def command(
             dtype=dtype,
             device=device,
         )
-        if threads is None and model is None:
-            threads = 1  # its layers are so small that more threads only wait for each other
-        with common.cpu_threads(threads), common.progress() as progress:
-            result = show.run(request, notice=common.notice, progress=progress)
-        if json_:
-            common.print_json(asdict(result))
-        else:
-            print_(result)
+
+
+def _run(threads: int | None, json_: bool, **asked: Any) -> None:
+    """Run and print what a :class:`ficoco_ext.apps.show.Request` of ``asked`` finds."""
+    from ..apps import show
+
+    request = show.Request(**asked)
+    if threads is None and request.model is None:
+        threads = 1  # its layers are so small that more threads only wait for each other
+    with common.cpu_threads(threads), common.progress() as progress:
+        result = show.run(request, notice=common.notice, progress=progress)
+    if json_:
+        common.print_json(asdict(result))
+    else:
+        print_(result)
 
 
 def _layers(given: list[str] | None) -> dict[str, tuple[int, ...]]:

@@ -66,3 +66,5 @@ __all__ = [
     "tome",
     "topk",
 ]
+
+load_plugins()  # last: they import this package

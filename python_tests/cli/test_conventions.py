@@ -22,6 +22,7 @@ DOCUMENTS = {
     "plan": "plan llava-1.5-7b --tflops 3 --json",
     "methods": "methods --json",
     "env": "env --json",
+    "bench": "bench --methods topk --batch 1 --seconds 0 --json",
     "doctor": "doctor --json",
     "reduce": "reduce --shape 1,17,8 --heads 2 --r 4 --json",
     "data": "data --json -o sheet.png",

@@ -23,10 +23,10 @@ FEW = ["--scenes", 2, "--per-scene", 4, "--methods", "ficoco-v,tome,fastv", "--k
 
 @pytest.fixture(autouse=True)
 def _loaded_once(monkeypatch):
-    from ficoco_ext.cli import evaluate
+    from ficoco_ext.apps import checkpoint
 
-    load = evaluate.load
-    monkeypatch.setattr(evaluate, "load", lambda model, *more: load(model, *more) if model else embedded())
+    load = checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda model, *more: load(model, *more) if model else embedded())
 
 
 def _fine(*arguments):
@@ -41,7 +41,7 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eval")
     files = ("--results", folder / "out.json", "--plot", folder / "out.png", "--markdown", folder / "out.md")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ficoco_ext.cli.evaluate.load", lambda *_: embedded())
+        patch.setattr("ficoco_ext.apps.checkpoint.load", lambda *_: embedded())
         return folder, _fine("eval", *FEW, "--seeds", "0,1", "--set", "ficoco-v.variant=paper", *files)
 
 
@@ -72,7 +72,7 @@ def test_tables_say_what_the_file_holds(written):
 
 def test_a_finished_run_is_shown_again_without_a_model(written, monkeypatch, tmp_path):
     folder, shown = written
-    monkeypatch.setattr("ficoco_ext.cli.evaluate.evaluate", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr("ficoco_ext.evaluation.evaluate", lambda *_, **__: pytest.fail("it ran"))
     again = _fine("eval", "--from", folder / "out.json", "--plot", tmp_path / "a.svg", "--markdown", tmp_path / "a.md")
     assert [line for line in shown.splitlines() if "│" in line] == [line for line in again.splitlines() if "│" in line]
     assert (tmp_path / "a.md").read_text() == (folder / "out.md").read_text()
