@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from . import cost, methods, ops, stages
     from .api import reduce
     from .methods import METHODS, Method, describe, get_method
-    from .models import attach
+    from .models.attach import attach
     from .ops import QueryKey
     from .ops.backend import build_info
     from .reduction import Reduction
