@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .io import notebook
+
 
 @dataclass(frozen=True)
 class Reduction:
@@ -59,6 +61,10 @@ class Reduction:
     def without_tokens(self) -> Reduction:
         """The record alone, to keep while a model continues with the tokens."""
         return replace(self, tokens=None)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: counts, and which patches of the first image are left."""
+        return notebook.reduction(self)
 
     def unmerge(self, tokens: Tensor | None = None, fill: float = 0.0) -> Tensor:
         """(B, N, C): each original token's position filled with the survivor that holds it, dropped ones with ``fill``.

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from .io import notebook
+
 
 @dataclass(frozen=True)
 class Step:
@@ -170,6 +172,10 @@ class Schedule:
         lines = [f"{self.patches} patches"]
         lines += [f"  layer {s.layer:>3}: {s.before:>5} - {s.r:>4} = {s.after:>5}" for s in self.steps]
         return "\n".join([*lines, f"{self.final} left (keep ratio {self.keep_ratio:.3f})"])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the staircase, drawn and in numbers."""
+        return notebook.schedule(self)
 
 
 def geometric(keep_ratio: float, layers: int) -> tuple[float, ...]:

@@ -202,7 +202,8 @@ def parse_dtype(name: str | None, device: torch.device) -> torch.dtype:
     """By name; None is float32 on the CPU, where half precision is slow, and bfloat16 elsewhere."""
     chosen = ("float32" if device.type == "cpu" else "bfloat16") if name is None else name
     if chosen not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+        near = did_you_mean(name, DTYPES)
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}{near}")
     return getattr(torch, chosen)
 
 

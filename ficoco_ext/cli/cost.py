@@ -14,7 +14,7 @@ from . import common, completion, options
 if TYPE_CHECKING:
     from ..cost.compare import Comparison
 
-CONVENTIONS = ("llmviewer", "matmul")
+CONVENTIONS = ("matmul", "llmviewer")
 
 ModelArgument = typer.Argument(
     metavar="MODEL",

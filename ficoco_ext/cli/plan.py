@@ -45,7 +45,12 @@ def command(
 ) -> None:
     """Find the integer schedule whose cost comes closest to a budget, and say what it costs."""
     with common.reported(debug):
-        budgets: dict[str, Any] = {"tflops": tflops, "kv_mb": kv_mb, "average_tokens": average_tokens, "ttft_ms": ttft_ms}
+        budgets: dict[str, Any] = {
+            "tflops": tflops,
+            "kv_mb": kv_mb,
+            "average_tokens": average_tokens,
+            "ttft_ms": ttft_ms,
+        }
         _require_one(budgets)
         cost.require_plot(plot, model)
 

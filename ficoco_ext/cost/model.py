@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..io.suggest import did_you_mean
 from ..methods import get_method
 from ..schedule import Plan, Schedule
 from . import reduction, transformer
@@ -154,7 +155,8 @@ def _rules(
     convention: str, precision: Precision | str, hardware: Hardware | str | None, fused: bool, causal: bool
 ) -> Rules:
     if convention not in CONVENTIONS:
-        raise ValueError(f"convention must be one of {', '.join(map(repr, CONVENTIONS))}, got {convention!r}")
+        near = did_you_mean(convention, CONVENTIONS)
+        raise ValueError(f"convention must be one of {', '.join(map(repr, CONVENTIONS))}, got {convention!r}{near}")
     if causal and not fused:
         raise ValueError("causal must be False with unfused attention, which computes the whole map and masks it")
     device = None if hardware is None else find_hardware(hardware)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..io.suggest import did_you_mean
 from .bill import Cost
 from .model import CONVENTIONS, prefill
 
@@ -32,7 +33,8 @@ def bill(shape: Any, convention: str, *, method: Any = None, **given: Any) -> Co
         [8.45, 8.86]
     """
     if convention not in CONVENTIONS:
-        raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
+        near = did_you_mean(convention, CONVENTIONS)
+        raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}{near}")
     if convention == "matmul":
         return prefill(shape, convention=convention, method=method, **given)
     return prefill(

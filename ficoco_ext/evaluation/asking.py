@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..apps.checkpoint import Checkpoint
 from ..gridvqa.vocabulary import vocabulary
+from ..io.suggest import did_you_mean
 from ..judging import contained, exact
 from .data import Questions
 from .sharing import SharedPictures, can_share
@@ -49,7 +50,10 @@ class Asking:
             ValueError: an unknown judge, or a number below 1.
         """
         if isinstance(judge, str) and judge not in JUDGES:
-            raise ValueError(f"judge must be one of {', '.join(JUDGES)}, or a function (answer, truth), got {judge!r}")
+            near = did_you_mean(judge, JUDGES)
+            raise ValueError(
+                f"judge must be one of {', '.join(JUDGES)}, or a function (answer, truth), got {judge!r}{near}"
+            )
         for name, value in (("max_new_tokens", max_new_tokens), ("batch", batch)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..gridvqa import KINDS, GridVQA
 from ..io.images import rgb
+from ..io.suggest import did_you_mean
 from ..judging.text import nothing
 from .document import MOST_KINDS
 
@@ -204,7 +205,8 @@ def _read(
     rows: Iterable[tuple[int, Any, str | None]], bad_rows: str, source: str, folder: Path | None = None
 ) -> Questions:
     if bad_rows not in BAD_ROWS:
-        raise ValueError(f"bad_rows must be one of {', '.join(BAD_ROWS)}, got {bad_rows!r}")
+        near = did_you_mean(bad_rows, BAD_ROWS)
+        raise ValueError(f"bad_rows must be one of {', '.join(BAD_ROWS)}, got {bad_rows!r}{near}")
     reader, bad = _Reader(folder), list[BadRow]()
     for number, row, broken in rows:
         try:

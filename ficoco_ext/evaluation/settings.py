@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..io.suggest import did_you_mean
 from ..methods import METHODS, AnyMethod, get_method, hyperparameters
 from ..models import Handle, attach
 from ..schedule import geometric
@@ -203,7 +204,8 @@ def _schedule_fits(
     schedule: str, named: Mapping[str, str], layers: Mapping[str, tuple[int, ...]], tokens: Sequence[int]
 ) -> None:
     if schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+        near = did_you_mean(schedule, SCHEDULES)
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}{near}")
     if schedule == "even":
         return
     if tokens:

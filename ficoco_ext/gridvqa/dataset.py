@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+from ..io.suggest import did_you_mean
 from . import questions as asking
 from .scene import SPLITS, Scene, draw, generator
 from .vocabulary import KINDS
@@ -61,7 +62,8 @@ class GridVQA(Sequence[Row]):
         kinds: Sequence[str] = KINDS,
     ) -> None:
         if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+            near = did_you_mean(split, SPLITS)
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}{near}")
         for name, value, least in (("scenes", scenes, 1), ("per_scene", per_scene, 1), ("seed", seed, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")

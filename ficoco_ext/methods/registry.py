@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..io.suggest import did_you_mean
 from .base import AnyMethod
 
 Factory = Callable[..., AnyMethod]
@@ -148,7 +149,8 @@ def get_method(method: str | AnyMethod, **hyperparameters: Any) -> AnyMethod:
             )
         return method
     if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method must be a Method or one of {', '.join(map(repr, METHODS))}, got {method!r}")
+        near = did_you_mean(method, METHODS)
+        raise ValueError(f"method must be a Method or one of {', '.join(map(repr, METHODS))}, got {method!r}{near}")
     if not torch.compiler.is_compiling():  # tracing looks through the cache and warns of it
         try:
             kinds = tuple(map(type, hyperparameters.values()))  # 1 == True, but only one of them may be legal
@@ -167,5 +169,7 @@ def _build(method: str, given: dict[str, Any]) -> AnyMethod:
     known = hyperparameters(method)
     for name in given:
         if name not in known:
-            raise TypeError(f"method {method!r} has no hyperparameter {name!r}; it has {', '.join(known) or 'none'}")
+            has = ", ".join(known) or "none"
+            near = did_you_mean(name, known)
+            raise TypeError(f"method {method!r} has no hyperparameter {name!r}; it has {has}{near}")
     return METHODS[method](**given)

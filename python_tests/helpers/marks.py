@@ -19,7 +19,7 @@ from helpers.paths import TESTS
 
 QUICK = {  # folder: its files without test_ and .py
     "apps": ("loading",),
-    "cli": ("methods",),
+    "cli": ("methods", "options"),
     "cost": ("model", "refusals", "reproduce"),
     "decoder": ("arguments", "scores", "refused_calls"),
     "docs": ("cost_model", "performance_pages"),
@@ -30,7 +30,7 @@ QUICK = {  # folder: its files without test_ and .py
     "models": ("placeholders", "tower"),
     "ops": ("errors", "filter", "spec", "to_sequence", "token_attention"),
     "packaging": ("csrc_includes", "cuda_build", "marks", "versions"),
-    "reduce": ("errors", "reduce", "reduction", "schedule", "stages"),
+    "reduce": ("errors", "notebook", "reduce", "reduction", "schedule", "stages"),
     "viz": ("trace", "visualize"),
 }
 EXCEPT = {  # what takes a second or more in those files

@@ -16,7 +16,8 @@ import ficoco_ext
 PACKAGE = Path(ficoco_ext.__file__).parent
 # From the ground up. A room imports rooms below its own floor, never one above or beside it.
 FLOORS = (
-    ("version", "io", "schedule", "reduction", "judging"),
+    ("version", "io"),
+    ("schedule", "reduction", "judging"),
     ("ops", "viz"),
     ("stages", "gridvqa"),
     ("methods",),
