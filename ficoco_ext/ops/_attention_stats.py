@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import checks
 from .attention import TINY, Attention, QueryKey, accumulate, head_mean
-from .library import define, operator, result_dtype
+from .library import define, fake, operator, result_dtype
 
 
 def specification(
@@ -78,14 +78,14 @@ define(
 )
 
 
-@torch.library.register_fake("ficoco::attention_stats")
+@fake("attention_stats")
 def _(query, key, scale, class_token, probs, column, patches):
     checks.query_key("attention_stats", query, key)
     out = query.new_empty(query.shape[0], query.shape[2] - int(class_token), dtype=result_dtype(query))
     return out, torch.empty_like(out)
 
 
-@torch.library.register_fake("ficoco::attention_stats.map")
+@fake("attention_stats.map")
 def _(attn, class_token, column, patches):
     checks.attention_map("attention_stats", attn)
     out = attn.new_empty(attn.shape[0], attn.shape[-1] - int(class_token), dtype=result_dtype(attn))

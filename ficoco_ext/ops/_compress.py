@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import checks
 from .attention import accumulate, rows
-from .library import define, operator, result_dtype
+from .library import define, fake, operator, result_dtype
 
 
 def specification(
@@ -110,7 +110,7 @@ define(
 )
 
 
-@torch.library.register_fake("ficoco::compress")
+@fake("compress")
 def _(tokens, sources, kept, targets, weights, size, size_weighted):
     b, n, c = tokens.shape
     out = tokens.new_empty(b, kept.shape[1], c)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import checks
 from .attention import Attention, QueryKey, attention_rows, head_mean, key_metric, rows
-from .library import define, operator, result_dtype
+from .library import define, fake, operator, result_dtype
 
 
 def best_targets(scores: Tensor, k: int, alpha: str, first: int) -> tuple[Tensor, Tensor]:
@@ -115,17 +115,17 @@ def _fake_links(like: Tensor, sources: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return sources.new_empty(shape), like.new_empty(shape, dtype=result_dtype(like))
 
 
-@torch.library.register_fake("ficoco::correlate")
+@fake("correlate")
 def _(query, key, sources, kept, k, scale, alpha, class_token, probs):
     return _fake_links(query, sources, k)
 
 
-@torch.library.register_fake("ficoco::correlate.map")
+@fake("correlate.map")
 def _(attn, sources, kept, k, alpha, class_token):
     return _fake_links(attn, sources, k)
 
 
-@torch.library.register_fake("ficoco::correlate.key")
+@fake("correlate.key")
 def _(key, sources, kept, k, alpha, class_token):
     return _fake_links(key, sources, k)
 

@@ -13,7 +13,7 @@ from . import checks
 from ._correlate import best_targets
 from ._token_attention import attention_block
 from .attention import QueryKey, accumulate
-from .library import define, operator, result_dtype
+from .library import define, fake, operator, result_dtype
 
 
 def check(
@@ -87,7 +87,7 @@ define(
 )
 
 
-@torch.library.register_fake("ficoco::correlate.tokens")
+@fake("correlate.tokens")
 def _(query, key, sources, candidates, others, weights, key_mask, k, *settings):
     shape = (*sources.shape, k)
     return sources.new_empty(shape), query.new_empty(shape, dtype=result_dtype(query))

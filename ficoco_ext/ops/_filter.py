@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import checks
 from .attention import TINY, accumulate
-from .library import define, operator, result_dtype
+from .library import define, fake, operator, result_dtype
 
 
 def local_penalty(redundancy: Tensor, ids: Tensor, grid: tuple[int, int], window: int, penalty: float) -> Tensor:
@@ -100,7 +100,7 @@ define(
 )
 
 
-@torch.library.register_fake("ficoco::filter")
+@fake("filter")
 def _(patch_attention, class_attention, ids, r, lam, normalize, penalty, window, grid_height, grid_width, class_token):
     if penalty != 1:
         checks.grid(grid_height, grid_width)

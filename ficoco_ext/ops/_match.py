@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import checks
 from .attention import key_metric
-from .library import define, operator, result_dtype
+from .library import define, fake, operator, result_dtype
 
 
 def specification(
@@ -55,7 +55,7 @@ define(
 )
 
 
-@torch.library.register_fake("ficoco::match")
+@fake("match")
 def _(key, r, class_token, distill_token):
     checks.key("match", key)
     b, _, n, _ = key.shape

@@ -18,7 +18,7 @@ from ._compress import compress
 from ._correlate import correlate, correlate_key
 from ._filter import filter
 from .attention import Attention, QueryKey
-from .library import define, result_dtype
+from .library import define, fake, result_dtype
 
 
 class Reduced(NamedTuple):
@@ -123,12 +123,12 @@ def _fake(tokens: Tensor, like: Tensor, r: int, k: int, class_token: bool, *sett
     )
 
 
-@torch.library.register_fake("ficoco::reduce")
+@fake("reduce")
 def _(tokens, query, key, scale, ids, size, r, k, class_token, *settings):
     return _fake(tokens, query, r, k, class_token, *settings)
 
 
-@torch.library.register_fake("ficoco::reduce.map")
+@fake("reduce.map")
 def _(tokens, attn, ids, size, r, k, class_token, *settings):
     return _fake(tokens, attn, r, k, class_token, *settings)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .library import define
+from .library import define, fake
 
 
 def check(visual: Tensor, sources: Tensor, kept: Tensor, targets: Tensor, tokens: int) -> None:
@@ -70,7 +70,7 @@ define(
 )
 
 
-@torch.library.register_fake("ficoco::to_sequence")
+@fake("to_sequence")
 def _(visual, sources, kept, targets, tokens):
     check(visual, sources, kept, targets, tokens)
     b, r = sources.shape

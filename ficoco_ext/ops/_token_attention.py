@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import checks
 from .attention import QueryKey, accumulate, rows
-from .library import define, operator, result_dtype
+from .library import define, fake, operator, result_dtype
 
 
 def _columns(matrix: Tensor, index: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ define(
 )
 
 
-@torch.library.register_fake("ficoco::token_attention")
+@fake("token_attention")
 def _(query, key, tokens, others, weights, key_mask, scale, probs, column, causal):
     check(query, key, tokens, others, weights, key_mask)
     return query.new_empty(query.shape[0], weights.shape[1], tokens.shape[1], dtype=result_dtype(query))

@@ -25,6 +25,19 @@ def define(name: str, schema: str, specification: Callable[..., Any]) -> None:
     LIBRARY.impl(name, specification, "CompositeExplicitAutograd")
 
 
+def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: what tracing runs in place of the overload ``name``.
+
+    torch searches all loaded modules once for each file that registers one. Registered from here, it is one file.
+    """
+
+    def register(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        torch.library.register_fake(f"ficoco::{name}", kernel)
+        return kernel
+
+    return register
+
+
 def operator(name: str, tensor: Tensor) -> Callable[..., Any]:
     """The overload ``name``; for float64, which the fp32-accumulating kernels would truncate, the specification."""
     if tensor.dtype == torch.float64:
