@@ -190,6 +190,7 @@ def test_demo_prints_tables(tmp_path, monkeypatch):
     assert (tmp_path / "ficoco_demo.png").is_file()
 
 
+@pytest.mark.slow
 def test_demo_of_a_method_in_the_language_model(tmp_path):
     options = ["--question", "how many shapes ?", "--repeats", 1, "-o", tmp_path / "x.png"]
     found = document("demo", "--method", "ficoco-l", "--layers", "1,3", "--r", "50,58", *options)

@@ -27,6 +27,7 @@ follows_transformers = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @follows_transformers
 @pytest.mark.parametrize("method", METHODS)
 def test_prefill_traces_as_one_graph(method):
@@ -57,6 +58,7 @@ def decoded(model, inputs, cache, prefill, step):
     return torch.stack(logits)
 
 
+@pytest.mark.slow
 @follows_transformers
 @pytest.mark.parametrize(("kind", "rows"), [("static", (ONE, LONGER)), ("dynamic", (ONE, ONE))])
 def test_prefill_and_decoding_compiled_equal_eager(kind, rows):

@@ -43,12 +43,14 @@ def growth(form: str) -> float:
     return twice / once
 
 
+@pytest.mark.slow
 def test_the_meter_sees_a_map():
     """One head's map is N^2 floats, and what grows so would be found below."""
     assert measure(METER, 2048) > 4 * (2048 + 128) ** 2
     assert growth(METER) > 2.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form",
     [

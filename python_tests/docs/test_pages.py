@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.paths import ROOT
 
 import ficoco_ext
 
 pytest.importorskip("transformers")
 
-ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 NOT_RUN = re.compile(r"^<!-- not run: \S.* -->\n\Z", re.MULTILINE)  # on the line before a block, with the reason

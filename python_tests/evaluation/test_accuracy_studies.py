@@ -48,6 +48,7 @@ def test_every_setting_of_a_study_can_be_attached(studies, name):
             assert handle.schedule is not None or handle.plan is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_committed_results_are_whole_and_their_summary_follows_from_their_answers(studies, path):
     results = Results.load(path)

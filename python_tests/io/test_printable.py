@@ -162,6 +162,7 @@ def run(*arguments):
     return text
 
 
+@pytest.mark.slow
 def test_demo_says_and_draws_it(folder):
     question = f"is there a star {EVIL}\n ?"
     picture, shown = folder / f"p{EVIL.replace('/', '')}.png", folder / os.fsdecode(b"out\xff.png")
@@ -169,6 +170,7 @@ def test_demo_says_and_draws_it(folder):
     assert "[bold]:smile:" in text and shown.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_show_says_and_draws_it(folder):
     shown = folder / "out.svg"
     text = run("show", str(folder / os.fsdecode(b"\xff.png")), "--question", f"is a star {EVIL}", "-o", str(shown))
@@ -176,6 +178,7 @@ def test_show_says_and_draws_it(folder):
     assert "frac{1}$" in shown.read_text() or shown.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_eval_says_draws_and_writes_it(folder):
     kinds, label = f"kind|<img src=x>{EVIL}", "a[/x]|" + EVIL.replace("=", "")
     row = {"image": f"p{EVIL.replace('/', '')}.png", "answer": f"no {EVIL}", "kind": kinds}

@@ -28,6 +28,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(training, tmp_path, monkeypatch, one_thread):
     train = training.train
     monkeypatch.setattr(training.tower, "BATCH", 2)
