@@ -62,8 +62,8 @@ def attach(
         r, keep_ratio, tokens: exactly one, as in :meth:`Schedule.build`: tokens removed in each layer; visual tokens
             kept at the end as a ratio, or one after each layer; or as a number. In the tower that is of every image, in
             the language model of every row of the prompt, all its images together. A row with fewer visual tokens than
-            are to be removed loses all but one, one with no more than are to be kept loses none. FastV and PyramidDrop
-            have a default.
+            are to be removed loses all but one, one with no more than are to be kept loses none. The presets
+            (``"balanced"``), FastV and PyramidDrop have an amount of their own and need none.
         layers: layers that reduce, ascending. None in the tower: the second half up to the layer whose output the
             language model gets, 12 to 22 in LLaVA-1.5; the last of these for ``"pool"`` and ``"prumerge"``. None in the
             language model: the method's own, for FiCoCo-L from an eighth of the layers on, 4 to 31 of 32.

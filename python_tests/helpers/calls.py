@@ -94,7 +94,11 @@ def of_map(tensors, method, r=11):
 
 OPERATORS = [f"{name}-{index}" for index, (name, _) in enumerate(samples())]
 
-METHODS = [*(name for name in ficoco_ext.METHODS if name != "ficoco-vl"), "ficoco-v paper", "ficoco-l released"]
+METHODS = [
+    *(name for name in ficoco_ext.methods.distinct() if name != "ficoco-vl"),
+    "ficoco-v paper",
+    "ficoco-l released",
+]
 
 MERGE = ficoco_ext.get_method("ficoco-v", targets=2)
 

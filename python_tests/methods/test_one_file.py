@@ -120,7 +120,8 @@ def test_it_is_described(added):
 
 
 def test_the_command_line_knows_it(added, monkeypatch, tmp_path):
-    monkeypatch.setattr("ficoco_ext.apps.checkpoint.load", lambda *_: embedded())
+    loaded = embedded()
+    monkeypatch.setattr("ficoco_ext.apps.checkpoint.load", lambda *_: loaded)
     assert "longest keys (power 2)" in cli("methods", "longest-keys")
     assert "longest-keys" in cli("methods") and "longest-keys" in cli("env")
     cli("eval", "--methods", "longest-keys", "--scenes", 2, "--per-scene", 2, "--results", tmp_path / "out.json")
@@ -219,7 +220,8 @@ def test_presets(name, ratio):
 
 
 def test_presets_on_the_command_line(monkeypatch, tmp_path):
-    monkeypatch.setattr("ficoco_ext.apps.checkpoint.load", lambda *_: embedded())
+    loaded = embedded()
+    monkeypatch.setattr("ficoco_ext.apps.checkpoint.load", lambda *_: loaded)
     assert "keep_ratio=0.25" in cli("methods", "balanced")
     found = json.loads(cli("cost", "llava-1.5-7b", "--method", "fast", "--json"))
     assert "58" in json.dumps(found)
