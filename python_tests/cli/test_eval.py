@@ -25,8 +25,8 @@ FEW = ["--scenes", 2, "--per-scene", 4, "--methods", "ficoco-v,tome,fastv", "--k
 def _loaded_once(monkeypatch):
     from ficoco_ext.apps import checkpoint
 
-    load = checkpoint.load
-    monkeypatch.setattr(checkpoint, "load", lambda model, *more: load(model, *more) if model else embedded())
+    load, loaded = checkpoint.load, embedded()
+    monkeypatch.setattr(checkpoint, "load", lambda model, *more: load(model, *more) if model else loaded)
 
 
 def _fine(*arguments):
@@ -40,8 +40,9 @@ def written(tmp_path_factory):
     """The files of one run, and what it printed."""
     folder = tmp_path_factory.mktemp("eval")
     files = ("--results", folder / "out.json", "--plot", folder / "out.png", "--markdown", folder / "out.md")
+    loaded = embedded()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ficoco_ext.apps.checkpoint.load", lambda *_: embedded())
+        patch.setattr("ficoco_ext.apps.checkpoint.load", lambda *_: loaded)
         return folder, _fine("eval", *FEW, "--seeds", "0,1", "--set", "ficoco-v.variant=paper", *files)
 
 
