@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..stages import Compress, DecoderCorrelate, DecoderFilter
 from .decoder_method import DecoderMethod
 from .registry import register
@@ -66,8 +68,6 @@ def ficoco_l(
     Raises:
         ValueError: a value out of range, or values that do not fit together; the message says which and why.
     """
-    if variant not in _VARIANTS:
-        raise ValueError(f"ficoco-l: variant must be one of 'paper', 'released', got {variant!r}")
     flags = {
         "direct": direct,
         "indirect": indirect,
@@ -75,29 +75,8 @@ def ficoco_l(
         "visual_redundancy": visual_redundancy,
         "before_attention": before_attention,
     }
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise ValueError(f"ficoco-l: {name} must be True or False, got {value!r}")
-    for first, second, what in (
-        ("direct", "indirect", "correlate"),
-        ("text_relevance", "visual_redundancy", "filter"),
-    ):
-        if not (flags[first] or flags[second]):
-            raise ValueError(f"ficoco-l: {first} and {second} are both False; nothing is left to {what} by")
-    if correlation_attention not in (None, "logits", "probs"):
-        raise ValueError(
-            f"ficoco-l: correlation_attention must be 'logits', 'probs' or None, got {correlation_attention!r}"
-        )
-    chosen = _VARIANTS[variant]
-    attention = chosen["attention"] if attention is None else attention
-    correlation_attention = attention if correlation_attention is None else correlation_attention
-    if alpha is None:
-        alpha = "softmax" if correlation_attention == "logits" else chosen["alpha"]
-    if alpha == "ratio" and correlation_attention == "logits" and targets != 0:
-        raise ValueError(
-            "ficoco-l: alpha='ratio' divides correlations by their sum and needs non-negative ones; use "
-            "correlation_attention='probs', or alpha='softmax'"
-        )
+    _require_flags(flags)
+    attention, correlation_attention, alpha = _reading(variant, attention, correlation_attention, alpha, targets)
     if not direct:
         gamma = 0.0
     if not indirect:
@@ -129,3 +108,39 @@ def ficoco_l(
         before_attention=before_attention,
         source="FiCoCo, arXiv 2411.17686, eq. 2-4",
     )
+
+
+def _require_flags(flags: dict[str, Any]) -> None:
+    """Raise unless all are True or False and each stage has something left to go by."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"ficoco-l: {name} must be True or False, got {value!r}")
+    for first, second, what in (
+        ("direct", "indirect", "correlate"),
+        ("text_relevance", "visual_redundancy", "filter"),
+    ):
+        if not (flags[first] or flags[second]):
+            raise ValueError(f"ficoco-l: {first} and {second} are both False; nothing is left to {what} by")
+
+
+def _reading(
+    variant: str, attention: str | None, correlation_attention: str | None, alpha: str | None, targets: str | int
+) -> tuple[str, str, str]:
+    """Attention of the filter, attention of the correlation, and weights: those given, or those of the variant."""
+    if variant not in _VARIANTS:
+        raise ValueError(f"ficoco-l: variant must be one of 'paper', 'released', got {variant!r}")
+    if correlation_attention not in (None, "logits", "probs"):
+        raise ValueError(
+            f"ficoco-l: correlation_attention must be 'logits', 'probs' or None, got {correlation_attention!r}"
+        )
+    chosen = _VARIANTS[variant]
+    attention = chosen["attention"] if attention is None else attention
+    correlation_attention = attention if correlation_attention is None else correlation_attention
+    if alpha is None:
+        alpha = "softmax" if correlation_attention == "logits" else chosen["alpha"]
+    if alpha == "ratio" and correlation_attention == "logits" and targets != 0:
+        raise ValueError(
+            "ficoco-l: alpha='ratio' divides correlations by their sum and needs non-negative ones; use "
+            "correlation_attention='probs', or alpha='softmax'"
+        )
+    return attention, correlation_attention, alpha
