@@ -41,7 +41,7 @@ def test_guesses_that_are_read_with_the_prompt_are_refused(model, option):
 @pytest.mark.parametrize("method", ["fastv", "pyramiddrop"])
 def test_static_counts_with_a_picture_at_the_end_are_refused(model, method):
     with ficoco_ext.attach(model, method, static_counts=True):
-        with pytest.raises(ValueError, match=r"text behind them, as promised, got .*a picture at the end"):
+        with pytest.raises(ValueError, match=r"text after them, as promised, got .*an image at the end"):
             model(**batch(END))
         assert model(**batch(ONE)).logits.shape[1] < len(ONE)
 
