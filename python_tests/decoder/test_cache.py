@@ -228,7 +228,7 @@ def test_cropping_takes_the_same_number_from_every_layer(model, method):
         logits = model(**said, attention_mask=mask).logits
         assert close(logits[:, -1], seen.logits[3])
         cache.crop(-4)  # three new tokens are there, so this takes one of the prompt's
-        with pytest.raises(ValueError, match=r"forward: past_key_values must be .* columns, .*crop no more than"):
+        with pytest.raises(ValueError, match=r"forward: past_key_values must be .* positions, .*crop no more than"):
             model(**said, attention_mask=mask[:, :-new])
 
 
