@@ -59,7 +59,7 @@ def attention_map(
     reducing: Sequence[int],
     word: str | None,
     layer: int | None,
-    progress: Say,
+    progress: Callable[..., None],
 ) -> AttentionMap:
     """One map, of the class token or, with ``word``, of a word of the question.
 

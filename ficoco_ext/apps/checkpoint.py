@@ -155,8 +155,8 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpo
             loaded: Any = LlavaForConditionalGeneration.from_pretrained(
                 **source, **_attention(config), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
             )
-        llava, told = loaded
-        loading.require_weights(told, name)
+        llava, about = loaded
+        loading.require_weights(about, name)
     return Checkpoint(llava.to(device).eval(), processor, name, embedded)
 
 

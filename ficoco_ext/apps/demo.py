@@ -5,6 +5,7 @@ Computation only: :func:`run` returns a :class:`Result` of plain values, which t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -138,7 +139,7 @@ def _verdict(costs: tuple[MeasuredPrefill, MeasuredPrefill], platform: Platform,
 
 
 def default_amount(method: str, hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    """What a method of this name removes if nobody says how much: its own amount, or all but a quarter.
+    """What a method of this name removes if no amount is given: its own amount, or all but a quarter.
 
     Example:
         >>> from ficoco_ext.apps.demo import default_amount
@@ -246,16 +247,15 @@ def _with_checkpoint(
     stairs = _staircase(attached, checkpoint.model)
     questions = choose(request.question, checkpoint, path, note)
     length = request.max_new_tokens or (1 if checkpoint.embedded else 48)
-    progress("answering")
-    answers = ask(checkpoint, attached, [(image, one) for one in questions], length)
+    asked = [(image, one) for one in questions]
+    answers = ask(checkpoint, attached, asked, length, functools.partial(progress, "answering"))
     samples = None
     if request.all_samples:
-        progress("answering all sample questions")
-        samples = ask_all_samples(checkpoint, attached, length)
+        samples = ask_all_samples(checkpoint, attached, length, functools.partial(progress, "answering all samples"))
         if checkpoint.embedded and min(stairs.text_removes, default=0) > 0 and _drops(request):
             note(
                 "the embedded model has read most of the picture when its first two text layers are through: how many "
-                "answers are right says little about a method that drops tokens behind them"
+                "answers are right says little about a method that drops tokens after them"
             )
     inputs = checkpoint.inputs(image, questions[0].question)
     costs = _measured(checkpoint.model, inputs, attached, request.repeats, progress)

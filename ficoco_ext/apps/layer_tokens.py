@@ -28,7 +28,7 @@ class TextLayerTokens:
     Attributes:
         layer: its index.
         attention: visual tokens that enter its attention.
-        removed: that leave in it, before its attention or behind it.
+        removed: that leave in it, before its attention or after it.
         mlp: that enter its MLP, and so leave the layer.
         kv_bytes_all, kv_bytes: keys and values that its cache holds after the prompt, text included: without any
             reduction, and with it.

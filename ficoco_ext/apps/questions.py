@@ -79,19 +79,31 @@ def choose(question: str | None, checkpoint: Checkpoint, path: Path, notice: Cal
 
 
 def right(answer: str, truth: str | None, exact: bool) -> bool | None:
-    """Whether ``answer`` is, or in a sentence says, ``truth``; None where there is none or nobody can tell."""
+    """Whether ``answer`` is, or in a sentence says, ``truth``; None where there is none or it cannot be decided."""
     if truth is None:
         return None
     return judging.exact(answer, truth) if exact else judging.contained(answer, truth)
 
 
 def ask(
-    checkpoint: Checkpoint, attached: Callable[[], Handle], asked: Sequence[tuple[Any, Question]], length: int
+    checkpoint: Checkpoint,
+    attached: Callable[[], Handle],
+    asked: Sequence[tuple[Any, Question]],
+    length: int,
+    step: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Answer]:
-    """Every question about its image with all tokens and with few."""
-    full = [checkpoint.answer(image, one.question, length) for image, one in asked]
+    """Every question about its image with all tokens and with few; ``step`` gets the answers done and all of them."""
+
+    def answers(before: int) -> list[str]:
+        found = []
+        for index, (image, one) in enumerate(asked):
+            step(before + index, 2 * len(asked))
+            found.append(checkpoint.answer(image, one.question, length))
+        return found
+
+    full = answers(0)
     with attached():
-        few = [checkpoint.answer(image, one.question, length) for image, one in asked]
+        few = answers(len(asked))
     exact = checkpoint.embedded
     return [
         Answer(one.question, one.kind, one.truth, a, b, right(a, one.truth, exact), right(b, one.truth, exact))
@@ -99,10 +111,15 @@ def ask(
     ]
 
 
-def ask_all_samples(checkpoint: Checkpoint, attached: Callable[[], Handle], length: int) -> Samples:
-    """Every question about every embedded scene."""
+def ask_all_samples(
+    checkpoint: Checkpoint,
+    attached: Callable[[], Handle],
+    length: int,
+    step: Callable[[int, int], None] = lambda done, total: None,
+) -> Samples:
+    """Every question about every embedded scene; ``step`` as of :func:`ask`."""
     images = {name: open_image(SCENES / name) for name in sample_questions()}
     asked = [(images[name], one) for name, questions in sample_questions().items() for one in questions]
-    answers = ask(checkpoint, attached, asked, length)
+    answers = ask(checkpoint, attached, asked, length, step)
     full, few = [a.all_tokens_right for a in answers], [a.reduced_right for a in answers]
     return Samples(len(answers), full.count(True), few.count(True), full.count(None), few.count(None))

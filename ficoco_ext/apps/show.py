@@ -27,6 +27,7 @@ from .questions import Question, choose, right
 from .show_request import PANELS, Request, Task, checked, for_page, patch_of
 
 Say = Callable[[str], None]
+Progress = Callable[..., None]  # (words), or (words, steps done, all steps)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class _Case:
         return vision + [("text", layer) for layer in self.stairs.text_removes]
 
 
-def run(request: Request, *, notice: Say = lambda text: None, progress: Say = lambda text: None) -> Result:
+def run(request: Request, *, notice: Say = lambda text: None, progress: Progress = lambda *words: None) -> Result:
     """Run every method on the picture, at one keep ratio or for a page at several, and the model without reduction.
 
     On a page, a method may be impossible at some of the keep ratios: the page then says why, and so does a notice.
@@ -132,7 +133,7 @@ def run(request: Request, *, notice: Say = lambda text: None, progress: Say = la
     Args:
         request: what is to be shown.
         notice: gets one sentence for everything that the user should know beside the result.
-        progress: gets a few words whenever a new part begins.
+        progress: gets a few words whenever a new part begins, and where a part has steps those done and all.
 
     Raises:
         ValueError, TypeError, OSError, ImportError, NotImplementedError: what cannot be done, and why. Then no picture
@@ -179,7 +180,7 @@ def _examined(
     image: Any,
     question: Question,
     note: Say,
-    progress: Say,
+    progress: Progress,
 ) -> tuple[Result, list[list[Reduction]]]:
     """Everything about the picture, and the reductions of every method at every ratio that can be run."""
     shape = tower_facts(checkpoint.model)
@@ -200,11 +201,12 @@ def _examined(
             text = checkpoint.answer(image, question.question, length)
         return page.Answer(text, right(text, question.truth, checkpoint.embedded))
 
-    progress("answering with all tokens")
+    progress("answering with all tokens", 0, 1 + len(cases))
     full = answered(contextlib.nullcontext)
     records, methods = [], []
-    for case in cases:
-        progress(f"running {case.method}" + (f" at keep ratio {case.keep_ratio}" if len(task.ratios) > 1 else ""))
+    for index, case in enumerate(cases):
+        at = f" at keep ratio {case.keep_ratio}" if len(task.ratios) > 1 else ""
+        progress(f"running {case.method}{at}", 1 + index, 1 + len(cases))
         attached = _attacher(checkpoint.model, case)
         records.append(watched(checkpoint.model, attached, inputs))
         methods.append(_result(case, records[-1], patch, answered(attached)))

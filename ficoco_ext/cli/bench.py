@@ -64,25 +64,27 @@ def command(
     with common.reported(debug):
         amount, batches = common.removal(keep_ratio, r, tokens), common.integers("--batch", batch)
 
-        from ..apps import bench
+        with common.progress() as progress:
+            progress("loading torch")
+            from ..apps import bench
 
-        request = bench.Request(
-            model=model,
-            geometry=geometry,
-            vision_layers=vision_layers,
-            text_layers=text_layers,
-            text_tokens=text_tokens,
-            methods=common.names(methods),
-            amount=amount,
-            batches=batches,
-            dtype=dtype,
-            device=device,
-            seconds=seconds,
-        )
-        if threads is None and model is None and geometry is None:
-            threads = 1  # its layers are so small that more threads only wait for each other
-        with common.cpu_threads(threads), common.progress() as progress:
-            result = bench.run(request, notice=common.notice, progress=progress)
+            request = bench.Request(
+                model=model,
+                geometry=geometry,
+                vision_layers=vision_layers,
+                text_layers=text_layers,
+                text_tokens=text_tokens,
+                methods=common.names(methods),
+                amount=amount,
+                batches=batches,
+                dtype=dtype,
+                device=device,
+                seconds=seconds,
+            )
+            if threads is None and model is None and geometry is None:
+                threads = 1  # its layers are so small that more threads only wait for each other
+            with common.cpu_threads(threads):
+                result = bench.run(request, notice=common.notice, progress=progress)
         if json_:
             common.print_json(asdict(result))
         else:

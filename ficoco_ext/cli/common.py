@@ -95,7 +95,7 @@ def closed_pipe() -> NoReturn:
 
 
 def whole(error: BaseException) -> str:
-    """What an error says, every line of it, and behind it each cause that says something else.
+    """What an error says, every line of it, and after it each cause that says something else.
 
     Example:
         >>> try:
@@ -105,15 +105,15 @@ def whole(error: BaseException) -> str:
         no tokenizer
           because of OSError: no such file
     """
-    told, met = str(error).strip() or type(error).__name__, {id(error)}
+    said, met = str(error).strip() or type(error).__name__, {id(error)}
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     while cause is not None and id(cause) not in met:
         met.add(id(cause))
         text = str(cause).strip()
-        if not text or text not in told:
-            told += f"\nbecause of {type(cause).__name__}" + (f": {text}" if text else "")
+        if not text or text not in said:
+            said += f"\nbecause of {type(cause).__name__}" + (f": {text}" if text else "")
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    return told.replace("\n", "\n  ")  # what others wrote begins no line of ours
+    return said.replace("\n", "\n  ")  # what others wrote begins no line of ours
 
 
 def notice(text: str) -> None:
@@ -332,15 +332,18 @@ class Progress:
     """
 
     def __init__(self, bar: rich.progress.Progress | None) -> None:
-        self._bar = bar
+        self._bar, self._done = bar, 0
         self._task = None if bar is None else bar.add_task("starting", total=None)
 
     def __call__(self, words: str, done: int | None = None, total: int | None = None) -> None:
         """``words``: what is being done now. ``done`` of ``total`` steps are done; None: their number is unknown."""
-        if self._bar is not None and self._task is not None:
-            if total is None:
-                self._bar.reset(self._task, total=None)
-            self._bar.update(self._task, description=printable(words), completed=done, total=total)
+        if self._bar is None or self._task is None:
+            return
+        if total is None or (done or 0) < self._done:  # another part: its speed is not known yet
+            self._bar.remove_task(self._task)
+            self._task = self._bar.add_task("", total=total)
+        self._done = done or 0
+        self._bar.update(self._task, description=printable(words), completed=done, total=total)
 
 
 @contextlib.contextmanager

@@ -105,19 +105,18 @@ def _image(image: str | None, option: str | None) -> str | None:
 
 def _run(threads: int | None, json_: bool, **asked: Any) -> None:
     """Run and print what a :class:`ficoco_ext.apps.demo.Request` of ``asked`` finds."""
-    from ..apps import demo
+    with common.progress() as progress:
+        progress("loading torch")
+        from ..apps import demo
 
-    request = demo.Request(**asked)
-    if request.geometry is None and (request.vision_layers, request.text_layers, request.text_tokens) != (
-        None,
-        None,
-        60,
-    ):
-        raise ValueError("--vision-layers, --text-layers and --text-tokens shape a --geometry; give one")
-    if threads is None and request.model is None and request.geometry is None:
-        threads = 1  # its layers are so small that more threads only wait for each other
-    with common.cpu_threads(threads), common.progress() as progress:
-        result = demo.run(request, notice=common.notice, progress=progress)
+        request = demo.Request(**asked)
+        shaped = (request.vision_layers, request.text_layers, request.text_tokens) != (None, None, 60)
+        if request.geometry is None and shaped:
+            raise ValueError("--vision-layers, --text-layers and --text-tokens shape a --geometry; give one")
+        if threads is None and request.model is None and request.geometry is None:
+            threads = 1  # its layers are so small that more threads only wait for each other
+        with common.cpu_threads(threads):
+            result = demo.run(request, notice=common.notice, progress=progress)
     if json_:
         common.print_json(asdict(result))
     else:

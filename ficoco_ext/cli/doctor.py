@@ -18,11 +18,13 @@ _MOST = 4  # findings of one operator that are printed
 def command(json_: options.Json = False, debug: options.Debug = False) -> None:
     """Check every operator against float64, in about ten seconds, and show what is installed and what runs."""
     with common.reported(debug):
-        from ..apps import doctor
-
         with common.progress() as progress:
+            progress("loading torch")
+            from ..apps import doctor
+
             result = doctor.run(progress)
-        installed = env.collect()
+            progress("trying transformers")
+            installed = env.collect()
         if json_:
             common.print_json(asdict(result) | {"installed": installed})
         else:

@@ -108,7 +108,9 @@ def collect() -> dict[str, Any]:
 def command(json_: options.Json = False, debug: options.Debug = False) -> None:
     """Show what is installed, what runs the operators, and why nothing faster does."""
     with common.reported(debug):
-        found = collect()
+        with common.progress() as progress:
+            progress("trying what is installed")
+            found = collect()
         if json_:
             common.print_json(found)
         else:

@@ -129,13 +129,15 @@ def command(
 
 def _run(threads: int | None, json_: bool, **asked: Any) -> None:
     """Run and print what a :class:`ficoco_ext.apps.show.Request` of ``asked`` finds."""
-    from ..apps import show
+    with common.progress() as progress:
+        progress("loading torch")
+        from ..apps import show
 
-    request = show.Request(**asked)
-    if threads is None and request.model is None:
-        threads = 1  # its layers are so small that more threads only wait for each other
-    with common.cpu_threads(threads), common.progress() as progress:
-        result = show.run(request, notice=common.notice, progress=progress)
+        request = show.Request(**asked)
+        if threads is None and request.model is None:
+            threads = 1  # its layers are so small that more threads only wait for each other
+        with common.cpu_threads(threads):
+            result = show.run(request, notice=common.notice, progress=progress)
     if json_:
         common.print_json(asdict(result))
     else:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
+import threading
 
 import pytest
 import typer.testing
@@ -109,6 +115,8 @@ def test_a_closed_pipe_is_no_error(line):
         "methods",
         "methods ficoco-l",
         "env",
+        "doctor",
+        "bench --methods topk --batch 1 --seconds 0",
     ],
 )
 def test_tables_fit_80_columns_and_cut_no_number(line):
@@ -165,3 +173,59 @@ def test_a_hub_name_that_cannot_be_had_is_an_error(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     found = _run("cost nobody/no-such-model")
     assert found.exit_code == 2 and "neither from the hub nor from its cache" in found.stderr
+
+
+def _on_a_terminal(monkeypatch):
+    shown = io.StringIO()
+    console = common._Console(file=shown, force_terminal=True, width=80)
+    monkeypatch.setattr(common, "console", lambda *_, **__: console)
+    return shown
+
+
+def test_progress_on_a_terminal_says_what_is_done_and_counts(monkeypatch):
+    shown = _on_a_terminal(monkeypatch)
+    with common.progress() as progress:
+        progress("loading")
+        progress._bar.refresh()
+        assert "loading" in shown.getvalue() and "/" not in shown.getvalue().partition("loading")[2]
+        progress("timing \x1b[31m", 3, 8)
+        progress._bar.refresh()
+        progress("drawing")
+        progress._bar.refresh()
+    text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", shown.getvalue())
+    assert "timing \\x1b[31m" in text
+    assert re.search(r"3/8 -?[\d-]+:[\d-]+:[\d-]+", text), "no count with time left"
+    assert "/" not in text.rpartition("drawing")[2]
+
+
+def test_progress_is_silent_where_nobody_watches(capfd):
+    with common.progress() as progress:
+        progress("timing", 3, 8)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_with_json_in_a_pipe_a_terminal_still_shows_progress():
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "doctor", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
+    )
+    os.close(theirs)
+    shown = []
+
+    def read():
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while piece := os.read(ours, 4096):
+                shown.append(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    document = json.loads(process.stdout.read())
+    assert process.wait() == 0
+    reader.join()
+    os.close(ours)
+    assert document["schema"] == "ficoco-doctor/1"
+    assert b"/13" in b"".join(shown)
