@@ -222,12 +222,11 @@ def _batch(
     def step(done: int, total: int) -> None:
         progress(f"timing batch {count}", done, total) if total else progress(f"counting batch {count}")
 
-    def turns(warm: float) -> int:
-        return min(max(int(seconds / warm), LEAST_TURNS), MOST_TURNS)
-
     ways: list[Callable[[], Any]] = [contextlib.nullcontext]
     ways += [_attached(model, name, amount) for name, amount in amounts.items()]
-    full, *reduced = timing.compare(model, repeated, ways, turns=turns, step=step)
+    full, *reduced = timing.compare(
+        model, repeated, ways, least=LEAST_TURNS, most=MOST_TURNS, seconds=seconds, step=step
+    )
     rest = zip(amounts.items(), reduced, strict=True)
     return Batch(
         count,

@@ -93,7 +93,9 @@ def measure(
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    without, reduced = compare(model, inputs, (contextlib.nullcontext, attached), turns=lambda _: repeats, step=step)
+    without, reduced = compare(
+        model, inputs, (contextlib.nullcontext, attached), least=repeats, most=repeats, step=step
+    )
     return without, reduced
 
 
@@ -102,7 +104,9 @@ def compare(
     inputs: dict[str, Any],
     ways: Sequence[Callable[[], Any]],
     *,
-    turns: Callable[[float], int],
+    least: int,
+    most: int,
+    seconds: float = 0.0,
     step: Step = lambda done, total: None,
 ) -> tuple[MeasuredPrefill, ...]:
     """The prefill in each of several ways, measured in turns so that a drift of the machine hits all alike.
@@ -112,27 +116,28 @@ def compare(
         inputs: keyword arguments of one forward.
         ways: each attaches a reduction to ``model`` and returns the handle, a context manager;
             ``contextlib.nullcontext`` leaves the model as it is. Outside the timing.
-        turns: timed runs of each way, at least 1, given the seconds that the counted runs of all took; those come
-            first and warm up.
-        step: gets the runs that are done and all that there are.
+        least, most, seconds: timed runs of each way: as many as fit into ``seconds``, at least and at most so many,
+            after the counted run of each, which warms up.
+        step: gets the runs that are done and all that there will be as far as is known; 0 while counting.
     """
     facts: list[tuple[int, int, tuple[int, ...], Flops]] = []
     runs: list[list[float]] = [[] for _ in ways]
-    start = time.perf_counter()
     for way in ways:
         step(len(facts), 0)
         with way():
             facts.append(_facts(model, inputs))
-    count = turns(time.perf_counter() - start)
-    for turn in range(count):
+    turn, expected, start = 0, least, time.perf_counter()
+    while turn < least or (turn < most and time.perf_counter() < start + seconds):
         order = range(len(ways))
-        for place, which in enumerate(order if turn % 2 == 0 else reversed(order)):  # none always runs on warm caches
-            step(turn * len(ways) + place, count * len(ways))
+        for index, which in enumerate(order if turn % 2 == 0 else reversed(order)):  # none always runs on warm caches
+            step(turn * len(ways) + index, expected * len(ways))
             with ways[which]():
                 runs[which].append(_timed(model, inputs))
+        turn += 1
+        fitting = math.ceil(turn * seconds / (time.perf_counter() - start))
+        expected = max(least, turn, min(most, fitting))
     return tuple(
-        MeasuredPrefill(*fact, statistics.median(seconds), tuple(seconds))
-        for fact, seconds in zip(facts, runs, strict=True)
+        MeasuredPrefill(*fact, statistics.median(each), tuple(each)) for fact, each in zip(facts, runs, strict=True)
     )
 
 

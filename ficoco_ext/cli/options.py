@@ -72,7 +72,10 @@ KeepRatio = Annotated[
     ),
 ]
 R = Annotated[
-    str | None, option("--r", panel=REMOVE, help="Visual tokens removed in each layer; one number or one a layer.")
+    str | None,
+    option(
+        "--r", panel=REMOVE, metavar="N[,..]", help="Visual tokens removed in each layer; one number or one a layer."
+    ),
 ]
 Tokens = Annotated[int | None, option(panel=REMOVE, help="Visual tokens kept.")]
 Layers = Annotated[
@@ -90,7 +93,8 @@ Geometry = Annotated[
     option(
         panel=GEOMETRY,
         values=completion.GEOMETRIES,
-        help="Time these true shapes with random weights instead of a model.",
+        metavar="NAME",
+        help=f"Time {' or '.join(completion.GEOMETRIES)} in true shapes with random weights instead of a model.",
     ),
 ]
 VisionLayers = Annotated[int | None, option(panel=GEOMETRY, help="Of the geometry; all if not given.")]

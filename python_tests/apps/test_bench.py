@@ -150,9 +150,14 @@ def test_a_geometry_is_timed_by_either_name(monkeypatch):
     assert again.batches[0].timed[1].prefill.flops == found.batches[0].timed[1].prefill.flops
 
 
-def test_more_seconds_are_more_runs_within_limits():
-    found = bench.run(bench.Request(methods=("topk",), batches=(1,), seconds=1e6))
-    assert {len(one.prefill.runs) for one in found.batches[0].timed} == {bench.MOST_TURNS}
+def test_more_seconds_are_more_runs_within_limits(monkeypatch):
+    monkeypatch.setattr(bench, "MOST_TURNS", 9)
+    steps = []
+    request = bench.Request(methods=("topk",), batches=(1,), seconds=1e6)
+    found = bench.run(request, progress=lambda words, *counts: steps.append(counts))
+    assert {len(one.prefill.runs) for one in found.batches[0].timed} == {9}
+    counted = [one for one in steps if one]
+    assert [done for done, _ in counted] == list(range(18)) and counted[-1] == (17, 18)
 
 
 def _run(*arguments):

