@@ -31,11 +31,11 @@ _Methods = Annotated[
     ),
 ]
 _Batch = Annotated[
-    str, options.option(panel=options.MACHINE, metavar="1,8", help="Pictures and prompts that are read at once.")
+    str, options.option(panel=options.MACHINE, metavar="1,8", help="Batch sizes to time: prompts with a picture each.")
 ]
 _Seconds = Annotated[
     float,
-    options.option(panel=options.MACHINE, help="For the timed runs of a batch size; at least 5 runs of each are made."),
+    options.option(panel=options.MACHINE, help="Time for each batch size; at least 5 runs of each method are made."),
 ]
 
 

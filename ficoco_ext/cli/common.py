@@ -248,7 +248,7 @@ class _Console(Console):
 
 
 def console(width: int = WIDTH, *, stderr: bool = False) -> Console:
-    """For tables on stdout, or what goes on on stderr; ``width`` where no terminal sets a limit."""
+    """For tables on stdout, or progress on stderr; ``width`` where no terminal sets a limit."""
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return _Console(stderr=stderr) if terminal else _Console(stderr=stderr, width=width)
 

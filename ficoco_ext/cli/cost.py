@@ -33,7 +33,7 @@ Gpu = Annotated[
 ]
 TextTokens = Annotated[int, options.option(panel=options.PROMPT, help="Tokens of the prompt besides the visual ones.")]
 Images = Annotated[int, options.option(panel=options.PROMPT, help="Images in the prompt.")]
-NewTokens = Annotated[int, options.option(panel=options.PROMPT, help="Length of the answer.")]
+NewTokens = Annotated[int, options.option(panel=options.PROMPT, help="Tokens in the answer.")]
 Bits = Annotated[
     str, options.option("--precision", panel=options.PROMPT, help="fp16, int8, int4, or a mix such as w4a16kv4.")
 ]
@@ -90,19 +90,21 @@ def command(
         amount = common.removal(keep_ratio, r, tokens)
         if method is None and (amount or layers is not None or set_):
             method = "ficoco-v"
-        found = _compared(
-            model,
-            method,
-            common.assignments(set_),
-            amount,
-            None if layers is None else common.integers("--layers", layers),
-            gpu,
-            precision,
-            text_tokens=text_tokens,
-            images=images,
-            new_tokens=new_tokens,
-            convention=convention,
-        )
+        with common.progress() as progress:
+            progress("counting")
+            found = _compared(
+                model,
+                method,
+                common.assignments(set_),
+                amount,
+                None if layers is None else common.integers("--layers", layers),
+                gpu,
+                precision,
+                text_tokens=text_tokens,
+                images=images,
+                new_tokens=new_tokens,
+                convention=convention,
+            )
         report(found, explain=explain, plot=plot, json_=json_)
 
 

@@ -15,16 +15,19 @@ _MOST = 5  # answers of a kind that the table names
 
 
 _SPLITS = ("train", "dev", "test")
-_Split = Annotated[str, options.option(panel=options.QUESTIONS, values=_SPLITS, help="Which draw of scenes.")]
-_Seed = Annotated[int, options.option(panel=options.QUESTIONS, help="Of the draw.")]
-_Scenes = Annotated[int, options.option(panel=options.QUESTIONS, help="Pictures.")]
+_Split = Annotated[
+    str,
+    options.option(panel=options.QUESTIONS, values=_SPLITS, help="Which part of the data: the parts share no scene."),
+]
+_Seed = Annotated[int, options.option(panel=options.QUESTIONS, help="Seed of the random draw.")]
+_Scenes = Annotated[int, options.option(panel=options.QUESTIONS, help="Number of pictures.")]
 _PerScene = Annotated[int, options.option(panel=options.QUESTIONS, help="Questions about each.")]
 _Kinds = Annotated[
     str | None,
     options.option(
         panel=options.QUESTIONS,
         metavar="KIND[,..]",
-        help=f"Of {','.join(completion.KINDS)}; all if not given.",
+        help=f"{', '.join(completion.KINDS)}; all if not given.",
         autocompletion=completion.several_of(completion.KINDS),
     ),
 ]
@@ -50,20 +53,25 @@ def command(
 ) -> None:
     """Draw grid scenes with their questions, and count kinds and answers."""
     with common.reported(debug):
-        from .. import viz
-        from ..gridvqa import KINDS, GridVQA
-        from ..gridvqa.sheet import balance, sheet
-
-        if output is not None:
-            viz.require(output)
         if shown < 1:
             raise ValueError(f"--shown must be at least 1, got {shown}")
-        chosen = KINDS if kinds is None else common.names(kinds)
-        dataset = GridVQA(split, scenes=scenes, per_scene=per_scene, seed=seed, kinds=chosen)
-        rows = list(dataset)
-        if output is not None:
-            viz.save(sheet(dataset, [row for row in rows if row.scene < shown]), output)
-        found = balance(rows)
+        with common.progress() as progress:
+            from .. import viz
+            from ..gridvqa import KINDS, GridVQA
+            from ..gridvqa.sheet import balance, sheet
+
+            if output is not None:
+                viz.require(output)
+            chosen = KINDS if kinds is None else common.names(kinds)
+            dataset = GridVQA(split, scenes=scenes, per_scene=per_scene, seed=seed, kinds=chosen)
+            rows = []
+            for row in dataset:
+                progress("drawing scenes", row.scene, scenes)
+                rows.append(row)
+            if output is not None:
+                progress("drawing the sheet")
+                viz.save(sheet(dataset, [row for row in rows if row.scene < shown]), output)
+            found = balance(rows)
         of = {"split": split, "seed": seed, "scenes": scenes, "per_scene": per_scene, "questions": len(rows)}
         if json_:
             counted = {

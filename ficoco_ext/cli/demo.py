@@ -16,17 +16,23 @@ _ImageOption = Annotated[
     str | None, options.option("--image", panel=options.PICTURE, metavar="PATH", help="The same as IMAGE.")
 ]
 _Question = Annotated[
-    str | None, options.option(panel=options.PICTURE, help="Instead of all that is known of an embedded scene.")
+    str | None,
+    options.option(panel=options.PICTURE, help="What to ask; if not given, all questions known for an embedded scene."),
 ]
 _AllSamples = Annotated[
     bool, options.option("--all-samples", panel=options.PICTURE, help="Answer all embedded sample questions too.")
 ]
 _VisionKeepRatio = Annotated[
     float | None,
-    options.option(panel=options.REMOVE, help="Of the tower, beside --decoder-keep-ratio, for methods of both."),
+    options.option(
+        panel=options.REMOVE, help="Share that the tower keeps, for methods that act in tower and language model."
+    ),
 ]
 _DecoderKeepRatio = Annotated[
-    float | None, options.option(panel=options.REMOVE, help="Of the language model, of what it gets.")
+    float | None,
+    options.option(
+        panel=options.REMOVE, help="Share that the language model keeps of what it gets, for methods of both parts."
+    ),
 ]
 _Repeats = Annotated[int, options.option(panel=options.MACHINE, help="Timed runs with and without reduction.")]
 _Output = Annotated[

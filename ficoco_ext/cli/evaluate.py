@@ -48,7 +48,7 @@ _Schedule = Annotated[
     options.option(
         panel=options.REMOVE,
         values=_SCHEDULES,
-        help="Of tokens; geometric: each layer of the tower keeps the same share, needs --layers.",
+        help="even removes the same number in each layer, geometric the same share (tower, needs --layers).",
     ),
 ]
 _Set = Annotated[
@@ -56,7 +56,10 @@ _Set = Annotated[
     options.option("--set", panel=options.REMOVE, metavar="METHOD.KEY=VALUE", help="A hyperparameter; repeatable."),
 ]
 _Seeds = Annotated[
-    str, options.option(panel=options.QUESTIONS, help="Each draws other scenes, and seeds methods that draw.")
+    str,
+    options.option(
+        panel=options.QUESTIONS, help="Random seeds, of the scenes and of random methods; each draws other scenes."
+    ),
 ]
 _Scenes = Annotated[
     int | None, options.option(panel=options.QUESTIONS, help="Grid scenes for each seed.", show_default="170")
@@ -67,7 +70,7 @@ _PerScene = Annotated[
 _Split = Annotated[
     str | None,
     options.option(
-        panel=options.QUESTIONS, values=_SPLITS, help="dev to choose by, test to judge by.", show_default="test"
+        panel=options.QUESTIONS, values=_SPLITS, help="dev to choose settings, test to report.", show_default="test"
     ),
 ]
 _Kinds = Annotated[
@@ -75,7 +78,7 @@ _Kinds = Annotated[
     options.option(
         panel=options.QUESTIONS,
         metavar="KIND[,..]",
-        help=f"Of grid questions: {','.join(completion.KINDS)}.",
+        help=f"Kinds of grid questions: {', '.join(completion.KINDS)}.",
         autocompletion=completion.several_of(completion.KINDS),
     ),
 ]
@@ -84,18 +87,22 @@ _Data = Annotated[
     options.option(
         panel=options.QUESTIONS,
         metavar="FILE",
-        help="Own questions instead: JSON or JSON lines of image, question, answer, or LLaVA's format.",
+        help="Your own questions: JSON or JSON lines with image, question and answer, or LLaVA's format.",
     ),
 ]
 _BadRows = Annotated[
     str,
     options.option(
-        panel=options.QUESTIONS, values=_BAD_ROWS, help="Of --data; count leaves them out and says how many."
+        panel=options.QUESTIONS,
+        values=_BAD_ROWS,
+        help="What to do with bad rows of --data: fail, or count: leave them out and say how many.",
     ),
 ]
 _MeanOf = Annotated[
     str | None,
-    options.option(panel=options.QUESTIONS, help="Kinds in the mean; all, of grid scenes without count, if not given."),
+    options.option(
+        panel=options.QUESTIONS, help="Kinds that the mean is over; if not given all, for grid scenes all but count."
+    ),
 ]
 _Judge = Annotated[
     str | None,
@@ -108,14 +115,17 @@ _Judge = Annotated[
 _MaxNewTokens = Annotated[
     int | None, options.option(panel=options.PICTURE, help="Longest answer; 1 for models of grid scenes, else 48.")
 ]
-_Batch = Annotated[int, options.option(panel=options.MACHINE, help="Questions that are answered together.")]
+_Batch = Annotated[int, options.option(panel=options.MACHINE, help="Questions answered in one batch.")]
 _Threads = Annotated[
     int | None, options.option(panel=options.MACHINE, help="CPU threads; torch's own choice if not given.")
 ]
 _Results = Annotated[
     Path | None,
     options.option(
-        "--results", panel=options.OUTPUT, metavar="FILE", help="Written as it goes; a run goes on from there."
+        "--results",
+        panel=options.OUTPUT,
+        metavar="FILE",
+        help="Results, written after each step; the same command continues a run that was stopped.",
     ),
 ]
 _Plot = Annotated[Path | None, options.option(panel=options.OUTPUT, metavar="FILE", help="Draw accuracy over FLOPs.")]

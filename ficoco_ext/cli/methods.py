@@ -17,7 +17,7 @@ _Name = Annotated[
     str | None,
     typer.Argument(
         metavar="NAME",
-        help="Of one method; all of them if not given.",
+        help="Show one method in full; all methods if not given.",
         autocompletion=completion.one_of(completion.methods),
     ),
 ]

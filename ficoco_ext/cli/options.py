@@ -80,11 +80,15 @@ R = Annotated[
 Tokens = Annotated[int | None, option(panel=REMOVE, help="Visual tokens kept.")]
 Layers = Annotated[
     str | None,
-    option(panel=REMOVE, metavar="12,13,..", help="Layers that reduce, on the side of the method; 12-22 is a range."),
+    option(
+        panel=REMOVE,
+        metavar="12,13,..",
+        help="Layers that reduce, of the part that the method acts in; 12-22 is a range.",
+    ),
 ]
 Set = Annotated[
     list[str] | None,
-    option("--set", panel=REMOVE, metavar="KEY=VALUE", help="Hyperparameter of the method; repeatable."),
+    option("--set", panel=REMOVE, metavar="KEY=VALUE", help="A hyperparameter of the method; repeatable."),
 ]
 
 # ---- true shapes with random weights
@@ -97,14 +101,16 @@ Geometry = Annotated[
         help=f"Time {' or '.join(completion.GEOMETRIES)} in true shapes with random weights instead of a model.",
     ),
 ]
-VisionLayers = Annotated[int | None, option(panel=GEOMETRY, help="Of the geometry; all if not given.")]
-TextLayers = Annotated[int | None, option(panel=GEOMETRY, help="Of the geometry; all if not given.")]
-TextTokens = Annotated[int, option(panel=GEOMETRY, help="Of the geometry's prompt.")]
+VisionLayers = Annotated[int | None, option(panel=GEOMETRY, help="Build only so many vision layers; all if not given.")]
+TextLayers = Annotated[int | None, option(panel=GEOMETRY, help="Build only so many text layers; all if not given.")]
+TextTokens = Annotated[int, option(panel=GEOMETRY, help="Text tokens in the prompt of --geometry.")]
 
 # ---- machine
 Dtype = Annotated[
     str | None,
-    option(panel=MACHINE, values=completion.DTYPES, help="If not given float32 on the CPU, bfloat16 elsewhere."),
+    option(
+        panel=MACHINE, values=completion.DTYPES, help="Precision; if not given float32 on the CPU, bfloat16 on a GPU."
+    ),
 ]
 Device = Annotated[
     str, option(panel=MACHINE, help="cpu or cuda.", autocompletion=completion.one_of(completion.DEVICES))

@@ -19,7 +19,7 @@ _AverageTokens = Annotated[
 _TtftMs = Annotated[
     float | None, options.option(panel=_BUDGET, help="Milliseconds to the first token by the roofline of --gpu.")
 ]
-_Floor = Annotated[int, options.option(panel=options.REMOVE, help="Visual tokens that stay at least.")]
+_Floor = Annotated[int, options.option(panel=options.REMOVE, help="Keep at least so many visual tokens.")]
 
 
 def command(
@@ -54,18 +54,20 @@ def command(
         _require_one(budgets)
         cost.require_plot(plot, model)
 
-        from ..cost import architecture, hardware, planner
-        from ..cost.compare import compare
-        from ..cost.precision import Precision
-        from ..methods import get_method
+        with common.progress() as progress:
+            progress("searching")
+            from ..cost import architecture, hardware, planner
+            from ..cost.compare import compare
+            from ..cost.precision import Precision
+            from ..methods import get_method
 
-        hyperparameters = common.assignments(set_)
-        shape, chosen = architecture(model), get_method(method, **hyperparameters)
-        given: dict[str, Any] = {"text_tokens": text_tokens, "images": images, "convention": convention}
-        given |= {"precision": Precision.parse(precision), "hardware": hardware(gpu)}
-        at = None if layers is None else common.integers("--layers", layers)
-        plan = planner.plan(shape, chosen, **budgets, layers=at, floor=floor, **given)
-        found = compare(shape, chosen, (plan.vision, plan.decoder), new_tokens=new_tokens, **given)
+            hyperparameters = common.assignments(set_)
+            shape, chosen = architecture(model), get_method(method, **hyperparameters)
+            given: dict[str, Any] = {"text_tokens": text_tokens, "images": images, "convention": convention}
+            given |= {"precision": Precision.parse(precision), "hardware": hardware(gpu)}
+            at = None if layers is None else common.integers("--layers", layers)
+            plan = planner.plan(shape, chosen, **budgets, layers=at, floor=floor, **given)
+            found = compare(shape, chosen, (plan.vision, plan.decoder), new_tokens=new_tokens, **given)
         calls = attach_call(method, hyperparameters, plan.vision, plan.decoder)
         heading, budget = _reached(plan)
         more = {"budget": budget, "attach": calls}

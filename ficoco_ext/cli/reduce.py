@@ -17,7 +17,7 @@ _Shape = Annotated[
     str, options.option(panel=_TENSORS, metavar="B,N,C", help="Random tokens; N counts class token and text.")
 ]
 _Heads = Annotated[int, options.option(panel=_TENSORS, help="Heads of the random query and key.")]
-_Seed = Annotated[int, options.option(panel=_TENSORS, help="Of the random tensors.")]
+_Seed = Annotated[int, options.option(panel=_TENSORS, help="Seed of the random tensors.")]
 _Input = Annotated[
     Path | None,
     options.option(
@@ -29,7 +29,7 @@ _ClassToken = Annotated[
     options.option(
         "--class-token/--no-class-token",
         panel=_TENSORS,
-        help="Token 0 is a class token; if not given yes, and no for methods of the language model.",
+        help="Whether token 0 is a class token; if not given yes, for methods in the language model no.",
     ),
 ]
 _Grid = Annotated[
@@ -40,17 +40,17 @@ _Visual = Annotated[
     options.option(
         panel=_TENSORS,
         metavar="START,LENGTH",
-        help="Methods of the language model: which tokens are visual. Of random tokens a middle span if not given.",
+        help="Which tokens are visual, for methods in the language model; if not given a middle span of random tokens.",
     ),
 ]
 _Dtype = Annotated[
     str | None,
-    options.option(panel=options.MACHINE, values=_DTYPES, help="If not given float32, or that of --input."),
+    options.option(panel=options.MACHINE, values=_DTYPES, help="Precision; if not given float32, or that of --input."),
 ]
 _R = Annotated[
     int | None,
     options.option(
-        "--r", panel=options.REMOVE, help="Tokens to remove; a quarter of those that may leave if not given."
+        "--r", panel=options.REMOVE, help="Tokens to remove; if not given a quarter of those that may be removed."
     ),
 ]
 _Threads = Annotated[

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 _MOST = 5  # survivors of a traced patch that a table names
 
-_Question = Annotated[str | None, options.option(panel=options.PICTURE, help="Methods of the language model go by it.")]
+_Question = Annotated[
+    str | None,
+    options.option(panel=options.PICTURE, help="What to ask; methods in the language model choose tokens by it."),
+]
 _Methods = Annotated[
     str,
     options.option(
@@ -28,12 +31,14 @@ _KeepRatio = Annotated[
     options.option(
         panel=options.REMOVE,
         metavar="RATIO[,..]",
-        help="Of a picture: visual tokens kept / all; one or one a layer. [0.25]",
+        help="For a picture: visual tokens kept / all, one or one a layer. [0.25]",
     ),
 ]
 _KeepRatios = Annotated[
     str | None,
-    options.option(panel=options.REMOVE, metavar="RATIO[,..]", help="Of a page: those of its slider. [0.5,0.25,0.1]"),
+    options.option(
+        panel=options.REMOVE, metavar="RATIO[,..]", help="For a page: keep ratios of its slider. [0.5,0.25,0.1]"
+    ),
 ]
 _Layers = Annotated[
     list[str] | None,
@@ -49,7 +54,7 @@ _Set = Annotated[
         "--set",
         panel=options.REMOVE,
         metavar="KEY=VALUE",
-        help="Hyperparameter of all methods that have it; repeatable.",
+        help="A hyperparameter, for all methods that have it; repeatable.",
     ),
 ]
 _Trace = Annotated[
@@ -67,7 +72,7 @@ _Attention = Annotated[
     ),
 ]
 _Panels = Annotated[
-    int | None, options.option(panel=options.OUTPUT, help="Of a picture: most layers to draw of a method. [8]")
+    int | None, options.option(panel=options.OUTPUT, help="For a picture: draw at most so many layers of a method. [8]")
 ]
 _Output = Annotated[
     Path,

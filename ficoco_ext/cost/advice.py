@@ -82,5 +82,5 @@ def _limits(found: Comparison) -> list[str]:
     decoder = found.schedules[1]
     if decoder is not None and decoder.patches > decoder.final == 1:
         last = max(step.layer for step in decoder.steps if step.r)
-        said.append(f"Behind layer {last} of the language model a single visual token is left.")
+        said.append(f"After layer {last} of the language model a single visual token is left.")
     return said
