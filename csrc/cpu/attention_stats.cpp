@@ -1,9 +1,12 @@
 // Class attention and patch attention of one layer.
 //
 // Logits: the mean over heads of inner products is one inner product over all heads, and the mean over a row is the
-// inner product with the mean key. So q and k are each read once: 4 H N d FLOPs, no N x N map. Bound by memory.
-// Probabilities: 24 query rows at a time against all keys, softmax in a buffer of N x 24 floats, summed and forgotten:
-// 2 H N^2 d FLOPs, O(N) memory a thread.
+// inner product with the mean key. So q and k are each read once, without an N x N map. A task owns 64 tokens. 4 H N d
+// FLOPs, bound by memory.
+//
+// Probabilities: a task owns a head and takes 24 query rows at a time against all keys. Their softmax stands in a
+// buffer of N x 24 floats, which the next rows reuse. 2 H N^2 d FLOPs, O(N) memory a thread.
+//
 // A given map is read once.
 #include <algorithm>
 #include <cmath>

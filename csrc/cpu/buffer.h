@@ -6,7 +6,7 @@
 
 namespace ficoco {
 
-// Room for `count` numbers, which it does not set. It starts on a cache line, so that no vector need straddle two.
+// Room for `count` uninitialized numbers. It starts on a cache line, so that no vector need straddle two.
 template <class T>
 class Buffer {
  public:

@@ -1,4 +1,4 @@
-// What is chosen by score: ranks, and the targets of one source.
+// Choices by score: ranks, and the targets of one source.
 #pragma once
 #include <bit>
 #include <cstdint>

@@ -1,6 +1,9 @@
-// Merges every source into its targets. A task owns a block of survivors and gathers what comes to each in the order of
-// the sources, in fp32: no atomics, no order that depends on threads. Tokens are read once and written once, so it is
-// bound by memory: (N + M) C elements, 2 r k C FLOPs an image.
+// Merges every source into its targets.
+//
+// A task owns 32 survivors and adds what each receives in the order of the sources, in fp32: no atomics, and no order
+// that depends on threads.
+//
+// Tokens are read once and written once, (N + M) C elements: bound by memory. 2 r k C FLOPs an image.
 #include <algorithm>
 #include <cstring>
 #include <vector>

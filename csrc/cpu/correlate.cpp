@@ -1,7 +1,9 @@
 // For each source the k kept patches it correlates with most, and weights that sum to 1.
 //
-// Sources are packed into panels of at most 24; a task takes one panel against a block of kept patches, so the
-// correlations (M, r) are written once and read once: 2 r M H d FLOPs an image, bound by arithmetic.
+// Sources are packed into panels of at most 24. A task owns one panel and a block of 64 kept patches (probabilities:
+// one panel, all keys).
+//
+// 2 r M H d FLOPs an image: bound by arithmetic. The correlations (M, r) are written once and read once.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -60,8 +62,8 @@ Fault choose(const CorrelateParams& p, int64_t panel, const float* scores, int64
   if (simd.any_nan(scores, candidates * width)) return Fault::kCorrelationNotFinite;
   const bool inserted = k <= kInsertionLimit;
   std::vector<float> best(inserted ? k * width : 0), falling(k), column(inserted ? 0 : candidates);
-  std::vector<int32_t> place(inserted ? k * width : 0), order;
-  if (inserted) simd.top_columns(scores, candidates, width, k, best.data(), place.data());
+  std::vector<int32_t> index(inserted ? k * width : 0), order;
+  if (inserted) simd.top_columns(scores, candidates, width, k, best.data(), index.data());
   Fault fault = Fault::kNone;
   for (int64_t i = 0; i < panels.rows(panel); ++i) {
     if (!inserted) {
@@ -70,7 +72,7 @@ Fault choose(const CorrelateParams& p, int64_t panel, const float* scores, int64
     }
     const int64_t at = (panel * kPanel + i) * k;
     for (int64_t t = 0; t < k; ++t) {
-      const int32_t j = inserted ? place[t * width + i] : order[t];
+      const int32_t j = inserted ? index[t * width + i] : order[t];
       p.targets[at + t] = j + p.first;
       falling[t] = scores[j * width + i];
     }

@@ -1,9 +1,11 @@
-// Targets among candidates, by direct attention and by way of other tokens:
-// C = gamma A[s, c] + (1 - gamma) A[s, o] diag(w) A[o, c], with `column` A[o, s]^T in place of A[s, o].
+// Targets among candidates, by direct attention and by attention through other tokens:
+// C = gamma A[s, c] + (1 - gamma) A[s, o] diag(w) A[o, c]; with `column`, A[o, s]^T stands for A[s, o].
 //
-// The sources' rows of A and the others' rows, each at all columns that are asked of it, are made 24 rows at a time,
-// head by head, and averaged over heads; then one source at a time adds the others' rows up. 2 H d (r m + r R + R m)
-// FLOPs for logits, 2 H d T (r + R) for probabilities, 2 r R m besides; memory O(r m + (r + m) R).
+// The rows of A of the sources and of the others, each at the columns it needs, are made 24 rows at a time, head by
+// head, and averaged over heads. Then one source at a time adds up the others' rows.
+//
+// 2 H d (r m + r R + R m) FLOPs for logits, 2 H d T (r + R) for probabilities; 2 r R m for the second term. Memory O(r
+// m + (r + m) R).
 #include <algorithm>
 #include <vector>
 

@@ -1,5 +1,6 @@
-// The r most redundant patches: scores, local penalty on the original grid, selection. O(P) and a partial selection,
-// 12 P bytes in and 8 N out.
+// The r most redundant patches: scores, local penalty on the original grid, selection.
+//
+// O(P) and a partial selection. Reads 12 P bytes, writes 8 N.
 #include <algorithm>
 #include <cmath>
 #include <limits>

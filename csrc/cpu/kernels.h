@@ -8,8 +8,8 @@
 
 namespace ficoco {
 
-// What is wrong with the values that were read, worst last. Where a score or a correlation is not finite, nothing that
-// depends on it is written.
+// What is wrong with the values read, the worst last. If a score or a correlation is not finite, nothing that depends
+// on it is written.
 enum class Fault {
   kNone,
   kNegativeRatio,

@@ -4,7 +4,7 @@
 
 namespace ficoco {
 
-// What a query may attend to: real keys, with `causal` no later ones.
+// The keys that a query may attend to: real ones, and with `causal` none after it.
 struct Visible {
   const bool* key_mask;  // (T), or nullptr
   bool causal;
@@ -13,8 +13,9 @@ struct Visible {
   }
 };
 
-// scores [keys][width] of the queries of tokens queries[0..count) become softmax numerators of scale * score, 0 where
-// nothing is seen; inverse[i] becomes 1 / their sum, 0 for a query that sees no key and for columns from `count` on.
+// scores [keys][width] of the queries of tokens queries[0..count) become softmax numerators of scale * score, 0 for a
+// key that it may not see; inverse[i] becomes 1 / their sum, 0 for a query that sees no key and for columns from
+// `count` on.
 inline void masked_softmax(const Visible& visible, const int64_t* queries, int64_t count, int64_t keys, int64_t width,
                            float scale, float* scores, float* inverse) {
   constexpr float kMasked = -1e30f;  // finite, so that the numerators become 0 and not NaN

@@ -1,5 +1,5 @@
 // Bipartite soft matching: every even token finds the odd token whose key is most like its own, and the r best pairs
-// merge.
+// merge. nearest.cpp finds the odd tokens.
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -29,7 +29,7 @@ Fault match_image(const MatchParams& p) {
   std::vector<uint64_t> order;
   if (even.count > 0 && odd.count > 0) {
     const Buffer<float> metric = unit_keys(p.key, p.tokens, p.width);
-    if (simd.any_nan(metric.data(), p.tokens * p.width) &&  // perhaps of a protected token alone
+    if (simd.any_nan(metric.data(), p.tokens * p.width) &&  // the NaN may be a protected token's, which is allowed
         !(finite(metric, p.width, even) && finite(metric, p.width, odd))) {
       return Fault::kKeyNotFinite;
     }
@@ -41,7 +41,7 @@ Fault match_image(const MatchParams& p) {
     }
   }
   if (p.r > 0) std::nth_element(order.begin(), order.begin() + (p.r - 1), order.end());
-  std::vector<int64_t> target(p.tokens, -1), place(p.tokens);  // -1: stays
+  std::vector<int64_t> target(p.tokens, -1), kept_index(p.tokens);  // -1: stays
   for (int64_t i = 0; i < p.r; ++i) {
     const int64_t pair = order[i] & 0xffffffffu;
     target[even.token(pair)] = odd.token(nearest[pair]);
@@ -51,12 +51,12 @@ Fault match_image(const MatchParams& p) {
     if (target[i] >= 0) {
       *source++ = i;
     } else {
-      place[i] = kept;
+      kept_index[i] = kept;
       p.kept[kept++] = i;
     }
   }
   for (const int64_t token : target) {
-    if (token >= 0) *targets++ = place[token];
+    if (token >= 0) *targets++ = kept_index[token];
   }
   std::fill_n(p.weights, p.r, 1.f);
   return Fault::kNone;

@@ -1,9 +1,10 @@
-// For every even token of ToMe the odd token whose unit key is most like its own: 2 |A| |B| d FLOPs an image, bound by
-// arithmetic.
+// For every even token of ToMe the odd token whose unit key is most like its own.
 //
-// Even tokens are packed into panels of at most 24 that run against blocks of odd ones; a block of similarities is
-// compared with the best so far and forgotten, so the (|A|, |B|) matrix never exists. Where the processor multiplies
-// bytes, those decide first which odd tokens are worth that (nearest_bytes.cpp).
+// Even tokens are packed into panels of at most 24, which run against blocks of 64 odd tokens. A block of similarities
+// is compared with the best so far and then overwritten, so the (|A|, |B|) matrix never exists. On a processor that
+// multiplies bytes, products of bytes first select the odd tokens worth a product of floats (nearest_bytes.cpp).
+//
+// 2 |A| |B| d FLOPs an image: bound by arithmetic.
 #include "cpu/nearest.h"
 
 #include <algorithm>

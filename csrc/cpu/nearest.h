@@ -1,4 +1,4 @@
-// The pairs of ToMe, before any is chosen.
+// The nearest odd token of every even token of ToMe, before any pair is chosen.
 #pragma once
 #include <algorithm>
 #include <cstdint>

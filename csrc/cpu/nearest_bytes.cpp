@@ -1,15 +1,20 @@
-// A processor with AVX-512 VNNI multiplies bytes at four times the rate of floats. Here keys are rounded to bytes
-// first, and only the odd tokens that rounding cannot tell from the best are compared in float: in any order of sums,
-// and those that this cannot tell apart by the sums that the panels form, in their order. The result is the same bit
-// for bit, if the compiler contracts the panels' a * b + c (setup.py asks for it). By Cauchy and Schwarz, with keys at
-// most of length 1 and rounding errors e, two unit keys' dot product is off by at most |e_even| + (1 + |e_even|)
-// |e_odd|; a token that is more than twice that below the best cannot be the best. Where too many are left (a blank
-// picture), panels do it all.
+// The nearest odd token of every even token, mostly by products of bytes: a processor with AVX-512 VNNI multiplies
+// bytes at four times the rate of floats.
 //
-// How many are left cannot be foreseen, so next to nothing branches on it: what one token leaves is appended to a list
-// for the whole task, and each step goes through the list before the next begins.
+// There are three steps, and each looks only at what the one before could not decide:
+//   1. Keys are rounded to bytes. Odd tokens that may still be the best, given the rounding, are candidates.
+//   2. The candidates are compared in float, summed in any order.
+//   3. Those still undecided are summed again as the panels of nearest.cpp do, in their order.
+// The result is the same bit for bit, if the compiler contracts the panels' a * b + c (setup.py asks for it).
 //
-// Tried and given up: the same with AVX2, which multiplies 16 bit integers at twice the rate. It came out 7 % faster.
+// The bound of step 1: by Cauchy and Schwarz, with keys of length at most 1 and rounding errors e, the product of two
+// unit keys is off by at most |e_even| + (1 + |e_even|) |e_odd|. A token that is more than twice that below the best
+// cannot be the best. If too many candidates are left (a blank picture), the panels do all the work.
+//
+// How many are left cannot be foreseen, so hardly anything branches on it: the candidates of each token are appended to
+// one list for the whole task, and each step goes through the list before the next begins.
+//
+// Tried and given up: the same with AVX2, which multiplies 16-bit integers at twice the rate. It came out 7 % faster.
 #include "cpu/nearest_bytes.h"
 
 #ifdef FICOCO_VNNI
@@ -36,14 +41,14 @@ constexpr int64_t kLanes = 16;           // numbers of one vector
 constexpr int64_t kRows = 6;             // even tokens that share a read of the odd ones: 24 sums, 4 keys, 1 broadcast
 constexpr int64_t kColumns = 4;          // vectors of sums of each
 constexpr int64_t kChains = 8;           // pairs settled at once, one to a lane
-constexpr int64_t kWorthScreening = 32;  // odd tokens for each even one from which on a panel is as fast
-constexpr int64_t kWorthSettling = 6;    // and of those that float sums in any order cannot tell apart
-constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;  // whatever the thread's mode is
+constexpr int64_t kWorthScreening = 32;  // candidates an even token from which a panel is as fast
+constexpr int64_t kWorthSettling = 6;    // the same for candidates left after float sums in any order
+constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;  // independent of the thread's rounding mode
 constexpr float kUnit = 1.0001f;  // length of a unit key, with the rounding of its division
 
 static_assert(ByteScreen::kTask % kRows == 0 && ByteScreen::kTask % 4 == 0, "a task is padded to groups of both");
 
-// Of two float sums of products, whatever their order.
+// The largest difference of two float sums of the same products in different orders.
 inline float rounding(int64_t width) { return static_cast<float>(width) * 0x1p-23f; }
 
 inline __mmask16 lanes(int64_t left) { return left >= kLanes ? 0xffff : static_cast<__mmask16>((1u << left) - 1); }
@@ -142,7 +147,7 @@ inline int32_t least_near(const int32_t* sums, int64_t columns, float slack) {
   return static_cast<int32_t>(std::max<int64_t>(least, -0x7fffffff));
 }
 
-// The odd tokens whose sum is at least `least`. Reads and writes up to 3 vectors and 4 numbers too many.
+// The odd tokens whose sum is at least `least`. Reads and writes up to 3 vectors and 4 numbers past the end.
 inline int64_t near_largest(const int32_t* sums, int64_t count, int32_t least, int32_t* found) {
   constexpr int64_t kBits = 4 * kLanes;
   const __m512i bound = _mm512_set1_epi32(least);
@@ -162,7 +167,7 @@ inline int64_t near_largest(const int32_t* sums, int64_t count, int32_t least, i
   return n;
 }
 
-// Those of n odd tokens whose products are at most `slack` below the largest. Writes up to a vector too many.
+// Those of n odd tokens whose products are at most `slack` below the largest. Writes up to a vector past the end.
 inline int64_t near_best(const int32_t* odd, const float* dots, int64_t n, float slack, int32_t* near) {
   const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
   __m512 most = nothing;
@@ -203,7 +208,7 @@ inline void transpose(const __m256* rows, __m256* out) {
 }
 
 // Bytes of odd tokens are 128 more than the keys, as VNNI wants one side unsigned. That adds the same to all sums of an
-// even token. Padding repeats the last token, so that a row's largest sum needs no care. Returns scale and error.
+// even token. Padding repeats the last token, so that it cannot change a row's largest sum. Returns scale and error.
 std::pair<float, float> pack_odd(const float* metric, int64_t width, const Side& odd, int64_t words, int64_t columns,
                                  int32_t* packed) {
   __m512 most = _mm512_setzero_ps();
@@ -240,7 +245,7 @@ struct ByteScreen::Pairs {
     count += more;
   }
 
-  // Repeats the last pair, for steps that take several at once.
+  // Repeats the last pair, so that steps which take several at once are full.
   void pad() {
     _mm512_storeu_si512(even.data() + count, _mm512_set1_epi32(even[count - 1]));
     _mm512_storeu_si512(odd.data() + count, _mm512_set1_epi32(odd[count - 1]));
@@ -342,7 +347,7 @@ void ByteScreen::settle(const Pairs& pairs, float* best, int32_t* nearest) const
       if (width_ - c >= kChains) {
 #pragma GCC unroll 8
         for (int64_t u = 0; u < kChains; ++u) sum = _mm256_fmadd_ps(xt[u], yt[u], sum);
-      } else {  // no step more than a panel makes: 0 * 0 would turn -0 into 0
+      } else {  // exactly the steps of a panel: one more, 0 * 0, would turn -0 into 0
         for (int64_t u = 0; u < width_ - c; ++u) sum = _mm256_fmadd_ps(xt[u], yt[u], sum);
       }
     }
@@ -376,7 +381,7 @@ bool ByteScreen::nearest(int64_t begin, int64_t count, float* best, int32_t* nea
 #pragma GCC pop_options
 #pragma GCC diagnostic pop
 
-// With few channels there is nothing to gain; of more than 4096 the bounds on rounding were not looked at.
+// With few channels there is nothing to gain; above 4096 the bounds on rounding were not checked.
 bool ByteScreen::suits(int64_t width) { return simd.vnni && width >= 16 && width <= 4096; }
 
 }  // namespace ficoco

@@ -11,9 +11,9 @@ namespace ficoco {
 
 class ByteScreen {
  public:
-  static constexpr int64_t kTask = 48;  // even tokens of one task, which has scratch memory to set up
+  static constexpr int64_t kTask = 48;  // even tokens of one task, which allocates scratch memory
 
-  // The processor can, and it is worth while.
+  // Whether the processor can do it and it is worth while.
   static bool suits(int64_t width);
 
   // Rounds the odd tokens' keys to bytes; there is at least one. `metric`, (tokens, width), must outlive the screen.
@@ -33,11 +33,11 @@ class ByteScreen {
   // one may be.
   void round_even(int64_t begin, int64_t count, int8_t* keys, float* slack) const;
 
-  // The odd tokens that bytes cannot tell from the nearest; those of even token begin + i end at ends[i]. False: too
+  // The odd tokens that, judged by bytes, may be the nearest; those of even token begin + i end at ends[i]. False: too
   // many.
   bool screen(int64_t begin, int64_t count, Pairs& close, int64_t* ends) const;
 
-  // The pairs' products, not to the last bit.
+  // The pairs' products, summed in any order.
   Buffer<float> dots_in_any_order(const Pairs& pairs) const;
 
   // The pairs' products summed as a panel does, one pair to a lane, against the best of their even tokens.
@@ -47,8 +47,8 @@ class ByteScreen {
   int64_t width_;
   Side even_, odd_;
   int64_t words_, columns_;  // bytes of a key in fours, and odd tokens; both padded to whole vectors
-  float scale_, error_;      // what a byte counts, and the longest error of a key
-  Buffer<int32_t> packed_;   // word c of 16 odd tokens lies side by side
+  float scale_, error_;      // the value of one byte step, and the largest rounding error of a key
+  Buffer<int32_t> packed_;   // word c of 16 odd tokens is contiguous
 };
 
 }  // namespace ficoco

@@ -10,7 +10,7 @@
 
 namespace ficoco {
 
-// Head-mean keys (tokens, width) at unit length, those below 1e-12 divided by that.
+// Head-mean keys (tokens, width) at unit length, those shorter than 1e-12 divided by 1e-12.
 Buffer<float> unit_keys(const Rows& key, int64_t tokens, int64_t width);
 
 // Rows [begin, begin + count) of one head of one image as floats: the tensor itself if it holds floats, else a
@@ -30,7 +30,7 @@ class FloatRows {
     return scratch_.data();
   }
 
-  // Elements from one row that `read` returned to the next.
+  // Elements between two rows that `read` returned.
   int64_t stride() const { return rows_.dtype == Dtype::kFloat ? rows_.stride_n : width_; }
 
  private:

@@ -39,7 +39,7 @@ namespace avx2 {
 #ifdef FICOCO_AVX2
 enum Level { kBaseline, kAvx2, kVnni };
 
-// The processor's, or less if the environment says so.
+// The level of the processor, or a lower one that the environment asks for.
 static Level level() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool vnni = avx2 && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("popcnt") &&

@@ -34,7 +34,7 @@ struct Simd {
   float (*dot)(const float* x, const float* y, int64_t n);
   double (*sum_squares)(const float* x, int64_t n);
 
-  // out[j] = rows[j] at unit length; what is shorter than `least` is divided by that. In place if out is rows.
+  // out[j] = rows[j] at unit length; a row shorter than `least` is divided by `least`. In place if out is rows.
   void (*unit_rows)(const float* rows, int64_t stride, int64_t count, int64_t n, double least, float* out);
 
   // acc[c] += sum over rows j of rows[j][c]; out[j] += <rows[j], vec>.
@@ -51,21 +51,21 @@ struct Simd {
 
   // Softmax numerators of each column of scores [count][width] times `scale`, in place: exp(scale * (s - max)). Their
   // sum over rows [first, count) goes to sums[width]; row 0 is not in it if first is 1, so that a class token that
-  // takes nearly everything does not cost the rest its digits.
+  // takes nearly all attention does not cost the others precision.
   void (*exp_columns)(float* scores, int64_t count, int64_t width, float scale, int64_t first, float* sums);
 
   // acc[j][i] += scores[j][i] * factor[i] for matrices [count][width].
   void (*add_scaled_columns)(float* acc, const float* scores, int64_t count, int64_t width, const float* factor);
 
-  // For each column of scores [count][width], best[i] and place[i]: its largest value and `first` plus the row that has
-  // it, where they exceed what best[i] holds already. So the lowest row wins if blocks come in order.
-  void (*max_columns)(const float* scores, int64_t count, int64_t width, int32_t first, float* best, int32_t* place);
+  // For each column of scores [count][width], best[i] and index[i]: its largest value and `first` plus the row that has
+  // it, if it exceeds what best[i] holds already. So the lowest row wins if blocks come in order.
+  void (*max_columns)(const float* scores, int64_t count, int64_t width, int32_t first, float* best, int32_t* index);
 
   bool (*any_nan)(const float* x, int64_t n);
 
-  // For each column of scores [count][width], best[t][i] and place[t][i] for t < k <= count: its k largest values in
+  // For each column of scores [count][width], best[t][i] and index[t][i] for t < k <= count: its k largest values in
   // falling order, the lowest row first among equals.
-  void (*top_columns)(const float* scores, int64_t count, int64_t width, int64_t k, float* best, int32_t* place);
+  void (*top_columns)(const float* scores, int64_t count, int64_t width, int64_t k, float* best, int32_t* index);
 };
 
 extern const Simd simd;

@@ -56,7 +56,7 @@ FICOCO_INLINE IntVec to_half(Vec value) {
   return half | sign;
 }
 
-// exp(x) for x <= 0, within 2 units in the last place: 2^n from the exponent bits, 2^f from a polynomial.
+// exp(x) for x <= 0, within 2 ulp: 2^n from the exponent bits, 2^f from a polynomial.
 FICOCO_INLINE Vec exp_nonpositive(Vec x) {
   constexpr float kMagic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
   const IntVec low = x < splat(-87.f);  // the result would be subnormal: flush to zero
@@ -112,7 +112,7 @@ template <int V>
 FICOCO_INLINE void panel_all(const float* panel, int64_t n, const float* rows, int64_t stride, const int64_t* index,
                              int64_t count, float* out) {
   constexpr int64_t kWidth = V * kLanes;
-  float spare[kWidth] = {};  // where the rows that pad the last block of 4 go
+  float spare[kWidth] = {};  // takes the rows that pad the last block of 4
   for (int64_t j = 0; j < count; j += 4) {
     const float* r[4];
     float* o[4];
@@ -341,11 +341,11 @@ void add_scaled_columns(float* acc, const float* scores, int64_t count, int64_t 
   }
 }
 
-void max_columns(const float* scores, int64_t count, int64_t width, int32_t first, float* best, int32_t* place) {
+void max_columns(const float* scores, int64_t count, int64_t width, int32_t first, float* best, int32_t* index) {
   for (int64_t i = 0; i < width; i += kLanes) {
     Vec top = loadu(best + i);
     IntVec where;
-    std::memcpy(&where, place + i, sizeof(where));
+    std::memcpy(&where, index + i, sizeof(where));
     for (int64_t j = 0; j < count; ++j) {
       const Vec value = loadu(scores + j * width + i);
       const IntVec larger = value > top;
@@ -353,7 +353,7 @@ void max_columns(const float* scores, int64_t count, int64_t width, int32_t firs
       where = larger ? (first + static_cast<int32_t>(j)) - IntVec{} : where;
     }
     storeu(best + i, top);
-    std::memcpy(place + i, &where, sizeof(where));
+    std::memcpy(index + i, &where, sizeof(where));
   }
 }
 
@@ -364,10 +364,10 @@ bool any_nan(const float* x, int64_t n) {
   return found != 0;
 }
 
-void top_columns(const float* scores, int64_t count, int64_t width, int64_t k, float* best, int32_t* place) {
+void top_columns(const float* scores, int64_t count, int64_t width, int64_t k, float* best, int32_t* index) {
   for (int64_t i = 0; i < k * width; ++i) {
     best[i] = -std::numeric_limits<float>::infinity();
-    place[i] = -1;  // empty: anything goes in, even minus infinity
+    index[i] = -1;  // empty: anything goes in, even minus infinity
   }
   for (int64_t j = 0; j < count; ++j) {
     for (int64_t i = 0; i < width; i += kLanes) {
@@ -376,7 +376,7 @@ void top_columns(const float* scores, int64_t count, int64_t width, int64_t k, f
       IntVec where = at - IntVec{};
       for (int64_t t = 0; t < k; ++t) {  // insertion into the falling list: strictly larger values move the rest down
         float* b = best + t * width + i;
-        int32_t* p = place + t * width + i;
+        int32_t* p = index + t * width + i;
         Vec held = loadu(b);
         IntVec held_at;
         std::memcpy(&held_at, p, sizeof(held_at));

@@ -1,6 +1,6 @@
-// A selection among the visual tokens of a sequence, as positions in the sequence: one walk over the visual tokens,
-// which finds out on the way whether the lists are what they should be, then one over the columns. No FLOPs, O(T)
-// memory.
+// A selection among the visual tokens of a sequence, as positions in the sequence.
+//
+// One walk over the visual tokens, which also checks the lists, then one over the columns. No FLOPs, O(T) memory.
 #include "cpu/kernels.h"
 
 namespace ficoco {

@@ -1,8 +1,10 @@
 // Weighted sums of the attention between chosen tokens.
 //
-// Logits: a weighted sum of inner products is one inner product with the weighted sum: 2 W (N + R) H d FLOPs, no map.
-// Probabilities: 24 query rows of one head at a time against all keys, softmax in a buffer of T x 24 floats, summed and
-// forgotten: 2 Q T H d FLOPs for Q query rows, O(W N H) memory besides.
+// Logits: a weighted sum of inner products is one inner product with the weighted sum. A task owns 64 tokens. 2 W (N +
+// R) H d FLOPs, no map.
+//
+// Probabilities: a task owns a head and takes 24 query rows at a time against all keys. Their softmax stands in a
+// buffer of T x 24 floats, which the next rows reuse. 2 Q T H d FLOPs for Q query rows, O(W N H) memory besides.
 #include <algorithm>
 #include <vector>
 

@@ -1,4 +1,6 @@
-// The metric of ToMe: the mean over heads of a token's keys, at unit length. Keys are read once: bound by memory.
+// The metric of ToMe: the mean over heads of a token's keys, at unit length. A task owns 64 tokens.
+//
+// Keys are read once: bound by memory.
 #include <algorithm>
 
 #include "cpu/parallel.h"

@@ -1,7 +1,8 @@
-// attention_stats: which kernels serve which case, and the statistics of a given map.
+// attention_stats: picks the kernels for each case, and computes the statistics of a given map.
 //
-// A map is read once, 4 H N^2 bytes (float): bound by memory. Row means: one warp a row. Column means: a block has 64
-// rows and adds them up, a second kernel adds the blocks.
+// Row means: one warp a row. Column means: a block adds up 64 rows, then a second kernel adds up the blocks.
+//
+// Reads the map once, 4 H N^2 bytes (float): bound by memory.
 #include "cuda/logits_stats.cuh"
 
 namespace ficoco {

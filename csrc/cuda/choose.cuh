@@ -4,7 +4,7 @@
 
 namespace ficoco {
 
-// A correlation and its index, as a number that is the larger the better: the higher correlation, then the lower index.
+// A correlation and its index, as one number. Larger is better: the higher correlation, then the lower index.
 // Of all correlations, 0 is worse than any and ~0 better.
 using Ranked = unsigned long long;
 
@@ -17,7 +17,7 @@ __device__ __forceinline__ int place_of(Ranked one) {
   return static_cast<int>(0x7fffffffu - static_cast<uint32_t>(one & 0xffffffffu));
 }
 
-// The best of what kLanes neighbouring lanes have. All lanes of the warp call it.
+// The best value of kLanes neighbouring lanes. All lanes of the warp call it.
 template <int kLanes>
 __device__ __forceinline__ Ranked best_of_lanes(Ranked one) {
 #pragma unroll

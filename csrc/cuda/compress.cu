@@ -1,16 +1,20 @@
-// Merges every source into its targets. A block owns 32 survivors and 512 bytes of each of their rows; a warp has four
-// of the survivors, a lane 16 bytes. One more block of each image writes the source map.
+// Merges every source into its targets.
 //
-// All threads together look through the image's edges and list those that end at the block, in order: of each its
-// source, its share of the mean and the original tokens that it moves. Then each warp adds the sources of its survivors
-// in that order, in fp32, several reads on their way at once. A survivor that many sources chose is thus the work of as
-// many blocks as its row has slices, and none of them looks for an edge twice. No atomics on floats, no sorting. Most
-// survivors receive nothing: their rows are read before the edges and written while the list is made, and they are
-// done. The few that receive read their row once more, from the cache. Only where an image has more edges than one list
-// holds do sums wait in shared memory while the next are listed.
+// A block owns 32 survivors of an image and 512 bytes of each of their rows. A warp owns four of these survivors, a
+// lane 16 bytes. One more block per image writes the source map.
+//
+// All threads of a block go through the image's edges and list those that end at its survivors, in order. For each edge
+// the list holds the source, its share of the mean and the original tokens that it moves. Then each warp adds the
+// sources of its survivors in that order, in fp32, with several reads in flight. So the work of a survivor that many
+// sources chose is split among as many blocks as its row has slices, and no block searches the edges twice. There are
+// no float atomics and no sort.
+//
+// Most survivors receive nothing. Their rows are read before the edges are searched and written while the list is made.
+// The few that receive something read their row once more, from the cache. If an image has more edges than one list
+// holds, the sums wait in shared memory while the next edges are listed.
 //
 // Tokens are read once and written once, (N + M) C elements, 16 bytes at a time: bound by memory. 2 r k C FLOPs an
-// image. r = 0 is a plain copy. Shared memory 3 KB; with more than 256 edges 56 KB (half), 40 KB (float).
+// image. r = 0 is a plain copy. Shared memory: 3 KB; with more than 256 edges 56 KB (half), 40 KB (float).
 #include "cuda/utils.cuh"
 
 namespace ficoco {
@@ -21,15 +25,15 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kRows = 4;  // survivors of a warp
 constexpr int kBlockRows = kRows * kWarps;
 // kOnce: all edges of an image fit into one list. Then a block is small, and many of them hide each other's waits;
-// otherwise a popular survivor has many sources, and reads on their way at once hide theirs.
+// otherwise a popular survivor has many sources, and several reads in flight hide the waits.
 template <bool kOnce>
-constexpr int kEdges = kOnce ? 1 : 5;  // that a thread looks at before they are added up
+constexpr int kEdges = kOnce ? 1 : 5;  // that a thread examines before they are added up
 template <bool kOnce>
 constexpr int kListed = kEdges<kOnce> * kThreads;
 template <bool kVector, bool kOnce>
 constexpr int kBatch = !kVector ? 2
                        : kOnce  ? 4
-                                : 8;  // packs of a lane on their way at once
+                                : 8;  // packs of a lane in flight at once
 constexpr int kRowBit = 20;
 static_assert(kMaxTokens <= 1 << kRowBit && kBlockRows <= 32, "a row and a source share 32 bits");
 
@@ -41,7 +45,7 @@ struct EdgeList {
   float moved[kListed<kOnce>];    // original tokens
 };
 
-// What a survivor weighs: the divisor of its mean, and the original tokens it will stand for.
+// The weight of a survivor: the divisor of its mean, and the original tokens it will stand for.
 struct Mass {
   float divisor, size;
 };
@@ -66,8 +70,8 @@ __device__ void write_source_map(const CompressParams& p, int64_t b) {
   }
 }
 
-// Row of the block, or none of its, where each of this thread's edges from `base` on ends. A warp has kEdges runs
-// of 32.
+// The row of the block at which each of this thread's edges from `base` on ends, if it ends there. A warp has kEdges
+// runs of 32.
 template <int kEdges>
 __device__ __forceinline__ void read_ends(const CompressParams& p, int64_t b, int64_t base, int64_t j0, int rows,
                                           int (&row)[kEdges]) {
@@ -143,7 +147,7 @@ __device__ __forceinline__ Pack<T> as_pack(const uint4& bits) {
   return pack;
 }
 
-// Sums of 16 bytes a lane of one survivor, and what it weighs.
+// Sums of one survivor, 16 bytes a lane, and its weight.
 template <class T>
 struct Sums {
   float of[kPer<T>];
@@ -184,7 +188,7 @@ struct Sums {
           hits &= hits - 1;
         }
 #pragma unroll
-        for (int i = 0; i < kBatch<kVector, kOnce>; ++i) {  // without a branch; adding -0 changes nothing, -0 neither
+        for (int i = 0; i < kBatch<kVector, kOnce>; ++i) {  // without a branch: adding -0 changes no value, not even -0
           const int at = max(at0 + __ffs(static_cast<int>(same_hits)) - 1, 0);
           const float share = same_hits ? list.share[at] : -0.f, moved = same_hits ? list.moved[at] : -0.f;
           same_hits &= same_hits - 1;
@@ -199,7 +203,7 @@ struct Sums {
   }
 };
 
-// Where a survivor's sums wait while the next edges are listed. A lane reads only what it wrote.
+// Shared memory for a survivor's sums while the next edges are listed. A lane reads only what it wrote.
 template <class T>
 struct Waiting {
   float4 sums[kBlockRows][kPer<T> / 4][kWarp];
@@ -259,7 +263,7 @@ __global__ void __launch_bounds__(kThreads, kOnce ? 3 : 2)
   const int64_t c = static_cast<int64_t>(slice * kWarp + lane) * kPer<T>;
   const int left = static_cast<int>(max(min(p.channels - c, int64_t{kPer<T>}), int64_t{0}));  // of the lane's channels
   const T* images = tokens.row(b, 0, 0) + c;
-  // Addresses are made where they are used: kept, they would cost registers that rows on their way need.
+  // Addresses are made where they are used: kept, they would cost registers that the rows in flight need.
   const auto survivor = [&](int row) { return b * p.kept_count + j0 + row; };
   const auto size_of = [&](int64_t token) { return p.size ? p.size[b * p.count + token] : 1.f; };
   const auto write = [&](int row, const uint4& bits, float size) {
@@ -346,7 +350,7 @@ __global__ void __launch_bounds__(kThreads, kOnce ? 3 : 2)
 template <class T, bool kVector, bool kOnce>
 cudaError_t launch(const CompressParams& p, cudaStream_t stream) {
   const auto kernel = compress_kernel<T, kVector, kOnce>;
-  // Without channels there are sizes still.
+  // Without channels the sizes are still written.
   const int64_t slices = p.channels ? ceil_div(p.channels, kWarp * kPer<T>) : 1;
   const dim3 grid(ceil_div(p.kept_count, kBlockRows) * slices + 1, p.batch);
   constexpr size_t bytes = sizeof(Shared<T, kOnce>);

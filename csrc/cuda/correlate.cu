@@ -1,16 +1,15 @@
 // For each source the k kept patches it correlates with most, and weights that sum to 1.
 //
-// A block has 64 sources and 64 kept patches of an image and walks over all channels of all heads; logits of all heads
-// go into one sum, probabilities are made head by head from the sources' softmax statistics. Of each source it lists
-// the k best of its patches, found in registers; the last block of an image, or a second kernel, unites the lists,
-// eight or 32 lanes a source. More than 8 targets a source are chosen from all correlations (B, r, M) by the second
-// kernel.
+// A block owns 64 sources and 64 kept patches of an image and walks over all channels of all heads. Logits of all heads
+// go into one sum. Probabilities are made head by head from the sources' softmax statistics. For each source the block
+// finds the k best of its patches in registers and lists them. The last block of an image, or a second kernel, unites
+// the lists, with eight or 32 lanes a source. For more than 8 targets a source, all correlations (B, r, M) are written,
+// and the second kernel chooses from them.
 //
-// 2 B r M H d FLOPs (probabilities: 2 B r (M + N) H d); the sources' q is read once for every 64 kept patches, the kept
-// k once for every 64 sources, from the second-level cache where statistics were computed just before. Bound by latency
-// at B = 1, by memory else: four steps are on their way at once, eight where there are few
-// blocks. Shared memory: 76 KB (half; few blocks: 148 KB), 71 KB (float). Half
-// precision on tensor cores, float by FMA.
+// 2 B r M H d FLOPs; probabilities 2 B r (M + N) H d. Half precision runs on tensor cores, float by FMA. The sources' q
+// is read once for every 64 kept patches, the kept k once for every 64 sources. Both come from the second-level cache
+// if the statistics were computed just before. Bound by latency at B = 1, else by memory: four steps are in flight at
+// once, eight where there are few blocks. Shared memory: 76 KB (half; few blocks: 148 KB), 71 KB (float).
 #include "cuda/choose.cuh"
 #include "cuda/correlate.cuh"
 #include "cuda/metric.cuh"
@@ -25,24 +24,24 @@ constexpr int kThreads = 256;
 
 constexpr int64_t kListed = 8;        // targets a source that a tile lists
 constexpr int kGroup = 8;             // lanes that choose for one source in the last block
-constexpr int64_t kLoneBlocks = 128;  // of a grid that has a multiprocessor for each
+constexpr int64_t kLoneBlocks = 128;  // a grid of so few has a multiprocessor for each block
 constexpr int kChoosers = 64;         // threads of a block of the second kernel
 
 struct ScoreParams {
   CorrelateParams p;
-  float factor;                // on a sum over heads
+  float factor;                // multiplies a sum over heads
   const float *top, *inverse;  // for probabilities: (B, H, r) of the sources, or (B, H, N) of all tokens
   bool of_all;
   float* scores;       // (B, r, candidates), or nullptr: there are lists
   Ranked* lists;       // (B, r, listed)
-  int listed;          // k of every 64 or 32 candidates
+  int listed;          // the best k of every 64 or 32 candidates
   uint32_t* counters;  // (B) or nullptr
 };
 
 __host__ __device__ __forceinline__ int64_t candidates_of(const CorrelateParams& p) { return p.kept_count - p.first; }
 
-// The image's choices by one block whose shared memory is free and has room for `numbers`: brings the lists of as many
-// sources as fit there.
+// One block makes the image's choices. Its shared memory is free and has room for `numbers`: it loads the lists of as
+// many sources as fit.
 __device__ void choose_all(const ScoreParams& s, int64_t b, Ranked* room, int numbers) {
   const int r = static_cast<int>(s.p.r), fit = numbers / s.listed, group = threadIdx.x / kGroup;
   for (int first = 0; first < r; first += fit) {
@@ -60,11 +59,11 @@ __device__ void choose_all(const ScoreParams& s, int64_t b, Ranked* room, int nu
   }
 }
 
-// The k best of each row of a tile, one after the other, in lists whose first is that of the tile's first row. The
-// warps that share a row have a list each, side by side. value(i, j) is of each thread's row(i) and column(j), `place`
-// that of column 0.
+// The k best of each row of a tile, one after the other. `lists` begins with the list of the tile's first row; warps
+// that share a row have a list each, side by side. value(i, j) belongs to the thread's row(i) and column(j);
+// `first_column` is the index of column 0.
 template <class T, class Value>
-__device__ __forceinline__ void list_best(Ranked* lists, int64_t stride, int k, int rows, int columns, int place,
+__device__ __forceinline__ void list_best(Ranked* lists, int64_t stride, int k, int rows, int columns, int first_column,
                                           const Value& value) {
   using Sums = TileSums<T>;
 #pragma unroll
@@ -75,7 +74,7 @@ __device__ __forceinline__ void list_best(Ranked* lists, int64_t stride, int k, 
       Ranked best = 0;
 #pragma unroll
       for (int j = 0; j < Sums::kColumns; ++j) {
-        const Ranked one = ranked(value(i, j), place + Sums::column(j));
+        const Ranked one = ranked(value(i, j), first_column + Sums::column(j));
         if (Sums::column(j) < columns && one < last) best = max(best, one);
       }
       last = best = best_of_lanes<Sums::kAcross>(best);
@@ -195,7 +194,7 @@ struct Workspace {
 
 bool lists(const CorrelateParams& p) { return p.k <= kListed && p.by != Correlation::kMap; }
 
-// What a source's lists have room for. Keys are compared as float.
+// The entries of a source's lists. Keys are compared as float.
 int64_t listed(const CorrelateParams& p) {
   const bool half = p.by != Correlation::kKey && p.key.dtype != Dtype::kFloat;
   const int64_t warps = half ? TileSums<__half>::kRowWarps : TileSums<float>::kRowWarps;
@@ -252,7 +251,7 @@ cudaError_t launch_choose(const CorrelateParams& p, const float* scores, cudaStr
 
 void take_correlate_workspace(const CorrelateParams& p, Pieces& pieces) { take(p, pieces); }
 
-// The list of one source must fit into the shared memory that the tail has.
+// The list of one source must fit into the tail's shared memory.
 bool can_choose_in_tail(const CorrelateParams& p) { return p.r <= kTailSources && lists(p) && listed(p) <= 8192; }
 
 cudaError_t launch_correlate(const CorrelateParams& p, const KnownSoftmax& known, uint32_t* counters, Pieces& pieces,

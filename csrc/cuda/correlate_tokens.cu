@@ -1,10 +1,12 @@
-// Targets among candidates, by direct attention and by way of other tokens:
-// C = gamma A[s, c] + (1 - gamma) A[s, o] diag(w) A[o, c], with `column` A[o, s]^T in place of A[s, o].
+// Targets among candidates, by direct attention and by attention through other tokens:
+// C = gamma A[s, c] + (1 - gamma) A[s, o] diag(w) A[o, c]; with `column`, A[o, s]^T stands for A[s, o].
 //
-// Blocks of A by token_blocks.cu: the rows of the sources, and those of the others at all columns that are asked of
-// them. Then one kernel adds the others' rows to the sources', as a product of two matrices in float32, 32 x 64 entries
-// a block of threads. 2 B H d (r m + r R + R m) FLOPs for logits, for probabilities the softmax statistics of the rows
-// too; 2 B r R m for the way; bound by arithmetic. Shared memory 48 KB.
+// token_blocks.cu makes two blocks of A: the rows of the sources, and the rows of the others, each at the columns it
+// needs. Then one kernel adds the second term to the sources' rows, as a product of two matrices in float32. A block of
+// threads owns 32 x 64 entries.
+//
+// 2 B H d (r m + r R + R m) FLOPs for logits; probabilities also need the softmax statistics of the rows. 2 B r R m for
+// the second term. Bound by arithmetic. Shared memory 48 KB.
 #include "cuda/correlate.cuh"
 #include "cuda/ptx.cuh"
 #include "cuda/row_softmax.cuh"
@@ -14,7 +16,7 @@ namespace ficoco {
 namespace {
 
 constexpr int kWaySources = 32, kWayColumns = 64, kWayOthers = 32;  // of one block, the others at a time
-constexpr int kWayStages = 4;                                       // of others on their way
+constexpr int kWayStages = 4;                                       // of others in flight
 constexpr int kWayThreads = kWaySources * kWayColumns / 16;
 
 struct WayStep {
@@ -57,7 +59,7 @@ __global__ void __launch_bounds__(kWayThreads, 4)
   for (int stage = 0; stage < kWayStages - 1; ++stage) load(stage * kWayOthers, steps[stage]);
   for (int t0 = 0, stage = 0; t0 < others; t0 += kWayOthers, stage = (stage + 1) % kWayStages) {
     wait_for_copies<kWayStages - 2>();
-    __syncthreads();  // everyone's copies are there, and no thread reads what the next ones overwrite
+    __syncthreads();  // all copies have arrived, and no thread still reads what the next ones overwrite
     load(t0 + (kWayStages - 1) * kWayOthers, steps[(stage + kWayStages - 1) % kWayStages]);  // zeros after the last
 #pragma unroll 8
     for (int t = 0; t < kWayOthers; ++t) {
@@ -133,7 +135,7 @@ cudaError_t launch_correlate_tokens(const CorrelateTokensParams& p, void* worksp
     of_others.rows = others;
     of_others.softmax = w.others;
     of_others.columns[0] = {candidates, nullptr, nullptr, w.from, p.other_count * from_step, from_step, 1};
-    const int64_t image = p.other_count * way_step;  // of `way`, which is weighted and lies by others
+    const int64_t image = p.other_count * way_step;  // of `way`, which is weighted and stored by others
     if (p.column) {
       of_others.columns[1] = {sources, p.others_weight, nullptr, w.way, image, way_step, 1};
     } else {

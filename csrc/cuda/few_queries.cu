@@ -1,10 +1,13 @@
-// A 64 x 64 tile of products for one query row is mostly zeros, and one block a head walks over all keys. Here a block
-// has 128 keys of one head and the queries of all heads that share it; a key's row is read by as many lanes as it has
-// 16 bytes, several rows at once. The products are kept, with maximum and sum of each 128, so the keys are read once; a
-// second kernel unites those and adds the probabilities of the chosen tokens up, a quarter of the heads a thread.
+// Attention sums by probabilities for few query rows. With one query row a 64 x 64 tile of products is mostly zeros,
+// and only one block a head would walk over all keys.
 //
-// B T Hk d elements read, 4 B R H T bytes written and read again; 2 B R H T d FLOPs, bound by memory. Shared memory:
-// 20 KB, 14 KB.
+// A block owns 128 keys of one head and takes the queries of all heads that share it. A key's row of n * 16 bytes is
+// read by n lanes, several rows at once. The products are kept, with the maximum and the sum of each 128, so the keys
+// are read once. A second kernel unites the maxima and sums and adds up the probabilities of the chosen tokens; there a
+// thread owns a token and a quarter of the heads.
+//
+// 2 B R H T d FLOPs. Reads B T Hk d elements, writes and reads again 4 B R H T bytes: bound by memory. Shared memory:
+// 20 KB (first kernel), 14 KB (second).
 #include "cuda/few_queries.cuh"
 
 #include <cfloat>
@@ -17,7 +20,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kKeys = 128;             // of one block
-constexpr int kBatch = 4;              // reads of a lane on their way at once
+constexpr int kBatch = 4;              // reads of a lane in flight at once
 constexpr int64_t kRows = 8;           // queries that share a key head
 constexpr int64_t kQueryRoom = 4096;   // numbers of those queries
 constexpr int64_t kRoomOfRows = 1024;  // queries of all heads

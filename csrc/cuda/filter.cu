@@ -1,7 +1,9 @@
-// The r most redundant patches. One block an image: scores stay in registers, the best of each window is found by
-// integer atomicMax (whose result does not depend on order), the r-th score by bisection, indices by prefix sums.
+// The r most redundant patches.
 //
-// Shared memory: 3.2 KB, and 8 bytes a window. Moves 8 P bytes in and 12 P out an image; latency bound.
+// A block owns an image, and the scores stay in registers. The best of each window is found by integer atomicMax, whose
+// result does not depend on the order. The r-th score is found by bisection, the indices by prefix sums.
+//
+// Reads 8 P bytes and writes 12 P an image: bound by latency. Shared memory: 3.2 KB, and 8 bytes a window.
 #include "cuda/filter.cuh"
 
 namespace ficoco {

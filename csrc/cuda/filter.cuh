@@ -26,7 +26,7 @@ __device__ __forceinline__ void load_scores(const float* scores, float weight, i
   }
 }
 
-// Lengths of the two vectors that the block's items are. In double, or the squares of large scores would overflow.
+// Lengths of the two vectors whose entries the block holds. In double: squares of large scores would overflow.
 template <int kItems>
 __device__ void block_lengths(const float (&x)[kItems], const float (&y)[kItems], FilterShared& shared, float& of_x,
                               float& of_y) {
@@ -58,7 +58,7 @@ struct Windows {
         width(static_cast<uint32_t>(p.grid_width)),
         rows(static_cast<uint32_t>(p.grid_height) / side),
         columns(width / side) {}
-  // The window of a cell of the grid, or -1 if it lies in none.
+  // The window of a cell of the grid, or -1 if it is in none.
   __device__ __forceinline__ int of(int64_t cell) const {
     if (cell < 0 || cell > INT32_MAX) return -1;
     const uint32_t row = static_cast<uint32_t>(cell) / width / side;
@@ -67,7 +67,7 @@ struct Windows {
   }
 };
 
-// Multiplies the highest score of each window, the lowest cell among equals.
+// Applies the penalty to the highest score of each window; among equals, to the lowest cell.
 template <int kItems>
 __device__ void local_penalty(const FilterParams& p, const int64_t* ids, Cell* cells, float (&redundancy)[kItems]) {
   for (int64_t i = threadIdx.x; i < filter_cells(p); i += blockDim.x) cells[i] = 0;

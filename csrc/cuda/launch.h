@@ -14,15 +14,15 @@ namespace ficoco {
 // Filter keeps all scores of an image in the registers of one block.
 constexpr int64_t kMaxPatches = 16384;
 
-// Blocks along the second and third side of a grid. Images are along one of them: a launcher takes at most kMaxImages,
-// more are several calls. The tests on the host come to that with few.
+// Blocks along the second and third side of a grid. Images are along one of them: a launcher takes at most kMaxImages;
+// more take several calls. The tests on the host reach the limit with few.
 constexpr int64_t kMaxBlocks = 65535;
 #ifdef FICOCO_EMULATED
 constexpr int64_t kMaxImages = 5;
 #else
 constexpr int64_t kMaxImages = kMaxBlocks;
 #endif
-// What fits into the grids of all kernels: heads, channels of all heads together, tokens.
+// The sizes that fit into the grids of all kernels: heads, channels of all heads together, tokens.
 constexpr int64_t kMaxHeads = kMaxBlocks, kMaxChannels = kMaxBlocks * 128, kMaxTokens = kMaxBlocks * 8;
 
 // workspace_bytes() of sizes whose product cannot be counted.
@@ -63,7 +63,7 @@ cudaError_t launch_to_sequence(const ToSequenceParams& p, cudaStream_t stream);
 // five), more beyond, for maps and without a class token.
 cudaError_t launch_reduce(const ReduceParams& p, void* workspace, cudaStream_t stream);
 
-// Kernels launched by this process so far.
+// The number of kernels that this process has launched.
 int64_t launch_count();
 
 }  // namespace ficoco

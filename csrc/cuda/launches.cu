@@ -1,4 +1,4 @@
-// Counts the launches, so that a test can say how many an operator takes.
+// Counts the launches, so that a test can check how many an operator takes.
 #include <atomic>
 
 #include "cuda/utils.cuh"

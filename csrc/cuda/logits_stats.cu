@@ -1,12 +1,13 @@
-// Class attention and patch attention from logits, in two reads: the mean over heads of inner products is one inner
-// product over all heads, and the mean over a row is the inner product with the mean key.
+// Class attention and patch attention from logits, in two reads and without an N x N map: the mean over heads of inner
+// products is one inner product over all heads, and the mean over a row is the inner product with the mean key.
 //
 //   row:    read k once (sum of keys, inner products with the class query), then q once (inner products with the sum)
 //   column: read q once (sum of queries), then k once (inner products with the class query and with the sum)
 //
-// The last block to finish the second read of some tokens adds their partial inner products up, or if the image is to
-// be filtered, the last of the image all of them. 4 B H N d FLOPs, q and k read once: bound by memory. Shared
-// memory 8.4 KB. No N x N map.
+// stats_pass.cuh is one such read. The last block to finish the second read of some tokens adds up their partial inner
+// products. If the image is to be filtered, the last block of the image adds up all of them and filters.
+//
+// 4 B H N d FLOPs, q and k read once: bound by memory. Shared memory 8.4 KB.
 #include "cuda/filter.cuh"
 #include "cuda/logits_stats.cuh"
 #include "cuda/stats_pass.cuh"
@@ -47,13 +48,13 @@ __device__ __forceinline__ void finish(const Tail& tail, int64_t b, int begin, i
 }
 
 template <bool kSum, bool kVector>
-constexpr int kPassBlocks = kSum && kVector ? 4 : 3;  // that registers leave room for
+constexpr int kPassBlocks = kSum && kVector ? 4 : 3;  // as many as the registers allow
 
 template <class T, bool kVector, bool kSum, bool kClass, bool kMean>
 __global__ void __launch_bounds__(kPassThreads, kPassBlocks<kSum, kVector>)
     pass_kernel(PassParams p, View<T> rows, View<T> query, Tail tail) {
   stats_pass<T, kVector, kSum, kClass, kMean>(p, rows, query);
-  if constexpr (!kSum) {  // sums are for a pass to come
+  if constexpr (!kSum) {  // the sums are for a later pass
     if (!tail.counters) return;
     __shared__ FilterShared shared;
     extern __shared__ Cell cells[];

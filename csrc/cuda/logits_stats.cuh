@@ -9,7 +9,7 @@ constexpr int64_t kFusedPatches = 1024;  // up to here the last block of an imag
 
 bool can_filter_in_tail(const FilterParams& p);
 void take_logits_workspace(const AttentionStatsParams& p, Pieces& pieces);
-// `filter` may be nullptr. `counters` (B) are those of a later kernel, set to 0; may be nullptr.
+// `filter` may be nullptr. `counters` (B), for a later kernel, are set to 0; may be nullptr.
 cudaError_t launch_logits_stats(const AttentionStatsParams& p, const FilterParams* filter, uint32_t* counters,
                                 Pieces& pieces, cudaStream_t stream);
 

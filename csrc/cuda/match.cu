@@ -1,10 +1,13 @@
-// ToMe's bipartite matching: every even token finds the odd one whose key is most like its own, the r best pairs merge.
+// ToMe's bipartite matching: every even token finds the odd token whose key is most like its own; the r best pairs
+// merge.
 //
-// Keys are averaged over heads and made unit length (metric.cu). A block then holds 64 even tokens against 64 odd ones
-// and keeps of each row the best cosine and its column, so the matrix of similarities is never written. The last block
-// of an image adds the column tiles up, picks the r best rows by bisection and writes indices. Float by FMA:
-// rounded keys would choose other partners. 2 B (N / 2)^2 d FLOPs; k read once, the metric once for every 64 tokens:
-// bound by memory while Hk is larger than N / 512. Shared memory 74 KB.
+// Keys are averaged over heads and made unit length (metric.cu). Then a block owns 64 even and 64 odd tokens, and keeps
+// the best cosine of each row and its column, so the matrix of similarities is never written. The last block of an
+// image unites the column tiles, picks the r best rows by bisection and writes the indices. Products are float by FMA:
+// rounded keys would choose other partners.
+//
+// 2 B (N / 2)^2 d FLOPs. k is read once, the metric once for every 64 tokens: bound by memory while Hk is larger than N
+// / 512. Shared memory 74 KB.
 #include "cuda/metric.cuh"
 #include "cuda/select.cuh"
 #include "cuda/tile.cuh"
@@ -30,7 +33,7 @@ struct Nearest {
   float* best;          // (B, tiles, evens) largest cosine with the odd tokens of a tile
   int* token;           // (B, tiles, evens) the first token that has it
   int64_t tiles;
-  int* places;         // (B, N) scratch
+  int* kept_index;     // (B, N) scratch: a kept token's index in `kept`
   uint32_t* counters;  // (B) or nullptr: another kernel selects
 };
 
@@ -43,7 +46,7 @@ __device__ void select_pairs(const MatchParams& p, const Nearest& n, int64_t b, 
   int* partners = n.token + b * n.tiles * even.count;
   const int tiles = static_cast<int>(n.tiles), edges = static_cast<int>(even.count);
   uint32_t keys[kItems];
-  constexpr int kAtOnce = kItems <= 4 ? kItems : 1;  // items, none of whose reads waits for another's
+  constexpr int kAtOnce = kItems <= 4 ? kItems : 1;  // items whose reads do not wait for each other
 #pragma unroll
   for (int k0 = 0; k0 < kItems; k0 += kAtOnce) {
     float best[kAtOnce];
@@ -74,8 +77,8 @@ __device__ void select_pairs(const MatchParams& p, const Nearest& n, int64_t b, 
   }
   const uint32_t chosen = select_largest(patches, static_cast<int>(p.r), keys, shared);
   int64_t *sources = p.sources + b * p.r, *kept = p.kept + b * (p.tokens - p.r);
-  int* places = n.places + b * p.tokens;
-  if (p.first && threadIdx.x == 0) kept[0] = places[0] = 0;
+  int* kept_index = n.kept_index + b * p.tokens;
+  if (p.first && threadIdx.x == 0) kept[0] = kept_index[0] = 0;
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
     const int i = threadIdx.x + k * blockDim.x, token = i + static_cast<int>(p.first);
@@ -85,7 +88,7 @@ __device__ void select_pairs(const MatchParams& p, const Nearest& n, int64_t b, 
       sources[before] = token;
     } else {
       kept[token - before] = token;
-      places[token] = token - before;
+      kept_index[token] = token - before;
     }
   }
   __syncthreads();
@@ -94,7 +97,7 @@ __device__ void select_pairs(const MatchParams& p, const Nearest& n, int64_t b, 
     const int edge = static_cast<int>(threadIdx.x + k * blockDim.x) + static_cast<int>(p.first - even.first);
     const int before = rank_of(chosen, k, shared);
     if (!(chosen >> k & 1u)) continue;
-    p.targets[b * p.r + before] = places[n.token[b * n.tiles * even.count + edge / 2]];
+    p.targets[b * p.r + before] = kept_index[n.token[b * n.tiles * even.count + edge / 2]];
     p.weights[b * p.r + before] = 1.f;
   }
 }
@@ -162,7 +165,7 @@ Workspace take(const MatchParams& p, Pieces& pieces) {
   w.nearest.best = pieces.take<float>(p.batch, tiles, even.count);
   w.nearest.token = pieces.take<int>(p.batch, tiles, even.count);
   w.nearest.tiles = tiles;
-  w.nearest.places = pieces.take<int>(p.batch, p.tokens);
+  w.nearest.kept_index = pieces.take<int>(p.batch, p.tokens);
   w.nearest.counters = pieces.take<uint32_t>(p.batch);
   return w;
 }

@@ -1,6 +1,7 @@
-// Mean over heads of the keys, and class attention where there is no class token: minus the cosine between a key's mean
-// over heads and the mean of those over all tokens (FiCoCo eq. 9-13). One warp a token, several heads at once; k is
-// read once: bound by memory.
+// The mean over heads of the keys, and class attention where there is no class token: minus the cosine between a key's
+// mean over heads and the mean of those over all tokens (FiCoCo eq. 9-13).
+//
+// A warp owns a token and reads several heads at once. k is read once: bound by memory.
 #include "cuda/logits_stats.cuh"
 #include "cuda/metric.cuh"
 
@@ -12,7 +13,7 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kChunk = 64;  // tokens that a block adds up
 constexpr float kTiny = 1e-12f;
 
-constexpr int kHeads = 4;  // reads of a lane on their way at once
+constexpr int kHeads = 4;  // reads of a lane in flight at once
 
 // The next kPer numbers of a row of the metric.
 template <class T, bool kVector>
@@ -24,7 +25,7 @@ __device__ __forceinline__ void store_metric(float* out, const float (&x)[kPer<T
   }
 }
 
-// `lanes`, a power of two, share the channels of a head; a warp has as many heads at once as that leaves room for.
+// `lanes`, a power of two, share the channels of a head; a warp reads as many heads at once as its other lanes allow.
 template <class T, bool kVector>
 __global__ void __launch_bounds__(kThreads, 2) metric_kernel(MetricParams p, View<T> key, int lanes) {
   const int lane = threadIdx.x % kWarp, first_head = lane / lanes, heads = kWarp / lanes;

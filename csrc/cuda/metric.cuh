@@ -1,4 +1,4 @@
-// The features that keys are compared by: their mean over heads, of unit length if wanted.
+// The features by which keys are compared: their mean over heads, at unit length if wanted.
 #pragma once
 #include "cuda/utils.cuh"
 

@@ -1,12 +1,13 @@
-// Class attention and patch attention from probabilities, without the map: softmax statistics of every query row (see
-// row_softmax.cu), and what they make of the rows.
+// Class attention and patch attention from probabilities, without an N x N map: first the softmax statistics of every
+// query row (row_softmax.cu), then what follows from them.
 //
 //   row:    the mean over the patches comes out of the statistics themselves
-//   column: q k^T once more, 64 keys a block, every probability added to its key's sum
+//   column: q k^T once more; a block owns 64 keys and adds every probability to its key's sum
 //
-// Then one thread a key adds the heads up and makes the class token's row from its products, which were kept; within a
-// reduction one block an image does so and filters the image at once. 2 B H N^2 d FLOPs (column: 4), bound by
-// arithmetic; memory O(H N). Shared memory as row_softmax.cu.
+// Then a thread owns a key: it adds up the heads, and makes the class token's row from its products, which were kept.
+// Within a reduction one block an image does this and filters the image at once.
+//
+// 2 B H N^2 d FLOPs (column: 4): bound by arithmetic. Memory O(H N). Shared memory as row_softmax.cu.
 #include "cuda/filter.cuh"
 #include "cuda/logits_stats.cuh"
 #include "cuda/row_softmax.cuh"
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
 #pragma unroll
       for (int i = 0; i < Sums::kRows; ++i) {
         const float share = softmax_term(sums.at(i, j), top, scale_log2) * inverse;
-        total[i] += inverse == 0.f ? 0.f : share;  // the class token, or no key
+        total[i] += inverse == 0.f ? 0.f : share;  // a row of the class token, or a column that is no key
       }
     }
     sums.clear();

@@ -1,14 +1,16 @@
-// One whole reduction. For logits: two reads of keys and queries with the filter in the tail of the second,
-// correlations with the choice of targets in their tail, merge; four kernels. For probabilities: softmax statistics of
-// all rows (and for columns their sums), the filter with what finishes the statistics, correlations that use them
-// again, merge; four kernels (five).
+// One whole reduction, in four or five kernels.
+//
+// Logits, four kernels: two reads of keys and queries, the second filters at its end; correlations, which choose the
+// targets at their end; merge. Probabilities, four kernels: softmax statistics of all rows; a kernel that finishes the
+// statistics and filters; correlations, which use the softmax statistics again; merge. Sums over columns are a fifth
+// kernel.
 #include "cuda/correlate.cuh"
 #include "cuda/logits_stats.cuh"
 
 namespace ficoco {
 namespace {
 
-// Statistics, filter and correlation can follow each other without a kernel between.
+// Whether statistics, filter and correlation can follow each other without a kernel between them.
 bool in_one_go(const ReduceParams& p) {
   return !p.map && p.stats.first && (!p.stats.probs || (p.stats.patches && can_filter_in_tail(p.filter)));
 }
@@ -27,7 +29,7 @@ size_t workspace_bytes(const ReduceParams& p) {
     take_correlate_workspace(p.correlate, pieces);
     return max(pieces.used(), workspace_bytes(p.filter));
   }
-  // One after the other, so they share.
+  // They run one after the other, so they share the workspace.
   const size_t stats = p.map ? workspace_bytes(p.map_stats) : workspace_bytes(p.stats);
   return max(stats, max(workspace_bytes(p.filter), workspace_bytes(p.correlate)));
 }
@@ -43,7 +45,7 @@ cudaError_t launch_reduce(const ReduceParams& p, void* workspace, cudaStream_t s
       FICOCO_TRY(launch_probability_stats(p.stats, &p.filter, counters, pieces, &known, stream));
     } else {
       FICOCO_TRY(launch_logits_stats(p.stats, tail ? &p.filter : nullptr, tail ? counters : nullptr, pieces, stream));
-      // The filter takes over the whole workspace, so counters that were set to 0 before it are only good without it.
+      // The filter takes over the whole workspace, so counters set to 0 before it can be used only if it does not run.
       if (!tail) FICOCO_TRY(launch_filter(p.filter, workspace, stream));
     }
     FICOCO_TRY(launch_correlate(p.correlate, known, tail ? counters : nullptr, pieces, stream));

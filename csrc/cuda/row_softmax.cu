@@ -1,17 +1,19 @@
-// Softmax statistics of query rows. A block owns 64 rows of one head and walks over the keys, 64 at a time, up to the
-// last one that any of its rows may attend to. Every thread goes on with a maximum and sums of its own for the rows and
-// columns that it holds in registers; those of a row are united every 1024 keys, and these parts in their order. Where
-// there are few rows, a block takes one such part and a second kernel unites them: the same sums, bit for bit.
+// Softmax statistics of query rows.
 //
-// Half precision, d <= 64, no mask and many rows: a block owns 128, whose q stays in registers as tensor cores want it.
-// A warp then multiplies what it reads of k with 32 rows instead of 16, and reads nothing else: 16 KB of shared memory
-// for 64 x 64 products instead of 48, less than the exponentials take. The same sums again.
+// A block owns 64 rows of one head and walks over the keys, 64 at a time, up to the last key that any of its rows may
+// attend to. Every thread carries its own maximum and sums for the rows and columns that it holds in registers. Those
+// of a row are united after every 1024 keys, and the results of these parts are united in their order. Where there are
+// few rows, a block takes one such part and a second kernel unites them: the same sums, bit for bit.
 //
-// Which keys are masked is asked once for 64 of them, a turn ahead; rows of a tile that all may attend to are not
-// asked.
+// Half precision, d <= 64, no mask and many rows: a block owns 128 rows. Their q stays in registers in the layout of
+// the tensor cores. A warp then multiplies each key that it reads with 32 rows instead of 16, and reads nothing else:
+// 16 KB of shared memory for 64 x 64 products instead of 48, which takes less time than the exponentials. The same sums
+// again.
 //
-// Shared memory: 38 KB (half), 71 KB (float). 2 B H R N d FLOPs; k once for every 64 rows, q once, or as often as k if
-// d > 128: bound by arithmetic.
+// The mask of 64 keys is read at once, one turn ahead. Rows of a tile that may attend to all its keys need no test.
+//
+// 2 B H R N d FLOPs. k is read once for every 64 rows; q once, or as often as k if d > 128: bound by arithmetic. Shared
+// memory: 38 KB (half), 71 KB (float).
 #include "cuda/row_softmax.cuh"
 
 #include <cfloat>
@@ -22,9 +24,8 @@
 namespace ficoco {
 namespace {
 
-// The softmax of part of a row: `top` is the largest of |scale| log2(e) s, sum and first are of 2 to the power of what
-// the others are less; products are turned around if the scale is negative. `first` is the class token's term, kept
-// apart.
+// The softmax of part of a row: `top` is the largest of |scale| log2(e) s, sum and first add
+// 2^(term - top). Products change their sign if the scale is negative. `first` is the class token's term, kept apart.
 struct Part {
   float top, sum, first;
 
@@ -43,7 +44,7 @@ struct Part {
   }
 };
 
-// What a row's statistics come to.
+// The final statistics of a row.
 __device__ __forceinline__ void write_row(const RowSoftmaxParams& p, int64_t at, const Part& whole) {
   const float total = whole.sum + whole.first;
   p.out.top[at] = whole.top;
@@ -52,8 +53,8 @@ __device__ __forceinline__ void write_row(const RowSoftmaxParams& p, int64_t at,
   if (p.out.patch_sum) p.out.patch_sum[at] = whole.sum / total;
 }
 
-// Sums of a tile of 128 x 64 whose rows stay: warp w has rows 32 (w % 4) and columns 32 (w / 4) and their followers,
-// columns as TileSums has them.
+// Sums of a tile of 128 x 64 whose rows stay in registers: warp w has rows 32 (w % 4) and columns 32 (w / 4) and their
+// followers, columns as TileSums has them.
 template <class T>
 class WideSums {
  public:
@@ -61,7 +62,7 @@ class WideSums {
 
   __device__ WideSums() { clear(); }
   __device__ static int row_warp() { return TileSums<T>::row_warp(); }
-  // Whether this warp has none of so many rows, or of so many columns.
+  // Whether this warp owns none of the first `rows` rows, or none of the first `columns` columns.
   __device__ static bool idle(int rows, int columns) {
     return static_cast<int>(threadIdx.x / kWarp % 4) * 32 >= rows || row_warp() * 32 >= columns;
   }
@@ -108,11 +109,11 @@ class WideSums {
   float sums_[2][4][4];
 };
 
-constexpr int kPartTurns = 16;       // of 64 keys, of which a part is made
-constexpr int64_t kFewBlocks = 256;  // fewer are so little that parts are shared among blocks
+constexpr int kPartTurns = 16;       // turns of 64 keys in a part
+constexpr int64_t kFewBlocks = 256;  // with fewer, a row's parts are shared among blocks
 constexpr int kPartsOfRow = 2;       // at most, of each part: warps that share a row
 constexpr int kUniters = 128;
-constexpr int64_t kManyBlocks = 512;  // of 128 rows: so many keep every multiprocessor busy
+constexpr int64_t kManyBlocks = 512;  // of 128 rows: enough to keep every multiprocessor busy
 
 int64_t parts_of(int64_t keys) { return ceil_div(keys, kTile * kPartTurns); }
 
@@ -181,12 +182,13 @@ __global__ void __launch_bounds__(kTileThreads, kWide ? 2 : kTileBlocks<T>)
   };
   // A negative scale turns the order around: the largest term belongs to the smallest product.
   const float sign = p.scale < 0.f ? -1.f : 1.f;
-  const float scale_log2 = p.scale == 0.f ? FLT_MIN : sign * p.scale * kLog2e;  // minus infinity must stay that
+  const float scale_log2 =
+      p.scale == 0.f ? FLT_MIN : sign * p.scale * kLog2e;  // minus infinity must stay minus infinity
   Part part[Sums::kRows];
 #pragma unroll
   for (int i = 0; i < Sums::kRows; ++i) part[i] = {-INFINITY, 0.f, 0.f};
   Sums sums;
-  if constexpr (kWide) {  // rows that are not there, as zeros
+  if constexpr (kWide) {  // missing rows are zeros
     shared.steps[0].a.template load<kVector>(query_row, rows, 0, p.width);
     shared.steps[1].a.template load<kVector>([&](int i) { return query_row(kTile + i); }, rows - kTile, 0, p.width);
     commit_copies();
@@ -196,7 +198,7 @@ __global__ void __launch_bounds__(kTileThreads, kWide ? 2 : kTileBlocks<T>)
   }
   walk(shared, turns, chunks, load, [&](int turn, int chunk, const TileStep<T>& from) {
     const int j0 = (first_turn + turn) * kTile, columns = columns_of(turn);
-    bool idle = false;  // the warp, whose sums would all be of what is not there
+    bool idle = false;  // the warp has no rows or columns to sum
     if constexpr (kWide) idle = Sums::idle(rows, columns);
     if constexpr (kWide) {
       if (!idle) sums.add(from.b);
@@ -276,7 +278,8 @@ __global__ void __launch_bounds__(kTileThreads, kWide ? 2 : kTileBlocks<T>)
   write_row(p, at, whole);
 }
 
-// One thread a row of a head: its parts, made by different blocks, in the order in which one would have made them.
+// One thread a row of a head. Unites its parts, made by different blocks, in the order in which one block would have
+// made them.
 template <class T>
 __global__ void __launch_bounds__(kUniters) unite_kernel(RowSoftmaxParams p, int64_t rows, int splits) {
   constexpr int kWarps = TileSums<T>::kRowWarps;

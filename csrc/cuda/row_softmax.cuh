@@ -5,18 +5,19 @@
 
 namespace ficoco {
 
-// What a row's softmax needs to be recomputed: p_j = exp2(s_j * scale * log2(e) - top) * inverse, s unscaled.
+// The statistics from which a row's softmax is recomputed: p_j = exp2(s_j * scale * log2(e) - top) * inverse, s
+// unscaled.
 struct RowSoftmax {
   float* top;        // (B, H, R) the largest s * scale * log2(e)
   float* inverse;    // (B, H, R)
   float* patch_sum;  // (B, H, R) sum of p over the patches, or nullptr
-  float* products;   // (B, H, N) the unscaled s of row 0, or nullptr: another sum would round them otherwise
+  float* products;   // (B, H, N) the unscaled s of row 0, or nullptr: another order of sums would round differently
   float* parts;      // scratch, where a row's keys are shared among blocks, or nullptr
 };
 
 struct RowSoftmaxParams {
   Rows query, key;
-  const int64_t* rows;                  // (B, R) tokens whose queries are meant, or nullptr for 0..R-1
+  const int64_t* rows;                  // (B, R) tokens whose queries are the rows, or nullptr for 0..R-1
   int64_t batch, tokens, width, count;  // count = R
   int64_t first;
   float scale;
@@ -37,13 +38,13 @@ __device__ __forceinline__ bool attends(bool causal, const bool* key_mask, int64
 
 constexpr float kLog2e = 1.4426950408889634f;
 
-// exp(scale * s) / 2^top with `scale_log2` = scale * log2(e). Whatever was rounded in `top` is so in the sum of the
-// terms.
+// exp(scale * s) / 2^top with `scale_log2` = scale * log2(e). The rounding of `top` cancels, as the sum of the terms
+// has it too.
 __device__ __forceinline__ float softmax_term(float s, float top, float scale_log2) {
   return exp2_fast(fmaf(s, scale_log2, -top));
 }
 
-// What was found for all tokens' queries, (B, H, N); nullptr: nothing was.
+// The statistics of all tokens' queries, (B, H, N), if they are known; else nullptr.
 struct KnownSoftmax {
   const float *top = nullptr, *inverse = nullptr;
 };

@@ -1,4 +1,4 @@
-// The r largest of a block's numbers, in ascending order of their indices. Numbers stay in registers.
+// The r largest of a block's numbers, in ascending order of their indices. The numbers stay in registers.
 #pragma once
 #include "cuda/utils.cuh"
 
@@ -10,7 +10,7 @@ struct SelectShared {
   int counts[16 * kWarp];  // [item][warp]
 };
 
-// Keys beyond `threshold` are among the r largest, and of those equal to it the first `equal`.
+// The r largest keys are those above `threshold` and the first `equal` of those equal to it.
 struct Threshold {
   uint32_t threshold;
   int equal;

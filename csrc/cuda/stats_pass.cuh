@@ -1,8 +1,8 @@
-// One read of all patch rows of q or k: their sum over tokens and their inner products with up to two vectors.
+// One read of all patch rows of q or k: their sum over tokens, and their inner products with up to two vectors.
 //
-// A block has 128 tokens (32 where there are few blocks and no sums over tokens) and 32 packs of 16 bytes of the
-// concatenated heads; a warp takes tokens in turn, a lane one pack. Sums over tokens and over packs leave as partial
-// results, which a reader adds up in a fixed order.
+// A block owns 128 tokens (32 where there are few blocks and no sums over tokens) and 32 packs of 16 bytes of the
+// concatenated heads. A warp takes tokens in turn, a lane owns one pack. Sums over tokens and over packs are written as
+// partial results, which a reader adds up in a fixed order.
 #pragma once
 #include <algorithm>
 
@@ -12,7 +12,7 @@ namespace ficoco {
 
 constexpr int kPassTokens = 128;
 constexpr int kPassThreads = 256;
-constexpr int kPassBatch = 4;        // reads of a lane on their way at once
+constexpr int kPassBatch = 4;        // reads of a lane in flight at once
 constexpr int kFewTokens = 32;       // of a block of a small grid, where nothing is summed over tokens
 constexpr int64_t kFewPasses = 128;  // blocks of 128 tokens that make a small grid
 
@@ -26,7 +26,7 @@ struct PassShape {
 
 inline PassShape pass_shape(const Rows& rows, int64_t tokens, int64_t width) {
   const int64_t per = 16 / size_of(rows.dtype), packs_per_head = ceil_div(width, per);
-  const int64_t packs = packs_per_head * rows.heads, at_least = 1;  // no channels: their sums are still to be written
+  const int64_t packs = packs_per_head * rows.heads, at_least = 1;  // without channels the sums are still written
   return {std::max(packs_per_head, at_least), packs, std::max(ceil_div(packs, kWarp), at_least),
           ceil_div(tokens, kPassTokens)};
 }
@@ -149,7 +149,7 @@ __device__ void stats_pass(const PassParams& p, const View<T>& rows, const View<
 }
 
 // Of patches begin + t, begin + t + blockDim.x, .. below `end`, of thread t: factor * sum of dots[slice][patch]. The
-// tail of a pass, so all reads of four slices are on their way at once.
+// tail of a pass, so all reads of four slices are in flight at once.
 template <int kItems>
 __device__ __forceinline__ void add_slices(const float* dots, int64_t slices, int64_t patches, int begin, int end,
                                            float factor, float (&out)[kItems]) {

@@ -1,7 +1,8 @@
-// 64 x 64 inner products of rows, 64 channels at a time: tensor cores for half precision, FMA for float, which tensor
-// cores would round. Accumulation is fp32 either way, and the sums stay in registers.
+// 64 x 64 inner products of rows, 64 channels at a time. Half precision runs on tensor cores; float runs by FMA,
+// because tensor cores would round it. Accumulation is fp32 either way, and the sums stay in registers.
 //
-// A kernel walks over steps. The rows of the next ones are copied to shared memory while those of one are multiplied.
+// A kernel walks over steps. The rows of the next steps are copied to shared memory while the rows of one are
+// multiplied.
 #pragma once
 #include <climits>
 
@@ -13,7 +14,7 @@ namespace ficoco {
 constexpr int kTile = 64;  // rows of either side, and channels of one step
 constexpr int kTileThreads = 256;
 template <class T>
-constexpr int kTileBlocks = sizeof(T) == 4 ? 2 : 3;  // that registers and shared memory leave room for
+constexpr int kTileBlocks = sizeof(T) == 4 ? 2 : 3;  // as many as registers and shared memory allow
 
 // Rows of one step in shared memory. 16 bytes of padding a row keep the banks apart.
 template <class T>
@@ -21,13 +22,13 @@ struct alignas(128) TileRows {
   static constexpr int kStride = kTile + kPer<T>;
   T x[kTile * kStride];
 
-  // Starts to copy rows row(0..count) from channel c on, of `width`; what does not exist becomes 0. count >= 1.
+  // Starts to copy rows row(0..count) from channel c on, of `width`; missing elements become 0. count >= 1.
   template <bool kVector, class Row>
   __device__ __forceinline__ void load(const Row& row, int count, int64_t c, int64_t width) {
     constexpr int kPacks = kTile / kPer<T>, kRows = kTileThreads / kPacks;
     const int first = threadIdx.x / kPacks, at = threadIdx.x % kPacks * kPer<T>;
     const auto exists = [&](int r) { return r < count && c + at < width; };
-    const T* from[kTile / kRows];  // all addresses before the first copy, which nothing is moved across
+    const T* from[kTile / kRows];  // all addresses first: the compiler moves nothing across a copy
 #pragma unroll
     for (int i = 0; i < kTile / kRows; ++i) {
       const int r = first + i * kRows;
@@ -48,7 +49,7 @@ struct alignas(128) TileRows {
   }
 };
 
-// What a step needs. `top` and `inverse` are softmax statistics of its rows or columns, where a kernel wants them.
+// The data of a step. `top` and `inverse` are softmax statistics of its rows or columns, where a kernel wants them.
 template <class T>
 struct TileStep {
   TileRows<T> a, b;
@@ -66,12 +67,12 @@ struct TileStep {
   }
 };
 
-// Steps on their way at once. Short ones, with little to do but to wait for, want more of them.
+// Steps in flight at once. Short steps, which mostly wait, need more.
 constexpr int kStages = 2;
 template <class T>
 constexpr int kDeepStages = sizeof(T) == 4 ? 2 : 4;
 
-// So many that nearly all of a row is on its way at once, for a grid that leaves multiprocessors empty: 148 KB (half).
+// Enough to have nearly all of a row in flight, for a grid that leaves multiprocessors idle: 148 KB (half).
 constexpr int kLoneStages = 8;
 
 template <class T, int kCount>
@@ -84,8 +85,8 @@ __device__ __forceinline__ int chunks_of(int64_t width) {
   return static_cast<int>(max(ceil_div(width, kTile), int64_t{1}));
 }
 
-// A side that is the same at every turn of `chunks` steps need not be loaded again if its chunks stay where they are:
-// the turns at which it must be.
+// The turns of `chunks` steps at which a side must be loaded, if it is the same at every turn: only the first turns, if
+// its chunks are not overwritten.
 template <int kCount>
 __device__ __forceinline__ int turns_to_load(int chunks) {
   return kCount % chunks == 0 ? kCount / chunks : INT_MAX;
@@ -111,7 +112,7 @@ __device__ __forceinline__ void walk(TileShared<T, kCount>& shared, int turns, i
   for (int turn = 0; turn < turns; ++turn) {
     for (int chunk = 0; chunk < chunks; ++chunk) {
       wait_for_copies<kCount - 2>();
-      __syncthreads();  // everyone's copies are there, and no thread reads what the next ones overwrite
+      __syncthreads();  // all copies have arrived, and no thread still reads what the next ones overwrite
       load_next((stage + kCount - 1) % kCount);
       use(turn, chunk, shared.steps[stage]);
       stage = (stage + 1) % kCount;
@@ -204,7 +205,7 @@ class TileSums<float> {
   float sums_[16];
 };
 
-// Writes value(i, j) of each thread's row(i) and column(j) where the tile has such; out[0] is the tile's corner.
+// Writes value(i, j) of each thread's row(i) and column(j) if the tile has them; out[0] is the tile's corner.
 template <class T, class Value>
 __device__ __forceinline__ void store_tile(float* out, int64_t stride, int rows, int columns, const Value& value) {
   using Sums = TileSums<T>;
@@ -218,7 +219,7 @@ __device__ __forceinline__ void store_tile(float* out, int64_t stride, int rows,
 }
 
 // The sum of each row's values over the threads that share it, in a fixed order: values[i] is this thread's of row(i),
-// write(row, sum) is called once a row. All threads call it, and it ends with the block in step.
+// write(row, sum) is called once a row. All threads call it, and it ends with a barrier.
 template <class T, class Write>
 __device__ __forceinline__ void add_across(const float (&values)[TileSums<T>::kRows], const Write& write) {
   using Sums = TileSums<T>;

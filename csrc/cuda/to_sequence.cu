@@ -1,10 +1,11 @@
 // A selection among the visual tokens of a sequence, as positions in the sequence.
 //
-// A thread has one entry of each result: no marks, no prefix sums, no shared memory, any size. Both lists ascend and
-// together are all visual tokens, so kept[t] - t sources come before survivor t, and by that much it moves down. How
-// many come before the j-th column that stays is found by bisection: source i does if its column less i is at most j.
+// A thread owns one entry of each result: no marks, no prefix sums, no shared memory, any size. Both lists ascend and
+// together are all visual tokens. So kept[t] - t sources come before survivor t, and it moves down by that much. How
+// many sources come before the j-th column that stays is found by bisection: source i does if its column less i is at
+// most j.
 //
-// About 8 (T + 3 n + 2 r k) bytes an image for a sequence of T, no FLOPs; bound by the latency of 2 log2(r) reads, each
+// About 8 (T + 3 n + 2 r k) bytes an image for a sequence of T, no FLOPs. Bound by the latency of 2 log2(r) reads, each
 // of which waits for the one before.
 #include <algorithm>
 

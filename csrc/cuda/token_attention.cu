@@ -1,11 +1,13 @@
 // Weighted sums of the attention between chosen tokens.
 //
-// Logits: a weighted sum of inner products is one inner product with the weighted sum. One kernel adds rows up in
-// chunks of 128, one adds the chunks, one takes inner products, a warp a token: 4 W (N + R) H d FLOPs, bound by memory.
-// Probabilities: softmax statistics of the query rows (row_softmax.cu), then 64 tokens a block against all others, 64
-// at a time, each tile summed and forgotten (in half precision and up to 128 channels a head by wide_pairs.cu): 2 B Q
-// (T + K) H d FLOPs for Q query rows and K looked-up keys, bound by arithmetic; memory O((Q + W N) H). Few queries over
-// many keys go another way (few_queries.cu).
+// Logits: a weighted sum of inner products is one inner product with the weighted sum. The first kernel adds up rows in
+// chunks of 128, the second adds the chunks, the third takes the inner products, with a warp a token. 4 W (N + R) H d
+// FLOPs, bound by memory.
+//
+// Probabilities: softmax statistics of the query rows (row_softmax.cu). Then a block owns 64 tokens and walks over all
+// others, 64 at a time; it sums each tile and does not store it. Half precision with up to 128 channels a head goes by
+// wide_pairs.cu. 2 B Q (T + K) H d FLOPs for Q query rows and K looked-up keys, bound by arithmetic; memory O((Q + W N)
+// H). Few queries over many keys go by few_queries.cu.
 #include "cuda/few_queries.cuh"
 #include "cuda/row_softmax.cuh"
 #include "cuda/tile.cuh"
@@ -18,7 +20,7 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kChunk = 128;  // rows that a block adds up
 constexpr int kSets = 4;     // sets of weights that a kernel takes at once
-constexpr int kBatch = 4;    // reads of a lane on their way at once
+constexpr int kBatch = 4;    // reads of a lane in flight at once
 
 __device__ __forceinline__ void check_token(int64_t token, int64_t first, int64_t keys) {
   assert(token >= first && token < keys && "ficoco::token_attention: an index is no token, or its query is not there");
@@ -180,14 +182,14 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     const int columns = columns_of(turn), j = threadIdx.x % kTile, w = threadIdx.x / kTile;
     Others &own = others[turn % 3], &next = others[(turn + 1) % 3];
     const auto token_row = [&](int i) { return kColumn ? key_row(tokens[i]) : query_row(tokens[i]); };
-    const auto other_row = [&](int k) {  // by whom the row is read, or it could be read before others find it wrong
+    const auto other_row = [&](int k) {  // checked by the thread that reads the row, so it is checked before it is read
       check_token(own.token[k], first_other, p.keys);
       return kColumn ? query_row(own.token[k]) : key_row(own.token[k]);
     };
     if (turn < token_turns) to.a.template load<kVector>(token_row, rows, c, p.width);
     to.b.template load<kVector>(other_row, columns, c, p.width);
     if (chunk != chunks - 1) return;
-    if (w == 0 && turn + 1 < turns && j < columns_of(turn + 1)) {  // there when the next turn's rows are asked for
+    if (w == 0 && turn + 1 < turns && j < columns_of(turn + 1)) {  // ready when the next turn's rows are requested
       copy_async<8>(&next.token[j], list + r0 + kTile + j, true);
     }
     const bool exists = j < columns && w < sets;
@@ -221,7 +223,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
         const int row = Sums::row(i), statistic = kColumn ? column : row;
         const bool seen = counts[i] && (!p.causal || (kColumn ? tokens[row] <= other : other <= tokens[row]));
         const float term = softmax_term(sums.at(i, j), from.top[statistic], scale_log2) * from.inverse[statistic];
-        const float probability = seen ? term : 0.f;  // whatever the term of nobody is
+        const float probability = seen ? term : 0.f;  // the term of a pair that is not seen may be NaN
 #pragma unroll
         for (int w = 0; w < kSets; ++w) totals[w][i] += weight[w] * probability;
       }
@@ -338,7 +340,7 @@ size_t workspace_bytes(const TokenAttentionParams& p) {
 cudaError_t launch_token_attention(const TokenAttentionParams& p, void* workspace, cudaStream_t stream) {
   const int64_t results = p.batch * p.sets * p.count;
   if (results == 0) return cudaSuccess;
-  if (p.other_count == 0 || (p.width == 0 && !p.probs)) {  // a sum of nothing
+  if (p.other_count == 0 || (p.width == 0 && !p.probs)) {  // an empty sum is 0
     return set_to_zero(p.out, results * sizeof(float), stream);
   }
   Pieces pieces(workspace);

@@ -1,10 +1,12 @@
-// Blocks of A, the mean over heads of the attention of some tokens to others: tiles of inner products, all heads of a
-// tile by one block of threads, softmax terms on the way. The tiles of all blocks are one grid.
+// Blocks of A, the mean over heads of the attention of some tokens to others.
 //
-// 2 B H d FLOPs an entry. Rows come from the second-level cache, which for 64 x 64 tiles feeds a fifth of what tensor
-// cores can do: rows of half precision that can be read 16 bytes at a time go by 128 x 128 (probabilities, which need
-// registers for the sums over heads too: 128 x 64). A tile of probabilities of which causality and mask leave nothing
-// is not computed. Shared memory 112 KB (half), 71 KB (float).
+// A block of threads owns one tile of inner products, for all heads, and takes the softmax terms on the way. The tiles
+// of all blocks of A are one grid.
+//
+// 2 B H d FLOPs an entry. Rows come from the second-level cache. For 64 x 64 tiles the cache feeds only a fifth of what
+// tensor cores can do, so rows of half precision that can be read 16 bytes at a time use tiles of 128 x 128
+// (probabilities, which also need registers for the sums over heads: 128 x 64). A tile of probabilities that causality
+// and mask empty is not computed. Shared memory 112 KB (half), 71 KB (float).
 #include "cuda/tile.cuh"
 #include "cuda/token_blocks.cuh"
 
@@ -12,12 +14,12 @@ namespace ficoco {
 namespace {
 
 // One tile: which rows and columns of which block of A.
-struct Place {
+struct BlockTile {
   const TokenBlock& block;
   int b;
-  int i0, j0, rows, columns;  // how many of its rows and columns are there
+  int i0, j0, rows, columns;  // rows, columns: how many of them exist
 
-  __device__ __forceinline__ Place(const BlockParams& p, int tile_rows, int tile_columns)
+  __device__ __forceinline__ BlockTile(const BlockParams& p, int tile_rows, int tile_columns)
       : block(find(p.blocks)), b(static_cast<int>(blockIdx.y)) {
     const int tile = static_cast<int>(blockIdx.x) - (&block == p.blocks ? 0 : p.blocks[0].tiles);
     i0 = tile / block.tile_columns * tile_rows;
@@ -30,14 +32,14 @@ struct Place {
     return blocks[static_cast<int>(blockIdx.x) < blocks[0].tiles ? 0 : 1];
   }
 
-  // The list that column j0 + j is of, and its place there.
+  // The list that holds column j0 + j, and its index in that list.
   __device__ __forceinline__ const BlockColumns& list_of(int j, int* at) const {
     const int first = static_cast<int>(block.columns[0].list.count);
     *at = j0 + j < first ? j0 + j : j0 + j - first;
     return block.columns[j0 + j < first ? 0 : 1];
   }
 
-  // Row i's and column j's tokens, some token where there is no such.
+  // The tokens of row i and column j; some valid token if there is no such row or column.
   __device__ __forceinline__ int row_token(const BlockParams& p, int i) const {
     const int64_t token = i < rows ? block.rows.tokens[b * block.rows.count + i0 + i] : p.offset;
     assert(token >= p.offset && token < p.keys && "ficoco::correlate: a token's query is not there");
@@ -69,12 +71,12 @@ __global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
   auto& shared = *reinterpret_cast<TileShared<T, kDeepStages<T>>*>(storage);
   using Sums = TileSums<T>;
   __shared__ int rows[kTile], columns[kTile];
-  const Place place(p, kTile, kTile);
-  const int64_t b = place.b, heads = query.heads;
+  const BlockTile tile(p, kTile, kTile);
+  const int64_t b = tile.b, heads = query.heads;
   const int group = query.heads / key.heads;
   if (threadIdx.x < kTile) {
-    rows[threadIdx.x] = place.row_token(p, static_cast<int>(threadIdx.x));
-    columns[threadIdx.x] = place.column_token(p, static_cast<int>(threadIdx.x));
+    rows[threadIdx.x] = tile.row_token(p, static_cast<int>(threadIdx.x));
+    columns[threadIdx.x] = tile.column_token(p, static_cast<int>(threadIdx.x));
   }
   __syncthreads();
   const int chunks = chunks_of(p.width);
@@ -83,12 +85,11 @@ __global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
   const auto load = [&](int h, int chunk, TileStep<T>& to) {
     const int64_t c = static_cast<int64_t>(chunk) * kTile;
     const int key_head = h / group;
-    to.a.template load<kVector>([&](int i) { return query.row(b, h, rows[i] - p.offset); }, place.rows, c, p.width);
-    to.b.template load<kVector>([&](int j) { return key.row(b, key_head, columns[j]); }, place.columns, c, p.width);
+    to.a.template load<kVector>([&](int i) { return query.row(b, h, rows[i] - p.offset); }, tile.rows, c, p.width);
+    to.b.template load<kVector>([&](int j) { return key.row(b, key_head, columns[j]); }, tile.columns, c, p.width);
     if constexpr (kProbs) {
-      const int64_t stats = (b * heads + h) * place.block.rows.count + place.i0;
-      to.load_softmax(
-          place.block.softmax.top, place.block.softmax.inverse, [&](int i) { return stats + i; }, place.rows);
+      const int64_t stats = (b * heads + h) * tile.block.rows.count + tile.i0;
+      to.load_softmax(tile.block.softmax.top, tile.block.softmax.inverse, [&](int i) { return stats + i; }, tile.rows);
     }
   };
   walk(shared, query.heads, chunks, load, [&](int, int chunk, const TileStep<T>& from) {
@@ -113,9 +114,9 @@ __global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
 #pragma unroll
     for (int j = 0; j < Sums::kColumns; ++j) {
       if constexpr (kProbs) {
-        place.write(Sums::row(i), Sums::column(j), mean[i][j] * factor);
+        tile.write(Sums::row(i), Sums::column(j), mean[i][j] * factor);
       } else {
-        place.write(Sums::row(i), Sums::column(j), sums.at(i, j) * factor);
+        tile.write(Sums::row(i), Sums::column(j), sums.at(i, j) * factor);
       }
     }
   }
@@ -143,20 +144,20 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   constexpr int kAtOnce = kTileThreads / kPacks;
   constexpr int kHalves = kProbs ? 2 : 4, kEights = 8;  // eight rows and eight columns each, of a warp
   __shared__ int rows[kWideRows], columns[kColumns];
-  const Place place(p, kWideRows, kColumns);
-  const int b = place.b;
+  const BlockTile tile(p, kWideRows, kColumns);
+  const int b = tile.b;
   const int heads = query.heads, group = query.heads / key.heads, lane = threadIdx.x % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, row_warps = kWideRows / (8 * kHalves);
   const int row0 = warp % row_warps * 8 * kHalves, column0 = warp / row_warps * 64;
   const int first = static_cast<int>(threadIdx.x);
-  if (first < kWideRows) rows[first] = place.row_token(p, first);
-  if (first < kColumns) columns[first] = place.column_token(p, first);
+  if (first < kWideRows) rows[first] = tile.row_token(p, first);
+  if (first < kColumns) columns[first] = tile.column_token(p, first);
   __syncthreads();
   const auto row_at = [&](int i) { return row0 + 8 * i + lane / 4; };
   const auto column_at = [&](int j, int e) { return column0 + 8 * j + lane % 4 * 2 + e; };
   const int chunks = chunks_of(p.width), width = static_cast<int>(p.width), offset = static_cast<int>(p.offset);
   int steps = heads * chunks;
-  uint32_t seen = 0;  // of the pairs that a lane has, those that count
+  uint32_t seen = 0;  // a bit for each of the lane's pairs that counts
   if constexpr (kProbs) {
     static_assert(kHalves * kEights * 2 == 32);
 #pragma unroll
@@ -164,7 +165,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int column = column_at(j, e), token = columns[column];
-        const bool is_key = column < place.columns && (!p.key_mask || p.key_mask[b * p.keys + token]);
+        const bool is_key = column < tile.columns && (!p.key_mask || p.key_mask[b * p.keys + token]);
 #pragma unroll
         for (int i = 0; i < kHalves; ++i) {
           const bool counts = is_key && (!p.causal || token <= rows[row_at(i)]);
@@ -172,10 +173,10 @@ __global__ void __launch_bounds__(kTileThreads, 2)
         }
       }
     }
-    if (!__syncthreads_or(seen != 0)) steps = 0;  // nothing is asked for either
+    if (!__syncthreads_or(seen != 0)) steps = 0;  // nothing is loaded either
   }
-  const int statistic = place.i0 + min(first, place.rows - 1);  // rows and columns that are not there: any
-  int next_h = steps == 0 ? heads : 0, next_c = 0;              // asked for next
+  const int statistic = tile.i0 + min(first, tile.rows - 1);  // any valid one for missing rows
+  int next_h = steps == 0 ? heads : 0, next_c = 0;            // loaded next
   const auto load = [&](Step& to) {
     if (next_h < heads) {
       const int h = next_h, c = next_c, at = first % kPacks * kPer<T>;
@@ -199,9 +200,9 @@ __global__ void __launch_bounds__(kTileThreads, 2)
         copy_async<16>(to.b + r * kStride + at, from, inside);
       }
       if (kProbs && c + kTile >= width && first < kWideRows) {
-        const int64_t stats = (static_cast<int64_t>(b) * heads + h) * place.block.rows.count + statistic;
-        copy_async<4>(to.top + first, place.block.softmax.top + stats, true);
-        copy_async<4>(to.inverse + first, place.block.softmax.inverse + stats, true);
+        const int64_t stats = (static_cast<int64_t>(b) * heads + h) * tile.block.rows.count + statistic;
+        copy_async<4>(to.top + first, tile.block.softmax.top + stats, true);
+        copy_async<4>(to.inverse + first, tile.block.softmax.inverse + stats, true);
       }
     }
     commit_copies();
@@ -214,7 +215,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   [[maybe_unused]] int chunk = 0;
   for (; steps > 0; --steps) {
     wait_for_copies<kWideStages - 2>();
-    __syncthreads();  // everyone's copies are there, and no thread reads what the next ones overwrite
+    __syncthreads();  // all copies have arrived, and no thread still reads what the next ones overwrite
     load(shared[stage == 0 ? kWideStages - 1 : stage - 1]);
     const Step& from = shared[stage];
     stage = stage == kWideStages - 1 ? 0 : stage + 1;
@@ -265,16 +266,16 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         if constexpr (kProbs) {
-          place.write(row_at(i), column_at(j, e), mean[i][j][e] * factor);
+          tile.write(row_at(i), column_at(j, e), mean[i][j][e] * factor);
         } else {
-          place.write(row_at(i), column_at(j, e), sums[i / 2][j][i % 2 * 2 + e] * factor);
+          tile.write(row_at(i), column_at(j, e), sums[i / 2][j][i % 2 * 2 + e] * factor);
         }
       }
     }
   }
 }
 
-// Sets the tiles of every block and says how many there are.
+// Sets the tiles of every block and returns how many there are.
 int64_t count_tiles(BlockParams& p, int64_t rows, int64_t columns) {
   int64_t all = 0;
   for (TokenBlock& block : p.blocks) {

@@ -25,7 +25,7 @@ struct TokenBlock {
   List rows;
   RowSoftmax softmax;  // of the rows, for probabilities
   BlockColumns columns[kColumnLists];
-  int tiles = 0, tile_columns = 0;  // of an image, by the launcher: all, and in a row of them
+  int tiles = 0, tile_columns = 0;  // of an image, set by the launcher: all tiles, and those in a row
 };
 
 struct BlockParams {

@@ -138,7 +138,7 @@ __device__ __forceinline__ uint32_t ordered(float value) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// What `ordered` was given, -0 as 0.
+// The inverse of `ordered`; -0 becomes 0.
 __device__ __forceinline__ float from_ordered(uint32_t key) {
   return __uint_as_float(key & 0x80000000u ? key ^ 0x80000000u : ~key);
 }
@@ -151,11 +151,11 @@ __device__ __forceinline__ void keep_better(uint32_t& key, int& index, uint32_t 
   }
 }
 
-// True in every thread of the last of `blocks` blocks that comes here; it sees what the others wrote before. The
-// counter starts at 0.
+// True in every thread of the block that arrives last of `blocks`; it sees what the others wrote before. The counter
+// starts at 0.
 __device__ __forceinline__ bool last_block(uint32_t* counter, uint32_t blocks) {
   __shared__ bool last;
-  __syncthreads();  // what the block wrote is before what its first thread does, and that is before what others see
+  __syncthreads();  // orders the block's writes before its first thread's add, which others see
   if (threadIdx.x == 0) last = count_in(counter) == blocks - 1;
   __syncthreads();
   return last;
@@ -178,29 +178,29 @@ cudaError_t with_type(Dtype dtype, bool vector, const F& f) {
   return with_type(dtype, [&](auto type) { return vector ? f(type, std::true_type{}) : f(type, std::false_type{}); });
 }
 
-// To be called after each launch: counts it and fetches its error.
+// Called after each launch: counts it and returns its error.
 cudaError_t launched();
-// An error that a call of the runtime returned, taken back from the runtime's own record of the last one: the next
-// launch that goes well would report it otherwise.
+// Returns an error of a runtime call and clears the runtime's record of it: otherwise the next launch, though it
+// succeeds, would report it.
 cudaError_t failed(cudaError_t error);
-// Lets a kernel have more dynamic shared memory than it may use unasked.
+// Lets a kernel use more dynamic shared memory than the default limit.
 template <class... Parameters>
 cudaError_t allow_shared(void (*kernel)(Parameters...), size_t bytes) {
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
   return error == cudaSuccess ? error : failed(error);
 }
-constexpr size_t kStaticShared = 2048;  // more than a kernel has beside its dynamic shared memory
+constexpr size_t kStaticShared = 2048;  // more static shared memory than any kernel has
 
 // Whether a block on this device can have so much shared memory in all.
 cudaError_t has_shared(size_t bytes, bool& has);
 cudaError_t set_to_zero(void* data, size_t bytes, cudaStream_t stream);
 
-// Hands out 256-byte aligned pieces of a workspace, or only adds them up if there is none yet.
+// Hands out 256-byte aligned pieces of a workspace; without one, only adds up their bytes.
 class Pieces {
  public:
   explicit Pieces(void* base) : base_(static_cast<char*>(base)) {}
-  // Room for as many T as the product of `counts`. What cannot be counted is kUncountable bytes.
+  // Room for as many T as the product of `counts`. If the product overflows, that is kUncountable bytes.
   template <class T, class... Counts>
   T* take(Counts... counts) {
     const size_t at = used_;

@@ -1,11 +1,12 @@
-// Weighted sums of probabilities between tokens and others, in half precision. A block owns 128 tokens of one head and
-// walks over the others, 64 at a time: a warp keeps 16 of the tokens in registers, all channels of them, and only the
-// others pass through shared memory, three turns of them. The products' rows are the tokens, be they queries or keys,
-// their columns the others.
+// Weighted sums of probabilities between tokens and others, in half precision.
 //
-// Before the walk all threads read the list of others once: turns of which causality leaves nothing are not made, and
-// where it leaves all nobody asks for single pairs. Both come to one comparison of integers, of a token with the bound
-// of an other, which also stands for masks and for others that are not there.
+// A block owns 128 tokens of one head and walks over the others, 64 a turn. A warp keeps 16 of the tokens in registers,
+// with all their channels. Only the others pass through shared memory, three turns at once. The rows of the products
+// are the tokens, be they queries or keys; the columns are the others.
+//
+// Before the walk all threads read the list of others once. A turn whose pairs causality removes is skipped; in a turn
+// whose pairs it all keeps, no single pair is tested. Both tests are one comparison of integers: a token with the bound
+// of an other. The bound also stands for masks and for others that do not exist.
 //
 // 2 H N R d FLOPs and H N R exponentials, half of both if causal. Others' rows are read once for every 128 tokens.
 // Bound by tensor cores and exponentials alike. Shared memory 55 KB (d = 128), 31 KB (d <= 64).
@@ -21,8 +22,8 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kTokens = 16 * kWarps;  // of a block
 constexpr int kOthers = 64;           // of a turn
 constexpr int kStages = 3;
-constexpr int kListReads = 4;   // of a thread on their way at once
-constexpr int kBitWords = 256;  // turns of which is known what causality leaves
+constexpr int kListReads = 4;   // of a thread, in flight at once
+constexpr int kBitWords = 256;  // words with a bit a turn: what causality leaves of its pairs
 
 // Rows of one turn. 16 bytes of padding a row keep the banks apart.
 template <class T, int kWidth>
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   extern __shared__ __align__(128) unsigned char storage[];
   auto& shared = *reinterpret_cast<Shared<T, kWidth, kSets>*>(storage);
   constexpr int kStride = OtherRows<T, kWidth>::kStride, kPacks = kWidth / kPer<T>, kAtOnce = kThreads / kPacks;
-  constexpr int kOwnRows = kOthers / kAtOnce;  // of a turn, of which a thread copies 16 bytes
+  constexpr int kOwnRows = kOthers / kAtOnce;  // of a turn; a thread copies 16 bytes of each
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   // Blocks with the most to do come first: those of early keys, or of late queries.
   const int tile = static_cast<int>(kColumn ? blockIdx.y : gridDim.y - 1 - blockIdx.y);
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int n = 0; n < kListReads; ++n) {
       const int i = at0 + n * kThreads + static_cast<int>(threadIdx.x), turn = i / kOthers;
-      int bound = kColumn ? -1 : INT_MAX;  // of nobody
+      int bound = kColumn ? -1 : INT_MAX;  // no such other: pairs with no token
       if (i < count) {
         assert(other[n] >= (kColumn ? offset : 0) && other[n] < keys &&
                "ficoco::token_attention: an index is no token, or its query is not there");
@@ -147,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   __syncthreads();
 
-  const auto from = [&](int turn) {  // the first turn from this one on that has to be made
+  const auto from = [&](int turn) {  // the first turn from `turn` on that is not skipped
     while (known && turn < turns) {
       const uint32_t bits = shared.some[turn / 32] >> turn % 32;
       if (bits) return turn + __ffs(static_cast<int>(bits)) - 1;
@@ -186,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   };
 
-  const int row = warp * 16 + lane / 4;  // and row + 8
+  const int row = warp * 16 + lane / 4;  // this row and row + 8
   const int token[2] = {shared.tokens[row], shared.tokens[row + 8]};
   const int64_t statistic = (b * query.heads + h) * p.count + i0 + row;
   float tops[2] = {};
@@ -263,7 +264,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       total += __shfl_xor_sync(kAllLanes, total, 2);
       if (lane % 4 != 0 || row + 8 * i >= rows || w >= sets) continue;
       if (!kColumn) total *= softmax.inverse[statistic + 8 * i];
-      if (kColumn && mask && !mask[token[i]]) total = 0.f;  // whatever the sum of nobody is
+      if (kColumn && mask && !mask[token[i]]) total = 0.f;  // a masked key gets 0, even if its sum is NaN
       parts[((b * query.heads + h) * p.sets + set0 + w) * p.count + i0 + row + 8 * i] = total;
     }
   }

@@ -1,5 +1,6 @@
-// Argument checks of the operators, the C++ twin of ficoco_ext/ops/checks.py: op, argument, what was wanted, what came,
-// and what to do. They look at shapes, dtypes and devices; values are read only where an index could leave its tensor.
+// Argument checks of the operators, the C++ twin of ficoco_ext/ops/checks.py: op, argument, what was wanted, what was
+// given, and what to do. They look at shapes, dtypes and devices; values are read only where an index could leave its
+// tensor.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>

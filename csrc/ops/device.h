@@ -19,7 +19,7 @@ struct ReduceCall;
 
 class Device {
  public:
-  // The one that a tensor is on (library.cpp).
+  // The device that holds the tensor (library.cpp).
   static const Device& of(const at::Tensor& tensor);
 
   virtual void run(const AttentionStatsCall& call) const = 0;

@@ -42,8 +42,8 @@ void raise(Fault fault) {
                "ascending and together every index of visual once", "other indices", "pass what filter returned");
 }
 
-// Runs task(b) for every image. With enough of them each thread takes whole images, which stay in its cache from one
-// pass to the next (what is parallel in a kernel then runs in that thread); else all threads share one image after
+// Runs task(b) for every image. If there are enough, each thread takes whole images, which stay in its cache from
+// one pass to the next, and a kernel's parallel loops run in that one thread. Else all threads share one image after
 // another.
 template <class Task>
 void each_image(int64_t batch, const Task& task) {

@@ -32,7 +32,7 @@ namespace ficoco {
 namespace {
 
 #ifndef FICOCO_EMULATED
-// Before torch 2.11 or so a c10::Stream has no native handle; libtorch_cuda then has a C function for it.
+// Before about torch 2.11 a c10::Stream has no native handle; libtorch_cuda then has a C function for it.
 template <class Stream>
 cudaStream_t handle(const Stream& stream) {
   if constexpr (requires { stream.native_handle(); }) {
@@ -52,7 +52,7 @@ cudaStream_t handle(const Stream& stream) {
 }
 #endif
 
-// The device and the stream of a tensor, made current for as long as it lives.
+// Makes the device of a tensor current, with its stream, as long as this object lives.
 class OnDevice {
  public:
 #ifdef FICOCO_EMULATED
@@ -110,7 +110,7 @@ ReduceParams image(ReduceParams p, int64_t b, int64_t count) {
   return p;
 }
 
-// Gives `launch` as many images as one grid has room for, a workspace and the stream, until there are no more.
+// Calls `launch` with as many images as fit into one grid, a workspace and the stream, until all are done.
 template <class Params, class Launch>
 void launch_images(const char* op, const Tensor& like, const Params& params, const Launch& launch) {
   const Range range(op);
@@ -127,7 +127,7 @@ void launch_images(const char* op, const Tensor& like, const Params& params, con
   }
 }
 
-// Grids have room for them.
+// Whether they fit into the grids.
 void check_grid(const char* op, const char* argument, int64_t heads, int64_t tokens, int64_t width) {
   constexpr const char* remedy = "use the CPU, where there is no such limit";
   FICOCO_VALUE(heads <= kMaxHeads, op, argument, check::text("of at most ", kMaxHeads, " heads on a GPU"), heads,

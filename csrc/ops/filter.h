@@ -1,4 +1,4 @@
-// filter: which patches leave.
+// filter: selects the patches that leave.
 #pragma once
 #include "ops/call.h"
 #include "ops/device.h"

@@ -1,10 +1,10 @@
 // The list of operators, one for all devices. The schemas are in ficoco_ext/ops.
 //
-// An operator is a header, and this is the one file that compiles them: torch's headers take ten times as long as what
-// is in ours, and each further file would read them once more.
+// Each operator is a header, and only this file compiles them: torch's headers take ten times as long to compile as
+// ours, and each further file would compile them again.
 //
-// With FICOCO_EMULATED the operators are those of namespace ficoco_emu, and run the CUDA kernels on CPU tensors: so
-// the tests run them on the host.
+// With FICOCO_EMULATED the operators are in namespace ficoco_emu and run the CUDA kernels on CPU tensors. The tests use
+// this to run them on the host.
 #include <torch/library.h>
 
 #include "ops/attention_stats.h"

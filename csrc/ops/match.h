@@ -1,4 +1,4 @@
-// match: ToMe's bipartite matching, which is Filter and Correlate at once.
+// match: ToMe's bipartite matching, which does the work of Filter and Correlate.
 #pragma once
 #include "ops/call.h"
 #include "ops/device.h"

@@ -1,4 +1,4 @@
-// token_attention: what chosen tokens of a decoder give to others or get from them.
+// token_attention: the attention that chosen tokens of a decoder give to others or receive from them.
 #pragma once
 #include "ops/call.h"
 #include "ops/device.h"

@@ -16,10 +16,10 @@ inline void do_copy(const AsyncCopy& copy) {
 }
 
 template <int kBytes>
-void copy_async(void* to, const void* from, bool exists, CUEMU_PLACE) {
+void copy_async(void* to, const void* from, bool exists, CUEMU_LOCATION) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "an asynchronous copy has 4, 8 or 16 bytes");
   if (reinterpret_cast<uintptr_t>(to) % kBytes != 0 || reinterpret_cast<uintptr_t>(from) % kBytes != 0) {
-    die("an asynchronous copy must be aligned to its size", &place);
+    die("an asynchronous copy must be aligned to its size", &location);
   }
   char bytes[kBytes];
   std::memcpy(bytes, to, kBytes);  // a bad address is reported here, by its line

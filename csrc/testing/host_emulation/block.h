@@ -10,9 +10,9 @@
 
 namespace cuemu {
 
-using Place = std::source_location;
-// The last parameter of all that can fail: by default the line of the kernel that made the call.
-#define CUEMU_PLACE cuemu::Place place = cuemu::Place::current()
+using Location = std::source_location;
+// The last parameter of every function that can fail: by default the kernel's line that made the call.
+#define CUEMU_LOCATION cuemu::Location location = cuemu::Location::current()
 
 struct Thread;
 // What a warp operation does once all of its lanes have come: from their values to their results. Its address is also
@@ -33,7 +33,7 @@ struct Thread {
   uint3 index{};
   uint32_t number = 0;
   State state = State::kDone;
-  Place place;        // of the barrier or warp operation that it waits at
+  Location location;  // of the barrier or warp operation that it waits at
   uint32_t mask = 0;  // of that warp operation, as are the rest
   uint32_t source = 0;
   uint64_t value = 0, result = 0;
@@ -69,9 +69,10 @@ inline Thread* current = nullptr;
 inline uint3 block_index{};
 inline dim3 block_dim, grid_dim;
 
-[[noreturn]] inline void die(const std::string& what, const Place* place = nullptr) {
+[[noreturn]] inline void die(const std::string& what, const Location* location = nullptr) {
   std::fprintf(stderr, "cuemu: %s\n", what.c_str());
-  if (place != nullptr) std::fprintf(stderr, "cuemu:   at %s:%u\n", place->file_name(), unsigned(place->line()));
+  if (location != nullptr)
+    std::fprintf(stderr, "cuemu:   at %s:%u\n", location->file_name(), unsigned(location->line()));
   if (current != nullptr) {
     const uint3 b = block_index, t = current->index;
     std::fprintf(stderr, "cuemu:   in %s, block (%u, %u, %u), thread (%u, %u, %u)\n", block.kernel, b.x, b.y, b.z, t.x,
@@ -98,8 +99,8 @@ inline void fiber_entry() {
   }
 }
 
-// Runs every operation of the warp whose lanes have all come. A lane that returned is waited for no more, as on GPUs
-// since Volta. Lanes that wait with another mask, for a later operation, do not count as having come.
+// Runs every operation of the warp whose lanes have all come. A lane that returned is not waited for, as on GPUs since
+// Volta. Lanes that wait with another mask, for a later operation, do not count as having come.
 inline void complete_operations(uint32_t number) {
   Warp& warp = block.warps[number];
   Thread* lanes = &block.threads[number * 32];
@@ -112,8 +113,8 @@ inline void complete_operations(uint32_t number) {
       come |= 1u << lane;
       if (lanes[lane].exchange != first.exchange) {
         die("lanes of one mask came to different warp operations; the other one is at line " +
-                std::to_string(first.place.line()),
-            &lanes[lane].place);
+                std::to_string(first.location.line()),
+            &lanes[lane].location);
       }
     }
     left &= ~come;
@@ -125,15 +126,15 @@ inline void complete_operations(uint32_t number) {
 }
 
 // The current lane gives `value` to a warp operation of `mask` and gets its result.
-inline uint64_t meet(uint32_t mask, uint64_t value, uint32_t source, Exchange exchange, const Place& place) {
+inline uint64_t meet(uint32_t mask, uint64_t value, uint32_t source, Exchange exchange, const Location& location) {
   Thread& self = *current;
   Warp& warp = block.warps[self.number / 32];
-  if ((mask >> self.lane() & 1) == 0) die("a lane called a warp operation whose mask lacks it", &place);
+  if ((mask >> self.lane() & 1) == 0) die("a lane called a warp operation whose mask lacks it", &location);
   self.value = value;
   self.source = source;
   self.mask = mask;
   self.exchange = exchange;
-  self.place = place;
+  self.location = location;
   self.state = State::kAtWarp;
   warp.arrived |= 1u << self.lane();
   if ((warp.arrived & mask) == (mask & warp.live)) complete_operations(self.number / 32);
@@ -141,8 +142,8 @@ inline uint64_t meet(uint32_t mask, uint64_t value, uint32_t source, Exchange ex
   return self.result;
 }
 
-inline int barrier(int predicate, const Place& place) {
-  current->place = place;
+inline int barrier(int predicate, const Location& location) {
+  current->location = location;
   current->state = State::kAtBarrier;
   block.predicates += predicate != 0;
   ++block.at_barrier;
@@ -153,17 +154,17 @@ inline int barrier(int predicate, const Place& place) {
 // A GPU counts arrivals, whatever barrier they are at; CUDA calls it undefined if they differ, so it is an error
 // here.
 inline void release_barrier() {
-  const Place* first = nullptr;
+  const Location* first = nullptr;
   for (size_t i = 0; i < block.size; ++i) {
     Thread& thread = block.threads[i];
     if (thread.state != State::kAtBarrier) continue;
     thread.state = State::kReady;
-    if (first == nullptr) first = &thread.place;
-    if (thread.place.line() != first->line() || std::strcmp(thread.place.file_name(), first->file_name()) != 0) {
+    if (first == nullptr) first = &thread.location;
+    if (thread.location.line() != first->line() || std::strcmp(thread.location.file_name(), first->file_name()) != 0) {
       current = &thread;
       die("divergent barrier: threads of a block came to different __syncthreads, the other one at line " +
               std::to_string(first->line()),
-          &thread.place);
+          &thread.location);
     }
   }
   block.at_barrier = 0;
@@ -181,13 +182,13 @@ inline void release_barrier() {
     if (thread.state == State::kAtBarrier && at_barrier == nullptr) at_barrier = &thread;
     if (thread.state == State::kAtWarp && in_warp == nullptr) in_warp = &thread;
   }
-  current = in_warp;  // there is one: when all that are left wait at a barrier, it is released
+  current = in_warp;  // there is one: a barrier at which all others wait would be released
   char mask[16];
   std::snprintf(mask, sizeof mask, "0x%08x", in_warp->mask);
   std::string what = "deadlock: " + std::to_string(waiting) + " threads wait, " + std::to_string(block.at_barrier) +
                      " of them at __syncthreads";
-  if (at_barrier != nullptr) what += " (line " + std::to_string(at_barrier->place.line()) + ")";
-  die(what + ", others at a warp operation with mask " + mask + ", some of whose lanes never come", &in_warp->place);
+  if (at_barrier != nullptr) what += " (line " + std::to_string(at_barrier->location.line()) + ")";
+  die(what + ", others at a warp operation with mask " + mask + ", some of whose lanes never come", &in_warp->location);
 }
 
 // CUEMU_ORDER=fwd|rev|rand:SEED: the order of blocks, of warps, and of lanes within a warp. CUDA promises none, so a
@@ -285,7 +286,7 @@ inline void fresh_shared(uint64_t& seen, void* variable, size_t bytes) {
   }
 }
 
-constexpr size_t kSharedSlack = 4096;  // room to place dynamic shared memory, and to see a write after it
+constexpr size_t kSharedSlack = 4096;  // room for aligned dynamic shared memory, and to see a write after it
 
 // Where `extern __shared__` points. It is aligned as declared, at least to 16 bytes, and to no more: what relies on
 // more has to say so with __align__.

@@ -11,9 +11,9 @@ namespace cuemu {
 // A GPU faults at an address that is not a multiple of the access's size; x86 does not. UBSan sees plain accesses
 // through float4* and uint4*; those that pass through here are seen in every build.
 template <class T>
-T* aligned(T* pointer, const Place& place) {
+T* aligned(T* pointer, const Location& location) {
   if (reinterpret_cast<uintptr_t>(pointer) % alignof(T) != 0) {
-    die("misaligned address: an access of " + std::to_string(sizeof(T)) + " bytes", &place);
+    die("misaligned address: an access of " + std::to_string(sizeof(T)) + " bytes", &location);
   }
   return pointer;
 }
@@ -115,15 +115,15 @@ constexpr std::common_type_t<A, B> min(A a, B b) {
 }
 
 // Loads and stores with a cache hint.
-#define CUEMU_LOAD(name)                 \
-  template <class T>                     \
-  T name(const T* from, CUEMU_PLACE) {   \
-    return *cuemu::aligned(from, place); \
+#define CUEMU_LOAD(name)                    \
+  template <class T>                        \
+  T name(const T* from, CUEMU_LOCATION) {   \
+    return *cuemu::aligned(from, location); \
   }
-#define CUEMU_STORE(name)                                               \
-  template <class T>                                                    \
-  void name(T* to, const std::type_identity_t<T>& value, CUEMU_PLACE) { \
-    *cuemu::aligned(to, place) = value;                                 \
+#define CUEMU_STORE(name)                                                  \
+  template <class T>                                                       \
+  void name(T* to, const std::type_identity_t<T>& value, CUEMU_LOCATION) { \
+    *cuemu::aligned(to, location) = value;                                 \
   }
 CUEMU_LOAD(__ldg)
 CUEMU_LOAD(__ldca)
@@ -139,16 +139,16 @@ CUEMU_STORE(__stwt)
 #undef CUEMU_STORE
 
 // Atomics. Threads take turns only at barriers and warp operations, so plain code is atomic.
-#define CUEMU_ATOMIC(name, result)                                            \
-  template <class T>                                                          \
-  T atomic##name(T* at, std::type_identity_t<T> value, CUEMU_PLACE) {         \
-    const T old = *cuemu::aligned(at, place);                                 \
-    *at = static_cast<T>(result);                                             \
-    return old;                                                               \
-  }                                                                           \
-  template <class T>                                                          \
-  T atomic##name##_block(T* at, std::type_identity_t<T> value, CUEMU_PLACE) { \
-    return atomic##name(at, value, place);                                    \
+#define CUEMU_ATOMIC(name, result)                                               \
+  template <class T>                                                             \
+  T atomic##name(T* at, std::type_identity_t<T> value, CUEMU_LOCATION) {         \
+    const T old = *cuemu::aligned(at, location);                                 \
+    *at = static_cast<T>(result);                                                \
+    return old;                                                                  \
+  }                                                                              \
+  template <class T>                                                             \
+  T atomic##name##_block(T* at, std::type_identity_t<T> value, CUEMU_LOCATION) { \
+    return atomic##name(at, value, location);                                    \
   }
 CUEMU_ATOMIC(Add, old + value)
 CUEMU_ATOMIC(Sub, old - value)
@@ -162,8 +162,8 @@ CUEMU_ATOMIC(Inc, old >= value ? T{0} : old + 1)
 CUEMU_ATOMIC(Dec, old == 0 || old > value ? value : old - 1)
 #undef CUEMU_ATOMIC
 template <class T>
-T atomicCAS(T* at, std::type_identity_t<T> expected, std::type_identity_t<T> value, CUEMU_PLACE) {
-  const T old = *cuemu::aligned(at, place);
+T atomicCAS(T* at, std::type_identity_t<T> expected, std::type_identity_t<T> value, CUEMU_LOCATION) {
+  const T old = *cuemu::aligned(at, location);
   if (std::memcmp(&old, &expected, sizeof(T)) == 0) *at = value;
   return old;
 }

@@ -25,10 +25,10 @@ inline void exchange_matrices(Thread* lanes, uint32_t members) {
   }
 }
 
-inline void load_matrices(uint32_t (&out)[4], const void* row, CUEMU_PLACE) {
-  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) die("load_matrices: a row must start at 16 bytes", &place);
+inline void load_matrices(uint32_t (&out)[4], const void* row, CUEMU_LOCATION) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) die("load_matrices: a row must start at 16 bytes", &location);
   const MatrixLoad load{row, out};
-  meet(~0u, reinterpret_cast<uint64_t>(&load), 0, &exchange_matrices, place);
+  meet(~0u, reinterpret_cast<uint64_t>(&load), 0, &exchange_matrices, location);
 }
 
 struct Operands {
@@ -72,10 +72,10 @@ void multiply(Thread* lanes, uint32_t members) {
 }
 
 template <class T>
-void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, CUEMU_PLACE) {
+void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, CUEMU_LOCATION) {
   const uint32_t b[2] = {b0, b1};
   const Operands operands{d, a, b};
-  meet(~0u, reinterpret_cast<uint64_t>(&operands), 0, &multiply<T>, place);
+  meet(~0u, reinterpret_cast<uint64_t>(&operands), 0, &multiply<T>, location);
 }
 
 inline uint32_t count_in(uint32_t* counter) { return (*counter)++; }

@@ -37,9 +37,10 @@ void shuffle(Thread* lanes, uint32_t members) {
 }
 
 template <Shuffle kKind, class T>
-T shuffled(uint32_t mask, const T& value, int source, int width, const Place& place) {
-  if (width <= 0 || width > 32 || (width & (width - 1)) != 0) die("the width of a shuffle is 1, 2, 4, .. 32", &place);
-  return unpack<T>(meet(mask, pack(value), static_cast<uint32_t>(source) % 32, &shuffle<kKind>, place));
+T shuffled(uint32_t mask, const T& value, int source, int width, const Location& location) {
+  if (width <= 0 || width > 32 || (width & (width - 1)) != 0)
+    die("the width of a shuffle is 1, 2, 4, .. 32", &location);
+  return unpack<T>(meet(mask, pack(value), static_cast<uint32_t>(source) % 32, &shuffle<kKind>, location));
 }
 
 enum class Vote { kAny, kAll, kBallot };
@@ -88,53 +89,53 @@ struct Max {
 
 }  // namespace cuemu
 
-inline void __syncthreads(CUEMU_PLACE) { cuemu::barrier(0, place); }
-inline int __syncthreads_count(int predicate, CUEMU_PLACE) { return cuemu::barrier(predicate, place); }
-inline int __syncthreads_or(int predicate, CUEMU_PLACE) { return cuemu::barrier(predicate, place) != 0; }
-inline int __syncthreads_and(int predicate, CUEMU_PLACE) { return cuemu::barrier(predicate == 0, place) == 0; }
-inline void __syncwarp(unsigned mask = ~0u, CUEMU_PLACE) { cuemu::meet(mask, 0, 0, &cuemu::nothing, place); }
+inline void __syncthreads(CUEMU_LOCATION) { cuemu::barrier(0, location); }
+inline int __syncthreads_count(int predicate, CUEMU_LOCATION) { return cuemu::barrier(predicate, location); }
+inline int __syncthreads_or(int predicate, CUEMU_LOCATION) { return cuemu::barrier(predicate, location) != 0; }
+inline int __syncthreads_and(int predicate, CUEMU_LOCATION) { return cuemu::barrier(predicate == 0, location) == 0; }
+inline void __syncwarp(unsigned mask = ~0u, CUEMU_LOCATION) { cuemu::meet(mask, 0, 0, &cuemu::nothing, location); }
 
 template <class T>
-T __shfl_sync(unsigned mask, T value, int source, int width = 32, CUEMU_PLACE) {
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, CUEMU_LOCATION) {
   const int lane = static_cast<int>(cuemu::current->lane()), first = lane & ~(width - 1);
-  return cuemu::shuffled<cuemu::Shuffle::kIndex>(mask, value, first | (source & (width - 1)), width, place);
+  return cuemu::shuffled<cuemu::Shuffle::kIndex>(mask, value, first | (source & (width - 1)), width, location);
 }
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, CUEMU_PLACE) {
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, CUEMU_LOCATION) {
   const int lane = static_cast<int>(cuemu::current->lane()), last = lane | (width - 1), source = lane ^ bits;
-  return cuemu::shuffled<cuemu::Shuffle::kXor>(mask, value, source > last ? lane : source, width, place);
+  return cuemu::shuffled<cuemu::Shuffle::kXor>(mask, value, source > last ? lane : source, width, location);
 }
 template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, CUEMU_PLACE) {
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, CUEMU_LOCATION) {
   const int lane = static_cast<int>(cuemu::current->lane()), last = lane | (width - 1);
   const int source = lane + static_cast<int>(delta);
-  return cuemu::shuffled<cuemu::Shuffle::kDown>(mask, value, source > last ? lane : source, width, place);
+  return cuemu::shuffled<cuemu::Shuffle::kDown>(mask, value, source > last ? lane : source, width, location);
 }
 template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, CUEMU_PLACE) {
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, CUEMU_LOCATION) {
   const int lane = static_cast<int>(cuemu::current->lane()), first = lane & ~(width - 1);
   const int source = lane - static_cast<int>(delta);
-  return cuemu::shuffled<cuemu::Shuffle::kUp>(mask, value, source < first ? lane : source, width, place);
+  return cuemu::shuffled<cuemu::Shuffle::kUp>(mask, value, source < first ? lane : source, width, location);
 }
 
-inline unsigned __ballot_sync(unsigned mask, int predicate, CUEMU_PLACE) {
-  return static_cast<unsigned>(cuemu::meet(mask, predicate != 0, 0, &cuemu::vote<cuemu::Vote::kBallot>, place));
+inline unsigned __ballot_sync(unsigned mask, int predicate, CUEMU_LOCATION) {
+  return static_cast<unsigned>(cuemu::meet(mask, predicate != 0, 0, &cuemu::vote<cuemu::Vote::kBallot>, location));
 }
-inline int __any_sync(unsigned mask, int predicate, CUEMU_PLACE) {
-  return cuemu::meet(mask, predicate != 0, 0, &cuemu::vote<cuemu::Vote::kAny>, place) != 0;
+inline int __any_sync(unsigned mask, int predicate, CUEMU_LOCATION) {
+  return cuemu::meet(mask, predicate != 0, 0, &cuemu::vote<cuemu::Vote::kAny>, location) != 0;
 }
-inline int __all_sync(unsigned mask, int predicate, CUEMU_PLACE) {
-  return cuemu::meet(mask, predicate == 0, 0, &cuemu::vote<cuemu::Vote::kAll>, place) == 0;
+inline int __all_sync(unsigned mask, int predicate, CUEMU_LOCATION) {
+  return cuemu::meet(mask, predicate == 0, 0, &cuemu::vote<cuemu::Vote::kAll>, location) == 0;
 }
 template <class T>
-unsigned __match_any_sync(unsigned mask, T value, CUEMU_PLACE) {
-  return static_cast<unsigned>(cuemu::meet(mask, cuemu::pack(value), 0, &cuemu::match_any, place));
+unsigned __match_any_sync(unsigned mask, T value, CUEMU_LOCATION) {
+  return static_cast<unsigned>(cuemu::meet(mask, cuemu::pack(value), 0, &cuemu::match_any, location));
 }
 inline unsigned __activemask() { return cuemu::block.warps[cuemu::current->number / 32].live; }
 
-#define CUEMU_REDUCE(name, T, ...)                                                                            \
-  inline T __reduce_##name##_sync(unsigned mask, T value, CUEMU_PLACE) {                                      \
-    return cuemu::unpack<T>(cuemu::meet(mask, cuemu::pack(value), 0, &cuemu::reduce<T, __VA_ARGS__>, place)); \
+#define CUEMU_REDUCE(name, T, ...)                                                                               \
+  inline T __reduce_##name##_sync(unsigned mask, T value, CUEMU_LOCATION) {                                      \
+    return cuemu::unpack<T>(cuemu::meet(mask, cuemu::pack(value), 0, &cuemu::reduce<T, __VA_ARGS__>, location)); \
   }
 CUEMU_REDUCE(add, unsigned, cuemu::Add)
 CUEMU_REDUCE(add, int, cuemu::Add)

@@ -32,7 +32,7 @@ void expect_close(const std::vector<float>& got, const std::vector<T>& wanted, c
   expect(error <= 1e-5 * largest, what);
 }
 
-struct Results {  // NaN and -1: what a launcher leaves unwritten shows
+struct Results {  // start as NaN and -1, which show what a launcher did not write
   explicit Results(const Layer& l)
       : class_attention(l.batch * l.patches(), NAN),
         patch_attention(class_attention),
@@ -78,7 +78,7 @@ struct Workspace {  // as the launchers want it
   std::vector<unsigned char> memory;
 };
 
-// One image by the book: see ficoco_ext.ops.reference for the equations.
+// One image by the equations of ficoco_ext.ops.reference.
 void check_image(const Layer& l, int64_t b, const std::vector<float>& x, const std::vector<float>& q,
                  const std::vector<float>& k, const Results& got) {
   const int64_t n = l.tokens, c = l.channels(), f = l.first, p = l.patches(), m = l.kept(), count = l.targets();
@@ -116,8 +116,8 @@ void check_image(const Layer& l, int64_t b, const std::vector<float>& x, const s
     for (int64_t z = 0; z + 1 < l.grid_width; z += 2) {
       const int64_t corner = y * l.grid_width + z;
       int64_t best = corner;
-      for (const int64_t place : {corner + 1, corner + l.grid_width, corner + l.grid_width + 1}) {
-        if (score[static_cast<size_t>(place)] > score[static_cast<size_t>(best)]) best = place;
+      for (const int64_t cell : {corner + 1, corner + l.grid_width, corner + l.grid_width + 1}) {
+        if (score[static_cast<size_t>(cell)] > score[static_cast<size_t>(best)]) best = cell;
       }
       double& high = score[static_cast<size_t>(best)];
       high = high > 0 ? high * 2 : high / 2;
@@ -131,8 +131,8 @@ void check_image(const Layer& l, int64_t b, const std::vector<float>& x, const s
   std::vector<int64_t> sources(order.begin(), order.begin() + l.r), kept(order.begin() + l.r, order.end());
   std::sort(sources.begin(), sources.end());
   std::sort(kept.begin(), kept.end());
-  for (int64_t& place : sources) place += f;
-  for (int64_t& place : kept) place += f;
+  for (int64_t& token : sources) token += f;
+  for (int64_t& token : kept) token += f;
   if (f) kept.insert(kept.begin(), 0);
   expect(slice(got.sources, l.r) == sources, "sources");
   expect(slice(got.kept, m) == kept, "kept");
@@ -145,14 +145,14 @@ void check_image(const Layer& l, int64_t b, const std::vector<float>& x, const s
   std::vector<double> weights;
   for (const int64_t source : sources) {
     const auto value = [&](int64_t j) { return attn[static_cast<size_t>(source * n + kept[static_cast<size_t>(j)])]; };
-    std::vector<int64_t> places(static_cast<size_t>(m - f));
-    std::iota(places.begin(), places.end(), f);
-    std::stable_sort(places.begin(), places.end(), [&](int64_t i, int64_t j) { return value(i) > value(j); });
+    std::vector<int64_t> falling(static_cast<size_t>(m - f));
+    std::iota(falling.begin(), falling.end(), f);
+    std::stable_sort(falling.begin(), falling.end(), [&](int64_t i, int64_t j) { return value(i) > value(j); });
     double total = 0;
-    for (int64_t t = 0; t < count; ++t) total += std::exp(value(places[static_cast<size_t>(t)]) - value(places[0]));
+    for (int64_t t = 0; t < count; ++t) total += std::exp(value(falling[static_cast<size_t>(t)]) - value(falling[0]));
     for (int64_t t = 0; t < count; ++t) {
-      const int64_t j = places[static_cast<size_t>(t)];
-      const double weight = std::exp(value(j) - value(places[0])) / total;
+      const int64_t j = falling[static_cast<size_t>(t)];
+      const double weight = std::exp(value(j) - value(falling[0])) / total;
       targets.push_back(j);
       weights.push_back(weight);
       mass[static_cast<size_t>(j)] += weight;

@@ -159,13 +159,13 @@ def judge(kernels: list[Kernel]) -> list[str]:
     """What is wrong with registers and spills."""
     wrong = []
     for k in kernels:
-        place = f"{k.source} {k.name} sm_{k.arch} ({k.mangled})"
+        name = f"{k.source} {k.name} sm_{k.arch} ({k.mangled})"
         if k.name not in BUDGET:
-            wrong.append(f"{place}: not in the table of csrc/testing/tools/static_gates.py")
+            wrong.append(f"{name}: not in the table of csrc/testing/tools/static_gates.py")
         elif k.registers > BUDGET[k.name]:
-            wrong.append(f"{place}: {k.registers} registers, budget {BUDGET[k.name]}")
+            wrong.append(f"{name}: {k.registers} registers, budget {BUDGET[k.name]}")
         if k.spilled > may_spill(k):
-            wrong.append(f"{place}: spills {k.spilled} bytes")
+            wrong.append(f"{name}: spills {k.spilled} bytes")
     unused = set(BUDGET) - {k.name for k in kernels}
     return wrong + [f"{name}: in the table, but no such kernel" for name in sorted(unused)]
 
