@@ -1,4 +1,4 @@
-"""Accuracy against cost on the embedded model: the studies behind every figure of docs/accuracy.md.
+"""Accuracy against cost on the embedded model: the studies that give every figure of docs/accuracy.md.
 
     python benchmarks/accuracy.py methods --seeds 3 --json benchmarks/results/accuracy_methods.json
     python benchmarks/accuracy.py late --seeds 3 --json benchmarks/results/accuracy_late.json

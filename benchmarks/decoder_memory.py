@@ -1,4 +1,4 @@
-"""Memory that the decoder's operators take, beside the N x N attention map that they do without.
+"""Memory that the decoder's operators take, beside the N x N attention map that they avoid.
 
     python benchmarks/decoder_memory.py --json benchmarks/results/decoder_memory_cpu.json
 
@@ -53,7 +53,7 @@ class Prompt(NamedTuple):
 
 
 def call_of(form: str, prompt: Prompt) -> Callable[[], Any]:
-    """One call of ``form`` on inputs that are there already."""
+    """One call of ``form`` on inputs that exist already."""
     generator = torch.Generator().manual_seed(0)
     shape = (1, prompt.heads, prompt.tokens, prompt.width)
     attn = QueryKey(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))

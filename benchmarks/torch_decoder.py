@@ -32,10 +32,10 @@ def fastv(hidden: Tensor, query: Tensor, key: Tensor, visual: Tensor, r: int) ->
     scores = last_token_scores(query, key, visual)
     gone = visual.gather(1, scores.topk(r, dim=-1, largest=False).indices)
     stays = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device).scatter_(1, gone, False)
-    places = stays.cumsum(1) - 1
-    columns = torch.arange(hidden.shape[1], device=hidden.device).expand_as(places)
-    kept = torch.empty_like(places[:, : hidden.shape[1] - r + 1])  # the last place takes what leaves
-    kept = kept.scatter_(1, torch.where(stays, places, hidden.shape[1] - r), columns)[:, :-1]
+    positions = stays.cumsum(1) - 1
+    columns = torch.arange(hidden.shape[1], device=hidden.device).expand_as(positions)
+    kept = torch.empty_like(positions[:, : hidden.shape[1] - r + 1])  # the last entry collects what leaves
+    kept = kept.scatter_(1, torch.where(stays, positions, hidden.shape[1] - r), columns)[:, :-1]
     return hidden.gather(1, kept[..., None].expand(-1, -1, hidden.shape[-1]))
 
 

@@ -156,11 +156,11 @@ def _pairs(best: Tensor, nearest: Tensor, tokens: int, r: int, stable: bool) -> 
     edges = order.sort(-1).values
     sources = 2 * edges + 2
     stays = torch.ones(best.shape[0], tokens, dtype=torch.bool, device=best.device).scatter_(1, sources, False)
-    places = stays.cumsum(1) - 1
-    index = torch.arange(tokens, device=best.device).expand_as(places)
-    kept = places.new_empty(best.shape[0], tokens - r + 1)  # the last place takes what leaves
-    kept = kept.scatter_(1, torch.where(stays, places, tokens - r), index)[:, :-1]
-    return sources, kept, places.gather(1, 2 * nearest.gather(1, edges) + 1)
+    positions = stays.cumsum(1) - 1
+    index = torch.arange(tokens, device=best.device).expand_as(positions)
+    kept = positions.new_empty(best.shape[0], tokens - r + 1)  # the last entry collects what leaves
+    kept = kept.scatter_(1, torch.where(stays, positions, tokens - r), index)[:, :-1]
+    return sources, kept, positions.gather(1, 2 * nearest.gather(1, edges) + 1)
 
 
 def _metric(key: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def match_unit(key: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def match_unit_topk(key: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As before by topk, whose order among equals is nobody's promise."""
+    """As ``match_unit``, by topk, which promises no order among equals."""
     metric = F.normalize(_metric(key), dim=-1, eps=1e-12)
     best, nearest = torch.bmm(metric[:, 2::2], metric[:, 1::2].mT).max(-1)
     return _pairs(best, nearest, key.shape[2], r, stable=False)

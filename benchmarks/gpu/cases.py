@@ -210,8 +210,8 @@ def _swapped(run: Callable[..., Results], *arguments: Any) -> Results:
 def statistics(inputs: Inputs) -> Iterator[Work]:
     """The operator attention_stats in its four kinds."""
     s, q, k, f = inputs.shape, inputs.query, inputs.key, inputs.shape.first
-    attn, inner, places = QueryKey(q, k), s.heads * s.width, s.tokens - s.first
-    read, written = 2 * s.batch * s.tokens * inner * s.dtype.itemsize, 8 * s.batch * places
+    attn, inner, patches = QueryKey(q, k), s.heads * s.width, s.tokens - s.first
+    read, written = 2 * s.batch * s.tokens * inner * s.dtype.itemsize, 8 * s.batch * patches
     ways = {"heads": batched.stats_heads, "concatenated": batched.stats_concatenated}
     for name, probs, column in (("logits row", 0, 0), ("probs row", 1, 0), ("probs column", 1, 1)):
         how: dict[str, Any] = {"class_token": s.class_token, "probs": bool(probs), "column": bool(column)}
@@ -285,7 +285,7 @@ def links_and_merge(inputs: Inputs) -> Iterator[Work]:
     def ours(way: Callable[..., Results], first: Any, alpha: str, **more: Any) -> Callable[[], Results]:
         return lambda: way(first, sources, kept, count, alpha=alpha, **links, **more)
 
-    def places(weights: Tensor, targets: Tensor) -> Results:
+    def as_results(weights: Tensor, targets: Tensor) -> Results:
         return targets + f, weights
 
     def columns(rows: Tensor) -> Tensor:
@@ -294,19 +294,19 @@ def links_and_merge(inputs: Inputs) -> Iterator[Work]:
     def probs() -> Results:
         index = sources[:, None, :, None].expand(-1, s.heads, -1, s.width)
         rows = probabilities(q.gather(2, index), k).mean(1)
-        return places(*batched.links(columns(rows[:, :, f:]), "ratio"))
+        return as_results(*batched.links(columns(rows[:, :, f:]), "ratio"))
 
     def keys() -> Results:
         metric = torch.nn.functional.normalize(k.mean(1), dim=-1)
         one, other = (metric.gather(1, i.unsqueeze(-1).expand(-1, -1, s.width)) for i in (sources, kept[:, f:]))
-        return places(*batched.links(one @ other.mT))
+        return as_results(*batched.links(one @ other.mT))
 
     def rows_of_map() -> Results:
         rows = given.gather(1, sources.unsqueeze(-1).expand(-1, -1, s.tokens))
-        return places(*batched.links(columns(rows[:, :, f:])))
+        return as_results(*batched.links(columns(rows[:, :, f:])))
 
     def looped() -> Results:
-        picked = [places(*released.correlate(a[i][:, j])) for a, i, j in _items(given, sources, kept[:, f:])]
+        picked = [as_results(*released.correlate(a[i][:, j])) for a, i, j in _items(given, sources, kept[:, f:])]
         return _stack(picked)
 
     rows_and_keys = s.batch * inner * item * (s.r + s.kept)
@@ -316,7 +316,7 @@ def links_and_merge(inputs: Inputs) -> Iterator[Work]:
         flop=2 * s.batch * s.r * (s.kept - f) * inner,
         ours=ours(ops.correlate, attn, "softmax"),
         wanted=ours(ops.correlate, QueryKey(*wide(q, k)), "softmax"),
-        torch={"concatenated": lambda: places(*batched.links(batched.rows_concatenated(q, k, leave, stay, f)))},
+        torch={"concatenated": lambda: as_results(*batched.links(batched.rows_concatenated(q, k, leave, stay, f)))},
     )
     yield Work(
         "correlate probs",

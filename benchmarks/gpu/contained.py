@@ -194,7 +194,7 @@ def _running(lines: list[Line]) -> str | None:
 
 
 def device_lost() -> bool:
-    """Whether the GPU answers no more: after an illegal access every later call of the process fails."""
+    """Whether the GPU no longer answers: after an illegal access every later call of the process fails."""
     import torch
 
     if not torch.cuda.is_available() or not torch.cuda.is_initialized():

@@ -55,8 +55,8 @@ def operators(inputs: Inputs, visual: tuple[int, int] = VISUAL) -> Iterator[Work
     columns = torch.arange(begin, begin + n, device=device).repeat(s.batch, 1)
     text = torch.arange(begin + n, s.tokens, device=device).repeat(s.batch, 1)
     sources, stays = columns[:, :: n // s.r][:, : s.r], torch.ones_like(columns, dtype=torch.bool)
-    places = (sources - begin).contiguous()
-    left = columns[stays.scatter(1, places, False)].view(s.batch, n - s.r)
+    indices = (sources - begin).contiguous()
+    left = columns[stays.scatter(1, indices, False)].view(s.batch, n - s.r)
     last, one = text[:, -1:], torch.ones(s.batch, 1, 1, device=device)
     each = torch.full((s.batch, text.shape[1]), 1 / text.shape[1], device=device)
     for name, others, weights, probs in (
@@ -97,7 +97,7 @@ def operators(inputs: Inputs, visual: tuple[int, int] = VISUAL) -> Iterator[Work
             },
         )
     targets = torch.zeros(s.batch, s.r, TARGETS, dtype=torch.int64, device=device)
-    inside = (columns, places, (left - begin).contiguous(), targets, s.tokens)
+    inside = (columns, indices, (left - begin).contiguous(), targets, s.tokens)
     yield Work(
         "to_sequence",
         bytes=8 * s.batch * (2 * s.tokens + 2 * n + 2 * s.r * TARGETS),

@@ -1,4 +1,4 @@
-"""What each kernel of a reduction takes and how it was launched, from torch.profiler, and from ncu where that works.
+"""The time of each kernel of a reduction and how it was launched, from torch.profiler, and from ncu where that works.
 
     python benchmarks/gpu/kernel_times.py --json gpu_results/results.json
     python benchmarks/gpu/kernel_times.py --counters --json gpu_results/results.json

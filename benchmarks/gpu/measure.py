@@ -46,7 +46,7 @@ class Stopwatch:
         self.rehearse = rehearse
         self.device = torch.device("cpu" if rehearse else "cuda")
         if rehearse:
-            torch.set_num_threads(1)  # threads that wait for each other on a busy machine take ever so long
+            torch.set_num_threads(1)  # threads that wait for each other on a busy machine take very long
         else:
             cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0)
             self._scratch = torch.empty(max(4 * cache, 2**28), dtype=torch.int8, device=self.device)
@@ -193,8 +193,8 @@ def need_kernels(rehearse: bool) -> None:
 def agreement(got: tuple[torch.Tensor, ...], wanted: tuple[torch.Tensor, ...]) -> dict[str, float]:
     """Share of images that agree, and the largest error relative to the largest value on those that do.
 
-    An image agrees if 99 % of its elements do: where two scores are closer than float32 can tell apart, another token
-    may be chosen, rightly. Rounding to the result's dtype is allowed for.
+    An image agrees if 99 % of its elements do: where two scores are too close for float32 to distinguish, another
+    token may rightly be chosen. Rounding to the result's dtype is allowed for.
     """
     images = torch.ones(wanted[0].shape[0], dtype=torch.bool, device=wanted[0].device)
     errors = []

@@ -1,4 +1,4 @@
-"""What ``run.sh`` does in each part, and what it costs."""
+"""The steps of each part of ``run.sh``, and the time they take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every operator with inputs that show what it does: the calls of first contact and of the sanitizers.
+"""Every operator with inputs that exercise it: the calls of first contact and of the sanitizers.
 
 The operators' probes are those of ``ficoco doctor``; here are whole methods besides, and the real shapes of a CLIP
 ViT-L/14-336 layer and of a 7B decoder that reads five crops.

@@ -40,10 +40,10 @@ def select(
     best = cells.reshape(rows, columns, 4).argmax(dim=-1)
     top = torch.arange(rows, device=score.device)[:, None] * 2 + best // 2
     left = torch.arange(columns, device=score.device)[None, :] * 2 + best % 2
-    places = (top * width + left).flatten()
-    high = score[places]
+    winners = (top * width + left).flatten()
+    high = score[winners]
     score = score.clone()
-    score[places] = torch.where(high > 0, high * PENALTY, high / PENALTY)
+    score[winners] = torch.where(high > 0, high * PENALTY, high / PENALTY)
     order = score.argsort(descending=True, stable=True)
     return score, order[:r].sort().values, order[r:].sort().values
 

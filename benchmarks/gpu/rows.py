@@ -32,11 +32,11 @@ class Recorder:
         self._append({"table": table, "row": row})
 
     def begin(self, key: str) -> None:
-        """A task starts; without its end it was lost."""
+        """A task starts. If its end is missing, it was lost."""
         self._append({"begin": key})
 
     def end(self, key: str) -> None:
-        """The task is over, well or not; its rows say which."""
+        """The task is over; its rows say whether it succeeded."""
         self._append({"end": key})
 
     def begun(self) -> set[str]:
@@ -74,7 +74,7 @@ def fold(lines: Iterable[Line]) -> dict[str, Any]:
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Whole or not at all: a reader never finds half a file."""
+    """Written atomically: a reader never finds half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".new")
     fresh.write_text(json.dumps(document, indent=2) + "\n")
@@ -84,7 +84,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 def put(path: Path, **sections: Any) -> None:
     """Set sections of the document at ``path``; the others stay, also those that other programs write meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path.parent, os.O_RDONLY)  # the folder is the lock: no file of it is ours alone
+    handle = os.open(path.parent, os.O_RDONLY)  # the folder is the lock, as other programs write its files too
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         document = json.loads(path.read_text()) if path.exists() else {}

@@ -65,7 +65,7 @@ class Record:
         self._lock = threading.Lock()
 
     def write(self) -> None:
-        """Whole or not at all, also where steps run beside each other."""
+        """Written atomically, also where steps run side by side."""
         with self._lock:
             write_json(self.path, self.content)
 

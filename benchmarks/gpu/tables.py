@@ -1,4 +1,4 @@
-"""Turns what ``run.sh`` left into one committed file, and that file into the tables of README and docs.
+"""Turns the results of ``run.sh`` into one committed file, and that file into the tables of README and docs.
 
     python benchmarks/gpu/tables.py collect gpu_results [MORE ...] --out benchmarks/results/gpu_h200.json
     python benchmarks/gpu/tables.py write benchmarks/results/gpu_h200.json README.md docs/performance_gpu.md
@@ -236,7 +236,7 @@ TABLES: dict[str, Callable[[Document, str], str]] = {
 
 
 def written(text: str, folder: Path) -> str:
-    """``text`` with its tables made anew; files are looked up in ``folder``."""
+    """``text`` with its tables replaced; files are looked up in ``folder``."""
 
     def fresh(match: re.Match[str]) -> str:
         begin, name, file, _, end = match.groups()

@@ -1,6 +1,6 @@
 """Stage 2: projector and language model learn to answer, on the frozen tower's features.
 
-Many questions of one scene stand behind its picture in one sequence; each sees the picture and itself, not the others.
+Many questions of one scene come after its picture in one sequence; each sees the picture and itself, not the others.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ficoco_ext.gridvqa.vocabulary import EOS, KINDS
 from .model import IDS, PATCHES, PREFIX, SUFFIX, features, pixels
 
 BATCH, QUESTIONS, CACHED = 10, 14, 4000
-_SCENES = 10**7  # where the numbers of this stage's scenes begin: none of them is one of the tower's
-_SQUEEZED = 0.25  # share of pictures whose positions are squeezed, as they are when tokens are gone
+_SCENES = 10**7  # the first number of this stage's scenes, far above the tower's
+_SQUEEZED = 0.25  # share of pictures whose positions are squeezed, as they are after a reduction in the tower
 _START = len(PREFIX) + PATCHES
 
 Asked = list[tuple[str, str, str]]
 
 
 class Packed(NamedTuple):
-    """Questions behind a picture: ids (B, L), positions, which question a token is of, label or -100, kind or -1."""
+    """The questions after a picture: ids (B, L), positions, which question a token is of, label or -100, kind or -1."""
 
     ids: Tensor
     positions: Tensor
@@ -52,7 +52,7 @@ def cache(model: torch.nn.Module, seed: int, split: str, number: int) -> tuple[T
 
 
 def pack(asked: list[Asked], device: torch.device) -> Packed:
-    """Rows of different length are filled up with tokens that nobody reads."""
+    """Rows of different length are padded with tokens that no label counts and no question sees."""
     rows = []
     for one in asked:
         row: list[list[int]] = [[], [], [], [], []]
@@ -68,26 +68,26 @@ def pack(asked: list[Asked], device: torch.device) -> Packed:
         rows.append(row)
     longest = max(len(row[0]) for row in rows)
     filled = [
-        np.array([row[place] + [fill] * (longest - len(row[0])) for row in rows], np.int64)
-        for place, fill in enumerate((0, _START, -1, -100, -1))
+        np.array([row[field] + [fill] * (longest - len(row[0])) for row in rows], np.int64)
+        for field, fill in enumerate((0, _START, -1, -100, -1))
     ]
     return Packed(*(torch.from_numpy(one).to(device) for one in filled))
 
 
 def answers(model: torch.nn.Module, seen: Tensor, packed: Packed, squeeze: Tensor | None = None) -> Tensor:
-    """Logits (labels, vocabulary) of all places that have a label."""
+    """Logits (labels, vocabulary) of all positions that have a label."""
     b, device = len(seen), seen.device
     language, prefix = model.model.language_model, len(PREFIX)
     words = language.get_input_embeddings()
     before = torch.tensor([[IDS[word] for word in PREFIX]], device=device).expand(b, -1)
     picture = model.model.multi_modal_projector(seen)
     everything = torch.cat([words(before), picture, words(packed.ids)], 1)
-    place = torch.arange(PATCHES, device=device).expand(b, -1)
+    patch = torch.arange(PATCHES, device=device).expand(b, -1)
     shift = torch.zeros(b, 1, dtype=torch.long, device=device)
     if squeeze is not None:
-        place = (place * squeeze[:, None]).long()
+        patch = (patch * squeeze[:, None]).long()
         shift = (PATCHES * squeeze[:, None]).long() - PATCHES
-    positions = [torch.arange(prefix, device=device).expand(b, -1), prefix + place, packed.positions + shift]
+    positions = [torch.arange(prefix, device=device).expand(b, -1), prefix + patch, packed.positions + shift]
     output = language(
         inputs_embeds=everything,
         attention_mask=_mask(packed.question, everything.dtype),
@@ -132,7 +132,7 @@ def tally(logits: Tensor, label: Tensor, kind: Tensor) -> dict[str, tuple[int, i
 def examine(
     model: torch.nn.Module, cached: tuple[Tensor, list[Scene]], seed: int, wrong_picture: bool = False
 ) -> dict[str, float]:
-    """Accuracy of each kind. ``wrong_picture``: every question is asked of another scene, what language alone knows."""
+    """Accuracy of each kind. ``wrong_picture``: ask about another scene: what is right without the picture."""
     seen, scenes = cached
     seen = seen.roll(1, 0) if wrong_picture else seen
     right = dict.fromkeys(KINDS, 0)

@@ -21,7 +21,7 @@ _UNASKED = -100
 
 
 class Heads(nn.Module):
-    """Read-outs that only training needs: of every patch, of its place, and of the whole picture."""
+    """Read-outs that only training needs: of every patch, of its position, and of the whole picture."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Heads(nn.Module):
 def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Of each patch (P, 5) its kind, colour, shape, digit, word; of the picture (66,) what is there."""
     patch = np.full((len(scene.things) + 1, len(_PARTS)), _UNASKED, np.int64)
-    patch[-1, 0] = 0  # the last row is what no thing covers, which scene.patches() calls -1
+    patch[-1, 0] = 0  # the last row is the background, which scene.patches() calls -1
     picture = np.zeros(_GLOBAL, np.float32)
     colors, pairs = list(COLORS), len(COLORS) * len(SHAPES)
     for index, thing in enumerate(scene.things):
@@ -57,8 +57,8 @@ def batch(seed: int, step: int, device: torch.device) -> tuple[Tensor, Tensor, T
     for index in range(BATCH):
         rng = generator(seed, "train", step * BATCH + index)
         scenes.append(draw(rng, "train", crowded=bool(rng.random() < CROWDED)))
-    told = [labels(scene) for scene in scenes]
-    arrays = ([scene.pixels for scene in scenes], [patch for patch, _ in told], [picture for _, picture in told])
+    pairs = [labels(scene) for scene in scenes]
+    arrays = ([scene.pixels for scene in scenes], [patch for patch, _ in pairs], [picture for _, picture in pairs])
     pictures, patch, picture = (torch.from_numpy(np.stack(one)).to(device) for one in arrays)
     return pixels(pictures), patch, picture
 
@@ -66,22 +66,22 @@ def batch(seed: int, step: int, device: torch.device) -> tuple[Tensor, Tensor, T
 def loss(model: nn.Module, heads: Heads, values: Tensor, patch: Tensor, picture: Tensor) -> tuple[Tensor, dict]:
     """The sum of all read-outs' losses, and their accuracies."""
     seen, pooled = features(model, values)
-    total, told, start = torch.zeros((), device=values.device), {}, 0
+    total, accuracy, start = torch.zeros((), device=values.device), {}, 0
     logits = heads.patch(seen)
-    for place, (name, width) in enumerate(_PARTS.items()):
-        part, truth = logits[..., start : start + width], patch[..., place]
+    for column, (name, width) in enumerate(_PARTS.items()):
+        part, truth = logits[..., start : start + width], patch[..., column]
         start += width
         asked = truth != _UNASKED
         total = total + F.cross_entropy(part[asked], truth[asked])
-        told[name] = (part[asked].argmax(-1) == truth[asked]).float().mean().item()
+        accuracy[name] = (part[asked].argmax(-1) == truth[asked]).float().mean().item()
     patches = torch.arange(PATCHES, device=values.device)
     rows, columns = patches // GRID, patches % GRID
     where = heads.place(seen)
     for part, truth in ((where[..., :GRID], rows), (where[..., GRID:], columns)):
         total = total + F.cross_entropy(part.flatten(0, 1), truth.repeat(len(seen)))
-    told["place"] = (where[..., :GRID].argmax(-1) == rows).float().mean().item()
+    accuracy["place"] = (where[..., :GRID].argmax(-1) == rows).float().mean().item()
     guess = heads.picture(pooled)
     total = total + 8 * F.binary_cross_entropy_with_logits(guess, picture)
     hit, said = ((guess > 0) * picture).sum(), (guess > 0).sum() + picture.sum()
-    told["picture"] = (2 * hit / said).item()
-    return total, told
+    accuracy["picture"] = (2 * hit / said).item()
+    return total, accuracy

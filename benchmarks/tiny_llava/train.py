@@ -46,15 +46,15 @@ class Run:
         """Seconds that this run has taken, those before an interruption included."""
         return self.seconds + time.monotonic() - self._began
 
-    def say(self, **told: Any) -> None:
-        """One line of the log, and of the screen."""
-        line = json.dumps({**told, "seconds": round(self.elapsed())})
+    def say(self, **facts: Any) -> None:
+        """One line, in the log and on the screen."""
+        line = json.dumps({**facts, "seconds": round(self.elapsed())})
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(line + "\n")
         print(line, flush=True)
 
     def put(self, **state: Any) -> None:
-        """Keep the state: whole or not at all."""
+        """Save the state, atomically."""
         self.state |= {**state, "seconds": self.elapsed()}
         torch.save(self.state, self.folder / "state.new")
         os.replace(self.folder / "state.new", self.folder / _STATE)
@@ -76,11 +76,11 @@ class Run:
             module.load_state_dict(self.state["module"])
             optimizers.restore(self.state["optimizers"])
         for step in range(first, optimizers.steps):
-            value, told = loss(step)
+            value, facts = loss(step)
             optimizers.step(value, step)
             done = step + 1
             if done % _TELL == 0:
-                short = {k: round(v, 3) if isinstance(v, float) else v for k, v in told.items()}
+                short = {k: round(v, 3) if isinstance(v, float) else v for k, v in facts.items()}
                 self.say(stage=stage, step=done, loss=round(value.item(), 3), **short)
             if done % 500 == 0 and (checked := check(done)):
                 self.say(stage=stage, step=done, **checked)
@@ -109,9 +109,9 @@ def main(
     _language(run, model, seed, (language_steps, polish_steps), scenes)
     save(model, folder / "model")
     held_out = language.cache(model, seed, "test", exam)
-    told = {name: round(value, 4) for name, value in language.examine(model, held_out, seed).items()}
+    right = {name: round(value, 4) for name, value in language.examine(model, held_out, seed).items()}
     blind = {name: round(value, 4) for name, value in language.examine(model, held_out, seed, True).items()}
-    run.say(recipe=recipe, accuracy=told, wrong_picture=blind)
+    run.say(recipe=recipe, accuracy=right, wrong_picture=blind)
 
 
 def _tower(run: Run, model: Any, seed: int, steps: int) -> None:
@@ -129,7 +129,7 @@ def _tower(run: Run, model: Any, seed: int, steps: int) -> None:
 
 
 def _language(run: Run, model: Any, seed: int, steps: tuple[int, int], scenes: int) -> None:
-    """First to answer; then on at falling rates, with that an answer ends weighed like the answer."""
+    """First the answers; then more steps at falling rates, where the end of an answer counts as much as the answer."""
     model.model.vision_tower.requires_grad_(False)
     seen = language.cache(model, seed, "train", scenes)
     held_out = language.cache(model, seed, "dev", min(100, scenes))
@@ -141,7 +141,7 @@ def _language(run: Run, model: Any, seed: int, steps: tuple[int, int], scenes: i
     module = nn.ModuleDict(parts)
     sums: dict[str, tuple[int, int]] = {}
 
-    def told(step: int, right: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    def running(step: int, right: dict[str, tuple[int, int]]) -> dict[str, Any]:
         for name, (hit, number) in right.items():
             before = sums.get(name, (0, 0)) if step % _TELL else (0, 0)
             sums[name] = before[0] + hit, before[1] + number
@@ -153,7 +153,7 @@ def _language(run: Run, model: Any, seed: int, steps: tuple[int, int], scenes: i
     def stage(name: str, steps: int, first: int, ending: float, **rates: Any) -> None:
         def loss(step: int) -> tuple[torch.Tensor, dict[str, Any]]:
             value, right = language.loss(model, seen, seed, first + step, ending)
-            return value, told(step, right)
+            return value, running(step, right)
 
         run.train(name, module, Optimizers(module, steps=steps, **rates), loss, check)
 
