@@ -40,7 +40,7 @@ If `python -c "import torch"` works here nevertheless, this build cannot see wha
 
 (looked in: {paths})"""
 
-# Asked of an interpreter: where it looks for modules, and where it finds torch if some other finder knows.
+# Asked of an interpreter: where it looks for modules, and where it finds torch, if another finder finds it.
 _PROBE = """
 import importlib.util, json, os, sys
 spec = importlib.util.find_spec("torch")
@@ -50,7 +50,7 @@ print(json.dumps([list(sys.version_info[:2]), [path for path in sys.path + found
 
 
 def _caller() -> dict[str, str]:
-    """The environment that pip was called in, where the system tells: pip hides PYTHONPATH and the user's site."""
+    """The environment that pip was called in, where the system shows it: pip hides PYTHONPATH and the user's site."""
     try:
         entries = pathlib.Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
     except OSError:

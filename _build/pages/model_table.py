@@ -1,4 +1,4 @@
-"""Which models are served, from the declarations that attach itself goes by."""
+"""Which models are served, from the declarations that attach itself uses."""
 
 from __future__ import annotations
 
