@@ -8,16 +8,56 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ..reduction import Reduction
-    from ..schedule import Schedule
+from typing import Any, Protocol
 
 _MOST_CELLS = 10_000  # of a grid that is drawn
 _MOST_ROWS = 40  # of a table
 _PIXELS = 240  # of the longer side of a grid
 _COLOURS = {"left": "#1f6fb2", "merged": "#a9cbe8", "dropped": "#e8e8e8"}
+
+
+class Record(Protocol):
+    """What is shown of a :class:`ficoco_ext.Reduction`."""
+
+    @property
+    def source_map(self) -> Any:
+        """(B, N) index of the survivor that holds each token, -1 if it was dropped."""
+
+    @property
+    def kept(self) -> Any:
+        """(B, M) the survivors."""
+
+    @property
+    def size(self) -> Any:
+        """(B, M, 1) tokens that each survivor stands for."""
+
+    @property
+    def class_token(self) -> bool:
+        """Whether token 0 is one."""
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(height, width) of the patches."""
+
+
+class Staircase(Protocol):
+    """What is shown of a :class:`ficoco_ext.Schedule`."""
+
+    @property
+    def patches(self) -> int:
+        """Tokens that enter the first layer."""
+
+    @property
+    def steps(self) -> Sequence[Any]:
+        """Layer, before, r and after of each reducing layer."""
+
+    @property
+    def final(self) -> int:
+        """Tokens that are left."""
+
+    @property
+    def keep_ratio(self) -> float:
+        """Their share."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -81,7 +121,7 @@ def staircase(before: int, layers: Sequence[int], after: Sequence[int]) -> str:
     )
 
 
-def reduction(record: Reduction) -> str:
+def reduction(record: Record) -> str:
     """A table of all images of a batch and, where the grid is known, a drawing of the first one.
 
     Example:
@@ -110,7 +150,7 @@ def reduction(record: Reduction) -> str:
     return f"<div>{table(head, rows)}{rest}{below}</div>"
 
 
-def _kinds(record: Reduction, item: int) -> list[str]:
+def _kinds(record: Record, item: int) -> list[str]:
     """For each original token whether it is left, is merged into another one, or was dropped."""
     kept = record.kept[item].tolist()
     return [
@@ -119,7 +159,7 @@ def _kinds(record: Reduction, item: int) -> list[str]:
     ]
 
 
-def schedule(given: Schedule) -> str:
+def schedule(given: Staircase) -> str:
     """The staircase as a drawing and in numbers.
 
     Example:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -10,8 +11,24 @@ from ..ops import QueryKey
 from . import transformers_api as api
 from .qk_capture import QueryKeyCapture
 
-if TYPE_CHECKING:
-    from .decoder_reduction import DecoderReduction
+
+class Owner(Protocol):
+    """What a layer asks of the reduction of the whole language model."""
+
+    @property
+    def call(self) -> Any:
+        """The call of the model that runs in this thread, None if no token was removed in it."""
+
+    @property
+    def methods(self) -> Sequence[Any]:
+        """The method of each reducing layer."""
+
+    @property
+    def cache_name(self) -> Any:
+        """What this release calls the argument that holds the cache."""
+
+    def arguments(self, call: Any, layer: int, hidden_states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A layer's arguments for the positions that it holds."""
 
 
 class DecoderLayer:
@@ -28,7 +45,7 @@ class DecoderLayer:
         self,
         layer: Any,
         index: int,
-        owner: DecoderReduction,
+        owner: Owner,
         step: int | None = None,
         capture: QueryKeyCapture | None = None,
     ) -> None:

@@ -6,7 +6,6 @@ import ast
 import functools
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,23 +39,11 @@ def modules(package: Path = PACKAGE) -> dict[str, Path]:
     return found
 
 
-def _checked_for_types_alone(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-
-
-def _statements(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes that run, those inside functions too."""
-    for node in ast.iter_child_nodes(tree):
-        if not _checked_for_types_alone(node):
-            yield node
-            yield from _statements(node)
-
-
 def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
-    """Modules of the package that ``name`` imports, each by its own name, not that of the package around it."""
+    """Modules that ``name`` imports, also in functions and for types alone, each by its own name."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found = set()
-    for node in _statements(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -132,7 +119,7 @@ def test_a_circle_and_an_arrow_back_are_seen(tmp_path):
         path.write_text(text)
     known = modules(tmp_path / "package")
     arrows = {name: frozenset(imports(name, path, known)) for name, path in known.items()}
-    assert arrows["package.b"] == {"package.sub.c"} and arrows["package.sub.c"] == {"package.a"}
+    assert arrows["package.b"] == {"package.sub.c"} and arrows["package.sub.c"] == {"package.a", "package.d"}
     assert arrows["package.d"] == {"package.sub"}
     assert circle(arrows) == ["package.a", "package.b", "package.sub.c", "package.a"]
 
