@@ -216,8 +216,8 @@ def test_mistakes_get_one_line_and_leave_no_picture(loaded, tmp_path, line, said
 
 
 def test_a_tower_without_class_token_is_named(loaded, monkeypatch):
-    from ficoco_ext.models import attention_maps
+    from ficoco_ext.models import attention_rows
 
-    monkeypatch.setattr(attention_maps, "has_class_token", lambda tower: False)
+    monkeypatch.setattr(attention_rows, "has_class_token", lambda tower: False)
     with pytest.raises(NotImplementedError, match="class must be a CLIP tower, which has a class token"):
         show.run(show.Request(SCENE, methods=("fastv",), attention=("class",)))
