@@ -123,7 +123,7 @@ def run(request: Request, *, notice: Say = lambda text: None, progress: Progress
         >>> from ficoco_ext.apps import bench
         >>> found = bench.run(bench.Request(methods=("topk",), batches=(1,), seconds=0))
         >>> [one.name for one in found.batches[0].timed], [one.prefill.tokens for one in found.batches[0].timed]
-        (['all tokens', 'topk'], [155, 47])
+        (['all tokens', 'topk'], [153, 45])
     """
     _require(request)
     notices: list[str] = []
