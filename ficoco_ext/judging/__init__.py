@@ -1,4 +1,4 @@
-"""Whether an answer is right: text as words and numbers, and the rules that compare them. Knows nothing of models."""
+"""Whether an answer is right: text as words and numbers, and the rules that compare them. Independent of models."""
 
 from .rules import contained, exact
 from .text import Reading, Token, read

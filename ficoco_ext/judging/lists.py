@@ -1,4 +1,4 @@
-"""The words that the rules of judging know."""
+"""The word lists of the judging rules."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DENYING = re.compile(
     r"|\b(?:other than|apart from|aside from|free of|used to be|less|almost|nearly|hard to|difficult to)\b"
     r"|\btoo \w+ to\b|\brul(?:e[sd]?|ing) \w* ?out\b"
 )
-# Somebody does not know, wherever it stands.
+# The answer says that it does not know, anywhere in the text.
 IGNORANCE = re.compile(
     r"\b(?:not|cannot|never|dont|doesnt|cant|couldnt|unable to|impossible to|hard to|difficult to)"
     r"(?: (?:really|quite|yet|even|be|exactly|entirely|completely|fully|at all))*"
@@ -71,30 +71,30 @@ ENDORSING = _words(
     "the a my best correct right true answer answers choice option letter one final most likely accurate appropriate "
     "obviously clearly definitely certainly indeed here to this question"
 )
-# What a yes or no may stand behind, and what may follow it without a comma.
+# What a yes or no may follow, and what may follow it without a comma.
 LEADS = _words("is are was be s say says said answer answers answered reply choose pick select would simply")
 GOES_ON = _words("it there he she they this that these those i you we the in because indeed of sir")
-# What an option letter may stand behind: one of these, with any of the next between; the last word behind PICKS.
+# What an option letter may follow: one of these, with any of the next between; the last word after PICKS.
 CHOICES = _words("answer ans option choice letter antwort opción opcion respuesta réponse ответ 案 选 選")
 BETWEEN = _words("is s are the a option choice letter correct best right be should would most likely 是")
 PICKS = _words("is s be choose pick select say guess with")
-# What may stand before and behind a word where no blanks do: copulas, measure words and particles.
+# What may stand before and after a word where no blanks do: copulas, measure words and particles.
 _MEASURES = "只隻个個条條张張辆輛位台把匹座棵颗顆"
 BEFORE = (*_MEASURES, *"是的了着著有为為叫和与與或在这那はがをにとでもへや", "คือ", "เป็น", "ว่า")
-BEHIND = (*"的了吗嗎呢吧啊和与與或在是はがをにとでもへやだよねか", "ค่ะ", "ครับ", "คะ")
+AFTER = (*"的了吗嗎呢吧啊和与與或在是はがをにとでもへやだよねか", "ค่ะ", "ครับ", "คะ")
 # A number in such a script, what may follow it, and what makes another number of it.
 FIGURES = frozenset("零〇一二两兩三四五六七八九十百千万萬亿億")
-BEHIND_FIGURES = (*BEHIND, *_MEASURES, *"人年月日点點岁歳歲本枚匹頭頭つ")
+AFTER_FIGURES = (*AFTER, *_MEASURES, *"人年月日点點岁歳歲本枚匹頭頭つ")
 PARTICLES = _words("입니다 이다 다 예요 이에요 이야 야 가 이 은 는 을 를 의 에 와 과 도 로 으로 이고 고 에서 만 이랑")
-# Numbers as words, and what changes the value of a number that it stands behind.
+# Numbers as words, and what changes the value of a number before it.
 _SMALL = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty"
 )
 _TENS = "thirty forty fifty sixty seventy eighty ninety"
-SPELLED = {word: place for place, word in enumerate(_SMALL.split())}
-SPELLED |= {word: 10 * place for place, word in enumerate(_TENS.split(), 3)}
-COMPARING = _words(  # a number directly behind: "more than 5" is not 5
+SPELLED = {word: value for value, word in enumerate(_SMALL.split())}
+SPELLED |= {word: 10 * value for value, word in enumerate(_TENS.split(), 3)}
+COMPARING = _words(  # a number directly after: "more than 5" is not 5
     "than least most under over below above almost nearly beyond about around approximately roughly circa approx log "
     "min within before after until till times by plus minimum maximum max"
 )
@@ -110,7 +110,7 @@ BOUNDING = re.compile(
     r"\bat (?:the )?(?:very )?(?:most|least|best|max|min)\b|\bup to\b|\b(?:max|tops)$|\bupwards of\b"
     r"|\band (?:up|change|counting|above|over|beyond)\b"
 )
-# Behind a number they make another of it, or an ordinal.
+# After a number they change its value or make an ordinal of it.
 RANKS = _words(
     "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth "
     "sixteenth seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth sixtieth seventieth eightieth "

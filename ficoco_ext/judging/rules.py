@@ -7,9 +7,9 @@ import unicodedata
 
 from .lists import (
     ABOUT,
+    AFTER,
+    AFTER_FIGURES,
     BEFORE,
-    BEHIND,
-    BEHIND_FIGURES,
     BETWEEN,
     CHOICES,
     CORRECTIONS,
@@ -34,7 +34,7 @@ from .text import Reading, Token, nothing, read
 _PAIRS = (("yes", "no"), ("true", "false"))
 _LONGEST = 1000  # words of an answer
 _REASONS = ("because", "since", "which", "as")
-_SET_OFF = tuple('.,:;)]}!?*<\n"”」|$\\。')  # behind an option
+_SET_OFF = tuple('.,:;)]}!?*<\n"”」|$\\。')  # after an option
 _LIST = re.compile(r"\s*[,/;|&\n]\s*")  # between things that are only named
 
 
@@ -100,11 +100,11 @@ def _clear(said: Reading, first: int, last: int) -> bool:
 
 def _taken_back(said: Reading, end: int, but: frozenset[str] = frozenset()) -> bool:
     """What is said from the token ``end`` on, where a sentence begins, is about its being wrong."""
-    begin = {token.text for place, token in enumerate(said.tokens) if place >= end and said.begins(place)}
+    begin = {token.text for position, token in enumerate(said.tokens) if position >= end and said.begins(position)}
     wrong, refuses = set[str](), False
-    for place, token in enumerate(said.tokens[end:], end):
-        if said.begins(place):
-            refuses = bool(ABOUT & {one.text for one in said.tokens[place : place + 2]})
+    for position, token in enumerate(said.tokens[end:], end):
+        if said.begins(position):
+            refuses = bool(ABOUT & {one.text for one in said.tokens[position : position + 2]})
         if token.text in RETRACTIONS or (refuses and token.text in REFUSALS):
             wrong.add(token.text)
     return bool((CORRECTIONS & begin | wrong) - but)
@@ -116,57 +116,61 @@ def _ignorant(said: Reading, first: int, last: int) -> bool:
     return IGNORANCE.search(others) is not None
 
 
-def _changed(said: Reading, wanted: Reading, place: int) -> bool:
-    """Signs beside what is found at ``place`` make something else of it: ``!= 4``, ``5%``."""
-    last = place + len(wanted.tokens) - 1
-    behind = said.tokens[last + 1].text if last + 1 < len(said.tokens) else ""
-    signs = said.sign_before(place), said.sign_behind(last)
-    return signs != (wanted.sign_before(0), wanted.sign_behind(len(wanted.tokens) - 1)) or (
-        behind == "%" and said.tokens[last].figures
+def _changed(said: Reading, wanted: Reading, position: int) -> bool:
+    """Signs beside what is found at ``position`` make something else of it: ``!= 4``, ``5%``."""
+    last = position + len(wanted.tokens) - 1
+    after = said.tokens[last + 1].text if last + 1 < len(said.tokens) else ""
+    signs = said.sign_before(position), said.sign_after(last)
+    return signs != (wanted.sign_before(0), wanted.sign_after(len(wanted.tokens) - 1)) or (
+        after == "%" and said.tokens[last].figures
     )
 
 
 def _asks(said: Reading, last: int) -> bool:
     """The sentence with the token ``last`` is a question."""
     _, end = said.sentence(last, last)
-    return "?" in said.gap_behind(end - 1)
+    return "?" in said.gap_after(end - 1)
 
 
 def _polar(said: Reading, wanted: str, pair: tuple[str, str]) -> bool | None:
     """A yes or no that stands as the answer, not as part of "no doubt"."""
-    places = [place for place, token in enumerate(said.tokens) if token.text in pair]
-    if len({said.tokens[place].text for place in places}) != 1 or not any(_stands(said, place) for place in places):
+    positions = [position for position, token in enumerate(said.tokens) if token.text in pair]
+    if len({said.tokens[position].text for position in positions}) != 1 or not any(
+        _stands(said, position) for position in positions
+    ):
         return None
-    for place in places:
-        start, end = said.sentence(place, place)
-        before, behind = ({token.text for token in said.tokens[a:b]} for a, b in ((start, place), (place + 1, end)))
-        denied = NEGATIONS & (before if said.tokens[place].text == pair[1] else before | behind)
-        doubted = DOUBTS & (before | behind) or (RETRACTIONS | PARTS) & behind or _ignorant(said, place, place)
-        if denied - {pair[1]} or doubted or _taken_back(said, end, frozenset(pair)) or _asks(said, place):
+    for position in positions:
+        start, end = said.sentence(position, position)
+        before, after = (
+            {token.text for token in said.tokens[a:b]} for a, b in ((start, position), (position + 1, end))
+        )
+        denied = NEGATIONS & (before if said.tokens[position].text == pair[1] else before | after)
+        doubted = DOUBTS & (before | after) or (RETRACTIONS | PARTS) & after or _ignorant(said, position, position)
+        if denied - {pair[1]} or doubted or _taken_back(said, end, frozenset(pair)) or _asks(said, position):
             return None
-        if _stands(said, place) and not _led(said, start, place):
+        if _stands(said, position) and not _led(said, start, position):
             return None
-    return said.tokens[places[0]].text == wanted
+    return said.tokens[positions[0]].text == wanted
 
 
-def _led(said: Reading, start: int, place: int) -> bool:
+def _led(said: Reading, start: int, position: int) -> bool:
     """Nothing stands before it in its clause but what leads to an answer; "almost true" and "hard to say no" do not."""
-    first = place
+    first = position
     while first > start and not set(said.tokens[first].gap) & set(",:"):
         first -= 1
-    lead = {token.text for token in said.tokens[first:place]}
-    return lead <= LEADING and not said.sign_before(place)
+    lead = {token.text for token in said.tokens[first:position]}
+    return lead <= LEADING and not said.sign_before(position)
 
 
-def _stands(said: Reading, place: int) -> bool:
-    behind = said.gap_behind(place).strip(" ")
-    end = place + 1 == len(said.tokens)
-    following = None if end else said.tokens[place + 1]
-    if following is not None and (following.number is not None or behind[:1] in ("-", "/", "'")):
+def _stands(said: Reading, position: int) -> bool:
+    after = said.gap_after(position).strip(" ")
+    end = position + 1 == len(said.tokens)
+    following = None if end else said.tokens[position + 1]
+    if following is not None and (following.number is not None or after[:1] in ("-", "/", "'")):
         return False  # No. 5, yes-man
-    ends = end or bool(behind) or (following is not None and following.text in GOES_ON)
-    led = place > 0 and (said.tokens[place - 1].text in LEADS or set(said.tokens[place].gap) & set(",:"))
-    return ends and bool(said.begins(place) or led or end)
+    ends = end or bool(after) or (following is not None and following.text in GOES_ON)
+    led = position > 0 and (said.tokens[position - 1].text in LEADS or set(said.tokens[position].gap) & set(",:"))
+    return ends and bool(said.begins(position) or led or end)
 
 
 def _is_letter(token: Token) -> bool:
@@ -175,66 +179,73 @@ def _is_letter(token: Token) -> bool:
 
 def _letter(said: Reading, wanted: str) -> bool | None:
     """The one letter that stands as an option."""
-    singles = {place for place, token in enumerate(said.tokens) if _is_letter(token) and not token.gap.endswith("'")}
-    options = {place for place in singles if _is_option(said, place)}
-    stray = {place for place in singles - options if not _may_be_word(said, place)}
-    found = {said.tokens[place].text for place in options | stray}
+    singles = {
+        position for position, token in enumerate(said.tokens) if _is_letter(token) and not token.gap.endswith("'")
+    }
+    options = {position for position in singles if _is_option(said, position)}
+    stray = {position for position in singles - options if not _may_be_word(said, position)}
+    found = {said.tokens[position].text for position in options | stray}
     if not options or len(found) != 1:
         return None
-    fine = all(_clear(said, place, place) and not _asks(said, place) and _endorsed(said, place) for place in options)
+    fine = all(
+        _clear(said, position, position) and not _asks(said, position) and _endorsed(said, position)
+        for position in options
+    )
     return found == {wanted} if fine else None
 
 
-def _endorsed(said: Reading, place: int) -> bool:
-    """No sign denies it, and what "B is" goes on with says that it is the answer."""
-    _, end = said.sentence(place, place)
-    last = place + 2
-    if said.sign_before(place):
+def _endorsed(said: Reading, position: int) -> bool:
+    """No sign denies it, and what follows "B is" says that it is the answer."""
+    _, end = said.sentence(position, position)
+    last = position + 2
+    if said.sign_before(position):
         return False
-    if place + 1 >= end or said.gap_behind(place).strip() or said.tokens[place + 1].text != "is":
+    if position + 1 >= end or said.gap_after(position).strip() or said.tokens[position + 1].text != "is":
         return True
     while last < end and not set(said.tokens[last].gap) & set(",:") and said.tokens[last].text not in _REASONS:
         last += 1
-    return {token.text for token in said.tokens[place + 2 : last]} <= ENDORSING
+    return {token.text for token in said.tokens[position + 2 : last]} <= ENDORSING
 
 
-def _may_be_word(said: Reading, place: int) -> bool:
+def _may_be_word(said: Reading, position: int) -> bool:
     """An article or a pronoun, or the first part of something like T-shirt."""
-    return said.tokens[place].text in tuple("aeiouy") or said.gap_behind(place)[:1] == "-"
+    return said.tokens[position].text in tuple("aeiouy") or said.gap_after(position)[:1] == "-"
 
 
-def _is_option(said: Reading, place: int) -> bool:
-    token, behind = said.tokens[place], said.gap_behind(place)
-    if token.gap[-1:] in ("(", "[", "*", "{") and behind[:1] in (")", "]", "*", "}"):
+def _is_option(said: Reading, position: int) -> bool:
+    token, after = said.tokens[position], said.gap_after(position)
+    if token.gap[-1:] in ("(", "[", "*", "{") and after[:1] in (")", "]", "*", "}"):
         return True
-    end = place + 1 == len(said.tokens)
-    following = None if end else said.tokens[place + 1].text
-    mark = behind.lstrip(" ")[:1]
-    set_off = mark in _SET_OFF or (end and not mark) or behind.startswith(" - ") or following in _REASONS[:3]
+    end = position + 1 == len(said.tokens)
+    following = None if end else said.tokens[position + 1].text
+    mark = after.lstrip(" ")[:1]
+    set_off = mark in _SET_OFF or (end and not mark) or after.startswith(" - ") or following in _REASONS[:3]
     upright = token.raw.isupper() and following in ("is", "because", "since")
-    if place == 0:
+    if position == 0:
         return set_off or upright
-    before = [one.text for one in said.tokens[:place]]
+    before = [one.text for one in said.tokens[:position]]
     while before and before[-1] in BETWEEN and before[-1] not in CHOICES:
         before.pop()
     if before and before[-1] in CHOICES and (set_off or upright):
         return True
-    return end and set_off and token.raw.isupper() and said.tokens[place - 1].text in PICKS
+    return end and set_off and token.raw.isupper() and said.tokens[position - 1].text in PICKS
 
 
 def _number(said: Reading, wanted: Reading) -> bool | None:
     """The only number that is said, compared whole."""
     width = len(wanted.tokens)
-    places = [place for place in _matches(said, wanted) if not _asks(said, place + width - 1)]
+    positions = [position for position in _matches(said, wanted) if not _asks(said, position + width - 1)]
     value = next(token.number for token in wanted.tokens if token.number is not None)
     others = any(token.number is not None and token.number != value for token in said.tokens)
     unread = any(token.unread for token in said.tokens)
-    if not places:
+    if not positions:
         pronoun = value == 1 and any(token.text == "one" for token in said.tokens)
         return None if unread or pronoun or _matches(said, wanted) else False
     fine = all(
-        _clear(said, place, place + width - 1) and not _joined(said, place, width) and not _changed(said, wanted, place)
-        for place in places
+        _clear(said, position, position + width - 1)
+        and not _joined(said, position, width)
+        and not _changed(said, wanted, position)
+        for position in positions
     )
     return None if others or unread or not fine else True
 
@@ -252,11 +263,11 @@ def _matches(said: Reading, wanted: Reading) -> list[int]:
 def _joined(said: Reading, start: int, width: int) -> bool:
     """It may be a part of a longer word: beside a hyphen, or where no blanks stand between words."""
     figures = all(token.text in FIGURES for token in said.tokens[start : start + width])
-    behind = BEHIND_FIGURES if figures else BEHIND
-    for place, neighbour, allowed in ((start, start - 1, BEFORE), (start + width, start + width, behind)):
-        if not 0 < place < len(said.tokens):
+    after = AFTER_FIGURES if figures else AFTER
+    for position, neighbour, allowed in ((start, start - 1, BEFORE), (start + width, start + width, after)):
+        if not 0 < position < len(said.tokens):
             continue
-        left, right = said.tokens[place - 1], said.tokens[place]
+        left, right = said.tokens[position - 1], said.tokens[position]
         if right.gap in ("-", "/"):
             return True
         if not right.gap and left.unspaced and right.unspaced and not _ends_there(said, neighbour, allowed):
@@ -264,28 +275,29 @@ def _joined(said: Reading, start: int, width: int) -> bool:
     return False
 
 
-def _ends_there(said: Reading, place: int, allowed: tuple[str, ...]) -> bool:
-    """Where no blanks stand: the text up to the token at ``place``, or from it on, is one of ``allowed``."""
-    first = last = place
+def _ends_there(said: Reading, position: int, allowed: tuple[str, ...]) -> bool:
+    """Where no blanks stand: the text up to the token at ``position``, or from it on, is one of ``allowed``."""
+    first = last = position
     while first and not said.tokens[first].gap and said.tokens[first - 1].unspaced:
         first -= 1
     while last + 1 < len(said.tokens) and not said.tokens[last + 1].gap and said.tokens[last + 1].unspaced:
         last += 1
     if allowed is BEFORE:
-        return "".join(token.text for token in said.tokens[first : place + 1]).endswith(allowed)
-    return "".join(token.text for token in said.tokens[place : last + 1]).startswith(allowed)
+        return "".join(token.text for token in said.tokens[first : position + 1]).endswith(allowed)
+    return "".join(token.text for token in said.tokens[position : last + 1]).startswith(allowed)
 
 
 def _words(said: Reading, wanted: Reading) -> bool | None:
     """The words of ``wanted`` in their order, in a sentence that does not deny them."""
     matches, width = _matches(said, wanted), len(wanted.tokens)
-    places = [place for place in matches if not _asks(said, place + width - 1)]  # a question that is said again
+    # a match in a question only repeats the question
+    positions = [position for position in matches if not _asks(said, position + width - 1)]
     if matches:
         listed = width < len(said.tokens) and all(_LIST.fullmatch(token.gap) for token in said.tokens[1:])
-        if listed or not places:
+        if listed or not positions:
             return None
-        fine = all(_clear(said, one, one + width - 1) and not _changed(said, wanted, one) for one in places)
-        whole = any(not _joined(said, place, width) for place in places)
+        fine = all(_clear(said, one, one + width - 1) and not _changed(said, wanted, one) for one in positions)
+        whole = any(not _joined(said, position, width) for position in positions)
         return True if fine and whole else None
     return _with_particle(said, wanted) if width == 1 and _hangul(wanted.tokens[0].text) else False
 
@@ -297,13 +309,13 @@ def _hangul(text: str) -> bool:
 def _with_particle(said: Reading, wanted: Reading) -> bool | None:
     """A Korean word with its particle."""
     word = wanted.tokens[0].text
-    holding = [place for place, token in enumerate(said.tokens) if word in token.text]
+    holding = [position for position, token in enumerate(said.tokens) if word in token.text]
     if not holding:
         return False
     fine = all(
-        said.tokens[place].text.startswith(word)
-        and said.tokens[place].text.removeprefix(word) in PARTICLES
-        and _clear(said, place, place)
-        for place in holding
+        said.tokens[position].text.startswith(word)
+        and said.tokens[position].text.removeprefix(word) in PARTICLES
+        and _clear(said, position, position)
+        for position in holding
     )
     return True if fine else None

@@ -34,7 +34,7 @@ _SAME = str.maketrans(
     }
 )
 _JOINERS = ".,:/'*\u00d7^-+%"
-# Over the classes of characters: d digit, a other letter, u letter of a script without blanks, m mark behind one.
+# Over the classes of characters: d digit, a other letter, u letter of a script without blanks, m mark after one.
 _TOKEN = re.compile(
     r"(?:(?<![adm%)\]])[+-](?=\$?\.?d)\$?)?(?:(?<![adm.])\.(?=d))?"
     r"[ad](?:[ad]|(?<=d)[.,:/'*\u00d7](?=d)|-(?=d)|(?<=d)-(?=a)|\^-?(?=[ad]))*|um*|%"
@@ -46,9 +46,9 @@ _NUMBER = re.compile(
 _POINTS = re.compile(r"[+-]?[1-9]\d{0,2}(?:(?:\.\d{3}){2,}|(?:\.\d{3})+,\d+)")  # 1.000.000 and 1.000,5
 # Beside a number: nothing but these leaves it the number that it is. Fewer stand directly before it, see sign_before.
 _HARMLESS = frozenset(" \t\n\r()[]{}\"'“”„‟«»「」『』【】〈〉《》.,:;!?、。।؟،*_|\\#°")
-_CALL = re.compile(r"[(\[{]+")  # directly behind a word: sqrt(4)
+_CALL = re.compile(r"[(\[{]+")  # directly after a word: sqrt(4)
 _FRAMES = ("boxed", "text", "textbf", "mathbf", "mathrm")  # of a formula, whose braces are no call's
-_GRADE = re.compile(r"(?:[+#♯]+|-)(?=[\s.,;:!?)\]*\"'<])")  # behind a letter: C++, C#, A-
+_GRADE = re.compile(r"(?:[+#♯]+|-)(?=[\s.,;:!?)\]*\"'<])")  # after a letter: C++, C#, A-
 _BREAK = re.compile(r"[!?;\n。।؟]|\.(?:\W|$)")
 
 
@@ -94,36 +94,36 @@ class Reading:
     tokens: tuple[Token, ...]
     tail: str
 
-    def gap_behind(self, place: int) -> str:
-        """What stands between the token at ``place`` and the next one."""
-        return self.tokens[place + 1].gap if place + 1 < len(self.tokens) else self.tail
+    def gap_after(self, position: int) -> str:
+        """What stands between the token at ``position`` and the next one."""
+        return self.tokens[position + 1].gap if position + 1 < len(self.tokens) else self.tail
 
-    def sign_before(self, place: int) -> str:
-        """What stands before the token at ``place`` and makes something else of it, as in ``≠ 4``; empty if nothing."""
-        gap, token = self.tokens[place].gap, self.tokens[place]
+    def sign_before(self, position: int) -> str:
+        """What stands before the token at ``position`` and changes its meaning, as in ``≠ 4``; empty if nothing."""
+        gap, token = self.tokens[position].gap, self.tokens[position]
         sign = gap.strip()
         if not token.figures:
             kept = [one for one in sign if unicodedata.category(one) == "Sm" and one not in "+=|<>→⇒⟹"]
             return sign if kept or gap[-1:] in ("!", "~") or sign.endswith(("!=", "/=")) else ""
-        called = place > 0 and _CALL.fullmatch(gap) and self.tokens[place - 1].text not in _FRAMES
-        tag = sign == ">" and place > 0 and self.tokens[place - 1].gap.endswith("<")
-        product = "*" in sign and place > 0 and "\n" not in gap and "*" not in self.gap_behind(place)
-        if called or product or gap[-1:] == "!" or (gap == "_" and place > 0):
+        called = position > 0 and _CALL.fullmatch(gap) and self.tokens[position - 1].text not in _FRAMES
+        tag = sign == ">" and position > 0 and self.tokens[position - 1].gap.endswith("<")
+        product = "*" in sign and position > 0 and "\n" not in gap and "*" not in self.gap_after(position)
+        if called or product or gap[-1:] == "!" or (gap == "_" and position > 0):
             return sign
         return "" if tag or sign in ("=", "==") or all(_harmless(one) for one in sign) else sign
 
-    def sign_behind(self, place: int) -> str:
-        """Likewise behind it, as in ``5 +``."""
-        gap, last = self.gap_behind(place), place + 1 == len(self.tokens)
+    def sign_after(self, position: int) -> str:
+        """Likewise after it, as in ``5 +``."""
+        gap, last = self.gap_after(position), position + 1 == len(self.tokens)
         sign = re.sub(r"^\s+-+\s+", "", gap).strip()
-        if not self.tokens[place].figures or sign == "</":
+        if not self.tokens[position].figures or sign == "</":
             return ""
         product = sign and not sign.strip("*") and not last and (gap[-1] == "*" or gap[0] == " ")
         return sign if product or not all(_harmless(one) for one in sign) else ""
 
-    def begins(self, place: int) -> bool:
-        """The token at ``place`` is the first of a sentence."""
-        return place == 0 or _BREAK.search(self.tokens[place].gap) is not None
+    def begins(self, position: int) -> bool:
+        """The token at ``position`` is the first of a sentence."""
+        return position == 0 or _BREAK.search(self.tokens[position].gap) is not None
 
     def sentence(self, first: int, last: int) -> tuple[int, int]:
         """Bounds of the sentence, or sentences, that hold the tokens ``first`` to ``last``; the end is not in it."""
@@ -177,8 +177,8 @@ def _harmless(character: str) -> bool:
 
 
 def _unspaced(character: str) -> bool:
-    place = ord(character)
-    return any(low <= place <= high for low, high in _UNSPACED)
+    code = ord(character)
+    return any(low <= code <= high for low, high in _UNSPACED)
 
 
 def _plain(text: str) -> str:
@@ -233,38 +233,38 @@ def _value(text: str) -> Fraction | None:
 def _graded(tokens: list[Token], tail: str) -> list[Token]:
     """Letters with what belongs to them: C++ is not C, and A- is not A."""
     found = list(tokens)
-    for place, token in enumerate(tokens):
-        behind = tokens[place + 1].gap if place + 1 < len(tokens) else f"{tail} "
-        grade = _GRADE.match(behind)
+    for position, token in enumerate(tokens):
+        after = tokens[position + 1].gap if position + 1 < len(tokens) else f"{tail} "
+        grade = _GRADE.match(after)
         if grade and len(token.text) == 1 and token.text.isalpha():
-            found[place] = replace(token, text=token.text + grade[0])
+            found[position] = replace(token, text=token.text + grade[0])
     return found
 
 
 def _spelled(tokens: list[Token]) -> list[Token]:
-    """English number words as numbers where one stands alone; with others, or behind digits, they are not worked out.
+    """English number words as numbers where one stands alone; with others, or after digits, they are not worked out.
 
     "one" is as often a pronoun, so it is a number only where nothing else is said.
     """
-    found, place = list(tokens), 0
-    while place < len(tokens):
-        end = _run(tokens, place)
-        run = tokens[place:end]
+    found, position = list(tokens), 0
+    while position < len(tokens):
+        end = _run(tokens, position)
+        run = tokens[position:end]
         words = [token for token in run if token.number is None]
         if len(run) == 1 and words and run[0].text in SPELLED and (run[0].text != "one" or len(tokens) == 1):
-            found[place] = replace(run[0], number=Fraction(SPELLED[run[0].text]))
+            found[position] = replace(run[0], number=Fraction(SPELLED[run[0].text]))
         elif len(run) > 1 and words:
-            found[place:end] = [replace(token, number=None, unread=True) for token in run]
-        place = max(end, place + 1)
-    for place, token in enumerate(found):
-        behind = [one.text for one in found[place + 1 : place + 4]]
-        if token.number is not None and behind[:2] == ["and", "a"] and behind[2:] in (["half"], ["quarter"]):
-            found[place] = replace(token, number=None, unread=True)
+            found[position:end] = [replace(token, number=None, unread=True) for token in run]
+        position = max(end, position + 1)
+    for position, token in enumerate(found):
+        after = [one.text for one in found[position + 1 : position + 4]]
+        if token.number is not None and after[:2] == ["and", "a"] and after[2:] in (["half"], ["quarter"]):
+            found[position] = replace(token, number=None, unread=True)
     return found
 
 
 def _run(tokens: list[Token], start: int) -> int:
-    """Behind the last of the number words and numbers that stand together from ``start`` on."""
+    """The index after the last of the number words and numbers that stand together from ``start`` on."""
     end = start
     while end < len(tokens):
         token = tokens[end]
@@ -277,27 +277,27 @@ def _run(tokens: list[Token], start: int) -> int:
     return end
 
 
-def _numeric(tokens: list[Token], place: int) -> bool:
-    if place >= len(tokens):
+def _numeric(tokens: list[Token], position: int) -> bool:
+    if position >= len(tokens):
         return False
-    return tokens[place].number is not None or tokens[place].text in SPELLED or tokens[place].text in LARGE
+    return tokens[position].number is not None or tokens[position].text in SPELLED or tokens[position].text in LARGE
 
 
 def _signed(tokens: list[Token], tail: str) -> list[Token]:
     """Signs in words; a sign set apart may be a list's mark, and a number that is a bound is not that number."""
     found, whole, altered, end = list(tokens), Reading(tuple(tokens), tail), False, 0
-    for place, token in enumerate(tokens):
-        if place == end:  # of the sentence before
-            _, end = whole.sentence(place, place)
-            words = [one.text for one in tokens[place:end]]
+    for position, token in enumerate(tokens):
+        if position == end:  # of the sentence before
+            _, end = whole.sentence(position, position)
+            words = [one.text for one in tokens[position:end]]
             altered = bool(not ALTERING.isdisjoint(words) or BOUNDING.search(" ".join(words)))
         if token.number is None:
             continue
-        signed = re.search(r"(?:-\s+|[±<≤≥≠~]\s*)$", token.gap) or re.match(r"\+(?!\s*\d)", whole.gap_behind(place))
-        if altered or signed or _bound(whole, place):
-            found[place] = replace(token, number=None, unread=True)
-        elif place and tokens[place - 1].text in ("minus", "negative"):
-            found[place] = replace(token, number=-token.number)
+        signed = re.search(r"(?:-\s+|[±<≤≥≠~]\s*)$", token.gap) or re.match(r"\+(?!\s*\d)", whole.gap_after(position))
+        if altered or signed or _bound(whole, position):
+            found[position] = replace(token, number=None, unread=True)
+        elif position and tokens[position - 1].text in ("minus", "negative"):
+            found[position] = replace(token, number=-token.number)
     if len(found) == 2 and found[0].text in ("minus", "negative", "plus") and found[1].number is not None:
         return found[1:]
     return [
@@ -306,11 +306,11 @@ def _signed(tokens: list[Token], tail: str) -> list[Token]:
     ]
 
 
-def _bound(whole: Reading, place: int) -> bool:
-    """A word beside the number at ``place`` makes another of it: "more than 5", "5 below"."""
-    before = place
-    while not whole.begins(before) and whole.tokens[before - 1].text in BESIDE - COMPARING and place - before < 3:
+def _bound(whole: Reading, position: int) -> bool:
+    """A word beside the number at ``position`` makes another of it: "more than 5", "5 below"."""
+    before = position
+    while not whole.begins(before) and whole.tokens[before - 1].text in BESIDE - COMPARING and position - before < 3:
         before -= 1
-    compared = before > 0 and whole.tokens[before - 1].text in COMPARING  # also behind a point, as in "max. 5"
-    last = place + 1 == len(whole.tokens)
-    return compared or not (last or whole.begins(place + 1) or whole.tokens[place + 1].text not in FOLLOWING)
+    compared = before > 0 and whole.tokens[before - 1].text in COMPARING  # also after a point, as in "max. 5"
+    last = position + 1 == len(whole.tokens)
+    return compared or not (last or whole.begins(position + 1) or whole.tokens[position + 1].text not in FOLLOWING)
