@@ -64,12 +64,12 @@ def patch_points(axes: Axes, width: int) -> float:
     return float(axes.bbox.width / figure.dpi * 72 / width)
 
 
-def patch(axes: Axes, place: int, width: int, **style: Any) -> None:
+def patch(axes: Axes, position: int, width: int, **style: Any) -> None:
     """One patch covered or framed; many at once are :func:`ficoco_ext.viz.steps.tint` and ``frames``."""
     from matplotlib.patches import Rectangle
 
     inset = style.pop("inset", 0.0)
-    corner = (place % width + inset, place // width + inset)
+    corner = (position % width + inset, position // width + inset)
     axes.add_patch(Rectangle(corner, 1 - 2 * inset, 1 - 2 * inset, **style))
 
 

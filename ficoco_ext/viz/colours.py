@@ -15,8 +15,8 @@ def neighbours(held: Sequence[int], grid: tuple[int, int]) -> dict[int, set[int]
     """For each holder the others that hold a patch above, below, left or right of one of its own."""
     height, width = grid
     touching: dict[int, set[int]] = {holder: set() for holder in held if holder >= 0}
-    pairs = [(place, place + 1) for place in range(height * width) if place % width < width - 1]
-    pairs += [(place, place + width) for place in range((height - 1) * width)]
+    pairs = [(position, position + 1) for position in range(height * width) if position % width < width - 1]
+    pairs += [(position, position + width) for position in range((height - 1) * width)]
     for one, other in pairs:
         a, b = held[one], held[other]
         if a != b and a >= 0 and b >= 0:
@@ -32,7 +32,7 @@ def group_colours(held: Sequence[int], chosen: Sequence[int], grid: tuple[int, i
     the same part different hues of it. So no two are alike, also where a group lies in pieces all over the picture.
 
     Args:
-        held: for each patch of the grid who holds it, -1 if nobody does.
+        held: for each patch of the grid its holder, -1 if it has none.
         chosen: which holders need a colour.
         grid: (height, width).
 

@@ -43,7 +43,7 @@ class Story:
 
     Attributes:
         name: the method's.
-        reductions: of the layers in order, told in the picture's patches; at least one.
+        reductions: of the layers in order, in indices of the picture's patches; at least one.
         layers: a name for the layer of each of them.
         trace: of a patch, or None.
     """
@@ -121,7 +121,7 @@ def comparison(
 
     for number, text in enumerate(heading):
         line(text, 0.14 + number * _LINE, _EDGE, 12, "bold")
-    indent = _EDGE + 0.1 * max(len(story.name) for story in stories) + 0.15  # behind the longest name
+    indent = _EDGE + 0.1 * max(len(story.name) for story in stories) + 0.15  # after the longest name
     first = panel(0, above)
     draw_input(first, image, stories[0].reductions[-1], size=9)
     for column, heat in enumerate(heats, 1):
@@ -165,7 +165,7 @@ def summary(story: Story, shown: int, item: int = 0) -> str:
     """One line about a method: what is left, where the others are, and how many of its layers are shown."""
     last = story.reductions[-1]
     held, members = holders(last, item), groups(last, item)
-    left = sum(holder == place for place, holder in enumerate(held))
+    left = sum(holder == position for position, holder in enumerate(held))
     merged, dropped = sum(map(len, members.values())) - len(members), held.count(-1)
     said = [f"{len(held)} -> {left} patches"]
     said += [f"{merged} merged into {len(members)} of them"] if merged else []

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most ``most`` of ``count`` places, evenly spread, the first and the last among them; of one, the last.
+    """At most ``most`` of ``count`` indices, evenly spread, the first and the last among them; of one, the last.
 
     Example:
         >>> from ficoco_ext.viz import spread
@@ -85,10 +85,10 @@ def overview(
     draw_layers(axes[0, 3], image, records, layers, item)
     if stages:
         shown = spread(len(records), 4)
-        for place, step in zip(axes[1], shown, strict=False):
-            draw_stage(place, image, records[step], layers[step], item)
-        for place in axes[1, len(shown) :]:
-            place.remove()
+        for panel, step in zip(axes[1], shown, strict=False):
+            draw_stage(panel, image, records[step], layers[step], item)
+        for panel in axes[1, len(shown) :]:
+            panel.remove()
     figure.text(0.2 / size[0], 1 - 0.2 / size[1], title, fontsize=12.5, color=INK, va="top", weight="bold")
     if rows:
         _caption(figure, answers[:rows], wrong, (below - 0.1) / size[1], 0.21 / size[1], 0.2 / size[0])
@@ -103,7 +103,7 @@ def _caption(
     line: float,
     left: float,
 ) -> None:
-    """Questions and answers as columns under the first three panels; the legend has the place under the fourth."""
+    """Questions and answers as columns under the first three panels; the legend is under the fourth."""
     columns = [("Question", 46, left), ("Truth", 14, 0.25), ("All tokens", 42, 0.33), ("Reduced", 42, 0.54)]
     known = any(truth for _, truth, *_ in answers)
     for column, (heading, width, x) in enumerate(columns):

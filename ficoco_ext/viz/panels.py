@@ -25,17 +25,18 @@ def draw_kept(axes: Axes, image: Any, reduction: Reduction, item: int = 0) -> No
     height, width = grid_of("viz", reduction)
     left = set(reduction.patch_ids[item].tolist())
     canvas(axes, image, (height, width), f"Kept: {len(left)} of {height * width} patches")
-    for place in range(height * width):
-        if place in left:
-            patch(axes, place, width, fill=False, edgecolor="white", linewidth=1.1, inset=0.03)
+    for position in range(height * width):
+        if position in left:
+            patch(axes, position, width, fill=False, edgecolor="white", linewidth=1.1, inset=0.03)
         else:
-            patch(axes, place, width, facecolor=DROPPED, alpha=0.8, linewidth=0)
+            patch(axes, position, width, facecolor=DROPPED, alpha=0.8, linewidth=0)
 
 
 def _colours(survivors: Sequence[int]) -> dict[int, tuple[float, float, float]]:
     """Hues a golden section apart, so that neighbours in the list differ much; two lightnesses."""
     return {
-        place: colorsys.hls_to_rgb(i * 0.618034 % 1, (0.5, 0.62, 0.4)[i % 3], 0.75) for i, place in enumerate(survivors)
+        position: colorsys.hls_to_rgb(i * 0.618034 % 1, (0.5, 0.62, 0.4)[i % 3], 0.75)
+        for i, position in enumerate(survivors)
     }
 
 
@@ -52,30 +53,30 @@ def draw_holders(axes: Axes, image: Any, reduction: Reduction, item: int = 0, ar
     height, width = grid_of("viz", reduction)
     held = holders(reduction, item)
     groups: dict[int, list[int]] = {}
-    for place, holder in enumerate(held):
-        if holder >= 0 and holder != place:
-            groups.setdefault(holder, []).append(place)
+    for position, holder in enumerate(held):
+        if holder >= 0 and holder != position:
+            groups.setdefault(holder, []).append(position)
     dropped = sum(holder < 0 for holder in held)
     merged = sum(map(len, groups.values()))
     said = [f"{merged} merged into {len(groups)}"] if merged else []
     said += [f"{dropped} dropped"] if dropped else []
-    title = f"Where they went: {', '.join(said) or 'nobody left'}"
+    title = f"Where they went: {', '.join(said) or 'no patch was removed'}"
     canvas(axes, image, (height, width), title, dim=0.35)
     colours = _colours(sorted(groups))
-    for place, holder in enumerate(held):
+    for position, holder in enumerate(held):
         if holder < 0:
-            patch(axes, place, width, facecolor=DROPPED, edgecolor="#8b949e", hatch="////", linewidth=0, alpha=0.85)
-        elif holder != place:
-            patch(axes, place, width, facecolor=colours[holder], alpha=0.62, linewidth=0)
-    for place, colour in colours.items():
-        patch(axes, place, width, facecolor=colour, alpha=0.25, linewidth=0)
-        patch(axes, place, width, fill=False, edgecolor="white", linewidth=3.2, inset=0.06)
-        patch(axes, place, width, fill=False, edgecolor=colour, linewidth=1.9, inset=0.06)
-    largest = sorted(groups, key=lambda place: (-len(groups[place]), place))[:arrows]
+            patch(axes, position, width, facecolor=DROPPED, edgecolor="#8b949e", hatch="////", linewidth=0, alpha=0.85)
+        elif holder != position:
+            patch(axes, position, width, facecolor=colours[holder], alpha=0.62, linewidth=0)
+    for position, colour in colours.items():
+        patch(axes, position, width, facecolor=colour, alpha=0.25, linewidth=0)
+        patch(axes, position, width, fill=False, edgecolor="white", linewidth=3.2, inset=0.06)
+        patch(axes, position, width, fill=False, edgecolor=colour, linewidth=1.9, inset=0.06)
+    largest = sorted(groups, key=lambda position: (-len(groups[position]), position))[:arrows]
     for holder in largest:
         end = (holder % width + 0.5, holder // width + 0.5)
-        for place in groups[holder]:
-            start = (place % width + 0.5, place // width + 0.5)
+        for position in groups[holder]:
+            start = (position % width + 0.5, position // width + 0.5)
             style = {"arrowstyle": "-|>", "color": INK, "linewidth": 0.5, "alpha": 0.7, "mutation_scale": 5}
             axes.annotate("", xy=end, xytext=start, arrowprops=style | {"shrinkA": 0, "shrinkB": 2})
 
@@ -87,13 +88,13 @@ def draw_stage(axes: Axes, image: Any, reduction: Reduction, label: Label, item:
     leaving = set((reduction.sources[item] - int(reduction.class_token)).tolist())
     name = f"layer {label}" if isinstance(label, int) else label
     canvas(axes, image, (height, width), f"After {name}: {len(left)} left, {len(leaving)} removed there")
-    for place in range(height * width):
-        if place in left:
-            patch(axes, place, width, fill=False, edgecolor="white", linewidth=1.1, inset=0.03)
-        elif place in leaving:
-            patch(axes, place, width, facecolor=LEAVING, alpha=0.75, linewidth=0)
+    for position in range(height * width):
+        if position in left:
+            patch(axes, position, width, fill=False, edgecolor="white", linewidth=1.1, inset=0.03)
+        elif position in leaving:
+            patch(axes, position, width, facecolor=LEAVING, alpha=0.75, linewidth=0)
         else:
-            patch(axes, place, width, facecolor=DROPPED, alpha=0.8, linewidth=0)
+            patch(axes, position, width, facecolor=DROPPED, alpha=0.8, linewidth=0)
 
 
 def draw_layers(
@@ -109,11 +110,11 @@ def draw_layers(
     ramp = colormaps["viridis"]
     colours = {layer: ramp(0.08 + 0.86 * i / max(len(removing) - 1, 1)) for i, layer in enumerate(removing)}
     gone = removal_layers(reductions, layers, item)
-    for place, layer in enumerate(gone):
+    for position, layer in enumerate(gone):
         if layer is not None:
-            patch(axes, place, width, facecolor=colours[layer], alpha=0.88, linewidth=0)
+            patch(axes, position, width, facecolor=colours[layer], alpha=0.88, linewidth=0)
         else:
-            patch(axes, place, width, fill=False, edgecolor="white", linewidth=1.0, inset=0.03)
+            patch(axes, position, width, fill=False, edgecolor="white", linewidth=1.0, inset=0.03)
     keys = [Patch(color=colours[layer], label=f"{layer}: {gone.count(layer)}") for layer in removing]
     axes.legend(
         handles=keys,

@@ -27,20 +27,20 @@ def tint(axes: Axes, grid: tuple[int, int], colours: Mapping[int, Any], alpha: f
 
     height, width = grid
     cover = np.zeros((height * width, 4))
-    for place, colour in colours.items():
-        cover[place] = to_rgba(colour, alpha)
+    for position, colour in colours.items():
+        cover[position] = to_rgba(colour, alpha)
     axes.imshow(
         cover.reshape(height, width, 4), extent=(0, width, height, 0), interpolation="nearest", aspect="auto", zorder=1
     )
 
 
-def frames(axes: Axes, places: Sequence[int], width: int, inset: float = 0.04, **style: Any) -> None:
+def frames(axes: Axes, positions: Sequence[int], width: int, inset: float = 0.04, **style: Any) -> None:
     """A square around each of some patches."""
     from matplotlib.collections import PolyCollection
 
     squares = []
-    for place in places:
-        left, top = place % width + inset, place // width + inset
+    for position in positions:
+        left, top = position % width + inset, position // width + inset
         right, low = left + 1 - 2 * inset, top + 1 - 2 * inset
         squares.append([(left, top), (right, top), (right, low), (left, low)])
     axes.add_collection(PolyCollection(squares, **({"facecolor": "none"} | style)))
@@ -63,13 +63,13 @@ def draw_after(
     first = int(reduction.class_token)
     held = holders(reduction, item)
     here = {token - first for token in reduction.sources[item].tolist()}
-    left = [place for place, holder in enumerate(held) if holder == place]
-    merged = {place: MERGED_HERE if place in here else MERGED_BEFORE for place in _others(held, merged=True)}
-    dropped = {place: DROPPED_HERE if place in here else DROPPED for place in _others(held, merged=False)}
+    left = [position for position, holder in enumerate(held) if holder == position]
+    merged = {position: MERGED_HERE if position in here else MERGED_BEFORE for position in _others(held, merged=True)}
+    dropped = {position: DROPPED_HERE if position in here else DROPPED for position in _others(held, merged=False)}
     canvas(axes, image, grid, f"{name}: {len(left)} left", size=9)
     tint(axes, grid, merged, 0.78)
     tint(axes, grid, dropped, 0.88)
-    there = [0 if holder == place else -1 for place, holder in enumerate(held)]
+    there = [0 if holder == position else -1 for position, holder in enumerate(held)]
     _outline(axes, there, {0: "white"}, grid, min(1.2, patch_points(axes, width) / 12))
     counts = {"merged": len(here & set(merged)), "dropped": len(here & set(dropped))}
     _note(axes, ", ".join(f"{count} {what} here" for what, count in counts.items() if count))
@@ -78,7 +78,7 @@ def draw_after(
 
 
 def _others(held: Sequence[int], *, merged: bool) -> list[int]:
-    return [place for place, holder in enumerate(held) if holder != place and (holder >= 0) == merged]
+    return [position for position, holder in enumerate(held) if holder != position and (holder >= 0) == merged]
 
 
 def _draw_moves(axes: Axes, step: TraceStep, width: int) -> None:
@@ -94,15 +94,15 @@ def _draw_moves(axes: Axes, step: TraceStep, width: int) -> None:
         axes.annotate(
             "", xy=_centre(move.target, width), xytext=_centre(move.source, width), arrowprops=style | {"shrinkB": 1}
         )
-    places = list(step.shares)
-    if places:
-        across, down = zip(*(_centre(place, width) for place in places), strict=True)
-        area = [(0.75 * unit) ** 2 * max(step.shares[place], 0.04) for place in places]
+    positions = list(step.shares)
+    if positions:
+        across, down = zip(*(_centre(position, width) for position in positions), strict=True)
+        area = [(0.75 * unit) ** 2 * max(step.shares[position], 0.04) for position in positions]
         axes.scatter(across, down, s=area, color=SHARE, edgecolor="white", linewidth=0.6, zorder=4)
 
 
-def _centre(place: int, width: int) -> tuple[float, float]:
-    return place % width + 0.5, place // width + 0.5
+def _centre(position: int, width: int) -> tuple[float, float]:
+    return position % width + 0.5, position // width + 0.5
 
 
 def draw_groups(axes: Axes, image: Any, reduction: Reduction, *, item: int = 0) -> None:
@@ -113,10 +113,10 @@ def draw_groups(axes: Axes, image: Any, reduction: Reduction, *, item: int = 0) 
     dropped = _others(held, merged=False)
     canvas(axes, image, grid, "Merge groups" if members else "What is left", size=9)
     fills, colours = mean_colours(image, members, grid), group_colours(held, list(members), grid)
-    tint(axes, grid, {place: fills[holder] for holder, places in members.items() for place in places}, 1.0)
+    tint(axes, grid, {position: fills[holder] for holder, positions in members.items() for position in positions}, 1.0)
     frames(axes, dropped, width, inset=0, facecolor=DROPPED, edgecolor="#8b949e", hatch="////", linewidth=0, alpha=0.9)
     unit = patch_points(axes, width)
-    alone = [place for place, holder in enumerate(held) if holder == place and place not in members]
+    alone = [position for position, holder in enumerate(held) if holder == position and position not in members]
     frames(axes, alone, width, edgecolor="white", linewidth=min(1.0, unit / 16))
     _outline(axes, held, colours, grid, min(2.2, unit / 6))
     across, down = [], []
@@ -147,18 +147,18 @@ def _outline(
 
     height, width = grid
     lines, of_line, inset = [], [], 0.07
-    for place, holder in enumerate(held):
+    for position, holder in enumerate(held):
         if holder not in colours:
             continue
-        row, column = divmod(place, width)
+        row, column = divmod(position, width)
         near = {
-            "top": held[place - width] if row else None,
-            "low": held[place + width] if row < height - 1 else None,
-            "left": held[place - 1] if column else None,
-            "right": held[place + 1] if column < width - 1 else None,
+            "top": held[position - width] if row else None,
+            "low": held[position + width] if row < height - 1 else None,
+            "left": held[position - 1] if column else None,
+            "right": held[position + 1] if column < width - 1 else None,
         }
         top, low, left, right = row + inset, row + 1 - inset, column + inset, column + 1 - inset
-        # A line runs on to the patch's edge where the group goes on there.
+        # A line runs on to the patch's edge where the group continues there.
         from_, to = (column if near["left"] == holder else left), (column + 1 if near["right"] == holder else right)
         up, down = (row if near["top"] == holder else top), (row + 1 if near["low"] == holder else low)
         sides = {
@@ -183,19 +183,19 @@ def draw_shares(axes: Axes, image: Any, trace: Trace, grid: tuple[int, int]) -> 
     canvas(axes, image, grid, f"Patch {row},{column} in the end", dim=0.55, size=9)
     most = max(trace.shares.values(), default=1.0)
     ramp = colormaps["GnBu"]
-    tint(axes, grid, {place: ramp(0.35 + 0.65 * share / most) for place, share in trace.shares.items()}, 0.92)
+    tint(axes, grid, {position: ramp(0.35 + 0.65 * share / most) for position, share in trace.shares.items()}, 0.92)
     unit = patch_points(axes, width)
     frames(axes, list(trace.shares), width, inset=0, edgecolor=INK, linewidth=min(0.8, unit / 18))
-    for place, share in trace.shares.items():
+    for position, share in trace.shares.items():
         if share >= 0.01 and unit >= _READABLE:
             colour = "white" if share / most > 0.5 else INK
-            across, down = _centre(place, width)
+            across, down = _centre(position, width)
             style = {"fontsize": min(8.0, 0.5 * unit), "color": colour, "ha": "center", "va": "center_baseline"}
             axes.text(across, down, f"{100 * share:.0f}", **style)  # type: ignore[arg-type]
     mark_traced(axes, trace.patch, width)
     if trace.shares:
-        place, share = next(iter(trace.shares.items()))
-        said = f"{_percent(share)} in {place // width},{place % width}"
+        position, share = next(iter(trace.shares.items()))
+        said = f"{_percent(share)} in {position // width},{position % width}"
         said += f", rest in {len(trace.shares) - 1} more" if len(trace.shares) > 1 else ""
     else:
         said = "nothing is left of it"
@@ -217,6 +217,6 @@ def draw_heat(axes: Axes, image: Any, values: Sequence[float], grid: tuple[int, 
     canvas(axes, rgb(image).convert("L"), grid, title, size=9)
     ramp, parts = colormaps["inferno"], [value / most if most else 0.0 for value in values]
     # What gets little attention stays recognisable.
-    tint(axes, grid, {place: (*ramp(part)[:3], 0.45 + 0.4 * part) for place, part in enumerate(parts)}, None)
-    place = max(range(len(values)), key=lambda one: values[one])
-    _note(axes, f"{_percent(sum(values))} on patches, most {most:.2g} at {place // width},{place % width}")
+    tint(axes, grid, {position: (*ramp(part)[:3], 0.45 + 0.4 * part) for position, part in enumerate(parts)}, None)
+    position = max(range(len(values)), key=lambda one: values[one])
+    _note(axes, f"{_percent(sum(values))} on patches, most {most:.2g} at {position // width},{position % width}")

@@ -21,7 +21,7 @@ class Move:
     """A part of the traced patch that went from one token to another.
 
     Attributes:
-        source, target: patches, places on the original grid.
+        source, target: patches, as positions on the original grid.
         weight: share of the source that this target got; over the source's targets they sum to 1 less what of it was
             dropped in the same layer.
         share: share of the traced patch that moved: ``weight`` times what the source held of it.
@@ -55,10 +55,10 @@ class Trace:
     """Where one patch went.
 
     Attributes:
-        patch: its place on the original grid.
+        patch: its position on the original grid.
         steps: layer by layer.
         shares: share of the patch that each final survivor holds, largest first. They sum to 1 - ``dropped``.
-        dropped: share of the patch that nobody holds.
+        dropped: share of the patch that no survivor holds.
     """
 
     patch: int
@@ -76,17 +76,18 @@ def trace(
 ) -> Trace:
     """Follow one patch through the layers that reduce.
 
-    The patch begins as one token's worth of mass on its own place. A source gives each of its targets its weight times
-    all that it holds, its own patch and what was merged into it before, and drops the rest: all of it if it has no
-    targets, and in a :class:`ficoco_ext.methods.Split` what it gave to a token that was dropped in the same layer.
-    So a share says which part of the patch is in a survivor, whatever else is there: added up over all patches, the
-    shares of a survivor are its ``size``. It does not say which part of the survivor is the patch, which its size
-    dilutes.
+    The patch begins as one token's worth of mass at its own position. A source gives each of its targets its weight
+    times all that it holds, its own patch and what was merged into it before, and drops the rest: all of it if it has
+    no targets, and in a :class:`ficoco_ext.methods.Split` what it gave to a token that was dropped in the same layer.
+    So a share says which part of the patch is in a survivor, apart from what else that holds: added up over all
+    patches, the shares of a survivor are its ``size``. It does not say which part of the survivor is the patch: a
+    larger survivor holds more of other patches.
 
     Args:
-        reductions: one, or those of the layers in order, told in original tokens: ``handle.reductions``, or for a
-            method in the language model what :func:`ficoco_ext.models.pictures.picture_reductions` makes of them.
-        patch: place on the original grid, row * width + column; a class token is not counted.
+        reductions: one, or those of the layers in order, in indices of the original tokens: ``handle.reductions``,
+            or for a method in the language model what :func:`ficoco_ext.models.pictures.picture_reductions` makes of
+            them.
+        patch: position on the original grid, row * width + column; a class token is not counted.
         layers: index or name of the layer of each of them; None counts from 0.
         item: which of the batch.
 
@@ -104,14 +105,14 @@ def trace(
         >>> len(left.shares), round(sum(left.shares.values()), 6), left.dropped
         (2, 1.0, 0.0)
     """
-    told = checked("trace", reductions, item)
-    names = named("trace", told, layers)
-    count = patches_of(told[-1])
+    records = checked("trace", reductions, item)
+    names = named("trace", records, layers)
+    count = patches_of(records[-1])
     if not 0 <= patch < count:
         raise ValueError(f"trace: patch must be in [0, {count - 1}], got {patch}")
     mass = torch.zeros(count, dtype=torch.float64)
     mass[patch] = 1
-    steps = [_step(reduction, name, mass, item) for reduction, name in zip(told, names, strict=True)]
+    steps = [_step(reduction, name, mass, item) for reduction, name in zip(records, names, strict=True)]
     return Trace(patch, tuple(steps), steps[-1].shares, sum(step.dropped for step in steps))
 
 
@@ -174,12 +175,12 @@ def _weights(weights: Tensor) -> Tensor:
 
 def checked(op: str, reductions: Reduction | Sequence[Reduction], item: int) -> tuple[Reduction, ...]:
     """The reductions as a tuple; ValueError if there is none, or no such item."""
-    told = (reductions,) if isinstance(reductions, Reduction) else tuple(reductions)
-    if not told:
+    records = (reductions,) if isinstance(reductions, Reduction) else tuple(reductions)
+    if not records:
         raise ValueError(f"{op}: reductions is empty; run the model once, or nothing was removed")
-    if not 0 <= item < told[-1].kept.shape[0]:
-        raise ValueError(f"{op}: item must be in [0, {told[-1].kept.shape[0] - 1}], got {item}")
-    return told
+    if not 0 <= item < records[-1].kept.shape[0]:
+        raise ValueError(f"{op}: item must be in [0, {records[-1].kept.shape[0] - 1}], got {item}")
+    return records
 
 
 def named(op: str, reductions: Sequence[Reduction], layers: Sequence[Label] | None) -> list[Label]:
@@ -200,14 +201,14 @@ def patches_of(reduction: Reduction) -> int:
 def grid_of(op: str, reduction: Reduction) -> tuple[int, int]:
     """(height, width) of the original patches; ValueError if that is unknown."""
     if reduction.grid is None:
-        raise ValueError(f"{op}: the reduction knows no grid; pass grid=(height, width) to ficoco_ext.reduce")
+        raise ValueError(f"{op}: the reduction has no grid; pass grid=(height, width) to ficoco_ext.reduce")
     return reduction.grid
 
 
 def holders(reduction: Reduction, item: int = 0) -> list[int]:
     """For each patch of the original grid the patch that holds it now: itself if it is left, -1 if it was dropped.
 
-    A patch that went to several targets is held by that of largest weight; :func:`trace` tells the shares of all.
+    A patch that went to several targets is held by that of largest weight; :func:`trace` gives the shares of all.
 
     Example:
         >>> import torch, ficoco_ext
@@ -219,8 +220,8 @@ def holders(reduction: Reduction, item: int = 0) -> list[int]:
     """
     first = int(reduction.class_token)
     kept = reduction.kept[item].tolist()
-    places = reduction.source_map[item].tolist()[first:]
-    return [-1 if place < 0 else kept[place] - first for place in places]
+    positions = reduction.source_map[item].tolist()[first:]
+    return [-1 if position < 0 else kept[position] - first for position in positions]
 
 
 def groups(reduction: Reduction, item: int = 0) -> dict[int, list[int]]:

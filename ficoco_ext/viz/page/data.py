@@ -1,4 +1,4 @@
-"""What the page knows: every run's moves, layer by layer, and the colours of its merge groups, as plain values."""
+"""The data of the page: every run's moves, layer by layer, and the colours of its merge groups, as plain values."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Run:
 
     Attributes:
         method, keep_ratio: which.
-        reductions: of the layers in order, told in the picture's patches; empty if ``refused``.
+        reductions: of the layers in order, in indices of the picture's patches; empty if ``refused``.
         layers: side and index of the layer of each of them.
         answer: to the page's question, or None.
         refused: why this method cannot be run at this ratio, or None.
@@ -131,7 +131,7 @@ def colours(reductions: Sequence[Reduction], grid: tuple[int, int], item: int = 
     """A colour for every patch that holds others after some layer, the same in all layers: one digit (base 36) a patch.
 
     ``.`` stands for a patch that never holds another one. Groups that touch in any layer get different colours as long
-    as there are enough; where there are not, borders still tell them apart.
+    as there are enough; where there are not, borders still separate them.
     """
     touching: dict[int, set[int]] = {}
     for reduction in reductions:
