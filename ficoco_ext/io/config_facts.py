@@ -30,7 +30,7 @@ def defaulted(config: Mapping[str, Any], source: str) -> dict[str, list[str]]:
     defaults are what the file means. Where it names none they would be another model's.
 
     Args:
-        config: as it was written.
+        config: the dictionary of the file.
         source: what messages call it.
 
     Returns:

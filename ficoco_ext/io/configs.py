@@ -1,4 +1,4 @@
-"""Reading a model's config.json, which anybody may have written: what is absurd is refused by name, and no code runs.
+"""Reading a model's config.json, which may come from anywhere: what is absurd is refused by name, and no code runs.
 
 Imports neither torch nor, until :func:`parse` is called, transformers.
 """
@@ -16,7 +16,7 @@ from typing import Any
 _BYTES = 2**24  # of a config.json; real ones have a few thousand
 _LAYERS, _WIDTH, _HEADS, _SIDE = 1000, 2**20, 2**14, 2**16
 
-# The most that a number may be, far above every model: whoever builds a list or a loop from it stays within a second.
+# The most that a number may be, far above every model: a list or a loop built from it takes under a second.
 _MOST: dict[str, int] = {
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth"), _LAYERS),
     **dict.fromkeys(("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"), _LAYERS),
@@ -112,7 +112,7 @@ def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     while pending:
         before, found = pending.pop()
         if not isinstance(found, Mapping):
-            pending += ((f"{before}[{place}]", one) for place, one in enumerate(found) if _holds(one))
+            pending += ((f"{before}[{index}]", one) for index, one in enumerate(found) if _holds(one))
             continue
         for name, value in found.items():
             path = str(name) if before is None else f"{before}.{name}"
@@ -126,7 +126,7 @@ def _holds(value: Any) -> bool:
 
 
 def written(source: str, *, local: bool) -> dict[str, Any]:
-    """The config of a folder or of a hub name as it was written, checked.
+    """The config of a folder or of a hub name as written in its file, checked.
 
     Raises:
         ImportError: no transformers, for a hub name. OSError: not found. ValueError: as of :func:`read`.
@@ -141,7 +141,7 @@ def written(source: str, *, local: bool) -> dict[str, Any]:
 
 
 def parse(source: str, *, local: bool) -> tuple[Any, dict[str, Any]]:
-    """The transformers config of a folder or of a hub name, and as it was written. Code that comes with it never runs.
+    """The transformers config of a folder or of a hub name, and the file's own dictionary; its code never runs.
 
     Raises:
         ImportError: no transformers. OSError: not found. ValueError: not readable, absurd, or it asks to run code.
@@ -153,7 +153,7 @@ def parse(source: str, *, local: bool) -> tuple[Any, dict[str, Any]]:
         return AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False), found
     except OSError:
         raise
-    except Exception as error:  # whatever a file that anybody may have written makes transformers raise
+    except Exception as error:  # a file from an unknown source can make transformers raise any kind
         if "auto_map" in found:
             raise ValueError(
                 f"config.json of {source} asks to run code of its own (auto_map), which is never done; model_type must "

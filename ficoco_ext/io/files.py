@@ -20,7 +20,7 @@ _MOST_LINKS = 40  # more no system follows
 def replacing(path: Path | str) -> Iterator[IO[bytes]]:
     """A file to write: it gets its name when it is whole, and an older one stays until then, or if writing fails.
 
-    It is written beside its place under a name that nothing has, with the permissions of the older one. A symbolic link
+    It is written beside the target under an unused name, with the permissions of the older one. A symbolic link
     stays one and what it points to is replaced; a device, a pipe or a file that a process has open, as /dev/stdout and
     /dev/fd/3 name it, is written as it is.
 
@@ -30,10 +30,10 @@ def replacing(path: Path | str) -> Iterator[IO[bytes]]:
     Example:
         >>> import pathlib, tempfile
         >>> from ficoco_ext.io.files import replacing
-        >>> place = pathlib.Path(tempfile.mkdtemp()) / "out.txt"
-        >>> with replacing(place) as file:
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "out.txt"
+        >>> with replacing(path) as file:
         ...     _ = file.write(b"whole")
-        >>> place.read_text(), len(list(place.parent.iterdir()))
+        >>> path.read_text(), len(list(path.parent.iterdir()))
         ('whole', 1)
     """
     if _written_as_it_is(path):
@@ -53,7 +53,7 @@ def replacing(path: Path | str) -> Iterator[IO[bytes]]:
     try:
         with os.fdopen(descriptor, "wb") as file:
             if there is not None and hasattr(os, "fchmod"):
-                os.fchmod(descriptor, stat.S_IMODE(there.st_mode))  # what os.open is told is cut by the umask
+                os.fchmod(descriptor, stat.S_IMODE(there.st_mode))  # the umask reduces the mode passed to os.open
             yield file
         os.replace(part, target)
     except BaseException:
@@ -62,12 +62,12 @@ def replacing(path: Path | str) -> Iterator[IO[bytes]]:
 
 
 def _written_as_it_is(path: Path | str) -> bool:
-    """Whether something that has no place to be replaced is at ``path``: a pipe, a device, what a process has open.
+    """Whether ``path`` is something that cannot be replaced by renaming: a pipe, a device, what a process has open.
 
     Links are followed by the system: of /dev/stdout into a pipe, none of Python's ways finds the end.
 
     Raises:
-        ValueError: links in a circle. OSError: a folder, or a place that cannot be looked at.
+        ValueError: links in a circle. OSError: a folder, or a path that cannot be read.
     """
     try:
         found = os.stat(path)
@@ -83,7 +83,7 @@ def _written_as_it_is(path: Path | str) -> bool:
 
 
 def _opened(path: Path | str) -> IO[bytes]:
-    """What is at ``path``; of what we have open ourselves, the place where we are, behind what is printed so far."""
+    """What is at ``path``; of what this process has open, at its current position, after what was printed."""
     ours = re.fullmatch(rf"/(?:dev|proc/(?:self|{os.getpid()}))/fd/(\d+)", _of_a_process(path) or "")
     if ours is None:
         return open(path, "wb")

@@ -1,4 +1,4 @@
-"""One way from whatever holds a picture to the upright, opaque RGB image that models, tables and figures work on."""
+"""One way from every kind of picture to the upright, opaque RGB image that models, tables and figures work on."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def rgb(source: Any, *, say: Say = lambda text: None, name: str | None = None) -
                 with Image.open(source) as image:
                     return _converted(image, say, name)
             return _of_array(source)
-    except Exception as error:  # Pillow's readers raise whatever a damaged file makes of them
+    except Exception as error:  # Pillow's readers raise errors of any kind on a damaged file
         text = str(error) or type(error).__name__
         raise ValueError(text if text.startswith("cannot read") else f"cannot read image {name}: {text}") from error
 
@@ -93,8 +93,8 @@ def _converted(image: Any, say: Say, name: str) -> Any:
     image.load()
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # what a camera adds to its photograph are no frames
-        place = image.tell()
-        which = "the first" if not place else f"number {place + 1}"
+        frame = image.tell()
+        which = "the first" if not frame else f"number {frame + 1}"
         say(f"image {name} has {frames} frames or pages: only {which} is looked at")
     turn = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -1,6 +1,6 @@
 """What a notebook shows of a record: a small table and a drawing, in one piece of HTML that needs nothing else.
 
-The HTML is well-formed XML, escaped, and bounded in size whatever the record holds.
+The HTML is well-formed XML, escaped, and bounded in size for every record.
 """
 
 from __future__ import annotations
