@@ -18,7 +18,7 @@ class Row:
 
     Attributes:
         image: PIL image, RGB. Rows of one scene share it.
-        question, answer: words the embedded model knows, between blanks.
+        question, answer: words of the embedded model's vocabulary, separated by blanks.
         kind: one of :data:`KINDS`.
         scene: number of the scene; rows of one scene are not independent of each other.
     """
@@ -38,7 +38,7 @@ class GridVQA(Sequence[Row]):
             and test are different scenes made of the same held-out material: choose on dev, judge on test.
         scenes: how many pictures.
         per_scene: questions about each, fewer where a scene does not allow as many different ones.
-        seed: scene i of a seed and split is the same whatever else is asked for.
+        seed: scene i of a seed and split does not depend on the other arguments.
         kinds: kinds of questions.
 
     Raises:

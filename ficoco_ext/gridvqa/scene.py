@@ -96,10 +96,10 @@ def _add(
         mask = shape_mask(shape, _SHAPE_SIDES[int(rng.integers(len(_SHAPE_SIDES)))])
         ink = np.clip(np.array(COLORS[color]) + rng.normal(0, 14, 3), 0, 255).astype(np.float32)
     height, width = mask.shape
-    place = _free_place(rng, height, width, things)
-    if place is None:
+    corner = _free_corner(rng, height, width, things)
+    if corner is None:
         return None
-    x, y = place
+    x, y = corner
     if kind != "shape":  # a plate behind glyphs, for contrast
         plate = canvas[y - 1 : y + height + 1, x - 1 : x + width + 1]
         plate *= 0.45
@@ -113,8 +113,8 @@ def _add(
     return Thing(kind, (x, y, x + width, y + height), shape, color, digit, word)
 
 
-def _free_place(rng: Rng, height: int, width: int, things: list[Thing]) -> tuple[int, int] | None:
-    """Upper left corner (x, y) close behind a corner of the patch grid, a gap away from all others."""
+def _free_corner(rng: Rng, height: int, width: int, things: list[Thing]) -> tuple[int, int] | None:
+    """Upper left corner (x, y) right of and below a corner of the patch grid, a gap away from all others."""
     cells = SIDE // PATCH
     for x, y, dx, dy in np.concatenate([rng.integers(0, cells, (_TRIES, 2)), rng.integers(0, 3, (_TRIES, 2))], 1):
         left = min(SIDE - width - 1, max(1, PATCH * int(x) + int(dx)))

@@ -86,9 +86,9 @@ def sheet(dataset: GridVQA, rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=size, facecolor="white")
     title = f"split {dataset.split}, seed {dataset.seed}: {len(scenes)} of {dataset.scenes} scenes"
     figure.text(0.15 / size[0], 1 - 0.12 / size[1], title, fontsize=11, color=_INK, va="top", weight="bold")
-    for place, (number, asked) in enumerate(scenes.items()):
-        left = 0.15 + place % columns * (_PANEL + 0.35)
-        top = size[1] - head - place // columns * (_PANEL + below + 0.2)
+    for index, (number, asked) in enumerate(scenes.items()):
+        left = 0.15 + index % columns * (_PANEL + 0.35)
+        top = size[1] - head - index // columns * (_PANEL + below + 0.2)
         box = (left / size[0], (top - _PANEL) / size[1], _PANEL / size[0], _PANEL / size[1])
         axes = figure.add_axes(box)
         axes.imshow(asked[0].image, interpolation="nearest")

@@ -1,4 +1,4 @@
-"""Every word that the grid scenes, their questions and the embedded model's tokenizer know."""
+"""All words of the grid scenes, their questions and the embedded model's tokenizer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPES}
-_PLACES = "stop exit open cafe taxi hotel bank park shop bus zoo gym"
+_SIGNS = "stop exit open cafe taxi hotel bank park shop bus zoo gym"
 _GOODS = "pizza milk tea book fire home sale lake"
-WORDS = (*_PLACES.split(), *_GOODS.split())
+WORDS = (*_SIGNS.split(), *_GOODS.split())
 QUADRANTS = ("top_left", "top_right", "bottom_left", "bottom_right")
 LETTERS = ("A", "B", "C")
 KINDS = ("exist", "attr", "position", "count", "text", "digit", "choice")
@@ -27,7 +27,7 @@ _MORE = "where which left right of in image yes no"
 
 
 def vocabulary() -> tuple[str, ...]:
-    """All words; a word's place is its token id."""
+    """All words; a word's index is its token id."""
     words = [PAD, BOS, EOS, IMAGE, UNKNOWN, *_FRAME.split(), *_MORE.split(), *COLORS, *SHAPES, *PLURALS.values()]
     words += [*map(str, range(10)), *WORDS, *QUADRANTS, *LETTERS]
     return tuple(dict.fromkeys(words))
