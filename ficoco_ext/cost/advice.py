@@ -16,7 +16,7 @@ def _served(found: Comparison) -> str:
     if found.schedules[0] is None or found.shape.crops == 1:
         return ""
     return (
-        f"attach does not reduce in the tower of {found.shape.name}, whose crops are put together behind it: this is "
+        f"attach does not reduce in the tower of {found.shape.name}, whose crops are put together after it: this is "
         "what it would cost."
     )
 
@@ -51,7 +51,7 @@ def _limits(found: Comparison) -> list[str]:
     if share < _LARGE:
         said.append(
             f"Few of the prompt's tokens are visual, {visual:g} of {visual + found.text_tokens:g}: the text stays and "
-            "is read whatever is removed."
+            "is read at any keep ratio."
         )
     if full.running.parts["decoder"].bound == "memory":
         said.append(

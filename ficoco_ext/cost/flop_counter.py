@@ -1,7 +1,7 @@
 """Floating point operations counted on the real forward: formulas of our operators for torch's own counter.
 
-``torch.utils.flop_counter.FlopCounterMode`` counts the matrix products that run, by shape. Importing this module tells
-it what ``ficoco::attention_stats``, ``token_attention``, ``correlate``, ``match``, ``compress`` and the composition
+``torch.utils.flop_counter.FlopCounterMode`` counts the matrix products that run, by shape. Importing this module adds
+what ``ficoco::attention_stats``, ``token_attention``, ``correlate``, ``match``, ``compress`` and the composition
 ``reduce`` cost; ``ficoco::filter`` and ``ficoco::to_sequence`` have no product and count zero. Without the formulas a
 compiled kernel would be opaque to it and look free. The formulas are those of :mod:`ficoco_ext.ops.costs`, by which the
 stages price themselves, so what is predicted and what is counted on a real forward cannot drift apart.
@@ -121,7 +121,7 @@ FORMULAS: dict[str, dict[str, Callable[..., int]]] = {
 def _overload(name: str, args: tuple[Any, ...]) -> str:
     """The overload of the operator ``name`` that takes these arguments.
 
-    torch's counter passes a formula the arguments, not the overload. They tell all overloads apart but two: ``.map``
+    torch's counter passes a formula the arguments, not the overload. They distinguish all overloads but two: ``.map``
     and ``.key`` of ``correlate``, where a map is as wide as it is high. Keys whose width equals their number look alike
     and count zero there; :func:`counter` notes the overload and counts them.
     """
@@ -146,7 +146,7 @@ for _name in FORMULAS:
     if getattr(torch.ops.ficoco, _name) not in flop_registry:  # a reload of this module finds them registered
         register_flop_formula(getattr(torch.ops.ficoco, _name))(_of_packet(_name))
 
-# The counter of torch 2.13 does not know the CPU's flash attention and silently counts zero for it.
+# The counter of torch 2.13 has no formula for the CPU's flash attention and silently counts zero for it.
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -193,7 +193,7 @@ class _Noted(TorchDispatchMode):
 
 
 class Counter(FlopCounterMode):
-    """torch's FlopCounterMode, which also counts attention on the CPU and knows the overloads of our operators."""
+    """torch's FlopCounterMode, which also counts attention on the CPU and separates our operators' overloads."""
 
     def __init__(self) -> None:
         self._noted = _Noted()

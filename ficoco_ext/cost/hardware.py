@@ -1,4 +1,4 @@
-"""Accelerators: what a roofline needs to know of them, with the source of every row."""
+"""Accelerators: the numbers that a roofline needs, with the source of every row."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def measure_cpu(threads: int = 2, *, size: int = 1024, copy_bytes: int = 2**27, 
         size: side of the two matrices.
         copy_bytes: size of the copied block; should be larger than the caches.
 
-    The peak is that of float32, which a CPU computes in whatever the model's type is; narrower types have no faster
+    The peak is that of float32, in which a CPU computes models of every type; narrower types have no faster
     unit that this could promise. Memory is what the machine has.
     """
     import os

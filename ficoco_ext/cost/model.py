@@ -26,7 +26,7 @@ def prefill(
     vision: Schedule | None = None,
     decoder: Schedule | Plan | None = None,
     text_tokens: int = 60,
-    text_behind: int | None = None,
+    text_after: int | None = None,
     images: int = 1,
     visual_tokens: float | None = None,
     convention: str = "matmul",
@@ -47,7 +47,7 @@ def prefill(
         vision: what the tower removes from every crop; its ``patches`` are the tower's.
         decoder: what the language model removes; its ``patches`` are all visual tokens that enter it.
         text_tokens: tokens of the prompt that are not visual.
-        text_behind: how many of them are after the last visual one, which FiCoCo-L asks; None: all.
+        text_after: how many of them are after the last visual one, which FiCoCo-L asks; None: all.
         images: in the prompt.
         visual_tokens: that enter the language model, if it is not what tower and schedules say; such as one of a
             method that is not described by a schedule. May be a mean over layers, and no integer.
@@ -72,9 +72,9 @@ def prefill(
     shape = find_architecture(architecture)
     rules = _rules(convention, precision, hardware, fused_attention, causal)
     _counts(text_tokens=(text_tokens, 0), images=(images, 1))
-    behind = text_tokens if text_behind is None else text_behind
-    if isinstance(behind, bool) or not isinstance(behind, int) or not 0 <= behind <= text_tokens:
-        raise ValueError(f"text_behind must be in [0, {text_tokens}], the text tokens, got {text_behind!r}")
+    after = text_tokens if text_after is None else text_after
+    if isinstance(after, bool) or not isinstance(after, int) or not 0 <= after <= text_tokens:
+        raise ValueError(f"text_after must be in [0, {text_tokens}], the text tokens, got {text_after!r}")
     in_tower, in_decoder = _sides(method, vision, decoder, include_reduction)
     lines: list[Line] = []
     layers: list[LayerCost] = []
@@ -94,7 +94,7 @@ def prefill(
     for index in range(count):
         tokens, in_mlp = text_tokens + n[index], text_tokens + q[index]
         own = transformer.decoder_layer(rules, shape.language_model, index, tokens, in_mlp)
-        own += _reduction(rules, in_decoder, shape, decoder, entering, index, text_tokens, behind)
+        own += _reduction(rules, in_decoder, shape, decoder, entering, index, text_tokens, after)
         lines += own
         layers.append(_layer("decoder", index, tokens, in_mlp, own, _kv(rules, shape, tokens)))
     if include_head:
@@ -266,7 +266,7 @@ def _reduction(
     entering: float,
     layer: int,
     text_tokens: int,
-    behind: int,
+    after: int,
 ) -> list[Line]:
     schedule = _schedule(decoder, entering)
     if method is None or schedule is None or layer not in schedule.layers or not any(schedule.r):
@@ -276,7 +276,7 @@ def _reduction(
         raise ValueError(f"decoder must reduce {where} attention, as {method.name} does; see Schedule.before_attention")
     step = schedule.steps[schedule.layers.index(layer)]
     return reduction.decoder_layer(
-        rules, method, shape.language_model, layer, text_tokens + step.before, step.before, step.r, behind
+        rules, method, shape.language_model, layer, text_tokens + step.before, step.before, step.r, after
     )
 
 
@@ -315,7 +315,7 @@ def _cost(
 
 
 def _not_running(rules: Rules, shape: Architecture) -> float:
-    """Weights of tower and projector; LLM-Viewer knows of none."""
+    """Weights of tower and projector; LLM-Viewer has none."""
     if rules.quirks:
         return 0.0
     tower = shape.tower
@@ -333,6 +333,6 @@ def _resident(rules: Rules, shape: Architecture, lines: list[Line], kv: float) -
     written: dict[tuple[str, int | None], float] = {}
     for line in lines:
         if line.part in parts:
-            place = line.part, line.layer
-            written[place] = written.get(place, 0.0) + line.stored_bytes
+            layer = line.part, line.layer
+            written[layer] = written.get(layer, 0.0) + line.stored_bytes
     return weights + kv + max(written.values())

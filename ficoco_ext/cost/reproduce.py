@@ -89,8 +89,8 @@ class Cell:
         return abs(self.error) <= 0.05
 
     @property
-    def place(self) -> tuple[str, str, str, str, str]:
-        """The key that :data:`KNOWN_DISCREPANCIES` has."""
+    def key(self) -> tuple[str, str, str, str, str]:
+        """Its key in :data:`KNOWN_DISCREPANCIES`."""
         return self.table, self.model, self.method, self.precision, self.quantity
 
 
@@ -144,15 +144,15 @@ def _cell(row: dict[str, Any], quantity: str) -> Cell:
         ours = cost.kv_mb
     else:
         ours = cost.memory_access_gb if found["rule"] == "moved" else cost.resident_gb
-    place = (row["table"], row["model"], row["method"], row["precision"], quantity)
+    key = (row["table"], row["model"], row["method"], row["precision"], quantity)
     return Cell(
-        *place,
+        *key,
         printed=found["printed"],
         ours=ours,
         basis=found["basis"],
         tier=found["tier"],
         tokens=row["tokens"],
-        note=KNOWN_DISCREPANCIES.get(place) if found["basis"] == "predicted" else None,
+        note=KNOWN_DISCREPANCIES.get(key) if found["basis"] == "predicted" else None,
         flash_attention=row.get("flash_attention"),
     )
 

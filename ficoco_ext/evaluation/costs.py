@@ -25,7 +25,7 @@ def prefill(prompts: Prompts, handle: Handle | None, method: Any) -> cost.Cost:
         ValueError: something that the cost model does not describe.
     """
     model = prompts.checkpoint.model
-    text, behind = prompts.text_tokens
+    text, after = prompts.text_tokens
     vision = None if handle is None else handle.schedule
     decoder = None if handle is None else handle.plan
     if vision is not None and vision.final == vision.patches:
@@ -37,7 +37,7 @@ def prefill(prompts: Prompts, handle: Handle | None, method: Any) -> cost.Cost:
         vision=vision,
         decoder=decoder,
         text_tokens=text,
-        text_behind=behind,
+        text_after=after,
         precision=_BITS.get(model.dtype, "fp32"),
         method=None if vision is None and decoder is None else method,
     )
@@ -47,7 +47,7 @@ def columns(found: cost.Cost, full: cost.Cost) -> dict[str, Any]:
     """The numbers that stand beside an accuracy, as plain values.
 
     ``flops`` of one prefill and their ratio to the unreduced one, from pixels to the first token; ``kv_bytes`` that the
-    cache holds behind it; visual tokens that enter the language model, their mean over its layers, and those that leave
+    cache holds after it; visual tokens that enter the language model, their mean over its layers, and those that leave
     its last layer.
     """
     return {

@@ -13,7 +13,7 @@ from ficoco_ext.apps import timing
 from ficoco_ext.cost import flop_counter
 
 EXACT = 1e-9  # relative; the difference is 0
-TEXT, BEHIND = 7, 4
+TEXT, AFTER = 7, 4
 
 TOWER = [
     ("ficoco-v", {"keep_ratio": 0.5}),
@@ -74,8 +74,8 @@ def schedules(handle, visual):
 
 
 def prompt(images=1):
-    """TEXT words, BEHIND of them behind the last image."""
-    row = [*words(*range(TEXT - BEHIND)), *(image() * images), *words(*range(BEHIND))]
+    """TEXT words, AFTER of them after the last image."""
+    row = [*words(*range(TEXT - AFTER)), *(image() * images), *words(*range(AFTER))]
     return batch(row)
 
 
@@ -108,7 +108,7 @@ def test_a_whole_prefill_with_and_without_reduction(method, given, images):
         vision=vision,
         decoder=decoder,
         text_tokens=TEXT,
-        text_behind=BEHIND,
+        text_after=AFTER,
         images=images,
         method=None if method is None else of_method(method, given),
         precision="FP32",
@@ -139,7 +139,7 @@ def test_a_plan_serves_as_the_schedule_of_the_decoder():
     model = tiny("llama", "eager")
     with ficoco_ext.attach(model, "ficoco-l", r=5) as handle:
         plan = handle.plan
-    given = {"text_tokens": TEXT, "text_behind": BEHIND, "method": "ficoco-l"}
+    given = {"text_tokens": TEXT, "text_after": AFTER, "method": "ficoco-l"}
     assert cost.prefill(model.config, decoder=plan, **given) == cost.prefill(
         model.config, decoder=plan.schedule(PATCHES), **given
     )

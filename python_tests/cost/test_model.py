@@ -243,10 +243,10 @@ def test_logits_of_one_reduction_by_hand():
 
 @pytest.mark.parametrize("variant", ["released", "paper"])
 def test_one_reduction_of_the_language_model_by_hand(variant):
-    """The counter's formulas are these very ones, so here they are written out: n of l tokens visual, e text behind."""
+    """The counter's formulas are these very ones, so here they are written out: n of l tokens visual, e text after."""
     (n, e, r, c), length = (576, 40, 100, 4096), 636
     got = cost.prefill(
-        BASE, decoder=Schedule(n, (4,), (r,)), method=get_method("ficoco-l", variant=variant), text_behind=e
+        BASE, decoder=Schedule(n, (4,), (r,)), method=get_method("ficoco-l", variant=variant), text_after=e
     )
     m = n - r
     by_way_of_text = 2 * r * e * m

@@ -26,7 +26,7 @@ def shaped(**changes):
         (lambda: cost.prefill(BASE, precision="W3A16"), "weights must be one of 4, 8, 16, 32, got 3"),
         (lambda: cost.prefill(BASE, text_tokens=-1), r"text_tokens must be in 0 \.\.\. 1000000000, got -1"),
         (lambda: cost.prefill(BASE, images=0), r"images must be in 1 \.\.\. 1000000000, got 0"),
-        (lambda: cost.prefill(BASE, text_behind=61), r"text_behind must be in \[0, 60\]"),
+        (lambda: cost.prefill(BASE, text_after=61), r"text_after must be in \[0, 60\]"),
         (lambda: cost.prefill(BASE, visual_tokens=-2), "visual_tokens must not be negative"),
         (lambda: cost.prefill(BASE, causal=True, fused_attention=False), "causal must be False with unfused"),
         (lambda: cost.prefill(BASE, decoder=LATE), r"decoder must reduce in layers 0 ... 31, got layer 40"),

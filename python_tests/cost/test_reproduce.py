@@ -15,7 +15,7 @@ LLM = {"convention": "llmviewer", "include_tower": False, "include_projector": F
 
 
 def name(cell):
-    return "-".join(cell.place)
+    return "-".join(cell.key)
 
 
 @pytest.mark.parametrize("cell", [cell for cell in PREDICTED if cell.note is None], ids=name)
@@ -31,7 +31,7 @@ def test_known_discrepancies_still_do_not_reproduce(cell):
 
 
 def test_every_known_discrepancy_is_a_cell_of_a_table():
-    assert {cell.place for cell in PREDICTED if cell.note} == set(KNOWN_DISCREPANCIES)
+    assert {cell.key for cell in PREDICTED if cell.note} == set(KNOWN_DISCREPANCIES)
     assert len(KNOWN_DISCREPANCIES) == 6
 
 
