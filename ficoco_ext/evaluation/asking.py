@@ -63,8 +63,8 @@ class Asking:
         return cls(JUDGES[judge] if isinstance(judge, str) else judge, length, batch)
 
 
-def as_it_was_trained(checkpoint: Checkpoint) -> Checkpoint:
-    """A model of grid scenes, wherever it lies, is asked and judged as the embedded one: its tokenizer tells."""
+def with_embedded_rules(checkpoint: Checkpoint) -> Checkpoint:
+    """A model of grid scenes, recognised by its tokenizer, is asked and judged as the embedded one."""
     known = checkpoint.processor.tokenizer.get_vocab()
     return replace(checkpoint, embedded=checkpoint.embedded or all(word in known for word in vocabulary()))
 
@@ -87,13 +87,13 @@ class Prompts:
         self.visual = int((first["input_ids"] == image).sum())
         if can_share(checkpoint.model):
             self.ids = [_expanded(row, image, self.visual) for row in self._tokenized()]
-        # Text and pictures apart must be what the processor makes of both together; else it goes on doing that.
+        # Text and pictures apart must be what the processor makes of both together; otherwise it is used for both.
         known = ("input_ids", "attention_mask", "pixel_values")
         self.shares = bool(self.ids) and self.ids[0] == first["input_ids"][0].tolist() and set(first) <= set(known)
 
     @property
     def text_tokens(self) -> tuple[int, int]:
-        """Tokens of a prompt besides the visual ones, and those of them behind the picture: means, rounded."""
+        """Tokens of a prompt besides the visual ones, and those of them after the picture: means, rounded."""
         if not self.shares:
             rows = [row.input_ids for row in (self._tokenizer(text) for text in self._texts)]
             mean = round(sum(map(len, rows)) / len(rows)) - 1  # one placeholder stands for the picture
@@ -218,7 +218,7 @@ def _generated(checkpoint: Checkpoint, inputs: dict[str, Any], length: int) -> l
 
 
 def _pad(checkpoint: Checkpoint) -> int:
-    """An id for places that are masked, and behind an answer's end."""
+    """An id for masked positions and for those after an answer's end."""
     tokenizer = checkpoint.processor.tokenizer
     found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return 0 if found is None else int(found)

@@ -28,7 +28,7 @@ _SPEAKERS = {"human": "question", "user": "question", "gpt": "answer", "assistan
 
 @dataclass(frozen=True)
 class Item:
-    """One question: the place of its picture in :attr:`Questions.pictures`, and the number of its scene."""
+    """One question: the index of its picture in :attr:`Questions.pictures`, and the number of its scene."""
 
     picture: int
     question: str
@@ -55,9 +55,9 @@ class Questions:
 
     Attributes:
         items: the good rows in order.
-        pictures: each picture once, as it was given, or the path of its file.
+        pictures: each picture once, as given, or the path of its file.
         bad: rows that cannot be asked; they are in no score.
-        kinds: of the items, in the order of :data:`ficoco_ext.gridvqa.KINDS`, others behind as they come.
+        kinds: of the items, in the order of :data:`ficoco_ext.gridvqa.KINDS`, then others in order of appearance.
         digest: SHA-256 of pictures, questions, answers, kinds and scenes.
         remarks: what of the pictures is not looked at, such as later frames.
     """
@@ -87,7 +87,7 @@ def questions(rows: Iterable[Any], *, bad_rows: str = "fail") -> Questions:
         rows: anything with ``image`` (what :func:`ficoco_ext.io.images.rgb` reads), ``question``, ``answer``, and
             perhaps ``kind`` and ``scene``, as attributes or as keys of a mapping, or with the keys of other formats,
             see :func:`questions_of_file`. Rows without a scene that share one image object are of one scene.
-        bad_rows: ``"fail"`` raises at the first bad row; ``"count"`` goes on and keeps them in ``bad``.
+        bad_rows: ``"fail"`` raises at the first bad row; ``"count"`` continues and keeps them in ``bad``.
 
     Raises:
         ValueError: a bad row, no good row, or another ``bad_rows``; the message names row and field.
@@ -239,7 +239,7 @@ class _Reader:
         self.pictures: list[Any] = []
         self.remarks: list[str] = []
         self.digest = hashlib.sha256()
-        self._places: dict[Any, int] = {}
+        self._indices: dict[Any, int] = {}
         self._scenes: dict[Any, int] = {}
         self._asked: dict[tuple[int, str], int] = {}
 
@@ -247,7 +247,7 @@ class _Reader:
         pairs = [_checked(*pair) for pair in _pairs(row)]
         kind = _text(_first(row, "kind", "category"), "kind", _ANY)
         key, held, pixels = self._picture(_image(row))
-        picture = self._places.get(key, len(self.pictures))
+        picture = self._indices.get(key, len(self.pictures))
         met: dict[str, int] = {}
         for question, _ in pairs:
             before = self._asked.get((picture, question), met.get(question))
@@ -257,9 +257,9 @@ class _Reader:
         scene = _field(row, "scene")
         if isinstance(scene, bool) or not (scene is None or isinstance(scene, (int, str))):
             raise _Bad("scene", f"must be an integer or a string, got {_shown(scene)}")
-        if pixels is not None:  # kept only now, so that a bad row leaves nothing behind
+        if pixels is not None:  # kept only now, so that a bad row adds nothing
             self.digest.update(f"{pixels.size}".encode() + pixels.tobytes())
-            self._places[key] = picture
+            self._indices[key] = picture
             self.pictures.append(held)
         of = ("picture", picture) if scene is None else ("scene", scene)
         for question, answer in pairs:
@@ -281,7 +281,7 @@ class _Reader:
         elif isinstance(image, (str, Path)):
             held = Path(image)
         key = held if isinstance(held, (Path, bytes)) else id(image)  # it is kept, so its id is its own
-        if key in self._places:
+        if key in self._indices:
             return key, held, None
         try:
             return key, held, rgb(held, say=self.remarks.append)
@@ -309,15 +309,15 @@ def _speaker(name: Any) -> str | None:
 
 def _checked(question: Any, answer: Any) -> tuple[str, str]:
     """A question without the mark of its picture, which the prompt has, and an answer that can be looked for."""
-    asked, told = _text(_joined(question), "question"), _text(_joined(answer), "answer")
+    asked, answered = _text(_joined(question), "question"), _text(_joined(answer), "answer")
     if asked.count(_MARK) > 1 or "<video>" in asked:
         raise _Bad("question", f"must be about one picture, got {_shown(asked)}")
     asked = re.sub(rf"[ \t]*{_MARK}[ \t]*", " ", asked).strip()
     if not asked:
         raise _Bad("question", f"must say something besides {_MARK}")
-    if nothing(told):
-        raise _Bad("answer", f"must hold a letter or a digit to be compared, got {_shown(told)}")
-    return asked, told
+    if nothing(answered):
+        raise _Bad("answer", f"must hold a letter or a digit to be compared, got {_shown(answered)}")
+    return asked, answered
 
 
 def _joined(content: Any) -> Any:

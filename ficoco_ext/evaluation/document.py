@@ -1,4 +1,4 @@
-"""What a results file must hold before anything is computed from it; a fault is named by its place."""
+"""What a results file must hold before anything is computed from it; a fault is named by its path."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def check(document: Any, where: str) -> None:
     for name in ("processor", "commit", "note"):
         platform.text(name, optional=True)
     words = at.list_("words")
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         if not isinstance(word, str):
-            raise at.fault(f"words[{place}]", "a string", word)
+            raise at.fault(f"words[{index}]", "a string", word)
     settings = at.parts("settings")
     if not settings:
         raise at.fault("settings", "at least the unreduced model's", [])
@@ -74,7 +74,7 @@ def check(document: Any, where: str) -> None:
 
 
 class _At:
-    """An entry with its place in the document."""
+    """An entry with its path in the document."""
 
     def __init__(self, value: Any, path: str, where: str) -> None:
         self.value, self.path, self.where = value, path, where
@@ -115,9 +115,9 @@ class _At:
         found = self.list_(name)
         if len(found) != (max(1, len(found)) if count is None else count):
             raise self.fault(name, f"of {count or 'some'} integers", f"{len(found)}")
-        for place, one in enumerate(found):
+        for index, one in enumerate(found):
             if not (_is(one, int) and least <= one <= most):
-                raise self.fault(f"{name}[{place}]", f"an integer in {least} ... {most}", one)
+                raise self.fault(f"{name}[{index}]", f"an integer in {least} ... {most}", one)
         return found
 
     def part(self, name: str) -> _At:
@@ -125,7 +125,7 @@ class _At:
         return _At(self._get(name, "an object", lambda value: isinstance(value, dict)), path, self.where)
 
     def parts(self, name: str) -> list[_At]:
-        return [_At(one, f"{name}[{place}]", self.where) for place, one in enumerate(self.list_(name))]
+        return [_At(one, f"{name}[{index}]", self.where) for index, one in enumerate(self.list_(name))]
 
 
 def _is(value: Any, kind: Any) -> bool:
@@ -164,11 +164,11 @@ def _table(at: _At, words: int) -> None:
     asked = len(at.integers("kind", least=0, most=len(kinds) - 1))
     at.integers("scene", least=0, most=asked - 1, count=asked)  # they are numbered as they are met
     at.integers("truth", least=0, most=words - 1, count=asked)
-    for place, row in enumerate(at.list_("bad")):
+    for index, row in enumerate(at.list_("bad")):
         if not (
             isinstance(row, list) and len(row) == 3 and _is(row[0], int) and all(isinstance(x, str) for x in row[1:])
         ):
-            raise at.fault(f"bad[{place}]", "a row's number, its field and a reason", row)
+            raise at.fault(f"bad[{index}]", "a row's number, its field and a reason", row)
 
 
 def _cell(at: _At, settings: Collection[_At], tables: Collection[_At], words: int) -> None:

@@ -91,7 +91,7 @@ def legend(results: Results, summary: Summary) -> list[str]:
         f"{summary.scenes} scenes: {data}, seeds {seeds}. Answers judged {run['asking']['judge']}.",
         f"mean: of {', '.join(summary.mean_of)}, each counting the same, in percent, with the 95 % interval of "
         "resampled scenes; less unreduced: the difference, drawn together.",
-        "same answer: as the unreduced model's, in percent. FLOPs of a prefill and KV cache behind it: in percent of "
+        "same answer: as the unreduced model's, in percent. FLOPs of a prefill and KV cache after it: in percent of "
         "the unreduced ones, by the cost model. tokens: visual ones into the language model, mean over its layers, and "
         "out of its last layer. s: measured, for all questions, in one run, a setting after the other: times are "
         "indicative; the tower sees a picture once for all its questions, where FLOPs count it for each.",

@@ -64,7 +64,7 @@ def draw(results: Results, summary: Summary) -> Figure:
 def _method(axes: Axes, name: str, lines: list[Line], colour: Any, marker: str) -> None:
     points = [(100 * line.cost["flops_ratio"], line.mean) for line in lines if line.cost and line.mean]
     points.sort(key=lambda point: point[0])  # two amounts may cost the same
-    x, found = [place for place, _ in points], [mean for _, mean in points]
+    x, found = [ratio for ratio, _ in points], [mean for _, mean in points]
     y = [100 * mean.value for mean in found]
     below = [max(100 * (mean.value - mean.low), 0) for mean in found]
     above = [max(100 * (mean.high - mean.value), 0) for mean in found]

@@ -122,7 +122,7 @@ class Results:
         return cls(found)
 
     def save(self, path: Path | str) -> None:
-        """Write the document at once: whoever reads finds the old one or the new one, never a part."""
+        """Write the document at once: a reader finds the old one or the new one, never a part."""
         files.write_text(path, _text(self.document))
 
     @property
@@ -160,7 +160,7 @@ class Results:
         """What was said to every question of one seed."""
         words = self.document["words"]
         cell = next(one for one in self.document["cells"] if (one["setting"], one["seed"]) == (setting, seed))
-        return [words[place] for place in cell["answers"]]
+        return [words[index] for index in cell["answers"]]
 
     @cached_property
     def _first_scene(self) -> list[int]:
@@ -177,10 +177,10 @@ class Results:
             if seed in (None, cell["seed"]):
                 number = self._table(cell)
                 table, first = self.document["tables"][number], self._first_scene[number]
-                place = [kinds.index(one) for one in table["kinds"]]
+                number_of = [kinds.index(one) for one in table["kinds"]]
                 right += [one == "1" for one in cell["right"]]
                 scene += [first + one for one in table["scene"]]
-                kind += [place[one] for one in table["kind"]]
+                kind += [number_of[one] for one in table["kind"]]
         return Tally.of(right, scene, kind, (self._first_scene[-1], len(kinds)))
 
     @cached_property
@@ -200,11 +200,11 @@ class Results:
             ValueError: no such setting, or one without answers.
         """
         chosen = self._chosen(kinds)
-        places = [one if isinstance(one, int) else self.find(one, budget) for one in (a, b)]
-        for place in places:
-            if not self.cells(place):
-                raise ValueError(f"paired: setting {' at '.join(self.names[place])} has no answers to all questions")
-        return self._difference(places[0], places[1], chosen)
+        found = [one if isinstance(one, int) else self.find(one, budget) for one in (a, b)]
+        for setting in found:
+            if not self.cells(setting):
+                raise ValueError(f"paired: setting {' at '.join(self.names[setting])} has no answers to all questions")
+        return self._difference(found[0], found[1], chosen)
 
     def _seeded(self, setting: int) -> bool:
         return bool(self.document["settings"][setting].get("seeded"))

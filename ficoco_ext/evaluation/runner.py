@@ -1,4 +1,4 @@
-"""Run settings over questions, one cell after the other, and go on where a run stopped."""
+"""Run settings over questions, one cell after the other, and continue where a run stopped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..gridvqa import GridVQA
 from ..io import files
 from ..version import __version__
 from . import costs, provenance
-from .asking import JUDGES, RULES, Asking, Judge, Prompts, answers, as_it_was_trained, warm_up
+from .asking import JUDGES, RULES, Asking, Judge, Prompts, answers, warm_up, with_embedded_rules
 from .data import Questions, questions_for
 from .results import UNDECIDED, Results, described, new_document
 from .settings import Setting
@@ -60,7 +60,7 @@ def evaluate(
         batch: questions that are answered together.
         bad_rows: ``"fail"`` or ``"count"``, see :func:`ficoco_ext.evaluation.questions`.
         mean_of: kinds in the summary's mean; none: all, but of grid scenes without "count".
-        results: file that is written after every setting and seed. If it is there, the run goes on where it stopped.
+        results: file that is written after every setting and seed. If it is there, the run continues where it stopped.
         progress: gets questions answered, of how many, and a few words.
         notice: gets a sentence for what should be known beside the result.
 
@@ -85,7 +85,7 @@ def evaluate(
     """
     if hasattr(checkpoint.model, "ficoco_handle"):
         raise ValueError(f"checkpoint must have a model without reduction, got {checkpoint.model.ficoco_handle}")
-    checkpoint = as_it_was_trained(checkpoint)
+    checkpoint = with_embedded_rules(checkpoint)
     asking = Asking.of(checkpoint, judge, max_new_tokens, batch)
     if seeds is None:
         seeds = (dataset.seed,) if isinstance(dataset, GridVQA) else (0,)
@@ -96,7 +96,7 @@ def evaluate(
     if path is not None and not _has_name(asking.judge):
         raise ValueError(
             f"judge must be a function with a name of its own if results are written, got {asking.judge!r}: a run that "
-            "goes on could not tell it from another; write it with def in a module"
+            "continues could not distinguish it from another; write it with def in a module"
         )
     if not isinstance(dataset, (GridVQA, Questions, str, Path)):
         dataset = list(dataset)
@@ -195,7 +195,7 @@ def _identity(
 
 
 def _has_name(judge: Judge) -> bool:
-    """It can be told from others by :func:`_judge_name`: no lambda, partial or object that is called."""
+    """:func:`_judge_name` identifies it: no lambda, partial or object that is called."""
     return getattr(judge, "__qualname__", "<lambda>").rpartition(".")[2] != "<lambda>"
 
 
@@ -269,7 +269,7 @@ def _plans(tables: _Tables, settings: Sequence[Setting], seeds: tuple[int, ...])
         with handle:
             try:
                 if isinstance(method, tuple):
-                    raise ValueError("the cost model does not know one method for each layer")
+                    raise ValueError("the cost model cannot count one method for each layer")
                 cost = costs.columns(costs.prefill(prompts, handle, method), full)
             except (ValueError, TypeError, NotImplementedError) as error:
                 remark = f"no cost: {error}"
@@ -287,7 +287,7 @@ def _remarks(checkpoint: Checkpoint, asked: Questions) -> list[str]:
     found = checkpoint.remarks
     if unknown:
         named = ", ".join(map(repr, unknown[:8])) + (" ..." if len(unknown) > 8 else "")
-        found.append(f"the model's tokenizer does not know {named}: it reads <unk> there")
+        found.append(f"the model's tokenizer has no token for {named}: it reads <unk> there")
     found += asked.remarks
     if asked.bad:
         found.append(f"{len(asked.bad)} rows cannot be asked and are in no score; the first: {asked.bad[0]}")
@@ -318,7 +318,7 @@ class _Run:
             for number, one in enumerate(document["settings"])
             if seed in one["seeds"] and not one["impossible"] and (number, seed) not in finished
         ]
-        self.words = {word: place for place, word in enumerate(document["words"])}
+        self.words = {word: index for index, word in enumerate(document["words"])}
 
     def go(self) -> None:
         """Run them, writing after each."""
@@ -344,11 +344,11 @@ class _Run:
                 said = answers(prompts, self.asking, tick)
             self._put(number, seed, prompts, said, time.perf_counter() - start)
 
-    def _place(self, word: str) -> int:
-        place = self.words.setdefault(word, len(self.words))
-        if place == len(self.held.document["words"]):
+    def _index(self, word: str) -> int:
+        index = self.words.setdefault(word, len(self.words))
+        if index == len(self.held.document["words"]):
             self.held.document["words"].append(word)
-        return place
+        return index
 
     def _table(self, seed: int, prompts: Prompts) -> None:
         """The questions as the document has them, once a seed."""
@@ -365,7 +365,7 @@ class _Run:
                 "kinds": list(asked.kinds),
                 "kind": [asked.kinds.index(item.kind) for item in asked.items],
                 "scene": [item.scene for item in asked.items],
-                "truth": [self._place(item.answer) for item in asked.items],
+                "truth": [self._index(item.answer) for item in asked.items],
                 "bad": [[one.row, one.field, one.reason] for one in asked.bad],
             }
         )
@@ -378,7 +378,7 @@ class _Run:
                 "seed": seed,
                 "seconds": round(seconds, 3),
                 "threads": torch.get_num_threads(),
-                "answers": [self._place(text) for text in said],
+                "answers": [self._index(text) for text in said],
                 "right": "".join(UNDECIDED if one is None else "1" if one else "0" for one in verdicts),
             }
         )

@@ -85,7 +85,7 @@ class Setting:
         return attach(model, self.built(seed), layers=self.layers, **self.amount)
 
     def describe(self) -> dict[str, Any]:
-        """Plain values that tell it from others, for JSON.
+        """Plain values that identify it, for JSON.
 
         Hyperparameters are those given and the defaults of today, so that a run is not continued with others; without
         the seed, if it is the run's. Of several methods each name has its own.

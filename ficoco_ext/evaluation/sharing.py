@@ -22,16 +22,16 @@ def can_share(model: Any) -> bool:
 
 
 class SharedPictures:
-    """Inside, ``model`` takes the features of pictures seen at the beginning, whatever pixels a call brings.
+    """Inside, ``model`` takes the features of pictures seen at the beginning, and ignores the pixels of a call.
 
-    Use it behind ``attach``: the features are those that the reduction leaves. At exit the model is as it was.
+    Use it after ``attach``: the features are those that the reduction leaves. The exit restores the model.
 
     Args:
         model: one that :func:`can_share`.
         pixels: (P, 3, height, width) the pictures.
 
     Attributes:
-        rows: for every row of the next call the place of its picture.
+        rows: for every row of the next call the index of its picture.
     """
 
     def __init__(self, model: Any, pixels: Tensor) -> None:
@@ -59,6 +59,6 @@ class SharedPictures:
         self._changes.undo()
 
     def pixel_values(self) -> Tensor:
-        """As many pictures as there are rows, for the counting that models do: a view, nobody looks at it."""
+        """As many pictures as there are rows, for the counting that models do: a view whose values are not read."""
         first = self._pixels[:1].to(self._model.device, self._model.dtype)
         return first.expand(len(self.rows), -1, -1, -1)

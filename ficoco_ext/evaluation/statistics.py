@@ -66,9 +66,9 @@ class Tally:
             shape: numbers of scenes and kinds.
         """
         hits, asked = np.zeros(shape), np.zeros(shape)
-        places = (np.asarray(scene, np.int64), np.asarray(kind, np.int64))
-        np.add.at(hits, places, np.asarray(right, np.float64))
-        np.add.at(asked, places, 1.0)
+        cells = (np.asarray(scene, np.int64), np.asarray(kind, np.int64))
+        np.add.at(hits, cells, np.asarray(right, np.float64))
+        np.add.at(asked, cells, 1.0)
         return cls(hits, asked)
 
     def accuracy(self, weights: Floats | None = None) -> Floats:
@@ -149,5 +149,5 @@ class Spread:
 
     @property
     def error(self) -> float:
-        """Standard error of the mean of the seeds; 0 with one seed, which tells nothing of it."""
+        """Standard error of the mean of the seeds; 0 with one seed, which does not show it."""
         return 0.0 if self.deviation is None else self.deviation / math.sqrt(len(self.values))

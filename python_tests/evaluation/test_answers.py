@@ -15,7 +15,7 @@ from helpers.models import snapshot
 import ficoco_ext
 from ficoco_ext.apps.checkpoint import EMBEDDED, load
 from ficoco_ext.evaluation import Asking, Prompts, answers, questions
-from ficoco_ext.evaluation.asking import as_it_was_trained, contained, exact
+from ficoco_ext.evaluation.asking import contained, exact, with_embedded_rules
 from ficoco_ext.evaluation.sharing import SharedPictures
 from ficoco_ext.gridvqa.vocabulary import vocabulary
 
@@ -152,7 +152,7 @@ def test_a_model_of_grid_scenes_is_known_by_its_words(tmp_path):
     other = load(str(tmp_path), torch.float32, torch.device("cpu"))
     assert not other.embedded
     other.processor.tokenizer.get_vocab = lambda: {word: place for place, word in enumerate(vocabulary())}
-    assert as_it_was_trained(other).embedded
+    assert with_embedded_rules(other).embedded
     other.processor.tokenizer.get_vocab = lambda: {"red": 0}
-    assert not as_it_was_trained(other).embedded
+    assert not with_embedded_rules(other).embedded
     assert Asking.of(other) == Asking(contained, 48, 32)
