@@ -158,7 +158,7 @@ def reduce(
             ``ficoco_ext.methods``: ``ficoco_v``, ``ficoco_l``, ``tome`` and the others.
 
     Returns:
-        (B, N - r, C), new and contiguous, class token first, survivors in original order, text as it was; or the
+        (B, N - r, C), new and contiguous, class token first, survivors in original order, text unchanged; or the
         ``Reduction``, in the indices of all N tokens.
 
     Raises:

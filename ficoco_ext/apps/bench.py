@@ -42,7 +42,7 @@ class Request:
             quarter kept if it has none.
         batches: pictures and prompts that are read at once.
         dtype, device: by name; dtype None is float32 on the CPU, bfloat16 elsewhere.
-        seconds: that the timed runs of one batch size are to take; at least 5 runs of each are made whatever it takes.
+        seconds: that the timed runs of one batch size are to take; at least 5 runs of each are made, however long.
     """
 
     model: str | None = None
@@ -113,7 +113,7 @@ def run(request: Request, *, notice: Say = lambda text: None, progress: Progress
     """Time all tokens and every method in turns, for each batch size.
 
     Args:
-        notice: gets one sentence for everything that the user should know beside the result.
+        notice: is called with each remark for the user, one sentence each.
         progress: gets a few words whenever a new part begins, and where a part has steps those done and all.
 
     Raises:
@@ -199,7 +199,9 @@ def _random(
         attach(model, name, **amount).detach()
     progress("building random weights")
     timing.materialize(model, device)
-    note(f"{geometry} has random weights here: time, memory and FLOPs are those of its shapes, it knows nothing")
+    note(
+        f"{geometry} has random weights here: time, memory and FLOPs are those of its shapes; its answers mean nothing"
+    )
     if built != true:
         note(
             f"built with {built[0]} of {true[0]} vision and {built[1]} of {true[1]} text layers: the figures are of "

@@ -33,7 +33,7 @@ class Checkpoint:
 
     @property
     def remarks(self) -> list[str]:
-        """Sentences that everybody who reads the answers should know."""
+        """Remarks that belong beside the answers, one sentence each."""
         if self.processor.chat_template:
             return []
         return [
@@ -63,7 +63,7 @@ class Checkpoint:
         return prompt
 
     def spelled(self, question: str) -> str:
-        """``question`` as the tokenizer knows it: the embedded one knows lower-case words between blanks."""
+        """``question`` as the tokenizer reads it: the embedded one has lower-case words separated by blanks."""
         if not self.embedded:
             return question
         vocabulary = self.processor.tokenizer.get_vocab()
@@ -96,7 +96,7 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and advice from transformers while we load; afterwards as it was."""
+    """No progress bars and advice from transformers while we load; restored afterwards."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -155,8 +155,8 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpo
             loaded: Any = LlavaForConditionalGeneration.from_pretrained(
                 **source, **_attention(config), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
             )
-        llava, about = loaded
-        loading.require_weights(about, name)
+        llava, report = loaded
+        loading.require_weights(report, name)
     return Checkpoint(llava.to(device).eval(), processor, name, embedded)
 
 
@@ -190,7 +190,7 @@ def parse_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device must be one torch knows, as cpu or cuda, got {name!r}") from None
+        raise ValueError(f"device must be one of torch's, as cpu or cuda, got {name!r}") from None
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu or cuda, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -202,7 +202,7 @@ def run(request: Request, *, notice: Say = lambda text: None, progress: Progress
 
     Args:
         request: what is to be shown.
-        notice: gets one sentence for everything that the user should know beside the result.
+        notice: is called with each remark for the user, one sentence each.
         progress: gets a few words whenever a new part begins, and where a part has steps those done and all.
 
     Raises:
@@ -290,7 +290,8 @@ def _with_geometry(request: Request, dtype: torch.dtype, device: torch.device, n
     progress("building random weights")
     timing.materialize(model, device)
     note(
-        f"{request.geometry} has random weights here: time, memory and FLOPs are those of its shapes, it knows nothing"
+        f"{request.geometry} has random weights here: time, memory and FLOPs are those of its shapes; its answers mean "
+        "nothing"
     )
     if built != true:
         note(

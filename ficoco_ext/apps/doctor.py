@@ -118,7 +118,7 @@ def check(name: str, device: str) -> Operator:
             for probe in probes(case, dtype, torch.device(device), name):
                 try:
                     comparison = _compare(probe)
-                except Exception as error:  # whatever a broken kernel raises is a finding, not the end of the check
+                except Exception as error:  # an error of a broken kernel is a finding, not the end of the check
                     wrong.append(f"{probe.key}: {type(error).__name__}: {error}")
                     continue
                 judged.append((probe, comparison))

@@ -35,7 +35,7 @@ def require_files(directory: Path) -> None:
 
 @contextlib.contextmanager
 def reading(what: str, model: str) -> Iterator[None]:
-    """Name the part of which an error is; the error is its cause, whatever its kind.
+    """Name the part of which an error is; the error is its cause, of any kind.
 
     Raises:
         FileNotFoundError, OSError, ImportError, MemoryError: those inside, by these kinds; ValueError: all others.
@@ -50,20 +50,20 @@ def reading(what: str, model: str) -> Iterator[None]:
         raise kind(f"cannot load the {what} of {model}: {error}") from error
 
 
-def require_weights(found: Mapping[str, Any], model: str) -> None:
+def require_weights(report: Mapping[str, Any], model: str) -> None:
     """Raise unless every weight came from the checkpoint, and every one of its weights was taken.
 
     Args:
-        found: what ``from_pretrained(..., output_loading_info=True)`` returns besides the model.
+        report: the loading info of ``from_pretrained(..., output_loading_info=True)``.
         model: what messages call it.
 
     Raises:
         ValueError: names what is missing, unexpected and of another shape; numbers of layers are written as ``*``.
     """
-    missing, unexpected = (_names(found.get(kind) or ()) for kind in ("missing_keys", "unexpected_keys"))
+    missing, unexpected = (_names(report.get(kind) or ()) for kind in ("missing_keys", "unexpected_keys"))
     shapes = [
         f"{key[0]} is {tuple(key[1])} and should be {tuple(key[2])}" if isinstance(key, (tuple, list)) else str(key)
-        for key in found.get("mismatched_keys") or ()
+        for key in report.get("mismatched_keys") or ()
     ]
     said = [
         text
@@ -71,7 +71,7 @@ def require_weights(found: Mapping[str, Any], model: str) -> None:
             f"missing, so they would be drawn at random: {missing}" if missing else "",
             f"unexpected, so they would be left out: {unexpected}" if unexpected else "",
             f"of another shape: {'; '.join(sorted(shapes))}" if shapes else "",
-            "; ".join(map(str, found.get("error_msgs") or ())),
+            "; ".join(map(str, report.get("error_msgs") or ())),
         )
         if text
     ]

@@ -74,7 +74,7 @@ def choose(question: str | None, checkpoint: Checkpoint, path: Path, notice: Cal
     if not asked.strip():
         raise ValueError("question is empty")
     if words := checkpoint.unknown(asked):
-        notice(f"the model's tokenizer does not know {', '.join(map(repr, words))}: it reads <unk> there")
+        notice(f"the model's tokenizer has no token for {', '.join(map(repr, words))}: it reads <unk> there")
     return next(([one] for one in known if one.question == asked), [Question(asked)])
 
 

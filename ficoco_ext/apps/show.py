@@ -53,8 +53,8 @@ class MethodResult:
     Attributes:
         answer: to the question, and whether it is right; None where that is not known.
         layers: that removed something, in order; those of the tower before those of the language model.
-        left, merged, dropped: patches that are there in the end, are held by another one, or by nobody.
-        kept: places of those that are left. holders: for each patch the one that holds it, -1 for nobody.
+        left, merged, dropped: patches that are there in the end, are held by another one, or by none.
+        kept: positions of those that are left. holders: for each patch the one that holds it, -1 for none.
         trace: of the patch that was asked for.
     """
 
@@ -132,12 +132,12 @@ def run(request: Request, *, notice: Say = lambda text: None, progress: Progress
 
     Args:
         request: what is to be shown.
-        notice: gets one sentence for everything that the user should know beside the result.
+        notice: is called with each remark for the user, one sentence each.
         progress: gets a few words whenever a new part begins, and where a part has steps those done and all.
 
     Raises:
         ValueError, TypeError, OSError, ImportError, NotImplementedError: what cannot be done, and why. Then no picture
-            is written, and an older one is left as it was.
+            is written, and an older one is left unchanged.
 
     Example:
         >>> from ficoco_ext.apps import show

@@ -30,8 +30,8 @@ class Request:
         layers: for each method the layers that reduce; under ``""`` those of all methods that are not named. Others
             have their own.
         hyperparameters: each goes to those of the methods that have it.
-        trace: a patch to follow, its place on the grid as one number or as row and column; None follows none. On a page
-            any patch can be followed; this one is selected first.
+        trace: a patch to follow, its position on the grid as one number or as row and column; None follows none. On a
+            page any patch can be followed; this one is selected first.
         attention: attention maps: ``"class"`` or ``"class:LAYER"`` for the class token in the vision tower,
             ``"word:TOKEN"`` or ``"word:TOKEN:LAYER"`` for a word of the question in the language model; another
             word alone is meant as ``"word:..."``. See :func:`run` for the layer. Not for a page.
@@ -141,7 +141,7 @@ def _options(request: Request) -> dict[str, dict[str, Any]]:
 
 
 def patch_of(asked: int | tuple[int, int], grid: tuple[int, int]) -> int:
-    """The place of the patch to trace, as one number."""
+    """The position of the patch to trace, as one number."""
     height, width = grid
     row, column = divmod(asked, width) if isinstance(asked, int) else asked
     if not (0 <= row < height and 0 <= column < width):

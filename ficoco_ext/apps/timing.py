@@ -258,8 +258,8 @@ def materialize(model: Any, device: torch.device) -> None:
     _fill(model)
     # Buffers are not in any checkpoint either: they are computed where the model is built.
     model.model.language_model.rotary_emb = rotary_embedding()(model.config.text_config).to(device)
-    places = model.model.vision_tower.embeddings.position_ids
-    places.copy_(torch.arange(places.numel(), device=device).view_as(places))
+    positions = model.model.vision_tower.embeddings.position_ids
+    positions.copy_(torch.arange(positions.numel(), device=device).view_as(positions))
 
 
 def _require_memory(model: nn.Module, device: torch.device) -> None:

@@ -255,7 +255,7 @@ def test_geometry_is_timed_and_says_that_it_knows_nothing(narrow):
     assert found.random_weights
     assert found.answers == ()
     assert (found.patches, found.kept, found.all_tokens.tokens, found.reduced.tokens) == (576, 144, 583, 151)
-    assert any("knows nothing" in note for note in found.notices)
+    assert any("answers mean nothing" in note for note in found.notices)
     assert any("4 of 24 vision and 2 of 32 text layers" in note for note in found.notices)
 
 
