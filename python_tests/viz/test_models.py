@@ -101,7 +101,7 @@ def test_one_layer_alone_is_read(monkeypatch):
     word_attention(model, inputs, range(2, 2 + PATCHES), (3 + PATCHES,), (2,))
     class_attention(model, inputs["pixel_values"], 1)
     assert len(taken) == 2
-    assert all(one._seen is None for one in taken)  # nothing outlives its layer
+    assert all(one._captured is None for one in taken)  # nothing outlives its layer
 
 
 def test_a_failing_forward_leaves_the_model_as_it_was():
