@@ -5,6 +5,7 @@ Computation only: :func:`run` returns a :class:`Result` of plain values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -27,12 +28,13 @@ class Precision:
     """What was found with inputs of one dtype.
 
     Attributes:
-        error: the largest error of any result, relative to the largest value of that result.
+        error: the largest error of any result, relative to the largest value of that result; None where a number was
+            not finite that should be.
         allowed: the tolerance of that result; the result shown is the one that comes closest to its tolerance.
     """
 
     dtype: str
-    error: float
+    error: float | None
     allowed: float
 
 
@@ -150,7 +152,8 @@ def _precisions(judged: list[tuple[Probe, _Comparison]]) -> Iterator[Precision]:
     for dtype in DTYPES:
         errors = [pair for probe, one in judged if probe.dtype == dtype for pair in one.errors]
         if errors:
-            yield Precision(str(dtype).removeprefix("torch."), *max(errors, key=lambda pair: pair[0] / pair[1]))
+            error, allowed = max(errors, key=lambda pair: pair[0] / pair[1])
+            yield Precision(str(dtype).removeprefix("torch."), error if math.isfinite(error) else None, allowed)
 
 
 def _compare(probe: Probe) -> _Comparison:

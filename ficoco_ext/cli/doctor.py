@@ -61,6 +61,8 @@ def _table(device: str, operators: list[doctor.Operator]) -> common.Table:
     def said(one: doctor.Precision | None) -> str:
         if one is None:
             return "exact"
+        if one.error is None:
+            return "not finite"
         sign = "<" if one.error <= one.allowed else ">"
         return f"{one.error:.0e} {sign} {one.allowed:.0e}".replace("e-0", "e-").replace("e+00", "")
 

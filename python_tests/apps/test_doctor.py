@@ -1,5 +1,6 @@
 """The doctor: every operator is checked, right kernels are right, and a wrong one is found, wherever it is wrong."""
 
+import dataclasses
 import json
 
 import pytest
@@ -74,6 +75,18 @@ def _break(monkeypatch, name, change):
     )
 
 
+def test_a_result_that_is_not_finite_is_a_finding_in_tables_and_json(monkeypatch, found):
+    _break(monkeypatch, "compress", FAULTS["nan"][1])
+    one = doctor.check("compress", "cpu")
+    assert [precision.error for precision in one.precisions] == [None] * 3
+    broken = dataclasses.replace(found, right=False, operators=(one,))
+    monkeypatch.setattr(doctor, "run", lambda step=None: broken)
+    assert "not finite" in typer.testing.CliRunner().invoke(app, ["doctor"]).stdout
+    result = typer.testing.CliRunner().invoke(app, ["doctor", "--json"])
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["operators"][0]["precisions"][0]["error"] is None
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wrong_result_is_found(fault, monkeypatch):
     name, change = FAULTS[fault]
@@ -122,7 +135,7 @@ def test_a_wrong_kernel_in_the_dispatcher_turns_it_red():
     assert not doctor.check("match", "cpu").wrong
 
 
-def test_an_operator_that_nobody_wrote_a_check_for_is_wrong(monkeypatch):
+def test_an_operator_without_a_check_is_wrong(monkeypatch):
     monkeypatch.delitem(operator_cases.OPERATORS, "match")
     assert doctor.check("match", "cpu").wrong == ("no check is known for this operator",)
 
@@ -139,11 +152,11 @@ def test_the_command_says_its_verdict_first_and_fits_80_columns(found, monkeypat
 
 
 def test_the_command_names_what_is_wrong(found, monkeypatch):
-    from dataclasses import replace
-
-    broken = replace(found.operators[0], wrong=tuple(f"case {i}" for i in range(6)))
+    broken = dataclasses.replace(found.operators[0], wrong=tuple(f"case {i}" for i in range(6)))
     monkeypatch.setattr(
-        doctor, "run", lambda step=None: replace(found, right=False, operators=(broken, *found.operators[1:]))
+        doctor,
+        "run",
+        lambda step=None: dataclasses.replace(found, right=False, operators=(broken, *found.operators[1:])),
     )
     result = typer.testing.CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 1

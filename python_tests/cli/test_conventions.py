@@ -198,7 +198,7 @@ def test_progress_on_a_terminal_says_what_is_done_and_counts(monkeypatch):
     assert "/" not in text.rpartition("drawing")[2]
 
 
-def test_progress_is_silent_where_nobody_watches(capfd):
+def test_progress_is_silent_where_stderr_is_no_terminal(capfd):
     with common.progress() as progress:
         progress("timing", 3, 8)
     assert capfd.readouterr() == ("", "")
