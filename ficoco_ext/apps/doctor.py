@@ -161,7 +161,7 @@ def _compare(probe: Probe) -> _Comparison:
     got = probe.run(torch.ops.ficoco)
     kept = tuple(result.clone() for result in got)
     for result in got:  # the second call may get this memory: what it does not write shows
-        result.view(torch.uint8).fill_(255) if result.numel() else None
+        result.fill_(torch.nan if result.is_floating_point() else -1)
     del got
     again = probe.run(torch.ops.ficoco)
     wanted, near = probe.wanted(), _moved(probe)
@@ -215,7 +215,9 @@ def _distance(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(torch.uint8) if tensor.dim() else tensor
+    return (
+        torch.empty(tensor.numel(), dtype=tensor.dtype, device=tensor.device).copy_(tensor.flatten()).view(torch.uint8)
+    )
 
 
 def _verdict(found: list[Operator], info: BuildInfo) -> str:

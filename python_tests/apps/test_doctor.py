@@ -11,6 +11,7 @@ from helpers.ops import needs_kernels
 import ficoco_ext.ops
 from ficoco_ext.apps import doctor, operator_cases
 from ficoco_ext.cli.app import app
+from ficoco_ext.ops import library
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,14 @@ def test_a_result_that_differs_between_equal_calls_is_found(monkeypatch):
 
     _break(monkeypatch, "match", change)
     assert any("differs between two equal calls" in text for text in doctor.check("match", "cpu").wrong)
+
+
+@pytest.mark.parametrize("name", doctor.operators())
+def test_the_specification_passes_where_there_are_no_kernels(name, monkeypatch):
+    """In its own precision: what a machine without a compiler runs."""
+    composite = library.operator(name, torch.empty(0, dtype=torch.float64))
+    monkeypatch.setattr(operator_cases.Probe, "run", lambda self, _: operator_cases.results(composite(*self.args)))
+    assert not doctor.check(name, "cpu").wrong
 
 
 def test_a_kernel_that_raises_is_a_finding(monkeypatch):
