@@ -64,7 +64,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"ficoco_ext {__version__}")
+        common.console().print(f"ficoco_ext {__version__}", highlight=False)
         raise typer.Exit
 
 

@@ -26,7 +26,7 @@ _EXPECTED = (ValueError, TypeError, OSError, ImportError, NotImplementedError, M
 SCHEMA = 1  # of the JSON documents
 WIDTH = 80  # of output that is not read on a terminal
 _TEXT = 20  # columns that a column of text may be squeezed to before a table is split
-_MOST_INTEGERS = 10_000  # of a range: more layers or seeds than anybody has
+_MOST_INTEGERS = 10_000  # of a range: more layers or seeds than there are
 _MOST_THREADS = 1024  # OpenMP crashes the process where the system has no room for more
 
 
