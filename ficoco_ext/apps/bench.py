@@ -265,5 +265,11 @@ def _verdict(batches: tuple[Batch, ...], platform: Platform, tiny: bool) -> str:
             "slower": f"no method is faster than all tokens; the best, {best.name}, is {ratio}",
             "noise": f"no method is proven faster than all tokens; the best, {best.name}, is within the noise",
         }[best.judged]
-        said.append(f"Batch {one.batch}: {what}.")
+        equal = [
+            other.name
+            for other in methods
+            if other is not best and timing.judged(other.prefill, best.prefill) == "noise"
+        ]
+        also = f"; {', '.join(equal)} not proven slower than it" if equal and best.judged == "faster" else ""
+        said.append(f"Batch {one.batch}: {what}{also}.")
     return " ".join(said)

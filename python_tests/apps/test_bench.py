@@ -108,6 +108,13 @@ def test_the_verdict_names_the_fastest_of_each_batch_size():
     )
 
 
+def test_the_verdict_names_methods_that_are_as_fast_within_the_noise():
+    batch = _batch(1, [2.0] * 5, topk=[1.0] * 5, tome=[1.01] * 5, fastv=[1.5] * 5)
+    assert bench._verdict((batch,), KERNELS, tiny=False) == (
+        "Batch 1: topk is the fastest, 2.00x faster than all tokens to the first token; tome not proven slower than it."
+    )
+
+
 def test_the_specification_is_not_passed_off_as_kernels():
     reference = dataclasses.replace(KERNELS, operators="reference", reason="not compiled")
     said = bench._verdict((_batch(1, [2.0] * 5, topk=[1.0] * 5),), reference, tiny=False)
