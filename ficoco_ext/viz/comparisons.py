@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -130,19 +131,8 @@ def comparison(
         top = above + high + number * (_HEADING + high)
         line(story.name, top + 0.08, _EDGE, 11, "bold")
         line(summary(story, len(steps), item), top + 0.08, indent, 10)
-        top += _HEADING
-        draw_groups(panel(0, top), image, story.reductions[-1], item=item)
-        names = named("viz", story.reductions, story.layers)
-        if story.trace is not None:
-            draw_shares(panel(1, top), image, story.trace, grid)
-        for column, step in enumerate(steps, 1 + traced):
-            axes = panel(column, top)
-            name = names[step]
-            text = f"layer {name}" if isinstance(name, int) else name
-            moved = None if story.trace is None else story.trace.steps[step]
-            draw_after(axes, image, story.reductions[step], f"After {text}", item=item, step=moved)
-            if story.trace is not None:
-                mark_traced(axes, story.trace.patch, grid[1])
+        row = functools.partial(panel, top=top + _HEADING)
+        _draw_story(story, steps, row, image, grid, traced, item)
     for patch in {story.trace.patch for story in stories if story.trace is not None}:
         mark_traced(first, patch, grid[1])
     figure.legend(
@@ -159,6 +149,29 @@ def comparison(
         columnspacing=1.6,
     )
     return figure
+
+
+def _draw_story(
+    story: Story,
+    steps: Sequence[int],
+    panel: Callable[[int], Axes],
+    image: Any,
+    grid: tuple[int, int],
+    traced: bool,
+    item: int,
+) -> None:
+    """One row: merge groups, where the traced patch is if one is traced, and the patches after each of ``steps``."""
+    draw_groups(panel(0), image, story.reductions[-1], item=item)
+    names = named("viz", story.reductions, story.layers)
+    if story.trace is not None:
+        draw_shares(panel(1), image, story.trace, grid)
+    for column, step in enumerate(steps, 1 + traced):
+        axes, name = panel(column), names[step]
+        text = f"layer {name}" if isinstance(name, int) else name
+        moved = None if story.trace is None else story.trace.steps[step]
+        draw_after(axes, image, story.reductions[step], f"After {text}", item=item, step=moved)
+        if story.trace is not None:
+            mark_traced(axes, story.trace.patch, grid[1])
 
 
 def summary(story: Story, shown: int, item: int = 0) -> str:
