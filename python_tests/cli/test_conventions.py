@@ -14,6 +14,7 @@ import threading
 
 import pytest
 import typer.testing
+from helpers.paths import PACKAGE
 from rich.console import Console
 
 import ficoco_ext
@@ -98,7 +99,11 @@ def test_errors_name_options(text, wanted):
 @pytest.mark.parametrize("line", ["cost llava-1.5-7b --explain", "cost --reproduce", "methods", "env", "--help"])
 def test_a_closed_pipe_is_no_error(line):
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *line.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROGRAM, *line.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=PACKAGE.parent,  # the package that is tested, not the clone around this test
     )
     process.stdout.close()
     said = process.stderr.read()
@@ -209,6 +214,7 @@ def test_with_json_in_a_pipe_a_terminal_still_shows_progress():
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "doctor", "--json"],
+        cwd=PACKAGE.parent,
         stdout=subprocess.PIPE,
         stderr=theirs,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},

@@ -8,6 +8,7 @@ import time
 import pytest
 import typer.main
 from helpers.cli import run
+from helpers.paths import PACKAGE
 
 from ficoco_ext import METHODS
 from ficoco_ext.apps import checkpoint, one_reduction, timing
@@ -123,6 +124,7 @@ def test_help_version_and_completion_load_nothing_heavy(line, environment):
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *line.split()],
+        cwd=PACKAGE.parent,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

@@ -36,7 +36,9 @@ def test_quick_selects_from_every_folder():
     paths = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "quick"]
     command += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "no:cacheprovider", str(TESTS)]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": paths}
+    options = {"cwd": PACKAGE.parent, "capture_output": True, "text": True, "check": False}  # not the clone's package
+    done = subprocess.run(command, env=environment, **options)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     ids = [line for line in done.stdout.splitlines() if "::" in line]
     assert {line.split("::")[0].split("/")[-2] for line in ids} == FOLDERS
