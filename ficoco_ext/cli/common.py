@@ -267,9 +267,10 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 
 def fitted(console: Console, made: Table) -> list[Table]:
-    """``made``, or several narrower tables with its columns, the first in each, so that no number is cut.
+    """``made``, or several narrower tables with its columns, so that no number is cut.
 
-    A column of text may be wrapped; one that is set to the right holds numbers and may not.
+    A column of text may be wrapped; one that is set to the right holds numbers and may not. The columns of text before
+    the first numbers say what a row is about and stand in every part.
     """
 
     def width(index: int) -> int:
@@ -279,9 +280,13 @@ def fitted(console: Console, made: Table) -> list[Table]:
         return most + 3 if column.justify == "right" else min(most, _TEXT) + 3
 
     each = [width(index) for index in range(len(made.columns))]
+    numbers = [index for index, column in enumerate(made.columns) if column.justify == "right"]
+    about = list(range(max(min(numbers, default=1), 1)))
+    if sum(each[one] for one in about) > console.width // 2:
+        about = [0]
     groups: list[list[int]] = [[]]
-    for index in range(1, len(each)):
-        if groups[-1] and 1 + each[0] + sum(each[one] for one in groups[-1]) + each[index] > console.width:
+    for index in range(len(about), len(each)):
+        if groups[-1] and 1 + sum(each[one] for one in (*about, *groups[-1], index)) > console.width:
             groups.append([])
         groups[-1].append(index)
     if len(groups) == 1:
@@ -289,10 +294,10 @@ def fitted(console: Console, made: Table) -> list[Table]:
     found = []
     for group in groups:
         part = Table(title=made.title, title_justify="left", title_style="bold", show_lines=made.show_lines)
-        for index in (0, *group):
+        for index in (*about, *group):
             column = made.columns[index]
             part.add_column(column.header, justify=column.justify, no_wrap=column.no_wrap)
-        cells = [list(made.columns[index].cells) for index in (0, *group)]
+        cells = [list(made.columns[index].cells) for index in (*about, *group)]
         for number, values in enumerate(zip(*cells, strict=True)):
             part.add_row(*values, end_section=made.rows[number].end_section)
         found.append(part)

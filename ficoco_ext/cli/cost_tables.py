@@ -17,7 +17,7 @@ _BASES = {
     "average": "mean over its layers",
     "final": "that leave its last layer",
 }
-_UNREPRODUCED = "NOT REPRODUCED"
+_UNREPRODUCED = "OFF"
 
 
 def show(found: Comparison, notes: Sequence[str], lines: Sequence[str] | None) -> None:
@@ -173,14 +173,13 @@ def show_tables(cells: Sequence[reproduce.Cell]) -> None:
     known = []
     for (number, model), of_table in itertools.groupby(cells, key=lambda cell: (cell.table, cell.model)):
         name = f"Table {number}" if number.isdigit() else number.capitalize()
-        made = common.table(
-            "method", "bits", "quantity", ">printed", ">ours", ">error", "basis", "", title=f"{name}: {model}"
-        )
+        head = ("method", "bits", "quantity", ">printed", ">ours", ">error", "basis")
+        made = common.table(*head, title=f"{name}: {model}")
         for cell in of_table:
-            mark = common.text("")
+            basis = common.text(cell.basis.replace("_", " "))
             if cell.note:
                 known.append(cell)
-                mark = common.text(f"{_UNREPRODUCED} [{len(known)}]", style="red")
+                basis = common.text(f"{_UNREPRODUCED} [{len(known)}]", style="red")
             quantity = reproduce.QUANTITIES[cell.quantity]
             made.add_row(
                 common.text(cell.method),
@@ -189,8 +188,7 @@ def show_tables(cells: Sequence[reproduce.Cell]) -> None:
                 f"{cell.printed:g}",
                 f"{cell.ours:.4g}",
                 f"{cell.error:+.1%}",
-                cell.basis.replace("_", " "),
-                mark,
+                basis,
             )
         common.show(console, made)
     for basis, meaning in reproduce.basis_meaning().items():

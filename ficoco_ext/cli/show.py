@@ -180,7 +180,7 @@ def print_(result: show.Result) -> None:
     if result.truth is not None:
         console.print(common.text(f"known answer: {result.truth}"))
     several = len({one.keep_ratio for one in result.methods}) > 1
-    ratio = ["keep ratio"] if several else []
+    ratio = ["keep"] if several else []
     made = common.table("method", *ratio, "reduces in", ">left", ">merged", ">dropped", "answer")
     everything = str(height * width)
     made.add_row("all tokens", *["" for _ in ratio], "", everything, "0", "0", _answer(result.answer, result.right))

@@ -235,3 +235,13 @@ def test_with_json_in_a_pipe_a_terminal_still_shows_progress():
     os.close(ours)
     assert document["schema"] == "ficoco-doctor/1"
     assert b"/13" in b"".join(shown)
+
+
+def test_parts_of_a_split_table_say_what_each_row_is_about():
+    made = common.table("method", "keep", *(f">number {i}" for i in range(9)), "answer")
+    made.add_row("tome", "0.5", *(str(10**i) for i in range(9)), "yes")
+    parts = common.fitted(Console(width=60), made)
+    assert len(parts) > 1 and all(
+        [column.header for column in part.columns[:2]] == ["method", "keep"] for part in parts
+    )
+    assert parts[-1].columns[-1].header == "answer"
