@@ -176,10 +176,10 @@ def show_tables(cells: Sequence[reproduce.Cell]) -> None:
         head = ("method", "bits", "quantity", ">printed", ">ours", ">error", "basis")
         made = common.table(*head, title=f"{name}: {model}")
         for cell in of_table:
-            basis = common.text(cell.basis.replace("_", " "))
+            proves = common.text(cell.basis.replace("_", " "))
             if cell.note:
                 known.append(cell)
-                basis = common.text(f"{_UNREPRODUCED} [{len(known)}]", style="red")
+                proves = common.text(f"{_UNREPRODUCED} [{len(known)}]", style="red")
             quantity = reproduce.QUANTITIES[cell.quantity]
             made.add_row(
                 common.text(cell.method),
@@ -188,7 +188,7 @@ def show_tables(cells: Sequence[reproduce.Cell]) -> None:
                 f"{cell.printed:g}",
                 f"{cell.ours:.4g}",
                 f"{cell.error:+.1%}",
-                basis,
+                proves,
             )
         common.show(console, made)
     for basis, meaning in reproduce.basis_meaning().items():
