@@ -5,9 +5,12 @@ python python_tests/helpers/sanitized.py [arguments of pytest]
 
 import os
 import sys
+from pathlib import Path
 
-import emulated_kernels
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, it finds itself alone
+from helpers import emulated_kernels  # noqa: E402
 
 if __name__ == "__main__":
     if "FICOCO_EMULATION_LIBRARY" in os.environ:  # the second time, with the sanitizers' libraries loaded first
