@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, it finds itself alone
-from helpers import emulated_kernels  # noqa: E402
+from helpers import emulated_kernels
 
 if __name__ == "__main__":
     if "FICOCO_EMULATION_LIBRARY" in os.environ:  # the second time, with the sanitizers' libraries loaded first
