@@ -152,7 +152,7 @@ class ReducedPrefill:
         visual = group.visual.to(part.indices.device)
         own = QueryKey(group.of(attn.query), group.of(attn.key), attn.scale)
         ids, grid = self._grid(method, part, visual, group)
-        layout = Layout.of(visual, part.indices.shape[1], part.real, behind=group.after, ids=ids, grid=grid)
+        layout = Layout.of(visual, part.indices.shape[1], part.real, after=group.after, ids=ids, grid=grid)
         reduction, visual = method(part.tokens, own, group.removes(step), layout, size=part.size)
         assert reduction.tokens is not None
         indices = part.indices.gather(1, reduction.kept)

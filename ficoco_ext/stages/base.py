@@ -127,7 +127,7 @@ class FilterStage(Stage):
 
     @property
     def inheritor(self) -> str:
-        """Nobody has been settled."""
+        """No inheritor is settled."""
         return ""
 
     @property

@@ -49,16 +49,16 @@ class Layout(NamedTuple):
         tokens: int,
         real: Tensor | None = None,
         *,
-        behind: int | None = None,
+        after: int | None = None,
         ids: Tensor | None = None,
         grid: tuple[int, int] | None = None,
     ) -> Layout:
-        """The layout of ``tokens`` columns with visual ones at ``visual``; at most ``behind`` are after the last.
+        """The layout of ``tokens`` columns with visual ones at ``visual``; at most ``after`` are after the last.
 
-        Reads no device: without ``behind``, all that are not visual may be.
+        Reads no device: without ``after``, all that are not visual may be.
         """
         b, n = visual.shape
-        count = tokens - n if behind is None else behind
+        count = tokens - n if after is None else after
         columns = torch.arange(tokens, device=visual.device)
         text = columns[tokens - count :]
         is_text = text > visual[:, -1:]
