@@ -1,13 +1,14 @@
 """Training-free reduction of visual tokens: Filter, Correlate, Compress (FiCoCo, arXiv 2411.17686).
 
-The first use of a public name loads the package, torch and the kernels, all of it. ``import ficoco_ext`` alone does
-not, so that ``ficoco --help`` and a shell's completion answer at once. Who calls ``torch.ops.ficoco`` directly imports
-:mod:`ficoco_ext.ops`.
+Importing it loads torch and registers the operators, but in the console script, where the first use of a public name
+does: so ``ficoco --help`` and a shell's completion answer at once.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .version import __version__
@@ -38,13 +39,17 @@ _HOMES = {  # of the other public names
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES and name not in _ROOMS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def _load() -> None:
     for room in _ROOMS:
         importlib.import_module(f".{room}", __name__)  # which sets it here
     for public, home in _HOMES.items():
         globals()[public] = getattr(importlib.import_module(f".{home}", __name__), public)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES and name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _load()
     return globals()[name]
 
 
@@ -70,3 +75,6 @@ __all__ = [
     "reduce",
     "stages",
 ]
+
+if Path(*getattr(sys, "argv", [])[:1]).stem != "ficoco":
+    _load()

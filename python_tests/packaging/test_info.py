@@ -170,3 +170,11 @@ def test_kernels_of_another_torch_in_a_source_folder_are_said_to_be(tmp_path):
     (tmp_path / "ficoco_ext" / "_C_torch1_99.so").write_text("")
     said = backend._in_source(tmp_path, "compiled for torch 1.99")
     assert "source folder" in said and "compiled for torch 1.99. Run from another folder" in said
+
+
+def test_importing_the_package_registers_the_operators():
+    program = "import ficoco_ext, torch; torch.ops.ficoco.filter.default; print('there')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=PACKAGE.parent, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "there\n", done.stderr
