@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -11,13 +12,13 @@ from ..ops import QueryKey
 from . import transformers_api as api
 from .qk_capture import QueryKeyCapture
 
+# The argument with the call of the model, from the whole model to its layers. A layer that a backward pass computes
+# again (gradient checkpointing) gets it with its other arguments, after the call has ended and maybe in another thread.
+CALL = "ficoco_call"
+
 
 class Owner(Protocol):
     """What a layer asks of the reduction of the whole language model."""
-
-    @property
-    def call(self) -> Any:
-        """The call of the model that runs in this thread, None if no token was removed in it."""
 
     @property
     def methods(self) -> Sequence[Any]:
@@ -27,8 +28,10 @@ class Owner(Protocol):
     def cache_name(self) -> Any:
         """What this release calls the argument that holds the cache."""
 
-    def arguments(self, call: Any, layer: int, hidden_states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """A layer's arguments for the positions that it holds."""
+    def arguments(
+        self, call: Any, layer: int, hidden_states: Tensor, kwargs: dict[str, Any], *, before: bool = False
+    ) -> dict[str, Any]:
+        """A layer's arguments for the positions that it holds; ``before``: before its own reduction."""
 
 
 class DecoderLayer:
@@ -53,20 +56,33 @@ class DecoderLayer:
 
     def forward(self, hidden_states: Tensor, attention_mask: Any = None, **kwargs: Any) -> Tensor:
         """The layer's own forward for the positions that it holds; during a prefill a reducing layer also reduces."""
-        call, body = self.owner.call, type(self.layer).forward
+        call, body = kwargs.pop(CALL, None), type(self.layer).forward
         kwargs["attention_mask"] = attention_mask
         if call is None:
             return body(self.layer, hidden_states, **kwargs)
-        held = self.owner.arguments(call, self.index, hidden_states, kwargs)
         if call.prefill is None or self.step is None:
-            return body(self.layer, hidden_states, **held)
+            return body(self.layer, hidden_states, **self.owner.arguments(call, self.index, hidden_states, kwargs))
         call.cache = api.cache_of(kwargs, self.owner.cache_name)  # the language model may have made it
         method = self.owner.methods[self.step]
         if method.before_attention:
-            attn = self._query_key(hidden_states, held)
+            attn = self._query_key(
+                hidden_states, self.owner.arguments(call, self.index, hidden_states, kwargs, before=True)
+            )
             hidden_states = call.prefill.reduce(hidden_states, attn, method, self.index, self.step)
             return body(self.layer, hidden_states, **self.owner.arguments(call, self.index, hidden_states, kwargs))
-        attended, attn = self._attend(hidden_states, held)
+        held = self.owner.arguments(call, self.index, hidden_states, kwargs)
+        checkpoint = api.checkpointing(self.layer)
+        if checkpoint is None:
+            return self._reducing(call, held, hidden_states)
+        held = api.without_cache(held, self.owner.cache_name)
+        reduced: Tensor = checkpoint(partial(self._reducing, call, held), hidden_states)
+        return reduced
+
+    def _reducing(self, call: Any, kwargs: dict[str, Any], hidden_states: Tensor) -> Tensor:
+        """The layer with a reduction between its attention and its MLP."""
+        assert self.step is not None
+        attended, attn = self._attend(hidden_states, kwargs)
+        method = self.owner.methods[self.step]
         hidden_states = call.prefill.reduce(hidden_states + attended, attn, method, self.index, self.step)
         return hidden_states + self.layer.mlp(self.layer.post_attention_layernorm(hidden_states))
 

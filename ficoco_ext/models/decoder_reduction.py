@@ -1,7 +1,8 @@
 """Reduction in chosen layers of a language model during prefill, and the shorter caches of the layers after them.
 
-State is in two places. That of one call is here, for its thread, and is cleared when the call ends, also by an
-exception. What a cache holds is stored on the cache itself once a prefill has succeeded, so that both move together.
+State is in two places. That of one call of the model goes with its arguments, from the whole model to each layer, so
+that nothing is left of it afterwards, also by an exception. What a cache holds is stored on the cache itself once a
+prefill has succeeded, so that both move together.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
-from . import kv_cache, positions, qk_capture
+from . import kv_cache, loss, positions, qk_capture
 from . import transformers_api as api
 from .attach_plan import AttachPlan
-from .decoder_layer import DecoderLayer
+from .decoder_layer import CALL, DecoderLayer
 from .generate_options import images_of, named, option, refuse_unsupported
 from .kv_cache import CachedPositions
 from .model_changes import ModelChanges
@@ -28,25 +29,27 @@ _GUESSING = ("prompt_lookup_num_tokens", "assistant_early_exit")
 
 
 class _Call:
-    """One call of the model: a prefill that reduces, or new tokens after one."""
+    """One call of the model: a prefill that reduces, or new tokens after one.
 
-    def __init__(self, prefill: ReducedPrefill | None, state: CachedPositions | None, cache: Any) -> None:
-        self.prefill, self.state, self.cache = prefill, state, cache
-        # By stage and device: the arguments of its layers that depend on the positions they hold.
+    Attributes:
+        labels: (B, L) of the caller's prompt, for the loss of what is left of it.
+        prefill, state, cache: of a prefill what it does, of new tokens which positions the cache holds; the cache.
+        arguments: by stage and device, the arguments of its layers that depend on the positions they hold.
+    """
+
+    def __init__(self, labels: Tensor | None = None) -> None:
+        self.labels = labels
+        self.prefill: ReducedPrefill | None = None
+        self.state: CachedPositions | None = None
+        self.cache: Any = None
         self.arguments: dict[tuple[int, torch.device], dict[str, Any]] = {}
 
 
 class _Now(PerThread):
-    """What this thread is in.
-
-    Attributes:
-        call: the call of the model that it is in.
-        generating: it is in ``generate``, which passes masks that transformers has made itself.
-    """
+    """``generating``: this thread is in ``generate``, which passes masks that transformers has made itself."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.call: _Call | None = None
         self.generating = False
 
 
@@ -66,15 +69,6 @@ class DecoderReduction:
         self._generate = model.generate
         self._now = _Now()
         self.last: ReducedPrefill | None = None
-
-    @property
-    def call(self) -> _Call | None:
-        """The call that this thread is in."""
-        return self._now.call
-
-    @call.setter
-    def call(self, call: _Call | None) -> None:
-        self._now.call = call
 
     @property
     def generating(self) -> bool:
@@ -98,11 +92,12 @@ class DecoderReduction:
                 changes.set_forward(layer, DecoderLayer(layer, index, self, step, capture).forward)
         self.stage_of_layer = tuple(stage_of_layer)
         changes.set(self.model, "generate", self.generate)
+        inner = self.model.model
         changes.hook(self.model.register_forward_pre_hook(self.before_all, with_kwargs=True))
-        changes.hook(self.model.model.register_forward_pre_hook(self.before, with_kwargs=True))
-        changes.hook(self.model.model.register_forward_hook(self.after, with_kwargs=True, always_call=True))
+        changes.hook(self.model.register_forward_hook(self.add_loss, with_kwargs=True))
+        changes.hook(inner.register_forward_pre_hook(self.before, with_kwargs=True))
+        changes.hook(inner.register_forward_hook(self.after, with_kwargs=True))
         changes.hook(language_model.register_forward_pre_hook(self.continue_cached, with_kwargs=True))
-        changes.hook(language_model.register_forward_hook(self.end, with_kwargs=True, always_call=True))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """``GenerationMixin.generate``, after refusing what is not supported."""
@@ -122,76 +117,87 @@ class DecoderReduction:
         finally:
             self._now.generating = outer
 
-    def before_all(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse arguments that only the outermost call gets."""
+    def before_all(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Take ``labels``, which the model would compare with logits of another length, and refuse what cannot be."""
         options = named(type(module).forward, module, args, kwargs) if args else kwargs
         if not images_of(options):
-            return
+            return None
         if isinstance(options.get("logits_to_keep"), Tensor):
             remedy = "pass how many of the last ones, or 0 for all that are left"
             wanted = "a number: a prompt loses visual tokens, so positions move"
             checks.fail("forward", "logits_to_keep", wanted, options["logits_to_keep"], remedy)
-        if options.get("labels") is not None:
-            remedy = "logits have the reduced length; detach to compute a loss"
-            checks.fail("forward", "labels", "None: a prompt loses visual tokens", options["labels"], remedy)
+        labels = options.get("labels")
+        if labels is None:
+            return None
+        if options.get("shift_labels") is not None:
+            remedy = "pass labels alone: they are shifted once it is known which positions are left"
+            checks.fail("forward", "shift_labels", "None in a call with images", options["shift_labels"], remedy)
+        return (), options | {"labels": None, CALL: _Call(labels)}
 
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def add_loss(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        """The output with the loss of what is left of a prompt with labels."""
+        call = kwargs.get(CALL)
+        if call is None:
+            return None
+        return loss.added(module, _without_call(kwargs), call.labels, call.prefill, output)
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Decide what kind of call this is."""
-        self.call = None
         options = named(type(module).forward, module, args, kwargs) if args else kwargs
+        if not images_of(options):
+            return self.continue_cached(module, args, kwargs)
         cache, ids = api.cache_of(options, self.cache_name), options.get("input_ids")
-        if images_of(options):
-            self.reader.require_served(module, options, self.generating)
-            kv_cache.forget(cache)
-            assert ids is not None
-            prefill = self.reader.read(ids, options)
-            self.call = None if prefill is None else _Call(prefill, None, cache)
-        else:
-            self.continue_cached(module, args, options)
+        self.reader.require_served(module, options, self.generating)
+        kv_cache.forget(cache)
+        assert ids is not None
+        call = options.get(CALL) or _Call()
+        call.prefill, call.cache = self.reader.read(ids, options), cache
+        if call.prefill is None:
+            return (), _without_call(options)
+        return (), options | {CALL: call}
 
-    def continue_cached(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def continue_cached(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """New tokens after a cache, also where the language model itself is called with it."""
-        cache = api.cache_of(kwargs, self.cache_name)
+        options = named(type(module).forward, module, args, kwargs) if args else kwargs
+        cache = api.cache_of(options, self.cache_name)
         state = kv_cache.positions_on(cache)
-        if self.call is not None or cache is None or state is None:
-            return
-        ids = kwargs.get("input_ids")
-        given = kwargs["inputs_embeds"] if ids is None else ids
+        if options.get(CALL) is not None or cache is None or state is None:
+            return None
+        ids = options.get("input_ids")
+        given = options["inputs_embeds"] if ids is None else ids
         on_device = api.is_static(cache)
         if (given.shape[1] > 1 or not on_device) and int(cache.get_seq_length()) == 0:
             kv_cache.forget(cache)  # it was emptied without our methods; this is another prompt, of text alone
-            return
+            return None
         state.check(self.plan, self.stage_of_layer, cache, given.shape[0])
-        self.call = _Call(None, state, cache)
+        call = _Call()
+        call.state, call.cache = state, cache
+        return (), options | {CALL: call}
 
-    def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Store on the cache which positions it holds, if the prefill succeeded; forget the call in any case."""
-        call, self.call = self.call, None
-        if call is None or call.prefill is None or output is None:
+    def after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Store on the cache which positions it holds, now that the prefill has succeeded."""
+        call = kwargs.get(CALL)
+        if call is None or call.prefill is None:
             return
         self.last = call.prefill
         if call.cache is not None:
-            CachedPositions(self.plan, call.prefill.length, call.prefill.stages, self.stage_of_layer).put_on(call.cache)
+            CachedPositions(self.plan, call.prefill.length, call.prefill.held, self.stage_of_layer).put_on(call.cache)
 
-    def end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Forget a call of new tokens; that of a prefill is needed until the whole model returns."""
-        if self.call is not None and self.call.prefill is None:
-            self.call = None
-
-    def arguments(self, call: _Call, layer: int, hidden_states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a layer for the positions that it holds now."""
-        prefill, state = call.prefill, call.state
-        if prefill is not None:
-            stage, held, length = len(prefill.stages) - 1, prefill.held, prefill.length
-        else:
-            assert state is not None
-            stage, length = state.stage_of_layer[layer], state.length
-            held = state.stages[stage]
+    def arguments(
+        self, call: _Call, layer: int, hidden_states: Tensor, kwargs: dict[str, Any], *, before: bool = False
+    ) -> dict[str, Any]:
+        """The arguments of a layer for the positions that it holds; ``before``: before its own reduction."""
+        stage = self.stage_of_layer[layer] - before
         if stage == 0:
             return kwargs
+        if call.prefill is not None:
+            held, length = call.prefill.held[stage], call.prefill.length
+        else:
+            assert call.state is not None
+            held, length = call.state.stages[stage], call.state.length
         key = (stage, hidden_states.device)
         if key not in call.arguments:
-            if prefill is not None:
+            if call.prefill is not None:
                 call.arguments.clear()  # earlier stages are over: their masks need not be kept until the end
             held = held.to(hidden_states.device)
             call.arguments[key] = self._make_arguments(call, held, length, layer, hidden_states, kwargs)
@@ -224,3 +230,7 @@ class DecoderReduction:
             made["position_embeddings"] = positions.embeddings(kwargs["position_embeddings"], held.indices)
             made["position_ids"] = positions.position_ids(kwargs.get("position_ids"), held.indices)
         return made
+
+
+def _without_call(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != CALL}

@@ -102,6 +102,15 @@ def restore(prompt: Tensor, short: int, sequences: Tensor) -> Tensor:
     return torch.cat([prompt, sequences[:, short:]], dim=1)
 
 
+def after_the_first(labels: Tensor, real: Tensor | None) -> Tensor:
+    """``labels`` (B, L), with -100 up to the first True of ``real`` (B, L): no token before it predicts it.
+
+    The model's own loss compares each position with the label of the next one, so that the label of the first token
+    never counts. It must not begin to because padding or an empty position came to stand before that token.
+    """
+    return labels if real is None else labels.masked_fill(real.cumsum(1) - real.long() == 0, -100)
+
+
 def moved(indices: Tensor, asked: Tensor, length: int) -> Tensor:
     """(k,) the new positions of the positions ``asked`` (k,) of a prompt of ``length``, the same in every row.
 
@@ -215,7 +224,8 @@ def _gather(prompt: Prompt, order: Tensor, keep: Tensor, rule: Placeholders, cac
         removed = ((ids == rule.token) & ~keep).cumsum(1)
         position_ids = (position_ids.expand(b, -1) - removed).gather(1, order).masked_fill(~valid, 0)
     if labels is not None:
-        labels = labels.gather(1, order).masked_fill(~valid, -100)
+        real = valid if mask is None else mask[:, -order.shape[1] :] != 0
+        labels = after_the_first(labels.gather(1, order).masked_fill(~valid, -100), real)
     if indices is not None:
         indices = indices.gather(1, order).masked_fill(~valid, -1)
     return Prompt(ids.gather(1, order).masked_fill(~valid, rule.filler), mask, position_ids, labels, indices)

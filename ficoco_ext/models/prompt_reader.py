@@ -43,9 +43,6 @@ class PromptReader:
         if options.get("input_ids") is None:
             remedy = "pass input_ids, whose placeholders say which tokens are visual"
             checks.fail("forward", "inputs_embeds", "None in a call with images", "embeddings", remedy)
-        if module.training:
-            remedy = "call model.eval(), or detach"
-            checks.fail("forward", "model", "in evaluation mode", "one in training mode", remedy)
         if getattr(module, "_is_replica", False):
             message = "model must be one module, got a replica of nn.DataParallel; use one process a GPU"
             raise NotImplementedError(f"ficoco::forward: {message}")

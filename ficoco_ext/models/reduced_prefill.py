@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,20 +14,20 @@ from ..reduction import Reduction
 from ..schedule import Schedule
 from ..stages import Layout
 from ..stages.needs import GRID
+from . import placeholders
 from .positions import HeldPositions
 
 
-@dataclass
-class RowGroup:
+class RowGroup(NamedTuple):
     """Rows with equally many visual tokens.
 
     Attributes:
         rows: (rows,) their indices in the batch; None: all.
         schedule: what they lose; None: nothing, they are text.
-        visual: (rows, n) indices of their visual tokens in the current sequence.
+        visual: (rows, n) indices of their visual tokens in the prompt.
         after: the most positions that any of them has after its visual tokens; None: unknown.
         pictured: the most placeholders that any of them has, including those that a mask hides.
-        left: for every row how many positions it needs now.
+        left: for every row how many positions of the prompt it needs.
     """
 
     rows: Tensor | None
@@ -81,6 +80,19 @@ class _Part(NamedTuple):
         return self
 
 
+class _Stage(NamedTuple):
+    """The sequence between two reductions.
+
+    ``size`` (B, W, 1): tokens that each position stands for; None: one. For each group: ``visual`` (rows, n), the
+    indices of its visual tokens in this sequence, and ``left``, how many positions each of its rows needs.
+    """
+
+    held: HeldPositions
+    size: Tensor | None
+    visual: list[Tensor]
+    left: list[list[int]]
+
+
 def visual_positions(visual: Tensor, count: int) -> Tensor:
     """(B, count) positions of the True ones of ``visual`` (B, L), ascending."""
     return visual.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
@@ -102,54 +114,82 @@ class ReducedPrefill:
         b, self.length = visual.shape
         self.visual, self.groups, self.picture = visual, groups, picture
         indices = torch.arange(self.length, device=visual.device).expand(b, -1)
-        self.held = HeldPositions(indices, real, False)
-        self.size: Tensor | None = None
-        self.stages = [self.held]
+        held = HeldPositions(indices, real, False)
+        self._stages = [_Stage(held, None, [group.visual for group in groups], [group.left for group in groups])]
         self.records: list[GroupRecord] = []
+
+    @property
+    def held(self) -> list[HeldPositions]:
+        """What is held before the first reduction, and after each one that has run."""
+        return [stage.held for stage in self._stages]
+
+    def labels(self, labels: Tensor) -> Tensor:
+        """(B, W) the labels (B, L) of the positions that are left in the end; -100 where there is nothing to predict.
+
+        The model's loss compares each position with the label of the next one that is left. The first token of a row
+        has none before it, wherever empty positions or padding were put there, so its label does not count. Where no
+        row lost anything they stay as they are.
+        """
+        if not self.records:
+            return labels
+        held = self._stages[-1].held
+        return placeholders.after_the_first(labels.to(held.indices.device).gather(1, held.indices), held.real)
 
     def reduce(self, tokens: Tensor, attn: QueryKey, method: LanguageMethod, layer: int, step: int) -> Tensor:
         """The ``step``-th reduction, in ``layer``: (B, W, C) -> (B, W', C).
 
-        W' is what the longest row needs. A shorter one begins with empty positions, which the mask hides.
+        W' is what the longest row needs. A shorter one begins with empty positions, which the mask hides. Where a
+        backward pass computes the layer again (gradient checkpointing), so does this, and records nothing.
         """
-        self.held = self.held.to(tokens.device)
-        if any(group.removes(step) for group in self.groups):
-            for group in self.groups:
-                group.left = [count - group.removes(step) for count in group.left]
-            left = [count for group in self.groups for count in group.left]
-            width, holes = max(left), min(left) < max(left)
-            parts = []
-            for group in self.groups:
-                part = self._part(tokens, group, holes)
-                shift = width - (tokens.shape[1] - group.removes(step))
-                if group.removes(step):
-                    part, visual = self._reduce(part, attn, method, group, layer, step, shift)
-                else:
-                    visual = group.visual
-                    self.records.append(GroupRecord(layer, group.rows, None, shift))
-                group.visual = visual + shift
-                parts.append(part.shifted(shift))
-            tokens, indices, real, self.size = self._together(parts)
-            self.held = HeldPositions(indices, real, holes)
-        self.stages.append(self.held)
+        tokens, stage, records = self._reduced(tokens, attn, method, layer, step)
+        if len(self._stages) == step + 1:
+            self._stages.append(stage)
+            self.records += records
         return tokens
 
-    def _part(self, tokens: Tensor, group: RowGroup, holes: bool) -> _Part:
-        held = self.held
+    def _reduced(
+        self, tokens: Tensor, attn: QueryKey, method: LanguageMethod, layer: int, step: int
+    ) -> tuple[Tensor, _Stage, list[GroupRecord]]:
+        stage = self._stages[step]
+        stage = stage._replace(held=stage.held.to(tokens.device))
+        if not any(group.removes(step) for group in self.groups):
+            return tokens, stage, []
+        left = [
+            [count - group.removes(step) for count in counts]
+            for group, counts in zip(self.groups, stage.left, strict=True)
+        ]
+        counts = [count for group in left for count in group]
+        width, holes = max(counts), min(counts) < max(counts)
+        parts, visuals, records = [], [], []
+        for group, visual in zip(self.groups, stage.visual, strict=True):
+            part = self._part(tokens, stage, group, holes)
+            shift = width - (tokens.shape[1] - group.removes(step))
+            reduction = None
+            if group.removes(step):
+                part, visual, reduction = self._reduce(part, visual, attn, method, group, step)
+            records.append(GroupRecord(layer, group.rows, reduction, shift))
+            visuals.append(visual + shift)
+            parts.append(part.shifted(shift))
+        tokens, indices, real, size = self._together(parts)
+        return tokens, _Stage(HeldPositions(indices, real, holes), size, visuals, left), records
+
+    @staticmethod
+    def _part(tokens: Tensor, stage: _Stage, group: RowGroup, holes: bool) -> _Part:
+        held = stage.held
         indices, tokens = group.of(held.indices), group.of(tokens)
         real = None if held.real is None else group.of(held.real)
         if real is None and holes:
             real = torch.ones_like(indices, dtype=torch.bool)
-        if self.size is None:
+        if stage.size is None:
             size = tokens.new_ones(*tokens.shape[:2], 1, dtype=torch.float32)
         else:
-            size = group.of(self.size.to(tokens.device))
+            size = group.of(stage.size.to(tokens.device))
         return _Part(tokens, indices, real, size)
 
     def _reduce(
-        self, part: _Part, attn: QueryKey, method: LanguageMethod, group: RowGroup, layer: int, step: int, shift: int
-    ) -> tuple[_Part, Tensor]:
-        visual = group.visual.to(part.indices.device)
+        self, part: _Part, visual: Tensor, attn: QueryKey, method: LanguageMethod, group: RowGroup, step: int
+    ) -> tuple[_Part, Tensor, Reduction]:
+        visual = visual.to(part.indices.device)
         own = QueryKey(group.of(attn.query), group.of(attn.key), attn.scale)
         ids, grid = self._grid(method, part, visual, group)
         layout = Layout.of(visual, part.indices.shape[1], part.real, after=group.after, ids=ids, grid=grid)
@@ -157,8 +197,8 @@ class ReducedPrefill:
         assert reduction.tokens is not None
         indices = part.indices.gather(1, reduction.kept)
         real = None if part.real is None else part.real.gather(1, reduction.kept)
-        self.records.append(GroupRecord(layer, group.rows, reduction.without_tokens(), shift))
-        return _Part(reduction.tokens, indices, real, reduction.size), visual
+        left = _Part(reduction.tokens, indices, real, reduction.size)
+        return left, visual, reduction.without_tokens()
 
     def _grid(
         self, method: LanguageMethod, part: _Part, visual: Tensor, group: RowGroup

@@ -40,9 +40,8 @@ class ShortPrompts:
     def install(self, changes: ModelChanges) -> None:
         """Wrap this instance's ``generate`` and hook its ``forward``."""
         changes.set(self.model, "generate", self.generate)
-        changes.hook(self.model.register_forward_pre_hook(self.before_forward, with_kwargs=True))
-        inner = self.model.model  # before any other hook that reads the prompt there
-        changes.hook(inner.register_forward_pre_hook(self.before_inner, prepend=True, with_kwargs=True))
+        for module, hook in ((self.model, self.before_forward), (self.model.model, self.before_inner)):
+            changes.hook(module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))  # before all readers
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """``GenerationMixin.generate`` on the short prompt; the result begins with the caller's."""

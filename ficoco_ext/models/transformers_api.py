@@ -13,10 +13,12 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 CACHE = "past_key_values"  # every tested release takes it; newer ones rename it to the next one first
 CACHE_NEW = "cache"
+RETURN_DICT = "return_dict"  # taken by a decorator of every forward
 
 
 def model_class(module: str, name: str) -> Any:
@@ -120,6 +122,25 @@ def with_attention(config: Any, name: str) -> Any:
     ours = copy.copy(config)
     ours._attn_implementation_internal = name
     return ours
+
+
+# Training
+
+
+def checkpointing(layer: Any) -> Callable[..., Any] | None:
+    """What runs a function of hidden states so that a backward pass computes it again; None if nothing has to.
+
+    For a layer whose ``forward`` was replaced. Releases that checkpoint in the forward of its class leave that to
+    whoever replaced it; those that checkpoint in ``__call__`` do it around the replacement too.
+    """
+    on = getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled()
+    return layer._gradient_checkpointing_func if on and type(layer).__call__ is nn.Module.__call__ else None
+
+
+def loss_arguments(forward: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of the whole model that it passes on to its loss function."""
+    named = inspect.signature(forward).parameters
+    return {name: value for name, value in options.items() if name not in named and name not in (CACHE, RETURN_DICT)}
 
 
 # What generate calls back

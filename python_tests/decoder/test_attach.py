@@ -140,7 +140,7 @@ def test_an_exception_in_a_forward_leaves_nothing_behind(model, monkeypatch, lay
                 with pytest.raises(RuntimeError, match="on purpose"):
                     call(**INPUTS, **options)
             assert where == "lm_head" or not any("ficoco" in name for name in vars(cache))
-        assert handle._decoder.call is None and not handle._decoder.generating
+        assert not handle._decoder.generating
         assert torch.equal(model(**batch(TEXT, images=0)).logits, text)  # not taken for the prompt that failed
         assert equal(answers(model, INPUTS), reduced)
         with monkeypatch.context() as patch:

@@ -196,13 +196,15 @@ def test_a_prefill_with_static_counts_never_waits_for_the_device(method):
     from helpers.decoder import tiny
     from helpers.models import batch, image, words
 
+    from ficoco_ext.models.decoder_layer import CALL
+
     model = tiny().cuda()
     inputs = {name: value.cuda() for name, value in batch([*words(1, 2), *image(), *words(3, 4)] * 1).items()}
     embeds = model.get_input_embeddings()(inputs["input_ids"])
 
-    def language_model():
+    def language_model(**call):
         """The decoder alone: finding the placeholders' places is the whole model's, and reads."""
-        return model.model.language_model(inputs_embeds=embeds, use_cache=True).last_hidden_state
+        return model.model.language_model(inputs_embeds=embeds, use_cache=True, **call).last_hidden_state
 
     with (
         torch.no_grad(),
@@ -211,12 +213,11 @@ def test_a_prefill_with_static_counts_never_waits_for_the_device(method):
         decoder = handle._decoder
         wanted = model(**inputs).logits.shape[1]
         for mode in ("default", "error"):
-            decoder.before(model.model, (), inputs)
+            _, options = decoder.before(model.model, (), inputs)
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode(mode)
             try:
-                hidden = language_model()
+                hidden = language_model(**{CALL: options[CALL]})
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-                decoder.call = None
             assert hidden.shape[1] == wanted < inputs["input_ids"].shape[1]

@@ -145,7 +145,7 @@ def test_a_call_that_fails_leaves_nothing(model, method, where):
     def broken(*_):
         raise torch.OutOfMemoryError("on purpose")
 
-    with ficoco_ext.attach(model, method, **METHODS[method]) as handle:
+    with ficoco_ext.attach(model, method, **METHODS[method]):
         wanted = model.generate(**inputs, **GREEDY)
         inside = [*model.model.vision_tower.encoder.layers, *model.model.language_model.layers]
         hooks = [one.register_forward_pre_hook(watch, with_kwargs=True) for one in inside]
@@ -158,7 +158,6 @@ def test_a_call_that_fails_leaves_nothing(model, method, where):
         assert seen and not any(one() is not None for one in seen)
         captures = [getattr(each, "_ficoco_capture", None) for each in model.modules()]
         assert all(one is None or one._captured is None for one in captures)
-        assert handle._decoder is None or handle._decoder.call is None
         assert torch.equal(model.generate(**inputs, **GREEDY), wanted)
 
 

@@ -55,7 +55,7 @@ def test_equals_a_loop_over_rows(rows, common, masked):
     assert (short.mask is None) == (not masked and not ragged)
     for b, wanted in enumerate(expected):
         assert short.ids[b, width - len(wanted) :].tolist() == wanted
-        assert short.labels[b, width - len(wanted) :].tolist() == [token + 100 for token in wanted]
+        assert short.labels[b, width - len(wanted) :].tolist() == [-100, *(token + 100 for token in wanted[1:])]
         assert short.position_ids[b, width - len(wanted) :].tolist() == list(range(len(wanted)))
         if short.mask is not None:
             assert short.mask[b].tolist() == [0] * (width - len(wanted)) + [1] * len(wanted)
