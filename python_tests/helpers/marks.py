@@ -29,7 +29,7 @@ QUICK = {  # folder: its files without test_ and .py
     "methods": ("baselines", "evit", "prumerge", "staged", "tome"),
     "models": ("placeholders", "tower"),
     "ops": ("errors", "filter", "spec", "to_sequence", "token_attention"),
-    "packaging": ("csrc_includes", "cuda_build", "marks", "versions"),
+    "packaging": ("csrc_includes", "cuda_build", "marks", "mutations", "versions"),
     "reduce": ("errors", "notebook", "reduce", "reduction", "schedule", "stages"),
     "viz": ("trace", "visualize"),
 }
