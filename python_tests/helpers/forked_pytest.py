@@ -15,6 +15,7 @@ the first place of imports. OWNER is the checkout that TREE was copied from: not
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -129,6 +130,7 @@ def main(tree: Path, owner: Path, modules: list[str]) -> None:
             importlib.import_module(module)
         except ImportError:
             continue  # then the tests that need it are skipped
+    gc.freeze()  # or every collection in a child looks through torch, and copies it
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a module prints is no answer
     for line in sys.stdin:

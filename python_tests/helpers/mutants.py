@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import compileall
 import json
 import os
-import py_compile
 import shutil
 import signal
 import subprocess
@@ -96,7 +94,8 @@ class Scratch:
         self._built: Mutation | str | None = "not here"  # the mutation in the kernels, or None for none
         self._copy()
         inherited = {name: value for name, value in os.environ.items() if name not in OURS}
-        environment = inherited | {"PYTHONPATH": str(self.tree), "PYTHONDONTWRITEBYTECODE": "1", "PWD": str(self.tree)}
+        environment = inherited | {"PYTHONPATH": str(self.tree), "PWD": str(self.tree)}
+        environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and some are slow to import
         environment |= {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "FICOCO_CUDA": "0", "MAX_JOBS": str(jobs)}
         command = [sys.executable, forked_pytest.__file__, str(self.tree), str(root), *preload]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -120,10 +119,6 @@ class Scratch:
             if source.is_file():  # git lists what was deleted, too
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, target, follow_symlinks=False)
-        # Checked by content: a file that is changed twice in a second keeps its time and perhaps its size.
-        checked = py_compile.PycInvalidationMode.CHECKED_HASH
-        for package in self.tree.glob("*/__init__.py"):
-            compileall.compile_dir(package.parent, quiet=2, invalidation_mode=checked)
 
     def _ask(self, **request: Any) -> tuple[int | None, float, str]:
         self._output.write_text("")
@@ -144,12 +139,14 @@ class Scratch:
 
     def _write(self, mutation: Mutation | None) -> None:
         """Make the copy the checkout with ``mutation`` and no other."""
-        if self._changed is not None:
-            shutil.copyfile(self.root / self._changed.file, self.tree / self._changed.file)
+        for change, apply in ((self._changed, False), (mutation, True)):
+            if change is not None:
+                text, path = (self.root / change.file).read_text(), self.tree / change.file
+                path.write_text(text.replace(change.old, change.new) if apply else text)
+                # Python knows a compiled module by time and size, and both may be those of the mutation before.
+                for stale in path.parent.glob(f"__pycache__/{path.stem}.*"):
+                    stale.unlink()
         self._changed = mutation
-        if mutation is not None:
-            text = (self.root / mutation.file).read_text()
-            (self.tree / mutation.file).write_text(text.replace(mutation.old, mutation.new))
 
     def _build(self, needed: bool) -> str:
         """Compile what has changed; the end of the compiler's words if that fails.
