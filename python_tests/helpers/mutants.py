@@ -96,6 +96,7 @@ class Scratch:
         inherited = {name: value for name, value in os.environ.items() if name not in OURS}
         environment = inherited | {"PYTHONPATH": str(self.tree), "PWD": str(self.tree)}
         environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and some are slow to import
+        environment["CI"] = "1"  # for hypothesis: the same draws every time, and no deadline
         environment |= {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "FICOCO_CUDA": "0", "MAX_JOBS": str(jobs)}
         command = [sys.executable, forked_pytest.__file__, str(self.tree), str(root), *preload]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
