@@ -123,6 +123,11 @@ def test_the_number_of_bands_leaves_patches_nearest_to_centres():
             assert found[bands] == min(found.values())
 
 
+def test_of_equally_good_numbers_of_bands_the_smallest():
+    """Halves, thirds and quarters of a square lie as well as they stand: 2 x 1 cells, not 1 x 2."""
+    assert [bands_of(2, 2, 2), bands_of(6, 6, 18), bands_of(12, 12, 72)] == [1, 3, 6]
+
+
 def test_pooling_with_sizes_and_class_token():
     tokens, attn = inputs()
     size = torch.randint(1, 4, (2, 65, 1)).float()

@@ -175,6 +175,9 @@ def test_prune_then_merge_layer_by_layer():
     half = get_method("prune-then-merge")
     assert [shape(half, count) for count in (1, 2, 3, 4, 11)] == ["m", "bm", "pbm", "ppbm", "pppppppbmmm"]
     assert [count for _, count in half.of_layers(3)[1].parts(65, 10, class_token=True)] == [5, 5]
+    for split, wanted in ((0.2, [8, 2]), (0.8, [2, 8])):  # of r, the share that merges
+        both = get_method("prune-then-merge", split=split).of_layers(4)[2]
+        assert [count for _, count in both.parts(65, 10, class_token=True)] == wanted
     assert not any(one.proportional_attention for one in method.of_layers(3))
     said = get_method("prune-then-merge", proportional_attention=True).of_layers(3)
     assert [one.proportional_attention for one in said] == [False, True, True]  # the second does both

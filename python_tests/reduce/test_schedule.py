@@ -1,5 +1,6 @@
 """Schedules: plain integers, known before anything runs."""
 
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ficoco_ext import Plan, Schedule
-from ficoco_ext.schedule import Step
+from ficoco_ext.schedule import Step, geometric
 
 TOWER = range(12, 23)  # the eleven layers of CLIP ViT-L that count
 
@@ -297,3 +298,28 @@ def test_a_rising_ratio_is_refused():
         Schedule.build(36, layers=(0, 1), keep_ratio=(0.25, 0.5))
     with pytest.raises(ValueError, match="keep_ratio must not rise"):
         Plan(layers=(0, 1), keep_ratio=(0.25, 0.5))
+
+
+def test_geometric_ratios_keep_the_same_share_in_every_layer():
+    assert geometric(0.25, 2) == (0.5, 0.25)
+    for keep_ratio, layers in ((0.1, 4), (0.9, 3), (1.0, 2)):
+        ratios = (1.0, *geometric(keep_ratio, layers))
+        assert len(ratios) == layers + 1 and ratios[-1] == keep_ratio  # the last one exactly
+        shares = [after / before for before, after in itertools.pairwise(ratios)]
+        assert shares == pytest.approx([keep_ratio ** (1 / layers)] * layers)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((0, 2), r"keep_ratio must be a number in \(0, 1\], got 0"),
+        ((1.5, 2), "keep_ratio must be"),
+        ((True, 2), "keep_ratio must be"),
+        ((0.5, 0), "layers must be an integer >= 1, got 0"),
+        ((0.5, True), "layers must be"),
+        ((0.5, 2.0), "layers must be"),
+    ],
+)
+def test_geometric_ratios_of_nothing(options, message):
+    with pytest.raises(ValueError, match=f"geometric: {message}"):
+        geometric(*options)
