@@ -177,10 +177,13 @@ def decoder_layers(
     """
     several = methods if isinstance(methods, tuple) else (methods,)
     first, last = _first(methods), facts.layers - 1
-    if len({(one.before_attention, one.rounding) for one in several}) > 1:
-        names = ", ".join(one.name for one in several)
-        wanted = "methods that all reduce before, or all after, the attention of a layer"
-        checks.fail(op, "method", wanted, names, "pass one method")
+    order, rounding = {one.before_attention for one in several}, {one.rounding for one in several}
+    for kinds, wanted in (
+        (order, "methods that all reduce before, or all after, the attention of a layer"),
+        (rounding, "methods that all round survivors in one way"),
+    ):
+        if len(kinds) > 1:
+            checks.fail(op, "method", wanted, ", ".join(one.name for one in several), "pass one method")
     own = first.layers(facts.layers)
     if first.before_attention:
         remedy = "layer 0 caches the whole prompt, from which positions and masks are counted"

@@ -26,7 +26,7 @@ QUICK = {  # folder: its files without test_ and .py
     "evaluation": ("data", "gridvqa", "judging", "judging_doubts", "statistics"),
     "gpu": ("host_emulation",),
     "io": ("configs", "images"),
-    "methods": ("baselines", "evit", "prumerge", "staged", "tome"),
+    "methods": ("baselines", "evit", "prumerge", "resolve", "staged", "tome"),
     "models": ("placeholders", "tower"),
     "ops": ("errors", "filter", "spec", "to_sequence", "token_attention"),
     "packaging": ("csrc_includes", "cuda_build", "marks", "mutations", "versions"),

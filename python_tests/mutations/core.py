@@ -1,8 +1,14 @@
-"""Faults of ``reduce``, its result, schedules and their resolution."""
+"""Faults of ``reduce``, its result, schedules and their resolution, and of the package itself."""
 
 from mutations import Mutation
 
-SCHEDULE = "python_tests/reduce/test_schedule.py"
+REDUCE = "python_tests/reduce"
+SCHEDULE = f"{REDUCE}/test_schedule.py"
+REDUCTION = f"{REDUCE}/test_reduction.py"
+PLAN = "python_tests/models/test_attach_plan.py"
+SCORES = "python_tests/decoder/test_scores.py"
+RESOLVE = "python_tests/methods/test_resolve.py"
+ARGUMENTS = "python_tests/decoder/test_arguments.py"
 
 MUTATIONS = [
     Mutation(
@@ -18,5 +24,264 @@ MUTATIONS = [
         new="return left",
         tests=(f"{SCHEDULE}::test_tokens_entering",),
         why="Costs count the layer that reduces after its attention with too few tokens.",
+    ),
+    Mutation(
+        file="ficoco_ext/schedule.py",
+        old="step = math.ceil(left / len(layers))",
+        new="step = left // len(layers)",
+        tests=(f"{SCHEDULE}::test_published_budgets",),
+        why="A budget is missed: too many tokens stay.",
+    ),
+    Mutation(
+        file="ficoco_ext/schedule.py",
+        old="if sum(self.r) > self.patches - 1:",
+        new="if sum(self.r) > self.patches:",
+        tests=(f"{SCHEDULE}::test_errors",),
+        why="A schedule may remove the last patch.",
+    ),
+    Mutation(
+        file="ficoco_ext/schedule.py",
+        old="            if min(staged) < 0:\n",
+        new="            if staged[0] < 0:\n",
+        tests=(f"{SCHEDULE}::test_a_rising_ratio_is_refused",),
+        why="A ratio that rises is reported as a negative r that nobody gave.",
+    ),
+    Mutation(
+        file="ficoco_ext/schedule.py",
+        old="return sum(self.tokens_entering(num_layers)) / num_layers",
+        new="return sum(self.tokens_in_mlp(num_layers)) / num_layers",
+        tests=(f"{SCHEDULE}::test_tokens_entering",),
+        why="The average that papers compare by is too small.",
+    ),
+    Mutation(
+        file="ficoco_ext/schedule.py",
+        old="keep_ratio ** ((index + 1) / layers)",
+        new="keep_ratio ** (index / layers)",
+        tests=(SCHEDULE,),
+        why="A geometric schedule removes nothing in its first layer and twice as much in its last.",
+    ),
+    Mutation(
+        file="ficoco_ext/schedule.py",
+        old="gone = [min(count, tokens - 1) for",
+        new="gone = [min(count, tokens) for",
+        tests=(f"{SCHEDULE}::test_a_plan_takes_what_a_prompt_has",),
+        why="A prompt with a small picture is an error in the middle of a generation.",
+    ),
+    Mutation(
+        file="ficoco_ext/schedule.py",
+        old="return self._build(tokens, None, min(self.tokens, tokens))",
+        new="return self._build(tokens, None, self.tokens)",
+        tests=(f"{SCHEDULE}::test_a_plan_takes_what_a_prompt_has",),
+        why="A prompt with fewer visual tokens than are to stay is an error.",
+    ),
+    Mutation(
+        file="ficoco_ext/schedule.py",
+        old="return any((self.r,) if isinstance(self.r, int) else self.r)",
+        new="return all((self.r,) if isinstance(self.r, int) else self.r)",
+        tests=(f"{SCHEDULE}::test_whether_a_plan_removes_anything",),
+        why="A plan that spares one of its layers is taken for one that removes nothing, and is not attached.",
+    ),
+    Mutation(
+        file="ficoco_ext/reduction.py",
+        old="return self.kept[:, first:] - first",
+        new="return self.kept[:, first:]",
+        tests=(f"{REDUCTION}::test_patch_ids",),
+        why="Pictures and penalties are off by one patch.",
+    ),
+    Mutation(
+        file="ficoco_ext/reduction.py",
+        old="            sources=previous.kept.gather(1, self.sources),\n",
+        new="",
+        tests=(f"{REDUCTION}::test_after",),
+        why="From the second layer on a record names the wrong patches as removed.",
+    ),
+    Mutation(
+        file="ficoco_ext/reduction.py",
+        old="step = torch.cat([step, self.source_map], dim=1)  # index -1 (dropped) maps to -1\n",
+        new="step = torch.cat([self.source_map, step], dim=1).roll(1, 1)\n        step[:, 0] = 0\n",
+        tests=(f"{REDUCTION}::test_after_a_pruning", f"{REDUCTION}::test_pruned_tokens_stay_pruned"),
+        why="A patch that was dropped comes back as part of the class token.",
+    ),
+    Mutation(
+        file="ficoco_ext/reduction.py",
+        old=".masked_fill((self.source_map < 0).unsqueeze(-1), fill)",
+        new="",
+        tests=(f"{REDUCTION}::test_unmerge",),
+        why="Dropped patches are filled with what the class token holds.",
+    ),
+    Mutation(
+        file="ficoco_ext/reduction.py",
+        old="            grid=previous.grid,\n",
+        new="",
+        tests=(f"{REDUCTION}::test_after", REDUCTION),
+        why="The grid of a picture is forgotten in the second layer.",
+    ),
+    Mutation(
+        file="ficoco_ext/api.py",
+        old="largest = max(patches - 1, 0)",
+        new="largest = max(patches, 0)",
+        tests=(f"{REDUCE}/test_errors.py::test_the_largest_r_is_named", f"{REDUCE}/test_errors.py::test_bad_argument"),
+        why="All patches may be removed.",
+    ),
+    Mutation(
+        file="ficoco_ext/api.py",
+        old="        if grid[0] * grid[1] != patches:\n",
+        new="        if grid[0] * grid[1] < patches:\n",
+        tests=(f"{REDUCE}/test_errors.py::test_bad_argument",),
+        why="A grid of another picture is taken.",
+    ),
+    Mutation(
+        file="ficoco_ext/api.py",
+        old="if tuple(previous.kept.shape) != (b, n) or previous.class_token != class_token:",
+        new="if tuple(previous.kept.shape) != (b, n):",
+        tests=(f"{REDUCE}/test_errors.py::test_bad_argument",),
+        why="A record with a class token is continued as one without, off by one.",
+    ),
+    Mutation(
+        file="ficoco_ext/api.py",
+        old="class_token = True if class_token is None else class_token",
+        new="class_token = bool(class_token)",
+        tests=(f"{REDUCE}/test_reduce.py::test_result",),
+        why="The class token of a tower can be removed unless somebody says that there is one.",
+    ),
+    Mutation(
+        file="ficoco_ext/api.py",
+        old='    for name, value in (("visual", visual), ("mask", mask)):',
+        new='    for name, value in (("visual", visual),):',
+        tests=(f"{ARGUMENTS}::test_arguments_of_the_other_side_are_refused",),
+        why="A mask is passed to a method of the tower, which ignores it.",
+    ),
+    Mutation(
+        file="ficoco_ext/api.py",
+        old="        if len(counts) != 1 or counts == {0}:",
+        new="        if len(counts) != 1:",
+        tests=(f"{ARGUMENTS}::test_rows_with_unequal_numbers_are_told", f"{ARGUMENTS}::test_bad_argument"),
+        why="A mask without any visual token fails far from its cause.",
+    ),
+    Mutation(
+        file="ficoco_ext/api.py",
+        old=".argsort(dim=1, descending=True, stable=True)",
+        new=".argsort(dim=1, descending=True)",
+        tests=(f"{SCORES}::test_visual_as_a_mask",),
+        why="Visual tokens given by a mask come in any order.",
+    ),
+    Mutation(
+        file="ficoco_ext/api.py",
+        old="        result, _ = method(tokens, attn, r, layout, size=size, size_weighted=weighted)",
+        new="        result, _ = method(tokens, attn, r, layout, size=size)",
+        tests=(f"{SCORES}::test_given_sizes_weigh_the_merge",),
+        why="Sizes that are passed in weigh nothing in a language model.",
+    ),
+    Mutation(
+        file="ficoco_ext/api.py",
+        old="layout = Layout.of(columns, n, mask, grid=",
+        new="layout = Layout.of(columns, n, None, grid=",
+        tests=(f"{SCORES}::test_padding_does_not_matter",),
+        why="Padding is attended to.",
+    ),
+    Mutation(
+        file="ficoco_ext/api.py",
+        old="        size = previous.size\n",
+        new="        size = None\n",
+        tests=(f"{SCORES}::test_several_reductions_in_a_row",),
+        why="A visual token that stands for many counts as one again in the next layer.",
+    ),
+    Mutation(
+        file="ficoco_ext/resolve.py",
+        old="return math.floor(math.sqrt(patches * final) + 0.5)",
+        new="return math.floor(math.sqrt(patches * final))",
+        tests=(RESOLVE,),
+        why="Tower and language model do not share a budget as documented.",
+    ),
+    Mutation(
+        file="ficoco_ext/resolve.py",
+        old="chosen = tuple(range(facts.layers // 2, facts.used))",
+        new="chosen = tuple(range(facts.used // 2, facts.used))",
+        tests=(RESOLVE,),
+        why="A tower whose last layers are not used reduces earlier than documented.",
+    ),
+    Mutation(
+        file="ficoco_ext/resolve.py",
+        old="    last = facts.used - 1\n",
+        new="    last = facts.layers - 1\n",
+        tests=(RESOLVE,),
+        why="A layer whose output nobody reads may be named, and nothing is removed.",
+    ),
+    Mutation(
+        file="ficoco_ext/resolve.py",
+        old="            before -= r\n    return schedule, chosen",
+        new="            pass\n    return schedule, chosen",
+        tests=(RESOLVE,),
+        why="The second part of a layer is checked against patches that the first has removed.",
+    ),
+    Mutation(
+        file="ficoco_ext/resolve.py",
+        old="    if targets is not None and targets > before - r:",
+        new="    if targets is not None and targets > before:",
+        tests=(RESOLVE,),
+        why="More targets than patches are left fails in the forward pass instead of at attach.",
+    ),
+    Mutation(
+        file="ficoco_ext/resolve.py",
+        old="    if WHOLE_GRID in method.needs and before != patches:",
+        new="    if WHOLE_GRID in method.needs and before == patches:",
+        tests=(RESOLVE,),
+        why="Pooling is refused where it can be, and taken where it fails.",
+    ),
+    Mutation(
+        file="ficoco_ext/resolve.py",
+        old="given = amount.given or dict(_first(methods).amount)",
+        new="given = dict(_first(methods).amount) or amount.given",
+        tests=(RESOLVE,),
+        why="A preset ignores the amount that is given.",
+    ),
+    Mutation(
+        file="ficoco_ext/resolve.py",
+        old="given, int(first.before_attention), last",
+        new="given, 0, last",
+        tests=(RESOLVE,),
+        why="A method that reduces before attention may be told to in layer 0, where positions are counted.",
+    ),
+    Mutation(
+        file="ficoco_ext/resolve.py",
+        old="{one.rounding for one in several}",
+        new="{first.rounding}",
+        tests=(RESOLVE,),
+        why="Of two methods that round differently the first one's rounding is used for both.",
+    ),
+    Mutation(
+        file="ficoco_ext/resolve.py",
+        old="    if isinstance(stages, tuple) and len(stages) != len(layers):",
+        new="    if False:",
+        tests=(RESOLVE,),
+        why="A language model of few layers is told that its user gave a wrong number of ratios.",
+    ),
+    Mutation(
+        file="ficoco_ext/resolve.py",
+        old="return Amount(tokens=between), Amount(keep_ratio=final / between)",
+        new="return Amount(tokens=between), Amount(keep_ratio=final / patches)",
+        tests=(RESOLVE,),
+        why="The language model removes the whole share once more.",
+    ),
+    Mutation(
+        file="ficoco_ext/version.py",
+        old='__version__ = "0.1.0"',
+        new='__version__ = "0.1"',
+        tests=("python_tests/packaging/test_versions.py", "python_tests/packaging/test_info.py"),
+        why="The version on the package index is not the one of the changelog.",
+    ),
+    Mutation(
+        file="ficoco_ext/__init__.py",
+        old='if Path(*getattr(sys, "argv", [])[:1]).stem != "ficoco":\n    _load()',
+        new="",
+        tests=("python_tests/packaging/test_info.py::test_importing_the_package_registers_the_operators",),
+        why="torch.ops.ficoco is empty after importing the package.",
+    ),
+    Mutation(
+        file="ficoco_ext/__init__.py",
+        old='    "describe": "methods",\n',
+        new="",
+        tests=("python_tests/reduce/test_reduce.py::test_public_names",),
+        why="A public name cannot be imported.",
     ),
 ]
