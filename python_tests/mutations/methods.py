@@ -285,7 +285,7 @@ MUTATIONS = [
         file=f"{M}/pyramiddrop.py",
         old="max(1, layers * part // 4)",
         new="layers * part // 4",
-        tests=("python_tests/decoder",),
+        tests=(RESOLVE,),
         why="A model of three layers would reduce before layer 0, which is refused.",
     ),
     Mutation(

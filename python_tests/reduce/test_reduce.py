@@ -127,6 +127,9 @@ def test_scale_of_query_key():
     tokens, attn = inputs()
     assert same(record(tokens, attn), record(tokens, attn._replace(scale=8**-0.5)))
     assert not same(record(tokens, attn, variant="paper"), record(tokens, attn._replace(scale=3.0), variant="paper"))
+    flat = attn._replace(scale=0.0)  # a scale like any other: all logits are 0
+    assert flat.logit_scale == 0.0 and attn.logit_scale == 8**-0.5
+    assert record(tokens, flat, lam=0.0, penalty=1.0).sources.tolist() == [list(range(1, 17))] * 2  # equals, in order
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
