@@ -296,7 +296,7 @@ MUTATIONS = [
         file=MATCH,
         old="rest[1 + 2 * distill_token :: 2]",
         new="rest[1::2]",
-        tests=("python_tests/methods/test_tome.py::test_distillation_token_is_protected",),
+        tests=(f"{OPS}/test_match.py::test_sizes",),
         why="Tokens are merged into the distillation token.",
     ),
     Mutation(

@@ -7,6 +7,7 @@ import torch
 from helpers.backends import BACKENDS
 from helpers.ops import needs_kernels
 from helpers.samples import samples
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ficoco_ext.ops import checks
 
@@ -35,6 +36,7 @@ QUERY_KEY = [
     ({"key": empty(B, 0, N, 8)}, ValueError, "key"),
     ({"key": empty(B + 1, 2, N, 8)}, ValueError, "key"),
     ({"key": empty(B, 2, N - 1, 8)}, ValueError, "key"),
+    ({"key": empty(B, 2, N + 1, 8)}, ValueError, "key"),  # more keys than queries are for decoders
     ({"key": empty(B, 2, N, 9)}, ValueError, "key"),
     ({"query": empty(B, 0, N, 8)}, ValueError, "key"),
 ]
@@ -204,6 +206,16 @@ def test_other_device(name, argument):
     op = name.partition(".")[0]
     with pytest.raises(ValueError, match=rf"ficoco::{op}: {argument} must be on .*meta"):
         call("reference", name, **{argument: value})
+
+
+def test_another_gpu_is_another_device():
+    with FakeTensorMode():
+        first, second = (torch.empty(1, device=f"cuda:{index}") for index in (0, 1))
+        checks.same_device("compress", "tokens", first, size=first, weights=None)
+        with pytest.raises(
+            ValueError, match="size must be on tokens.s device cuda:0, got .* on cuda:1; move"
+        ):
+            checks.same_device("compress", "tokens", first, size=second)
 
 
 @needs_kernels

@@ -62,12 +62,13 @@ def test_asked_again_it_says_the_same():
 
 
 def test_a_build_for_another_torch_is_not_loaded(monkeypatch):
+    here = ".".join(torch.__version__.split(".")[:2])
     monkeypatch.setattr(torch, "__version__", "1.99.0+cpu")
     kernels, reason = backend.load_kernels()
     assert kernels is None
     assert "1.99.0" in reason or "nothing was compiled" in reason or "not compiled" in reason
     if ficoco_ext.build_info()["compiled"]:
-        assert "compiled for torch" in reason
+        assert f"compiled for torch {here}, but torch 1.99.0+cpu is installed" in reason
         assert "pip install" in reason
 
 

@@ -8,6 +8,8 @@ import subprocess
 import pytest
 from helpers.paths import ROOT
 
+from ficoco_ext import version
+
 README = (ROOT / "README.md").read_text()
 PROJECT = (ROOT / "pyproject.toml").read_text()
 CI = (ROOT / ".ci" / "run").read_text()
@@ -36,6 +38,12 @@ def api():
     if spec is None:
         pytest.skip("there is no ficoco_ext.models.transformers_release")
     return importlib.import_module("ficoco_ext.models.transformers_release")
+
+
+def test_everybody_names_the_version_of_the_package():
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1]
+    newest = re.search(r"^## ([0-9.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    assert cited == newest == version.__version__
 
 
 def test_everything_that_is_tested_with_is_pinned():

@@ -327,5 +327,6 @@ def test_inputs_are_not_written():
 
 
 def test_public_names():
+    assert [name for name in ficoco_ext.__all__ if not hasattr(ficoco_ext, name)] == []
     assert set(ficoco_ext.__all__) <= set(dir(ficoco_ext))
     assert set(ficoco_ext.METHODS) >= {"ficoco-v", "topk"}
