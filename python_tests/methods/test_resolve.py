@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from ficoco_ext import Method, get_method
-from ficoco_ext.methods import Split
+from ficoco_ext.methods import LayerMethod, Split
 from ficoco_ext.resolve import (
     Amount,
     LanguageModelFacts,
@@ -141,3 +141,11 @@ def test_stages_that_a_language_model_is_too_small_for():
     message = "attach: keep_ratio must be given, for 2 layers are too few for 3 stages, got None; pass keep_ratio and"
     with pytest.raises(ValueError, match=message):
         decoder_plan("attach", LanguageModelFacts(2), get_method("pyramiddrop"), of())
+
+
+@pytest.mark.parametrize(
+    "one", [Filter(), TOPK, LayerMethod(), Split("both", TOPK, TOME, 0.5)], ids=lambda one: type(one).__name__
+)
+def test_all_but_one_can_leave(one):
+    assert [one.largest(tokens, class_token=True) for tokens in (65, 3, 2, 1)] == [63, 1, 0, 0]
+    assert [one.largest(tokens, class_token=False) for tokens in (65, 2, 1, 0)] == [64, 1, 0, 0]

@@ -267,7 +267,7 @@ MUTATIONS = [
         file="ficoco_ext/version.py",
         old='__version__ = "0.1.0"',
         new='__version__ = "0.1"',
-        tests=("python_tests/packaging/test_versions.py", "python_tests/packaging/test_info.py"),
+        tests=("python_tests/packaging/test_versions.py::test_everybody_names_the_version_of_the_package",),
         why="The version on the package index is not the one of the changelog.",
     ),
     Mutation(

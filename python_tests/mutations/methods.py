@@ -10,7 +10,8 @@ SCORES = "python_tests/decoder/test_scores.py"
 RESOLVE = f"{TESTS}/test_resolve.py"
 STAGED = f"{TESTS}/test_staged.py"
 ONE_FILE = f"{TESTS}/test_one_file.py"
-COUNTER = "python_tests/cost/test_counter.py"
+COUNTER = "python_tests/cost/test_counter.py::test_a_whole_prefill_with_and_without_reduction"
+BY_HAND = "python_tests/cost/test_model.py"
 COMMANDS = "python_tests/cli/test_methods.py"
 
 MUTATIONS = [
@@ -25,21 +26,21 @@ MUTATIONS = [
         file=f"{M}/base.py",
         old="return max(tokens - class_token - 1, 0)",
         new="return max(tokens - class_token, 0)",
-        tests=(f"{ONE_FILE}", f"{STAGED}"),
+        tests=(f"{RESOLVE}::test_all_but_one_can_leave",),
         why="A method of one's own may be asked to remove all patches.",
     ),
     Mutation(
         file=f"{M}/composition.py",
         old="        return not FilterStage.of(filter).inheritor",
         new="        return True",
-        tests=(COMMANDS, f"{TESTS}/test_tome.py::test_a_declaration", f"{ONE_FILE}"),
+        tests=(f"{COMMANDS}::test_every_method_in_words", f"{TESTS}/test_tome.py::test_a_declaration"),
         why="ToMe and pooling are described as methods that drop tokens.",
     ),
     Mutation(
         file=f"{M}/composition.py",
         old="shape = replace(shape, neighbours=links.neighbours(shape.visual))",
         new="shape = replace(shape, neighbours=0)",
-        tests=(COUNTER, f"{TESTS}/test_universal.py::test_the_cost_model_knows_every_method"),
+        tests=(f"{BY_HAND}::test_other_reductions_by_hand",),
         why="PruMerge's borrowing from neighbours looks free.",
     ),
     Mutation(
@@ -63,7 +64,10 @@ MUTATIONS = [
         file=f"{M}/decoder_method.py",
         old="if self.before_attention else []",
         new="if self.before_attention and shape.r else []",
-        tests=("python_tests/cost/test_model.py", COUNTER, "python_tests/cost/test_reproduce.py"),
+        tests=(
+            f"{BY_HAND}::test_other_reductions_by_hand",
+            f"{BY_HAND}::test_one_reduction_of_the_language_model_by_hand",
+        ),
         why="A layer before whose attention nothing leaves looks cheaper than it is.",
     ),
     Mutation(
@@ -77,14 +81,14 @@ MUTATIONS = [
         file=f"{M}/description.py",
         old="hyperparameters=hyperparameters(name) | given,",
         new="hyperparameters=hyperparameters(name),",
-        tests=(COMMANDS, f"{ONE_FILE}", "python_tests/docs/test_commands.py"),
+        tests=(f"{COMMANDS}::test_one_method_with_values", f"{COMMANDS}::test_words_follow_the_hyperparameters"),
         why="A described method shows its defaults beside words that follow what was given.",
     ),
     Mutation(
         file=f"{M}/description.py",
         old="for one in reversed(factories(name))",
         new="for one in factories(name)",
-        tests=(COMMANDS, "python_tests/docs/test_pages.py"),
+        tests=(f"{COMMANDS}::test_one_method", f"{COMMANDS}::test_words_follow_the_hyperparameters"),
         why="Of a hyperparameter of both parts the second one's meaning is shown.",
     ),
     Mutation(
@@ -209,7 +213,10 @@ MUTATIONS = [
         file=f"{M}/method.py",
         old="gradients = tokens.requires_grad and torch.is_grad_enabled()",
         new="gradients = tokens.requires_grad",
-        tests=(f"{REDUCE}/test_torch.py", f"{REDUCE}/test_stages.py"),
+        tests=(
+            f"{REDUCE}/test_torch.py::test_inference_mode",
+            f"{REDUCE}/test_torch.py::test_gradient_flows_to_the_tokens_only",
+        ),
         why="Under no_grad the slow way is taken.",
     ),
     Mutation(
@@ -223,22 +230,14 @@ MUTATIONS = [
         file=f"{M}/method.py",
         old="if size is None else size.to(dtype, copy=True)",
         new="if size is None else size.to(dtype)",
-        tests=(
-            f"{REDUCE}/test_reduce.py::test_nothing_to_remove",
-            f"{REDUCE}/test_reduce.py",
-            f"{TESTS}/test_universal.py::test_nothing_to_remove_is_the_identity",
-        ),
+        tests=(f"{REDUCE}/test_reduce.py::test_nothing_to_remove", f"{REDUCE}/test_reduce.py::test_size"),
         why="With r = 0 writing into the result's sizes writes into the caller's.",
     ),
     Mutation(
         file=f"{M}/pool.py",
         old="        layers=last_layer,\n",
         new="",
-        tests=(
-            f"{TESTS}/test_attach.py::test_pooling_where_nothing_left_before",
-            f"{TESTS}/test_baselines.py",
-            COMMANDS,
-        ),
+        tests=(RESOLVE,),
         why="Pooling is attached to several layers, and refused.",
     ),
     Mutation(
@@ -306,7 +305,7 @@ MUTATIONS = [
         file=f"{M}/registry.py",
         old="            kinds = tuple(map(type, hyperparameters.values()))",
         new="            kinds = ()",
-        tests=(f"{REDUCE}/test_errors.py::test_bad_hyperparameter", ARGUMENTS, f"{REDUCE}/test_errors.py"),
+        tests=(f"{REDUCE}/test_errors.py::test_bad_hyperparameter", f"{ARGUMENTS}::test_bad_hyperparameter"),
         why="After targets=1, targets=True is taken from the cache instead of refused.",
     ),
     Mutation(
@@ -334,14 +333,14 @@ MUTATIONS = [
         file=f"{M}/split.py",
         old="            shape = replace(shape, tokens=shape.tokens - r, visual=shape.visual - r)\n",
         new="",
-        tests=(COUNTER, STAGED),
+        tests=(f"{BY_HAND}::test_other_reductions_by_hand",),
         why="The second part of a layer is billed for tokens that the first has removed.",
     ),
     Mutation(
         file=f"{M}/staged.py",
         old="for one in self.of_layers(3) for",
         new="for one in self.of_layers(1) for",
-        tests=(STAGED, COMMANDS, ONE_FILE),
+        tests=(f"{COMMANDS}::test_every_method_in_words", f"{STAGED}::test_prune_then_merge_layer_by_layer"),
         why="A method of several kinds of layers is described, and its needs are checked, by one of them.",
     ),
     Mutation(
@@ -362,7 +361,10 @@ MUTATIONS = [
         file=f"{M}/vision_and_decoder.py",
         old="return *self.vision.members, *self.decoder.members",
         new="return *self.decoder.members, *self.vision.members",
-        tests=(COMMANDS, STAGED, ARGUMENTS),
+        tests=(
+            f"{COMMANDS}::test_every_method_in_words",
+            f"{ARGUMENTS}::test_hyperparameters_of_ficoco_vl_reach_their_sides",
+        ),
         why="What acts first is described last.",
     ),
 ]

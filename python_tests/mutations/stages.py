@@ -6,6 +6,8 @@ STAGES = "ficoco_ext/stages"
 REDUCE = "python_tests/reduce"
 METHODS = "python_tests/methods"
 SCORES = "python_tests/decoder/test_scores.py"
+BY_HAND = "python_tests/cost/test_model.py"
+COMMANDS = "python_tests/cli/test_methods.py"
 UNIVERSAL = f"{METHODS}/test_universal.py"
 
 MUTATIONS = [
@@ -13,21 +15,24 @@ MUTATIONS = [
         file=f"{STAGES}/base.py",
         old='            for name in ("operations", "fused"):',
         new='            for name in ("operations",):',
-        tests=(f"{METHODS}/test_one_file.py", f"{REDUCE}/test_stages.py"),
+        tests=(
+            f"{COMMANDS}::test_a_stage_that_computes_in_its_own_way_has_no_price_of_its_parent",
+            f"{REDUCE}/test_stages.py",
+        ),
         why="A stage that computes in its own way is run as the one that it inherits from.",
     ),
     Mutation(
         file=f"{STAGES}/base.py",
         old='            for name in ("operations", "fused"):',
         new='            for name in ("fused",):',
-        tests=(f"{METHODS}/test_one_file.py", f"{REDUCE}/test_stages.py"),
+        tests=(f"{COMMANDS}::test_a_stage_that_computes_in_its_own_way_has_no_price_of_its_parent",),
         why="A stage that computes in its own way is priced as the one that it inherits from.",
     ),
     Mutation(
         file=f"{STAGES}/base.py",
         old="return max(tokens - class_token - 1, 0)",
         new="return max(tokens - class_token, 0)",
-        tests=(f"{METHODS}/test_attach.py::test_refused_at_attach", f"{REDUCE}/test_stages.py"),
+        tests=("python_tests/methods/test_resolve.py::test_all_but_one_can_leave",),
         why="A layer may be asked to remove all patches that enter it.",
     ),
     Mutation(
@@ -69,7 +74,7 @@ MUTATIONS = [
         file=f"{STAGES}/class_attention.py",
         old="        if size is not None and size_weighted:\n",
         new="        if size is not None:\n",
-        tests=(f"{METHODS}/test_evit.py", UNIVERSAL),
+        tests=(f"{UNIVERSAL}::test_two_in_a_row_are_told_in_original_tokens",),
         why="From the second layer on EViT weighs by size although nobody asked for it.",
     ),
     Mutation(
@@ -128,11 +133,7 @@ MUTATIONS = [
         file=f"{STAGES}/correlate.py",
         old="k = self.count(kept.shape[1] - int(class_token))",
         new="k = self.count(kept.shape[1])",
-        tests=(
-            f"{REDUCE}/test_stages.py",
-            f"{REDUCE}/test_torch.py::test_gradient_flows_to_the_tokens_only",
-            f"{REDUCE}/test_reduce.py",
-        ),
+        tests=(f"{REDUCE}/test_torch.py::test_gradient_flows_to_the_tokens_only", f"{REDUCE}/test_stages.py"),
         why="With gradients a source may have one target more than without: training sees another model.",
     ),
     Mutation(
@@ -202,9 +203,8 @@ MUTATIONS = [
         old="return [shape.price(operation, e=shape.text if self.gamma < 1 else 0)]",
         new="return [shape.price(operation, e=shape.text)]",
         tests=(
-            "python_tests/ops/test_correlate_tokens.py::test_flops_are_counted",
-            "python_tests/cost/test_model.py",
-            "python_tests/cost/test_counter.py",
+            f"{BY_HAND}::test_one_reduction_of_the_language_model_by_hand",
+            f"{BY_HAND}::test_other_reductions_by_hand",
         ),
         why="Correlation without the text is billed as if the text were read.",
     ),
@@ -212,7 +212,7 @@ MUTATIONS = [
         file=f"{STAGES}/decoder.py",
         old="        return [shape.price(costs.token_attention(probs=True, column=True), o=1, j=1)]",
         new="        return [shape.price(costs.token_attention(probs=True, column=False), o=1, j=1)]",
-        tests=("python_tests/cost/test_counter.py", "python_tests/cost/test_model.py"),
+        tests=(f"{BY_HAND}::test_other_reductions_by_hand",),
         why="FastV is billed for the attention of all visual tokens instead of one row.",
     ),
     Mutation(
@@ -229,14 +229,18 @@ MUTATIONS = [
         file=f"{STAGES}/filter.py",
         old="        found = (needs.CLASS_TOKEN_OR_KEYS,) if self.lam < 1 else ()",
         new="        found = (needs.CLASS_TOKEN_OR_KEYS,)",
-        tests=(f"{REDUCE}/test_stages.py", f"{METHODS}/test_one_file.py", f"{METHODS}/test_baselines.py"),
+        tests=(
+            f"{COMMANDS}::test_every_method_in_words",
+            f"{COMMANDS}::test_words_follow_the_hyperparameters",
+            f"{REDUCE}/test_stages.py",
+        ),
         why="A filter that ignores the class token is said to need one.",
     ),
     Mutation(
         file=f"{STAGES}/filter.py",
         old='read = class_token and self.lam < 1 and self.attention == "probs"',
         new="read = class_token and self.lam < 1",
-        tests=(f"{METHODS}/test_evit.py::test_it_needs_a_class_token_and_probabilities", f"{METHODS}/test_evit.py"),
+        tests=(f"{METHODS}/test_evit.py::test_it_needs_a_class_token_and_probabilities",),
         why="EViT weighs by logits, which may be negative.",
     ),
     Mutation(
@@ -285,14 +289,14 @@ MUTATIONS = [
         file=f"{STAGES}/match.py",
         old="        return [shape.price(costs.attention_stats(probs=True, patches=False)), pairing]",
         new="        return [pairing]",
-        tests=("python_tests/cost/test_counter.py", f"{METHODS}/test_staged.py"),
+        tests=(f"{BY_HAND}::test_other_reductions_by_hand",),
         why="Weighing by class attention looks free.",
     ),
     Mutation(
         file=f"{STAGES}/needs.py",
         old="_IMPLIED = {CLASS_TOKEN: CLASS_TOKEN_OR_KEYS, WHOLE_GRID: GRID}",
         new="_IMPLIED = {CLASS_TOKEN: CLASS_TOKEN_OR_KEYS}",
-        tests=(f"{METHODS}/test_one_file.py", f"{METHODS}/test_baselines.py", f"{REDUCE}/test_stages.py"),
+        tests=(f"{COMMANDS}::test_every_method_in_words", f"{REDUCE}/test_stages.py"),
         why="A method is said to need the grid twice, in two ways.",
     ),
     Mutation(
@@ -320,7 +324,10 @@ MUTATIONS = [
         file=f"{STAGES}/positional.py",
         old="class_token=class_token))\n\n\ndef bands_of",
         new="class_token=False))\n\n\ndef bands_of",
-        tests=(f"{METHODS}/test_baselines.py",),
+        tests=(
+            f"{METHODS}/test_baselines.py::test_layers_drop_what_one_layer_drops",
+            f"{METHODS}/test_baselines.py::test_random_takes_anything",
+        ),
         why="Random dropping can drop the class token.",
     ),
     Mutation(
@@ -334,14 +341,14 @@ MUTATIONS = [
         file=f"{STAGES}/positional.py",
         old="sources, kept = order[cells:], order[:cells] + first",
         new="sources, kept = order[cells:], order[:cells]",
-        tests=(f"{METHODS}/test_baselines.py",),
+        tests=(f"{METHODS}/test_baselines.py::test_two_by_two",),
         why="Pooling keeps the patches beside those that it averages into.",
     ),
     Mutation(
         file=f"{STAGES}/shape.py",
         old='"m": self.kept + self.class_token,',
         new='"m": self.kept,',
-        tests=("python_tests/cost/test_counter.py", "python_tests/cost/test_model.py"),
+        tests=(f"{BY_HAND}::test_logits_of_one_reduction_by_hand",),
         why="The predicted cost of correlation is not what a forward pass counts.",
     ),
 ]

@@ -212,9 +212,7 @@ def test_another_gpu_is_another_device():
     with FakeTensorMode():
         first, second = (torch.empty(1, device=f"cuda:{index}") for index in (0, 1))
         checks.same_device("compress", "tokens", first, size=first, weights=None)
-        with pytest.raises(
-            ValueError, match="size must be on tokens.s device cuda:0, got .* on cuda:1; move"
-        ):
+        with pytest.raises(ValueError, match=r"size must be on tokens.s device cuda:0, got .* on cuda:1; move"):
             checks.same_device("compress", "tokens", first, size=second)
 
 
