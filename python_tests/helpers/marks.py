@@ -24,6 +24,7 @@ QUICK = {  # folder: its files without test_ and .py
     "decoder": ("arguments", "scores", "refused_calls"),
     "docs": ("cost_model", "performance_pages"),
     "evaluation": ("data", "gridvqa", "judging", "judging_doubts", "statistics"),
+    "foreign": ("runner",),
     "gpu": ("host_emulation",),
     "io": ("configs", "images"),
     "methods": ("baselines", "evit", "prumerge", "resolve", "staged", "tome"),
