@@ -85,26 +85,9 @@ def run(job: Job, folder: Path) -> None:
     if attached is not None:
         attached.install()
     recorder = Recorder()
-    options = [
-        "-q",
-        "--tb=short",
-        "--disable-warnings",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:randomly",
-    ]
-    options += [
-        "-c",
-        os.devnull,
-        "--rootdir",
-        str(folder),
-        "-k",
-        job.select,
-        str(HERE / "families" / f"{job.family}.py"),
-    ]
+    alone = "-q --tb=short --disable-warnings -p no:cacheprovider -p no:xdist".split()
+    where = ["-c", os.devnull, "--rootdir", str(folder), str(HERE / "families" / f"{job.family}.py")]
+    options = [*alone, "-k", job.select, *where]
     pytest.main(options, plugins=[recorder])
     found = {name: dataclasses.asdict(outcome) for name, outcome in recorder.outcomes.items()}
     report = {"attached": 0 if attached is None else attached.count, "outcomes": found}

@@ -38,9 +38,7 @@ def report(runs: Iterable[Run], expected: Iterable[Expected], release: str) -> t
     for run in runs:
         if run.mode == UNMODIFIED:
             lines.append(_row(run))
-            faults += (
-                [] if any(one.result == "passed" for one in run.results.values()) else [f"{run.name}: none passed"]
-            )
+            faults += [] if _count(run, "passed") else [f"{run.name}: no test passed"]
             continue
         listed = [one for one in expected if one.applies(run.mode, run.family, release)]
         verdict = judge(unmodified[run.family].results, run.results, listed)
@@ -57,9 +55,12 @@ _HEAD = f"{'':36}{'passed':>8}{'failed':>8}{'skipped':>8}{'differ':>8}{'models a
 
 
 def _row(run: Run, differ: int | None = None) -> str:
-    counts = [sum(one.result == kind for one in run.results.values()) for kind in ("passed", "failed", "skipped")]
-    row = f"{run.name:36}" + "".join(f"{count:>8}" for count in counts)
+    row = f"{run.name:36}" + "".join(f"{_count(run, result):>8}" for result in ("passed", "failed", "skipped"))
     return row if differ is None else f"{row}{differ:>8}{run.attached:>17}"
+
+
+def _count(run: Run, result: str) -> int:
+    return sum(one.result == result for one in run.results.values())
 
 
 def _said(outcome: Outcome) -> str:

@@ -74,7 +74,7 @@ def test_a_name_stands_for_its_parameters():
 
 def test_a_run_that_tested_nothing_is_a_fault():
     nothing = [Run(UNMODIFIED, "llava", 0, {}), Run("tower", "llava", 0, {})]
-    assert report(nothing, [], "5.24")[1] == ["llava unmodified: none passed", "llava tower: no model was attached"]
+    assert report(nothing, [], "5.24")[1] == ["llava unmodified: no test passed", "llava tower: no model was attached"]
 
 
 def test_the_list_names_what_there_is():

@@ -8,11 +8,11 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from foreign.families.common import IMAGE, TEXT, VIDEO, VISION_END, VISION_START, FamilyTest, Tester
 
+ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+
 
 class Qwen2VLTester(Tester):
-    text_config = TEXT | {
-        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
-    }
+    text_config = TEXT | {"rope_parameters": ROPE}
     vision_config = {  # noqa: RUF012  # as transformers' tests read it: a plain attribute
         "depth": 2,
         "embed_dim": 32,
