@@ -18,11 +18,10 @@ from .per_thread import PerThread
 from .qk_capture import QueryKeyCapture
 
 
-class _Pass(PerThread):
-    """The reductions of the pass that this thread is in."""
+class _Pass:
+    """The reductions of one pass."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.records: tuple[Reduction, ...] = ()
 
 
@@ -35,20 +34,20 @@ class TowerReductions:
 
     def __init__(self, length: int) -> None:
         self._length = length
-        self._pass = _Pass()
+        self._pass = PerThread(_Pass)  # that this thread is in
         self._finished: tuple[Reduction, ...] = ()
 
     def previous(self, number: int) -> Reduction | None:
         """The reduction before the ``number``-th; None for the first, which forgets the pass before."""
         if number == 0:
-            self._pass.records = self._finished = ()
+            self._pass.here.records = self._finished = ()
             return None
-        return self._pass.records[number - 1]
+        return self._pass.here.records[number - 1]
 
     def put(self, number: int, reduction: Reduction) -> None:
         """Record the ``number``-th reduction."""
-        records = (*self._pass.records[:number], reduction)
-        self._pass.records = records
+        records = (*self._pass.here.records[:number], reduction)
+        self._pass.here.records = records
         if len(records) == self._length:
             self._finished = records
 

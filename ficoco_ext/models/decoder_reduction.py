@@ -45,11 +45,10 @@ class _Call:
         self.arguments: dict[tuple[int, torch.device], dict[str, Any]] = {}
 
 
-class _Now(PerThread):
-    """``generating``: this thread is in ``generate``, which passes masks that transformers has made itself."""
+class _Now:
+    """``generating``: a thread is in ``generate``, which passes masks that transformers has made itself."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.generating = False
 
 
@@ -67,13 +66,13 @@ class DecoderReduction:
         self.cache_name = api.cache_name(type(model).forward)
         self.reader = PromptReader(plan, self.cache_name)
         self._generate = model.generate
-        self._now = _Now()
+        self._now = PerThread(_Now)
         self.last: ReducedPrefill | None = None
 
     @property
     def generating(self) -> bool:
         """Whether this thread is in ``generate``."""
-        return self._now.generating
+        return self._now.here.generating
 
     def install(self, changes: ModelChanges) -> None:
         """Replace the layers' bodies and hook the model that reads the prompt."""
@@ -111,11 +110,12 @@ class DecoderReduction:
             if option(self.model, "use_cache", options) is False:
                 message = "without a cache every step would read, and reduce, a longer prompt; leave use_cache on"
                 raise NotImplementedError(f"ficoco::generate: use_cache=False is not supported: {message}")
-        outer, self._now.generating = self._now.generating, True
+        now = self._now.here
+        outer, now.generating = now.generating, True
         try:
             return self._generate(**options)
         finally:
-            self._now.generating = outer
+            now.generating = outer
 
     def before_all(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Take ``labels``, which the model would compare with logits of another length, and refuse what cannot be."""

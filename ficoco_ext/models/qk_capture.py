@@ -22,7 +22,15 @@ _TAKE_A_BIAS = ("sdpa", "eager")  # kernels that add a mask of numbers to the lo
 KeyBias = Callable[[Tensor], Tensor | None]  # key (B, Hk, N, d) to an addend of the logits, (B, 1, 1, N)
 
 
-class QueryKeyCapture(PerThread):
+class _Call:
+    """What one thread wants and has of the attention module."""
+
+    def __init__(self, reads: bool) -> None:
+        self.reads, self.attends = reads, True
+        self.captured: QueryKey | None = None
+
+
+class QueryKeyCapture:
     """Query and key of the last call of one attention module, in this thread.
 
     Args:
@@ -30,27 +38,47 @@ class QueryKeyCapture(PerThread):
             that ``model.set_attn_implementation`` keeps working.
         view: the module that its kernel gets: a shallow copy that has that configuration.
         bias: what to add to the logits of each key, or None. The captured query and key are without it.
-        reads: query and key are wanted; False if only the bias is.
-        attends: False while only query and key are wanted, and no kernel has to run.
+        reads: query and key are wanted; False if only the bias is. Every thread starts with this and may change it.
     """
 
     def __init__(self, config: Any, view: nn.Module, bias: KeyBias | None = None, reads: bool = True) -> None:
-        super().__init__(config, view, bias, reads)
-        self.config, self.view, self.bias, self.reads = config, view, bias, reads
-        self.attends = True
-        self._captured: QueryKey | None = None
+        self.config, self.view, self.bias = config, view, bias
+        self._call = PerThread(_Call, reads)
+
+    @property
+    def reads(self) -> bool:
+        """Whether query and key are wanted."""
+        return self._call.here.reads
+
+    @reads.setter
+    def reads(self, reads: bool) -> None:
+        self._call.here.reads = reads
+
+    @property
+    def attends(self) -> bool:
+        """False while only query and key are wanted, and no kernel has to run."""
+        return self._call.here.attends
+
+    @attends.setter
+    def attends(self, attends: bool) -> None:
+        self._call.here.attends = attends
+
+    @property
+    def _captured(self) -> QueryKey | None:
+        return self._call.here.captured
 
     def put(self, query: Tensor, key: Tensor, scale: float | None) -> None:
         """Keep query (B, H, N, d) and key (B, Hk, N, d) until they are taken."""
-        self._captured = QueryKey(query, key, scale)
+        self._call.here.captured = QueryKey(query, key, scale)
 
     def drop(self) -> None:
         """Forget them: an exception ended the call."""
-        self._captured = None
+        self._call.here.captured = None
 
     def take(self) -> QueryKey:
         """Return them once and forget them: they do not outlive the layer that needs them."""
-        captured, self._captured = self._captured, None
+        captured = self._captured
+        self.drop()
         if captured is None:
             raise RuntimeError(
                 "ficoco::forward: the attention of a reducing layer ran without giving its query and key; its config "

@@ -162,13 +162,12 @@ def test_a_call_that_fails_leaves_nothing(model, method, where):
 
 
 def test_each_thread_has_its_own_values():
-    class Counts(PerThread):
+    class Counts:
         def __init__(self, start):
-            super().__init__(start)
             self.value = start
 
-    counts = Counts(5)
-    counts.value += 1
-    assert together([lambda: counts.value]) == [5]
-    assert counts.value == 6
-    assert copy.deepcopy(counts).value == 5
+    counts = PerThread(Counts, 5)
+    counts.here.value += 1
+    assert together([lambda: counts.here.value]) == [5]
+    assert counts.here.value == 6
+    assert copy.deepcopy(counts).here.value == 5
