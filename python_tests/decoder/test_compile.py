@@ -40,18 +40,15 @@ def test_prefill_traces_as_one_graph(method):
     assert lengths[0] == lengths[1] and lengths[0][-1] < lengths[0][0]
 
 
+@pytest.mark.slow
 @follows_transformers
-@pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize("method", ["fastv", "ficoco-vl"])
-def test_state_of_a_call_survives_graph_breaks(method, static):
+def test_state_of_a_call_survives_graph_breaks():
     """transformers' check of placeholders ends a graph between reading the prompt and the layers."""
-    model, inputs = tiny(seed=3), batch(ONE, ONE)
-    amount = {"keep_ratio": 0.4} if method == "ficoco-vl" else {}
-    with torch.no_grad(), ficoco_ext.attach(model, method, static_counts=static, **amount):
+    model, inputs = tiny(seed=3, layers=2), batch(ONE, ONE)
+    with torch.no_grad(), ficoco_ext.attach(model, "fastv", layer=1, static_counts=True):
         wanted = model(**inputs).logits
         compiled = torch.compile(model, backend="eager")
-        for _ in range(2):  # traced, then as traced
-            assert torch.equal(compiled(**inputs).logits, wanted)
+        assert wanted.shape[1] < len(ONE) and torch.equal(compiled(**inputs).logits, wanted)
 
 
 def caches(model):

@@ -20,6 +20,7 @@ from helpers.paths import TESTS
 QUICK = {  # folder: its files without test_ and .py
     "apps": ("loading",),
     "cli": ("methods", "options"),
+    "clients": ("saved",),
     "cost": ("model", "refusals", "reproduce"),
     "decoder": ("arguments", "scores", "refused_calls"),
     "docs": ("cost_model", "performance_pages"),

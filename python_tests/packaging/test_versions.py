@@ -48,7 +48,7 @@ def test_everybody_names_the_version_of_the_package():
 
 def test_everything_that_is_tested_with_is_pinned():
     wanted = set()
-    for extra in re.findall(r"^(?:hf|viz|eval|test) = \[(.*)\]", PROJECT, re.MULTILINE):
+    for extra in re.findall(r"^(?:hf|viz|eval|test|clients) = \[(.*)\]", PROJECT, re.MULTILINE):
         wanted |= {re.match(r"[A-Za-z0-9_-]+", one)[0] for one in re.findall(r'"(.*?)"', extra)} - {"ficoco_ext"}
     wanted |= {"torch", "numpy", "tokenizers", "huggingface-hub", "ruff", "mypy", "clang-format"}
     assert len(wanted) >= 18 and wanted <= set(pins())

@@ -1,0 +1,43 @@
+"""``transformers.Trainer`` around a model that is reduced in its tower, and gradients down to the pixels."""
+
+import torch
+from helpers import clients
+from helpers.decoder import tiny
+from helpers.models import batch, one_thread  # noqa: F401
+
+clients.need("accelerate")
+
+
+def labelled(model, seed):
+    inputs = batch(clients.ROW, seed=seed)
+    return inputs | {
+        "labels": inputs["input_ids"].masked_fill(inputs["input_ids"] == model.config.image_token_id, -100)
+    }
+
+
+def test_a_few_steps(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    model = tiny()
+    samples = [{name: value[0] for name, value in labelled(model, seed).items()} for seed in range(4)]
+    options = {"max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 5e-3, "logging_steps": 1}
+    quiet = {"report_to": [], "disable_tqdm": True, "save_strategy": "no", "use_cpu": True}
+    arguments = TrainingArguments(tmp_path, **options, **quiet)
+    with clients.attach(model, "topk") as handle:
+        trainer = Trainer(model, arguments, train_dataset=samples)
+        trainer.train()
+        assert len(handle.reductions) == 1 and handle.reductions[0].kept.shape == (2, 19)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 6 and losses[-1] < 0.7 * losses[0]
+
+
+def test_gradients_of_pixels_are_those_of_the_layers_called_by_hand():
+    model = tiny()
+    inputs = clients.INPUTS | {"pixel_values": clients.INPUTS["pixel_values"].clone().requires_grad_()}
+    with clients.attach(model, "topk") as handle:
+        logits = model(**inputs).logits
+        kept = clients.kept_by(handle)
+    [found] = torch.autograd.grad(logits[:, -1].logsumexp(-1).sum(), inputs["pixel_values"])
+    by_hand = clients.by_hand(model, "topk", kept, inputs["pixel_values"])
+    [wanted] = torch.autograd.grad(by_hand[:, -1].logsumexp(-1).sum(), inputs["pixel_values"])
+    assert wanted.abs().max() > 0 and torch.allclose(found, wanted, atol=1e-4 * float(wanted.abs().max()))
