@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
+from . import tracing
 
 
 class Prompt(NamedTuple):
@@ -68,6 +69,7 @@ def shrink(
     cached = mask.shape[-1] - n if isinstance(mask, Tensor) else 0  # the mask covers cached tokens that are not in ids
     whole = whole and past > 0 and not cached
     visual = ids == rule.token
+    tracing.require_counts(op, ids, _TOWER_ALONE)
     flat = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == b and cached in (0, past)
     facts = [visual.sum(1)] + ([_torn(visual, mask[:, -n:] != 0, rule.before)] if flat else [])
     counts = torch.stack(facts, 1).tolist()
@@ -163,6 +165,7 @@ def fits_images(op: str, token: int, images: int, each: int, total: int) -> None
         checks.fail(op, "input_ids", f"ids with {wanted}", got, _REMEDY)
 
 
+_TOWER_ALONE = "trace model.model.vision_tower alone, or take a method for the language model with static_counts"
 _REMEDY = (
     "pass the processor's input_ids and pixel_values of the same call; if they are, the prompt was truncated, or the "
     "processor's patch_size, num_additional_image_tokens or vision_feature_select_strategy do not fit the model"

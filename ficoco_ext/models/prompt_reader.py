@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
+from . import tracing
 from . import transformers_api as api
 from .attach_plan import AttachPlan
 from .generate_options import images_of
 from .placeholders import fits_images
 from .reduced_prefill import ReducedPrefill, RowGroup, group_rows, visual_positions
+
+_PROMISE = "attach with static_counts=True, or the number of visual tokens in each row, and nothing is counted"
 
 
 class PromptReader:
@@ -69,7 +72,9 @@ class PromptReader:
         real = _real(options.get("attention_mask"), ids.shape[1])
         visual = pictured if real is None else pictured & real  # a placeholder that the mask hides is padding
         if self.static_counts:
+            tracing.refuse_jit("forward")
             return self._promised(visual, real, options)
+        tracing.require_counts("forward", ids, _PROMISE)
         length = ids.shape[1]
         index = torch.arange(length, device=ids.device)
         last = length - 1 if real is None else (index * real).amax(1, keepdim=True)
@@ -94,7 +99,7 @@ class PromptReader:
 
     def _is_free(self, tensor: Tensor) -> bool:
         """Whether a promise of static counts can be checked without waiting for a device."""
-        return self.checks_promise and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+        return self.checks_promise and tensor.device.type == "cpu" and tracing.has_values(tensor)
 
     def _promised(self, visual: Tensor, real: Tensor | None, options: dict[str, Any]) -> ReducedPrefill:
         """All rows have the same number, by promise: nothing is read."""

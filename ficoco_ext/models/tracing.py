@@ -1,0 +1,37 @@
+"""Whether the values of a tensor can be read now: not while a graph is recorded, and a fake tensor has none."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether ``tensor`` has values that Python may read. Not asked of the device."""
+    plain = type(tensor) in (Tensor, nn.Parameter)  # a fake tensor, and one that a tracer wraps, is of another type
+    return plain and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+def require_counts(op: str, ids: Tensor, remedy: str) -> None:
+    """Raise where the placeholders of a prompt cannot be counted, so that a graph cannot know its shapes.
+
+    ``torch.compile`` ends a graph there and counts; only what cannot do that is refused.
+
+    Args:
+        op: name of the caller, for messages. ids: (B, L) of the prompt. remedy: what to do.
+
+    Raises:
+        NotImplementedError: under ``torch.export``, ``torch.jit.trace`` or ``make_fx``, and for fake tensors.
+    """
+    if torch.compiler.is_exporting() or not (torch.compiler.is_compiling() or has_values(ids)):
+        raise NotImplementedError(f"ficoco::{op}: {_REASON}; {remedy}")
+
+
+def refuse_jit(op: str) -> None:
+    """Raise under ``torch.jit.trace``, which would keep the numbers of this one prompt as constants."""
+    if not torch.compiler.is_compiling() and torch.jit.is_tracing():
+        message = "torch.jit.trace would keep the numbers of this prompt as constants; use torch.export.export"
+        raise NotImplementedError(f"ficoco::{op}: {message}")
+
+
+_REASON = "the placeholders in input_ids must be counted, and no graph and no fake tensor has values to count"
