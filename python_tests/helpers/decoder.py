@@ -83,7 +83,9 @@ def merged(hidden, reduction, mutate=False):
     return hidden if mutate else out
 
 
-def decoder_by_hand(model, embeds, positions, real, reductions, layers, *, before=False, dropping=True, merging=True):
+def decoder_by_hand(
+    model, embeds, positions, real, reductions, layers, *, before=False, dropping=True, merging=True, see=None
+):
     """Logits (N, V) of one row of full length, where a column that was dropped is hidden from the layers behind.
 
     Args:
@@ -92,6 +94,8 @@ def decoder_by_hand(model, embeds, positions, real, reductions, layers, *, befor
         reductions: of the row, told in its columns; layers: where each happened.
         before: they happened before the layer's attention.
         dropping, merging: False leaves that out, to show that a test notices.
+        see: function (layer, hidden, query, key) that is called where a layer reduces, with the (N, C) that is reduced
+            and the (H, N, d) that its attention reads.
     """
     language_model = model.model.language_model
     hidden, n = embeds, embeds.shape[1]
@@ -112,6 +116,8 @@ def decoder_by_hand(model, embeds, positions, real, reductions, layers, *, befor
 
     for index, layer in enumerate(language_model.layers):
         if before and index in steps:
+            if see is not None:
+                see(index, hidden[0], *query_key(layer, hidden, rotary))
             hidden = reduce(hidden, steps[index])
         mask = (causal & alive)[None, None]
         mask = mask | torch.eye(n, dtype=torch.bool)  # a hidden query attends to itself: nobody reads what it says
@@ -119,11 +125,32 @@ def decoder_by_hand(model, embeds, positions, real, reductions, layers, *, befor
         attended = layer.self_attn(
             hidden_states=layer.input_layernorm(hidden), attention_mask=bias, position_embeddings=rotary
         )[0]
-        hidden = hidden + attended
+        entered, hidden = hidden, hidden + attended
         if not before and index in steps:
+            if see is not None:
+                see(index, hidden[0], *query_key(layer, entered, rotary))
             hidden = reduce(hidden, steps[index])
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return model.lm_head(language_model.norm(hidden))[0]
+
+
+def query_key(layer, hidden, rotary):
+    """(H, N, d) and (Hk, N, d) of one row in one layer, at the positions of ``rotary``."""
+    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
+    cos, sin = (one.unsqueeze(1) if one.dim() == 3 else one for one in rotary)
+    if cos.shape[0] == 3:  # each part of a head has the angle of one of three positions
+        sections = 2 * list(attention.config.rope_parameters["mrope_section"])
+        cos, sin = (
+            torch.cat([part[i % 3] for i, part in enumerate(one.split(sections, -1))], -1).unsqueeze(1)
+            for one in (cos, sin)
+        )
+
+    def turned(x):
+        x = x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        left, right = x.chunk(2, -1)
+        return (x * cos + torch.cat([-right, left], -1) * sin)[0]
+
+    return turned(attention.q_proj(normed)), turned(attention.k_proj(normed))
 
 
 def generated(model, inputs, steps=8, **options):

@@ -32,13 +32,17 @@ QUICK = {  # folder: its files without test_ and .py
     "models": ("placeholders", "tower"),
     "ops": ("errors", "filter", "spec", "to_sequence", "token_attention"),
     "packaging": ("csrc_includes", "cuda_build", "marks", "mutations", "versions"),
+    "property": ("draws",),
     "reduce": ("errors", "notebook", "reduce", "reduction", "schedule", "stages"),
     "viz": ("trace", "visualize"),
 }
 EXCEPT = {  # what takes a second or more in those files
+    "test_a_fault_is_found_shrunk_and_written_down",
     "test_demo",
+    "test_few_draws_are_refused",
     "test_long_sequences",
     "test_overview_is_written_and_not_blank",
+    "test_the_script_runs_alone",
     "test_tower_compiles_without_graph_breaks",
 }
 FILES = {TESTS / folder / f"test_{name}.py" for folder, names in QUICK.items() for name in names}

@@ -24,14 +24,18 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def sharpened(make, seed, dtype=torch.float32):
-    """The model that ``make()`` builds, with weights much wider than the default: attention is sharp, tokens matter."""
+def sharpened(make, seed, dtype=torch.float32, spread=None):
+    """The model that ``make()`` builds, with weights much wider than the default: attention is sharp, tokens matter.
+
+    ``spread``: the standard deviation of what a layer makes of inputs of 1, whatever its width; None: that of width 32.
+    """
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = make().eval()
         for name, weight in model.named_parameters():
             if weight.dim() > 1:
-                weight.normal_(std=1.0 if "embed" in name else 0.3)
+                std = 0.3 if spread is None else spread / weight[0].numel() ** 0.5
+                weight.normal_(std=1.0 if "embed" in name else std)
     model.generation_config.pad_token_id = PAD
     model.generation_config.eos_token_id = None  # random models would stop at random
     return model.to(dtype)
@@ -108,16 +112,13 @@ def one_image(seed=1):
 
 def snapshot(model):
     """Everything that attach could leave behind: attribute names, the objects they hold, hook counts."""
-    found = {}
+    found, configs = {}, {}
     for name, module in model.named_modules():
-        held = vars(module)
+        held, config = vars(module), getattr(module, "config", "")
         hooks = {key: len(value) for key, value in held.items() if key.endswith("_hooks") and value is not None}
-        found[name] = (
-            list(held),
-            {key: id(value) for key, value in held.items()},
-            hooks,
-            str(getattr(module, "config", "")),
-        )
+        if id(config) not in configs:  # most modules share one, and it takes long to spell it
+            configs[id(config)] = str(config)
+        found[name] = (list(held), {key: id(value) for key, value in held.items()}, hooks, configs[id(config)])
     return found
 
 
@@ -141,23 +142,30 @@ def spliced(model, row, features):
     return torch.cat(parts)[None]
 
 
-def tower_by_hand(model, picture, after_attention=None, hidden_keys=None):
+def tower_by_hand(model, picture, after_attention=None, hidden_keys=None, key_bias=None, see=None):
     """Projected features of the selected layer, in plain torch.
 
     Args:
         after_attention: function (layer, hidden) -> hidden, between attention residual and MLP.
         hidden_keys: function layer -> (B, N) bool, True for tokens that nobody may attend to in that layer.
+        key_bias: function layer -> (B, N), added to the logits of each key.
+        see: function (layer, query, key) that is called with (B, H, N, d) of each layer.
     """
     tower, config = model.model.vision_tower, model.config.vision_config
     hidden = tower.pre_layrnorm(tower.embeddings(picture))
-    last = config.num_hidden_layers + model.config.vision_feature_layer
-    for index, layer in enumerate(tower.encoder.layers[: last + 1]):
+    selected = model.config.vision_feature_layer
+    used = selected if selected >= 0 else config.num_hidden_layers + 1 + selected
+    for index, layer in enumerate(tower.encoder.layers[:used]):
         x, attn = layer.layer_norm1(hidden), layer.self_attn
         q, k, v = (
             f(x).unflatten(-1, (config.num_attention_heads, -1)).transpose(1, 2)
             for f in (attn.q_proj, attn.k_proj, attn.v_proj)
         )
+        if see is not None:
+            see(index, q, k)
         logits = q @ k.mT * attn.head_dim**-0.5
+        if key_bias is not None:
+            logits = logits + key_bias(index)[:, None, None, :]
         if hidden_keys is not None:
             logits = logits.masked_fill(hidden_keys(index)[:, None, None, :], float("-inf"))
         mixed = (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
