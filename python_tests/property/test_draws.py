@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -16,10 +17,10 @@ from property.checks import check
 from property.draw import draw, ours
 from property.outcomes import Record, complaints, coverage, error_of, read_records, record_of, summary
 from property.script import script_of
-from property.shrink import shrink
 
 from ficoco_ext import METHODS
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers renames caches
 DRAWN = [draw(number) for number in range(600)]
 PICTURE = (3, 3)
 SMALL = Case(
@@ -56,12 +57,12 @@ def test_the_draws_cover_everything():
 def test_few_draws_are_refused():
     """At attach; long.py counts the others too."""
     refused = []
-    for case in DRAWN[:40]:
+    for case in DRAWN[:25]:
         try:
             attached(case, model_of(case))
         except (ValueError, TypeError, NotImplementedError) as error:
             refused.append(str(error))
-    assert len(refused) <= 4 and all(message.startswith("ficoco::") for message in refused)
+    assert len(refused) <= 3 and all(message.startswith("ficoco::") for message in refused)
 
 
 def test_a_case_that_is_refused_says_why():
@@ -84,20 +85,30 @@ def test_a_fault_is_found_shrunk_and_written_down(monkeypatch, tmp_path):
     assert record.kind == "failed" and record.reason.startswith("AssertionError")
     text = (tmp_path / f"draw_{number}.py").read_text()
     assert "helpers" not in text and "import property" not in text
-    small = shrink(DRAWN[number], lambda case: isinstance(error_of(case), AssertionError))
-    assert len(small.rows) == 1 and len(small.pictures) == 1 and f"CASE = {small!r}" in text
+    small = eval(re.search(r"^CASE = (.*)", text, re.MULTILINE)[1])
+    assert len(small.rows) == 1 and len(small.pictures) == 1 and small.hyperparameters == {}
+    assert isinstance(error_of(small), AssertionError)
+    monkeypatch.undo()
+    assert error_of(small) is None
 
 
 def test_the_script_runs_alone(tmp_path):
+    """Without the tests' folder; it holds, and once the package is broken it fails."""
     path = tmp_path / "repeat.py"
     path.write_text(script_of(SMALL, "nothing"))
-    broken = "from ficoco_ext.models import positions as p; q = p.embeddings; p.embeddings = lambda h, i: q(h, i * 0)"
-    for before, wanted in (("", "kind='held'"), (f"{broken}; ", "AssertionError: ")):
-        line = f"import runpy; {before}runpy.run_path({str(path)!r}, run_name='__main__')"
-        options = {"capture_output": True, "text": True, "check": False, "cwd": tmp_path}
-        done = subprocess.run([sys.executable, "-c", line], env={"PYTHONPATH": str(PACKAGE.parent)}, **options)
-        assert wanted in done.stdout + done.stderr, done.stderr
-        assert (done.returncode == 0) == (not before)
+    lines = (
+        "import runpy",
+        "from ficoco_ext.models import positions",
+        f"runpy.run_path({str(path)!r}, run_name='__main__')",
+        "plain = positions.embeddings",
+        "positions.embeddings = lambda held, at: plain(held, at * 0)",
+        f"runpy.run_path({str(path)!r}, run_name='__main__')",
+    )
+    options = {"capture_output": True, "text": True, "check": False, "cwd": tmp_path}
+    environment = {"PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", "\n".join(lines)], env=environment, **options)
+    assert done.stdout.count("kind='held'") == 1, done.stderr
+    assert done.returncode == 1 and "AssertionError: " in done.stderr.splitlines()[-1]
 
 
 def test_results_are_read_again_and_summed_up(tmp_path):
