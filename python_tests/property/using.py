@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,15 +64,25 @@ def new_cache(case: Case, model, length: int) -> Any:
     if case.cache == "offloaded":
         raise NotHereError("an offloaded cache needs an accelerator")
     if case.cache == "quantized":
-        require_quanto()
-        return transformers.QuantizedCache(backend="quanto", config=config)
+        return transformers.QuantizedCache(backend=quantization(), config=config)
     return None
 
 
-def require_quanto() -> None:
-    """Quantised caches need a package of their own."""
+def quantization() -> str:
+    """How caches can be quantised here: by transformers itself since 5.24, or by a package."""
+    if hasattr(transformers.cache_utils, "Fp8QuantizedLayer"):
+        return "fp8"
     if importlib.util.find_spec("optimum") is None or importlib.util.find_spec("optimum.quanto") is None:
-        raise NotHereError("a quantised cache needs optimum-quanto")
+        raise NotHereError("a quantised cache needs optimum-quanto, or a newer transformers")
+    return "quanto"
+
+
+def require_beams(case: Case, model) -> None:
+    """Older releases of transformers deal pictures out to beams one by one, whatever row they belong to."""
+    dealt = "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters
+    several = any(sum(isinstance(one, tuple) for one in row) > 1 for row in case.rows)
+    if case.family in (LLAVA, NEXT) and dealt and several:
+        raise NotHereError("this release of transformers mixes up the pictures of beams")
 
 
 def called(case: Case, model, inputs: dict) -> tuple[Seen, None, list[int]]:
@@ -87,12 +98,12 @@ def said(case: Case, model, inputs: dict) -> tuple[Seen, Tensor | None, list[int
     options: dict[str, Any] = {"max_new_tokens": case.steps, "do_sample": False, "suppress_tokens": NEVER}
     options |= {"return_dict_in_generate": True, "output_logits": True}
     if case.use == "beams":
+        require_beams(case, model)
         options |= {"num_beams": BEAMS, "num_return_sequences": BEAMS, "length_penalty": 0.0, "output_scores": True}
     if case.cache == "none":
         options["use_cache"] = False
     elif case.cache == "quantized":
-        require_quanto()
-        options |= {"cache_implementation": "quantized", "cache_config": {"backend": "quanto"}}
+        options |= {"cache_implementation": "quantized", "cache_config": {"backend": quantization()}}
     elif case.cache != "dynamic":
         options |= {"cache_implementation": case.cache, "disable_compile": True}
     if case.cache == "offloaded" and not torch.cuda.is_available():
