@@ -160,3 +160,14 @@ def test_fastv_says_its_layer_one_way(model):
 def test_stages_need_layers():
     with pytest.raises(ValueError, match="2 layers are too few for 3 stages"):
         ficoco_ext.attach(tiny(layers=2), "pyramiddrop")
+
+
+@pytest.mark.parametrize("static", [True, 18])
+def test_static_counts_of_a_method_of_two_parts(model, static):
+    """What is promised is what the tower leaves, not what the processor wrote."""
+    inputs, options = batch(ONE, ONE), {"method": "ficoco-vl", "keep_ratio": 0.25}
+    with ficoco_ext.attach(model, **options):
+        wanted = model(**inputs).logits
+    with ficoco_ext.attach(model, **options, static_counts=static) as handle:
+        assert handle.attach_plan.per_image == 18
+        assert close(model(**inputs).logits, wanted)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from helpers.decoder import generated, worst_error
-from helpers.families import VIDEO, next_inputs, qwen_inputs, tiny_next, tiny_qwen
-from helpers.models import one_thread, words  # noqa: F401
+from helpers.families import VIDEO, next_inputs, qwen_inputs, tiny_next, tiny_qwen, tiny_siglip
+from helpers.models import batch, image, one_thread, tiny_llava, words  # noqa: F401
 
 import ficoco_ext
 
@@ -82,3 +82,18 @@ def test_counts_that_depend_on_the_picture_are_no_host_numbers():
             wanted = model(**inputs).logits
         with ficoco_ext.attach(model, "ficoco-l", r=5, static_counts=count):
             assert torch.equal(model(**inputs).logits, wanted)
+
+
+@pytest.mark.parametrize(
+    "make", [tiny_siglip, lambda: tiny_llava(feature_layer=[-2, -3])], ids=["SigLIP", "two layers"]
+)
+@pytest.mark.parametrize("method", ["ficoco-l", "fastv"])
+def test_towers_that_are_left_alone(make, method):
+    """Of a LLaVA-1.5 whose tower cannot be reduced, the language model can."""
+    model = make()
+    inputs = batch([*words(1, 2), *image(), *words(3, 4, 5)], [*words(6), *image(), *image(), *words(8, 9)])
+    with torch.no_grad():
+        with ficoco_ext.attach(model, **METHODS[method]) as handle:
+            seen = generated(model, inputs, 4)
+            reductions, plan = handle.decoder_reductions, handle.plan
+        assert worst_error(model, seen, reductions, plan, 4, new_ids=seen.sequences[:, -4:]) <= 2e-5

@@ -7,6 +7,7 @@ from helpers.models import (
     batch,
     image,
     one_thread,  # noqa: F401
+    with_unlike_norms,
     words,
 )
 
@@ -99,3 +100,12 @@ def test_static_cache_equals_dynamic():
         for a, b in zip(dynamic.logits, static.logits, strict=True):
             assert (a - b).abs().max() <= 2e-5
         assert [len(row) for row in reductions] == [3 if row is not TEXT else 0 for row in rows]
+
+
+@pytest.mark.parametrize("options", [L | {"r": 9}, L | {"r": 9, "before_attention": True}], ids=["after", "before"])
+def test_layers_whose_norms_differ(options):
+    """Norms of a new model are alike, so that a layer that takes another's would not be noticed."""
+    model = with_unlike_norms(tiny(seed=4))
+    seen, reductions, plan = run(model, [ONE, TWO], options)
+    with torch.no_grad():
+        assert worst_error(model, seen, reductions, plan, STEPS, new_ids=seen.sequences[:, -STEPS:]) <= 2e-5

@@ -108,3 +108,27 @@ def qwen_inputs(model, rows, seed=1):
         "image_grid_thw": torch.tensor([(1, height, width) for height, width in grids]),
         "mm_token_type_ids": (inputs["input_ids"] == IMAGE).int(),
     }
+
+
+def tiny_siglip(attention="sdpa", seed=0):
+    """LLaVA-1.5 on a SigLIP tower, which has no class token: 36 patches, all of them visual tokens."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+
+    vision = SiglipVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=SIDE * 4,
+        patch_size=4,
+        vision_use_head=False,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=decoder_config(),
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    config._attn_implementation = attention
+    return sharpened(lambda: LlavaForConditionalGeneration(config), seed)

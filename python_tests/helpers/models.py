@@ -223,3 +223,13 @@ def assert_refused(model, options, kind, message):
         ficoco_ext.attach(model, **options)
     assert message in str(error.value)
     assert snapshot(model) == before
+
+
+def with_unlike_norms(model, seed=0):
+    """The model itself, whose norms and biases now differ: those of a new model are ones and zeros in every layer."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 1:
+                weight.add_(0.3 * torch.randn(weight.shape, generator=generator).to(weight.dtype))
+    return model

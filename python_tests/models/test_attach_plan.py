@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.families import tiny_next, tiny_qwen
+from helpers.families import tiny_next, tiny_qwen, tiny_siglip
 from helpers.models import (
     PATCHES,
     one_thread,  # noqa: F401
@@ -258,3 +258,26 @@ def test_a_served_model_is_declared_in_one_file():
 def test_public_names():
     assert isinstance(resolve(tiny_llava(), "fastv"), AttachPlan)
     assert {"AttachPlan", "Handle", "attach", "resolve"} == set(ficoco_ext.models.__all__)
+
+
+@pytest.mark.parametrize(("r", "refused"), [((0, 5), False), ((5, 0), True), ((5, 5), True)])
+def test_a_kernel_must_take_a_bias_only_where_something_is_merged(model, r, refused):
+    """Of two methods the first has proportional attention."""
+    config = model.model.vision_tower.config
+    config._attn_implementation_internal = "flash_attention_2"
+    try:
+        if refused:
+            with pytest.raises(NotImplementedError, match="must be sdpa or eager for proportional attention"):
+                resolve(model, ["tome", "topk"], r=r, layers=(1, 3))
+        else:
+            assert resolve(model, ["tome", "topk"], r=r, layers=(1, 3)).schedule.r == r
+    finally:
+        config._attn_implementation_internal = "sdpa"
+
+
+def test_facts_of_a_model_whose_tower_cannot_be_reduced():
+    """Its images need not have the grid of a CLIP tower, so nothing is said of them."""
+    several = resolve(tiny_llava(feature_layer=[-2, -3]), "ficoco-l", keep_ratio=0.5)
+    for plan in (several, resolve(tiny_siglip(), "ficoco-l", keep_ratio=0.5)):
+        assert (plan.facts.tower, plan.facts.tower_attention, plan.per_image, plan.picture) == (None, "", None, None)
+        assert "the number of visual tokens depends on the image" in str(plan)

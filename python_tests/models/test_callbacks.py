@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from helpers.models import EOS, GREEDY, IMAGE, batch, image, one_image, one_thread, tiny_llava, words  # noqa: F401
+from helpers.models import EOS, GREEDY, IMAGE, PAD, batch, image, one_image, one_thread, tiny_llava, words  # noqa: F401
 
 import ficoco_ext
 
@@ -207,3 +207,19 @@ def test_a_prompt_as_long_as_max_length(model, method, how):
             with pytest.raises(ValueError, match=message):
                 model.generate(**inputs, do_sample=False, **options(longest))
             assert model.generate(**inputs, do_sample=False, **options(length + 2)).shape[1] == length + 2
+
+
+@every
+def test_a_row_that_ones_own_criterion_ended_is_padded(model, method):
+    """generate pads it if the criterion has an end token, which it looks for on what we put in its place."""
+
+    class Ends(StoppingCriteria):
+        eos_token_id = torch.tensor([EOS])
+
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.tensor([True, False])
+
+    with ficoco_ext.attach(model, method, **METHODS[method]):
+        said = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": [PAD]}
+        out = model.generate(**batch(*TWO), **said, stopping_criteria=StoppingCriteriaList([Ends()]))
+    assert out[0, -3:].tolist() == [PAD] * 3 and (out[1, -3:] != PAD).all()

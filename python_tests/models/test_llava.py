@@ -1,10 +1,12 @@
 """LLaVA with a reduced tower: generate and direct calls, against a language model fed by hand."""
 
+import copy
 import inspect
 
 import pytest
 import torch
 from helpers.models import (
+    EOS,
     IMAGE,
     PATCHES,
     batch,
@@ -371,3 +373,31 @@ def test_full_strategy_keeps_the_class_token(model):
         (features,) = full.get_image_features(inputs["pixel_values"]).pooler_output
         assert full(**inputs).logits.shape[1] == 3 + KEPT + 1
     assert features.shape[0] == KEPT + 1 and torch.equal(out[:, : len(row)], inputs["input_ids"])
+
+
+def test_what_is_said_in_the_call_goes_before_the_generation_config(model, handle):
+    """And that one before the model's own, as in generate without reduction."""
+    inputs = one_image()
+    prompt = inputs["input_ids"].shape[1]
+    config, said = copy.deepcopy(model.generation_config), {"do_sample": False}
+    config.max_length = prompt + 9
+    assert model.generate(**inputs, generation_config=config, max_length=prompt + 4, **said).shape[1] == prompt + 4
+    model.generation_config.max_length = prompt + 6
+    try:
+        assert model.generate(**inputs, generation_config=config, **said).shape[1] == prompt + 9
+        assert model.generate(**inputs, max_length=prompt + 4, **said).shape[1] == prompt + 4
+    finally:
+        model.generation_config.max_length = None
+    assert config.max_length == prompt + 9
+
+
+def test_a_pad_token_that_is_the_end_token_hides_nothing(model, handle):
+    """Without a mask generate takes no token for padding where both are one, so neither do we."""
+    row = [*words(1), EOS, *image(), *words(3, EOS - 10, 5)]  # the end token within the prompt
+    shown = batch(row)  # a mask of ones
+    inputs = {name: value for name, value in shown.items() if name != "attention_mask"}
+    said = GREEDY | {"pad_token_id": EOS, "eos_token_id": [EOS, 59]}
+    out = model.generate(**inputs, **said, **DETAILS)
+    wanted = model.generate(**shown, **said, **DETAILS)
+    assert torch.equal(out.sequences, wanted.sequences)
+    assert all(map(close, out.logits, wanted.logits))

@@ -14,6 +14,7 @@ from helpers.models import (
     pixels,
     tiny_llava,
     tower_by_hand,
+    with_unlike_norms,
     words,
 )
 
@@ -272,3 +273,24 @@ def test_tower_compiles_without_graph_breaks(model):
         compiled = torch.compile(tower, fullgraph=True, backend="aot_eager")(picture).last_hidden_state
         assert close(compiled, eager)
         assert len(handle.reductions) == 2
+
+
+def test_a_tower_whose_norms_differ_from_layer_to_layer():
+    """Norms of a new model are alike, so that a layer that takes another's would not be noticed."""
+    model, picture, layers = with_unlike_norms(tiny_llava()), pixels(2), (1, 3)
+    with torch.no_grad(), ficoco_ext.attach(model, "topk", r=5, layers=layers) as handle:
+        pruned = features(model, picture)
+        oracle = masked_after(model, handle, picture)
+        places = handle.reductions[-1].patch_ids.unsqueeze(-1).expand(-1, -1, pruned.shape[-1])
+    assert close(pruned, oracle[:, 1:].gather(1, places))
+
+
+def test_a_mask_over_patches_is_refused(model):
+    """It would be one over all patches, also in layers where some have left."""
+    layer, tokens = model.model.vision_tower.encoder.layers[3], torch.randn(1, PATCHES + 1, 32)
+    mask = torch.zeros(1, 1, PATCHES + 1, PATCHES + 1)
+    with torch.no_grad(), ficoco_ext.attach(model, r=5, layers=(3,)) as handle:
+        with pytest.raises(ValueError, match=r"vision layer 3 must be .* without a mask, got 37 tokens with a mask"):
+            layer(tokens, attention_mask=mask)
+        assert handle.reductions == ()
+        assert layer(tokens, attention_mask=None).shape == (1, PATCHES + 1 - 5, 32)
