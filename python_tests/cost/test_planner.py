@@ -260,3 +260,9 @@ def test_mistakes_in_the_model():
         cost.plan("llava-9", "ficoco-v", tflops=1)
     with pytest.raises(ValueError, match="the tower of qwen2-vl-7b has no class token"):
         cost.plan("qwen2-vl-7b", "ficoco-v", tflops=1)
+
+
+def test_a_budget_half_way_between_two_schedules_takes_the_one_that_removes_less():
+    assert cost.plan("llava-1.5-7b", "topk", average_tokens=100.5).schedule.final == 101
+    found = cost.plan("llava-1.5-7b", "fastv", average_tokens=576 - 100.5 * 30 / 32).schedule
+    assert (found.layers, found.r) == ((1,), (100,))  # each token that leaves is missing in 30 of 32 layers

@@ -290,3 +290,33 @@ def test_versions_of_transformers(version, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", types.SimpleNamespace(__version__=version))
     with pytest.raises(ImportError, match=rf"needs transformers >= 5\.17, < 6, got {version}; pip install"):
         ficoco_ext.attach(None, **L)
+
+
+def namesake(part):
+    """Of another class that has the same name, as a copy of the model's code in a folder of its own would be."""
+    part.__class__ = type(type(part).__name__, (type(part),), {})
+    return part
+
+
+def other_kind(model):
+    model.config.text_config.layer_types = ["full_attention", "chunked_attention"] * 2
+
+
+ALSO = {
+    "a namesake of the model": (changed(namesake), "got LlavaForConditionalGeneration; no other model is supported"),
+    "a namesake of a language model": (
+        changed(lambda m: namesake(m.model.language_model)),
+        "language model must be a LlamaModel of transformers, got LlamaModel; unwrap it first",
+    ),
+    "chunked attention, without a window": (changed(other_kind), "in every layer, got chunked_attention; a window"),
+}
+
+
+@pytest.mark.parametrize("case", ALSO)
+def test_models_that_only_look_like_ours_are_refused(case):
+    make, message = ALSO[case]
+    model = make()
+    with pytest.raises(NotImplementedError) as error:
+        ficoco_ext.attach(model, **L)
+    assert message in str(error.value)
+    assert not hasattr(model, "ficoco_handle")

@@ -306,3 +306,10 @@ def test_versions_of_transformers(version, monkeypatch):
         return
     with pytest.raises(ImportError, match=r'transformers >= 5\.17, < 6.*pip install "ficoco_ext\[hf\]"'):
         ficoco_ext.attach(None, keep_ratio=0.5)
+
+
+def test_a_feature_layer_that_is_no_number_is_refused():
+    """True is 1 in Python: the second layer of hidden states would be read, which is not meant."""
+    model = replaced(config__vision_feature_layer=lambda _: True)()
+    with pytest.raises(NotImplementedError, match="vision_feature_layer must be one integer, got True"):
+        ficoco_ext.attach(model, keep_ratio=0.5)
