@@ -13,15 +13,20 @@ import ficoco_ext
 pytest.importorskip("transformers")
 
 from transformers import (
+    ExponentialDecayLengthPenalty,
     LogitsProcessor,
     LogitsProcessorList,
     MaxLengthCriteria,
     MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
     PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
+    SuppressTokensAtBeginLogitsProcessor,
 )
+
+from ficoco_ext.models.callbacks import Callbacks
 
 METHODS = {
     "ficoco-v": {"keep_ratio": 0.25},
@@ -223,3 +228,26 @@ def test_a_row_that_ones_own_criterion_ended_is_padded(model, method):
         said = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": [PAD]}
         out = model.generate(**batch(*TWO), **said, stopping_criteria=StoppingCriteriaList([Ends()]))
     assert out[0, -3:].tolist() == [PAD] * 3 and (out[1, -3:] != PAD).all()
+
+
+LONG, SHORT = 20, 8  # the caller's prompt and the inner one
+COUNTS = {
+    "max_length": lambda: MaxLengthCriteria(LONG + 4),
+    "min_length": lambda: MinLengthLogitsProcessor(LONG + 4, EOS),
+    "prompt_length_to_skip": lambda: MinNewTokensLengthLogitsProcessor(LONG, 4, EOS),
+    "prompt_ignore_length": lambda: RepetitionPenaltyLogitsProcessor(2.0, prompt_ignore_length=LONG),
+    "regulation_start": lambda: ExponentialDecayLengthPenalty((4, 1.5), EOS, LONG),
+    "begin_index": lambda: SuppressTokensAtBeginLogitsProcessor([EOS], LONG),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_every_length_of_transformers_own_is_moved(name):
+    """By as much as the prompt got shorter, in a copy."""
+    given = COUNTS[name]()
+    wanted = getattr(given, name)
+    options = {"stopping_criteria" if name == "max_length" else "logits_processor": [given]}
+    ((moved,),) = Callbacks(torch.zeros(1, LONG, dtype=torch.long), SHORT).wrapped(options, 1).values()
+    assert type(moved) is type(given)
+    assert wanted >= LONG and getattr(moved, name) == wanted - (LONG - SHORT)
+    assert getattr(given, name) == wanted

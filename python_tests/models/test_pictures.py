@@ -11,12 +11,13 @@ from helpers.models import (
     batch,
     image,
     one_thread,  # noqa: F401
+    tiny_llava,
     words,
 )
 
 import ficoco_ext
 from ficoco_ext import viz
-from ficoco_ext.models.pictures import picture_reductions
+from ficoco_ext.models.pictures import picture_reductions, watched
 
 pytest.importorskip("transformers")
 
@@ -145,3 +146,17 @@ def test_wrong_positions_are_refused():
         picture_reductions(tower, decoder[:], torch.arange(2, 38), GRID)
     with pytest.raises(ValueError, match=r"positions must be in \[0, 23\)"):
         picture_reductions(tower, decoder, torch.arange(10, 28), GRID)
+
+
+def test_the_class_token_in_front_of_an_image_is_no_patch():
+    model = tiny_llava(strategy="full")
+    inputs = batch([*words(1, 2), *image(PATCHES + 1), *words(3, 4)], images=1)
+    options = {"method": "fastv", "layer": 1, "keep_ratio": 0.5}
+    found = watched(model, lambda: ficoco_ext.attach(model, **options), inputs)
+    with torch.no_grad(), ficoco_ext.attach(model, **options) as handle:
+        model(**inputs)
+        (row,) = handle.decoder_reductions
+    first = 2 + 1  # two words and the class token
+    left = [position - first for position in row[-1].kept[0].tolist() if first <= position < first + PATCHES]
+    assert found[-1].kept[0].tolist() == left
+    assert len(left) < PATCHES

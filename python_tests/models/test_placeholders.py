@@ -1,11 +1,14 @@
 """The prompt's placeholders as pure tensors: against a slow loop over rows, and restoring the caller's prompt."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ficoco_ext.models.placeholders import Placeholders, Prompt, restore, shrink
+from ficoco_ext.models.short_prompts import _filler
 
 TOKEN, BEFORE, AFTER = 3, 5, 2
 RULE = Placeholders(TOKEN, BEFORE, AFTER, filler=0)
@@ -120,3 +123,33 @@ def test_restore_repeats_the_prompt_for_each_sequence():
     prompt = torch.tensor([[1, 2, 3], [4, 5, 6]])
     sequences = torch.tensor([[9, 10], [9, 11], [9, 12], [9, 13]])
     assert restore(prompt, 1, sequences).tolist() == [[1, 2, 3, 10], [1, 2, 3, 11], [4, 5, 6, 12], [4, 5, 6, 13]]
+
+
+def test_padding_on_the_right_and_holes_stay_where_they_are():
+    """Only padding in front of a row is made shorter: what a direct call reads stands at the caller's positions."""
+    image = [TOKEN] * BEFORE
+    ids = torch.tensor([[0, 11, *image, 12, 0, 13, 0], [11, 12, *image, 13, 14, 15, 16]])
+    mask = torch.tensor([[0, 1, *[1] * BEFORE, 1, 0, 1, 0], [1] * 11])
+    short = shrink(Prompt(ids, mask), RULE, images=2)
+    assert short.ids.tolist() == [[0, 11, TOKEN, TOKEN, 12, 0, 13, 0], [11, 12, TOKEN, TOKEN, 13, 14, 15, 16]]
+    assert short.mask.tolist() == [[0, 1, 1, 1, 1, 0, 1, 0], [1] * 8]
+
+
+def test_a_hidden_image_in_front_keeps_what_its_features_need():
+    """It stands where padding does, but the model puts a feature at each of its placeholders."""
+    ids = torch.tensor([[*[TOKEN] * BEFORE, 12], [11] * 6])
+    mask = torch.tensor([[*[0] * BEFORE, 1], [1] * 6])
+    short = shrink(Prompt(ids, mask), RULE, images=1)
+    assert short.ids.tolist() == [[0, 0, 0, TOKEN, TOKEN, 12], [11] * 6]
+    assert short.mask.tolist() == [[0, 0, 0, 0, 0, 1], [1] * 6]
+
+
+@pytest.mark.parametrize(
+    ("pads", "image", "filler"),
+    [((7, 8), 3, 7), ((None, 8), 3, 8), ((3, 8), 3, 8), ((-1, None), 3, 0), ((None, 3), 3, 0), ((0, 0), 0, 1)],
+)
+def test_what_fills_masked_positions_is_never_a_placeholder(pads, image, filler):
+    """Else there would be more placeholders than features."""
+    own, text = (SimpleNamespace(pad_token_id=pad) for pad in pads)
+    model = SimpleNamespace(generation_config=own, config=SimpleNamespace(text_config=text, image_token_id=image))
+    assert _filler(model) == filler

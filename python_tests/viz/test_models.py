@@ -135,3 +135,12 @@ def test_errors_say_what_there_is():
     assert not has_class_token(siglip.model.vision_tower)
     with pytest.raises(NotImplementedError, match="has a class token, got SiglipVisionModel; ask for a word"):
         class_attention(siglip, inputs["pixel_values"], 0)
+
+
+def test_a_layer_does_not_count_from_the_end():
+    """The picture would be named after the layer that was asked for, and be of another."""
+    model, inputs = tiny_llava(), one_image()
+    with pytest.raises(ValueError, match=r"layer must be in 0 \.\.\. 5, got -1"):
+        class_attention(model, inputs["pixel_values"], -1)
+    with pytest.raises(ValueError, match=r"layer must be in 0 \.\.\. 2, got -1"):
+        word_attention(model, inputs, range(2, 38), (38,), (-1,))
