@@ -77,3 +77,23 @@ def test_a_stage_of_ones_own():
     with pytest.raises(ValueError, match="the cost of the filter function is not known; pass include_reduction=False"):
         cost.prefill(BASE, vision=vision, method=method)
     assert "reduction" not in cost.prefill(BASE, vision=vision, method=method, include_reduction=False).parts
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: dataclasses.replace(BASE.tower, heads=15), "Tower: heads must divide hidden, got 15 and 1024"),
+        (lambda: dataclasses.replace(BASE.tower, layers=1001), r"Tower: layers must be in 1 \.\.\. 1000, got 1001"),
+        (
+            lambda: dataclasses.replace(BASE, crops=True),
+            r"Architecture: crops must be in 1 \.\.\. 1000000000, got True",
+        ),
+        (lambda: cost.Projector(0, 1, 1), r"Projector: inputs must be in 1 \.\.\. 1000000000, got 0"),
+        (lambda: cost.Precision(True, 16, 16), "Precision: weights must be one of 4, 8, 16, 32, got True"),
+        (lambda: cost.Precision(16, 16, 12), "Precision: kv must be one of 4, 8, 16, 32, got 12"),
+        (lambda: dataclasses.replace(cost.HARDWARE["h100"], int8=0.0), "Hardware: int8 must be positive, got 0.0"),
+    ],
+)
+def test_shapes_and_devices_that_cannot_be(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -401,3 +401,20 @@ def test_a_pad_token_that_is_the_end_token_hides_nothing(model, handle):
     wanted = model.generate(**shown, **said, **DETAILS)
     assert torch.equal(out.sequences, wanted.sequences)
     assert all(map(close, out.logits, wanted.logits))
+
+
+def test_new_ids_alone_with_an_image_in_one_row_only(model, handle):
+    """Padding comes between the cached and the new tokens; where those are, generate counts by the mask."""
+    inputs = batch(TWO, ONE)
+    first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+    cache, past = first.past_key_values, first.past_key_values.get_seq_length()
+    again = turn(inputs, first.sequences, image() + words(1, 2), words(*range(PATCHES + 2)))
+    new = again["input_ids"][:, -(PATCHES + 3) :]  # the last generated token is not in the cache yet
+    real = torch.tensor([[len(TWO) - 2 * (PATCHES - KEPT) + 4], [len(ONE) - (PATCHES - KEPT) + 4]])
+    mask = (torch.arange(past + new.shape[1]) >= past - real).long()
+    picture, old = pixels(1, seed=9), inputs["pixel_values"]
+    given = {"input_ids": new, "attention_mask": mask, "pixel_values": picture, "past_key_values": cache}
+    second = model.generate(**given, **GREEDY, **DETAILS)
+    fresh = model.generate(**again, pixel_values=torch.cat([old[:2], picture, old[2:]]), **GREEDY, **DETAILS)
+    assert torch.equal(second.sequences[:, -5:], fresh.sequences[:, -5:])
+    assert all(map(close, second.logits, fresh.logits))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ficoco_ext.models.placeholders import Placeholders, Prompt, restore, shrink
+from ficoco_ext.models.placeholders import Placeholders, Prompt, moved, restore, shrink
 from ficoco_ext.models.short_prompts import _filler
 
 TOKEN, BEFORE, AFTER = 3, 5, 2
@@ -153,3 +153,23 @@ def test_what_fills_masked_positions_is_never_a_placeholder(pads, image, filler)
     own, text = (SimpleNamespace(pad_token_id=pad) for pad in pads)
     model = SimpleNamespace(generation_config=own, config=SimpleNamespace(text_config=text, image_token_id=image))
     assert _filler(model) == filler
+
+
+def test_a_mask_may_hide_one_image_and_show_its_neighbour():
+    """Their placeholders touch; what would be torn is one image, not two."""
+    ids = torch.tensor([[TOKEN] * 2 * BEFORE + [12]])
+    mask = torch.tensor([[0] * BEFORE + [1] * (BEFORE + 1)])
+    short = shrink(Prompt(ids, mask), RULE, images=2)
+    assert short.ids.tolist() == [[TOKEN] * 2 * AFTER + [12]]
+    assert short.mask.tolist() == [[0] * AFTER + [1] * (AFTER + 1)]
+    with pytest.raises(ValueError, match=r"attention_mask must be .* a mask that hides a part of an image in row 0"):
+        shrink(Prompt(ids, mask.roll(1, 1)), RULE, images=2)
+
+
+def test_positions_move_to_the_same_position_in_every_row_or_are_refused():
+    indices = torch.tensor([[-1, 0, 4, 5], [0, 1, 4, 5]])
+    assert moved(indices, torch.tensor([4, -1]), 6).tolist() == [2, 3]
+    assert moved(indices, torch.arange(6) > 3, 6).tolist() == [2, 3]
+    for asked in (0, 1, 3):  # at unequal positions, in one row only, in none
+        with pytest.raises(ValueError, match="logits_to_keep must be positions of text, which move to the same"):
+            moved(indices, torch.tensor([asked]), 6)
