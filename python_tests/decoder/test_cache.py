@@ -282,3 +282,16 @@ def test_use_cache_false_in_a_direct_call(model):
         out = model(**batch(ONE), use_cache=False)
         assert out.past_key_values is None
         assert torch.equal(out.logits, model(**batch(ONE)).logits)
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_a_cache_cropped_in_one_layer_only_is_refused(model, layer):
+    with torch.no_grad(), ficoco_ext.attach(model, **L):
+        out = model(**batch(ONE))
+        cache = model(input_ids=torch.tensor([[12]]), past_key_values=out.past_key_values).past_key_values
+        one = cache.layers[layer]
+        one.keys, one.values = one.keys[:, :, :-1], one.values[:, :, :-1]
+        with pytest.raises(
+            ValueError, match=r"past_key_values must be .* positions, as the prefill left them, and the new"
+        ):
+            model(input_ids=torch.tensor([[13]]), past_key_values=cache)

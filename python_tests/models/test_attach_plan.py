@@ -281,3 +281,8 @@ def test_facts_of_a_model_whose_tower_cannot_be_reduced():
     for plan in (several, resolve(tiny_siglip(), "ficoco-l", keep_ratio=0.5)):
         assert (plan.facts.tower, plan.facts.tower_attention, plan.per_image, plan.picture) == (None, "", None, None)
         assert "the number of visual tokens depends on the image" in str(plan)
+
+
+def test_hyperparameters_reach_every_method_of_a_list(model):
+    plan = resolve(model, ["ficoco-v", "ficoco-v"], r=3, layers=(1, 3), lam=0.2)
+    assert plan.methods == (get_method("ficoco-v", lam=0.2),) * 2

@@ -418,3 +418,13 @@ def test_new_ids_alone_with_an_image_in_one_row_only(model, handle):
     fresh = model.generate(**again, pixel_values=torch.cat([old[:2], picture, old[2:]]), **GREEDY, **DETAILS)
     assert torch.equal(second.sequences[:, -5:], fresh.sequences[:, -5:])
     assert all(map(close, second.logits, fresh.logits))
+
+
+def test_max_new_tokens_goes_before_max_length(model, handle):
+    """A config that comes with a short max_length is no obstacle, as without reduction."""
+    inputs = one_image()
+    model.generation_config.max_length = 20  # shorter than the prompt
+    try:
+        assert model.generate(**inputs, **GREEDY).shape[1] == inputs["input_ids"].shape[1] + 5
+    finally:
+        model.generation_config.max_length = None

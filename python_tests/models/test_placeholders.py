@@ -173,3 +173,9 @@ def test_positions_move_to_the_same_position_in_every_row_or_are_refused():
     for asked in (0, 1, 3):  # at unequal positions, in one row only, in none
         with pytest.raises(ValueError, match="logits_to_keep must be positions of text, which move to the same"):
             moved(indices, torch.tensor([asked]), 6)
+
+
+def test_positions_of_filler_are_no_positions_of_the_caller():
+    ids = torch.tensor([[TOKEN] * BEFORE + [12], [11] * 6])
+    short = shrink(Prompt(ids, indices=torch.arange(6).expand(2, -1)), RULE, images=1)
+    assert short.indices.tolist() == [[-1, -1, -1, 0, 1, 5], list(range(6))]

@@ -313,3 +313,9 @@ def test_a_feature_layer_that_is_no_number_is_refused():
     model = replaced(config__vision_feature_layer=lambda _: True)()
     with pytest.raises(NotImplementedError, match="vision_feature_layer must be one integer, got True"):
         ficoco_ext.attach(model, keep_ratio=0.5)
+
+
+def test_a_method_that_varies_is_no_method_of_one_layer(model):
+    message = "method must be one method for each layer, got prune-then-merge, which is for all layers; pass it alone"
+    with pytest.raises(ValueError, match=message):
+        ficoco_ext.attach(model, ["topk", "prune-then-merge"], r=3, layers=(1, 3))

@@ -294,3 +294,16 @@ def test_a_mask_over_patches_is_refused(model):
             layer(tokens, attention_mask=mask)
         assert handle.reductions == ()
         assert layer(tokens, attention_mask=None).shape == (1, PATCHES + 1 - 5, 32)
+
+
+def test_dropout_of_attention_follows_the_mode():
+    """What the kernel gets is a copy of the module, made at attach: it must be in the module's own mode."""
+    model, picture = tiny_llava(attention="eager"), pixels(1)
+    tower = model.model.vision_tower
+    tower.encoder.layers[3].self_attn.dropout = 0.5
+    with torch.no_grad(), ficoco_ext.attach(model, r=5, layers=(3,)):
+        plain = tower(picture).last_hidden_state
+        tower.train()
+        assert not torch.equal(tower(picture).last_hidden_state, tower(picture).last_hidden_state)
+        tower.eval()
+        assert torch.equal(tower(picture).last_hidden_state, plain)

@@ -172,3 +172,32 @@ def test_nothing_else_spells_the_names():
         if names.search(path.read_text()) and path.name not in ("transformers_api.py", "transformers_release.py")
     ]
     assert spelled == []
+
+
+def gone(monkeypatch, what):
+    """Takes away what every family needs, or changes its arguments."""
+    import transformers
+    from transformers import cache_utils, masking_utils
+
+    if what == "Cache.reset":
+        monkeypatch.delattr(cache_utils.Cache, "reset")
+    elif what == "create_causal_mask":
+        monkeypatch.setattr(masking_utils, what, lambda config, mask, inputs_embeds, cache, layer_idx=0: None)
+    else:
+        module = sys.modules[transformers.LlamaModel.__module__]
+        monkeypatch.delattr(module, "eager_attention_forward")
+
+
+@pytest.mark.parametrize(
+    ("what", "families"),
+    [
+        ("Cache.reset", {family.name for family in FAMILIES}),
+        ("create_causal_mask", {family.name for family in FAMILIES}),
+        ("eager_attention_forward", {"LLaVA-1.5", "LLaVA-NeXT"}),
+    ],
+)
+def test_what_all_families_share_must_be_there(what, families, monkeypatch):
+    gone(monkeypatch, what)
+    problems = transformers_release.structure_problems()
+    assert set(problems) == families
+    assert all(what in reason for reason in problems.values())
