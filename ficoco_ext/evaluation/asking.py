@@ -94,13 +94,10 @@ class Prompts:
     @property
     def text_tokens(self) -> tuple[int, int]:
         """Tokens of a prompt besides the visual ones, and those of them after the picture: means, rounded."""
-        if not self.shares:
-            rows = [row.input_ids for row in (self._tokenizer(text) for text in self._texts)]
-            mean = round(sum(map(len, rows)) / len(rows)) - 1  # one placeholder stands for the picture
-            return mean, mean
-        image = self.checkpoint.model.config.image_token_id
-        mean = round(sum(map(len, self.ids)) / len(self.ids)) - self.visual
-        before = self.ids[0].index(image) if self.visual else 0
+        image = getattr(self.checkpoint.model.config, "image_token_id", None)
+        rows, placeholders = (self.ids, self.visual) if self.shares else (self._tokenized(), 1)
+        mean = round(sum(map(len, rows)) / len(rows)) - placeholders
+        before = rows[0].index(image) if image in rows[0] else 0
         return mean, max(mean - before, 0)
 
     def _tokenizer(self, text: str) -> Any:

@@ -14,7 +14,7 @@ from helpers.models import snapshot
 
 import ficoco_ext
 from ficoco_ext.apps.checkpoint import EMBEDDED, load
-from ficoco_ext.evaluation import Asking, Prompts, answers, questions
+from ficoco_ext.evaluation import Asking, Prompts, answers, asking, questions
 from ficoco_ext.evaluation.asking import contained, exact, with_embedded_rules
 from ficoco_ext.evaluation.sharing import SharedPictures
 from ficoco_ext.gridvqa.vocabulary import vocabulary
@@ -156,3 +156,29 @@ def test_a_model_of_grid_scenes_is_known_by_its_words(tmp_path):
     other.processor.tokenizer.get_vocab = lambda: {"red": 0}
     assert not with_embedded_rules(other).embedded
     assert Asking.of(other) == Asking(contained, 48, 32)
+
+
+def test_more_pictures_than_are_held_at_once(monkeypatch):
+    monkeypatch.setattr("ficoco_ext.evaluation.asking._CHUNK", 2)
+    monkeypatch.setattr("ficoco_ext.evaluation.sharing._TOWER_BATCH", 1)
+    prompts = Prompts(embedded(), ASKED)
+    assert [pictures for pictures, _ in prompts.chunks()] == [[0, 1], [2]]
+    assert answers(prompts, Asking(exact, 1)) == _one_by_one(1)
+
+
+def test_without_sharing_the_text_is_as_long():
+    prompts = Prompts(embedded(), ASKED)
+    wanted = prompts.text_tokens
+    prompts.shares = False
+    assert prompts.text_tokens == wanted
+
+
+def test_a_processor_that_gives_more_is_used_for_both(monkeypatch):
+    given = Prompts._processed
+    monkeypatch.setattr(Prompts, "_processed", lambda self, which: {**given(self, which), "image_sizes": None})
+    assert not Prompts(embedded(), ASKED).shares
+
+
+def test_short_rows_are_masked_on_their_left():
+    ids, mask = asking._padded([[1, 2, 3], [4]], 9)
+    assert (ids.tolist(), mask.tolist()) == ([[1, 2, 3], [9, 9, 4]], [[1, 1, 1], [0, 0, 1]])

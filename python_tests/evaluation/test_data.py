@@ -49,11 +49,12 @@ def test_rows_share_pictures_and_scenes():
             _row(image=other, question="a", kind="mine"),
             _row(image=one, question="b", kind="exist"),
             Row(other, "c", "yes", "exist", 7),
+            Row(other, "d", "yes", "exist", 0),  # a number of its own, not the picture of that index
         ]
     )
     assert len(found.pictures) == 2
-    assert [item.picture for item in found.items] == [0, 1, 0, 1]
-    assert [item.scene for item in found.items] == [0, 1, 0, 2]
+    assert [item.picture for item in found.items] == [0, 1, 0, 1, 1]
+    assert [item.scene for item in found.items] == [0, 1, 0, 2, 3]
     assert found.kinds == ("exist", "text", "mine")
     assert found.open(1).getpixel((0, 0)) == (2, 0, 0)
     assert questions([_row()]).kinds == ("all",)
@@ -67,6 +68,10 @@ def test_digest_tells_everything_apart():
     ]
     assert same[0] == same[1]
     assert len({same[0], *others}) == 5
+    turned = questions([_row(image=_picture().resize((10, 12)))])
+    assert turned.digest != same[0]  # the same bytes in another shape
+    one, other = ([_row(scene=1), _row(scene=scene)] for scene in (1, 2))
+    assert questions(one).digest != questions(other).digest
 
 
 @pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
@@ -334,3 +339,9 @@ def test_kinds_have_an_end():
     assert len(questions(rows[:1000]).kinds) == 1000
     with pytest.raises(ValueError, match="the data: kind must have at most 1,000 different values, got 1,001"):
         questions(rows)
+
+
+def test_a_backslash_may_be_part_of_a_name(folder):
+    _picture(30).save(folder / "pictures" / "a\\b.png")
+    found = questions_of_file(_file(folder, [_asked(image="pictures/a\\b.png")]))
+    assert found.open(0).getpixel((0, 0)) == (30, 0, 0)

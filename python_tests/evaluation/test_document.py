@@ -7,7 +7,7 @@ import time
 import pytest
 from helpers.paths import RESULTS
 
-from ficoco_ext.evaluation import Results
+from ficoco_ext.evaluation import Results, document
 
 GOOD = {
     "format": "ficoco eval 1",
@@ -56,7 +56,7 @@ FAULTS = {
     "tables.0.seed": (None, "0", 7),
     "tables.0.kinds": (None, [], ["exist", "exist"], [["exist"]], [3]),
     "tables.0.kind": (None, [True, 0], [0, 1], [0, -1]),
-    "tables.0.scene": (None, [0], [0, 10**12], [0, -1]),
+    "tables.0.scene": (None, [0], [0, 2], [0, 10**12], [0, -1]),
     "tables.0.truth": (None, [0, 2]),
     "tables.0.bad": (None, [[1, "image"]], ["row"]),
     "words": (None, [1, "no"]),
@@ -143,4 +143,21 @@ def test_kinds_have_an_end(tmp_path):
     ]
     file.write_text(json.dumps(halves))
     with pytest.raises(ValueError, match="tables must be of at most 1,000 different kinds, got 1200"):
+        Results.load(file)
+
+
+def test_tables_of_one_seed_are_refused(tmp_path):
+    file = tmp_path / "out.json"
+    file.write_text(json.dumps({**GOOD, "tables": GOOD["tables"] * 2}))
+    with pytest.raises(ValueError, match=r"tables must be of different seeds, got \[0, 0\]"):
+        Results.load(file)
+
+
+def test_scenes_times_kinds_have_an_end(tmp_path, monkeypatch):
+    file = tmp_path / "out.json"
+    file.write_text(json.dumps(damaged("tables.0.kinds", ["exist", "attr", "text"])))  # and two scenes
+    monkeypatch.setattr(document, "_MOST_CELLS", 6)
+    Results.load(file)
+    monkeypatch.setattr(document, "_MOST_CELLS", 5)
+    with pytest.raises(ValueError, match="tables must be of scenes times kinds of at most 5, got '2 times 3'"):
         Results.load(file)

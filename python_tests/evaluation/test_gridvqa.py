@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 
 import numpy as np
 import pytest
+from helpers.paths import PACKAGE
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -261,3 +263,42 @@ def test_errors_of_the_parts():
         questions(rng, scene.Scene(np.zeros((1, 1, 3), np.uint8), (), np.zeros((1, 1), np.int8)), 1, ("colour",))
     with pytest.raises(ValueError, match="shape"):
         drawing.shape_mask("cube", 28)
+
+
+def test_shapes_look_like_what_they_are_called():
+    side = 40
+    masks = {name: drawing.shape_mask(name, side) for name in vocabulary.SHAPES}
+    middle = {name: float(mask[18:22, 18:22].mean()) for name, mask in masks.items()}
+    corner = {name: float(mask[3:7, 3:7].mean()) for name, mask in masks.items()}
+    assert {name for name, value in middle.items() if value < 0.5} == {"ring"}
+    assert {name for name, value in corner.items() if value > 0.5} == {"square"}
+    rows = {name: (mask > 0.5).sum(1) for name, mask in masks.items()}
+    assert rows["triangle"][6] < rows["triangle"][20] < rows["triangle"][34]  # narrow above, wide below
+    assert rows["cross"][6] == rows["cross"][34] < rows["cross"][20] == rows["cross"].max() >= 38
+    areas = {name: float(mask.mean()) for name, mask in masks.items()}
+    assert areas["star"] < areas["cross"] < areas["circle"] and areas["ring"] < areas["circle"]
+    assert areas["circle"] == pytest.approx(np.pi / 4, abs=0.04)  # a little inside of its square
+
+
+def test_patches_name_the_thing_that_covers_them():
+    owner = np.full((drawing.SIDE, drawing.SIDE), -1, np.int8)
+    owner[0:14, 14:28] = 0  # the second patch of the first row
+    owner[14:28, 0:10] = 1  # most of the first patch of the second row
+    owner[28:29, 28:42] = 1  # a line of a patch: 7 %
+    things = (scene.Thing("digit", (14, 0, 28, 14)), scene.Thing("digit", (0, 14, 10, 28)))
+    found = scene.Scene(np.zeros((drawing.SIDE, drawing.SIDE, 3), np.uint8), things, owner).patches()
+    assert found.shape == (144,) and {int(at): int(found[at]) for at in np.flatnonzero(found >= 0)} == {1: 0, 12: 1}
+
+
+def test_things_stand_apart(held):
+    for drawn, _ in held["test"]:
+        boxes = [thing.box for thing in drawn.things]
+        for index, (left, top, right, bottom) in enumerate(boxes):
+            for a, b, c, d in boxes[:index]:
+                assert max(a - right, left - c, b - bottom, top - d) > 2
+
+
+def test_the_embedded_tokenizer_has_these_words_in_this_order():
+    held = json.loads((PACKAGE / "data" / "tiny_llava" / "tokenizer.json").read_text())["model"]["vocab"]
+    assert tuple(sorted(held, key=held.get)) == vocabulary.vocabulary()
+    assert sorted(held.values()) == list(range(len(held)))

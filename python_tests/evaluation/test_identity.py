@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -16,8 +17,9 @@ pytest.importorskip("sklearn")
 
 from helpers.embedded import embedded, grid, one_thread  # noqa: F401
 
-from ficoco_ext import methods
+from ficoco_ext import get_method, methods
 from ficoco_ext.evaluation import Setting, evaluate, markdown, provenance, questions, settings_of
+from ficoco_ext.evaluation.runner import weights_digest
 
 FASTV = settings_of(["fastv"], keep_ratios=[0.3])
 
@@ -102,3 +104,43 @@ def test_documents_say_where_they_come_from(monkeypatch):
     for top in ("", str(provenance.ROOT.parent)):  # no repository, or one around an installed package
         monkeypatch.setattr(provenance, "_git", lambda *given, top=top: top)
         assert provenance.commit() is None
+
+
+class _Model:
+    """As much of a model as has weights."""
+
+    def __init__(self, *weights):
+        self._weights = weights
+
+    def state_dict(self):
+        return {f"weight {number}": one for number, one in enumerate(self._weights)}
+
+
+def test_weights_of_another_shape_or_type_are_others():
+    weight = torch.arange(6, dtype=torch.int32)
+    same_bytes = (weight, weight.view(2, 3), weight.view(3, 2), weight.view(torch.float32), weight.view(torch.int16))
+    assert len({weights_digest(_Model(one)) for one in same_bytes}) == len(same_bytes)
+    assert weights_digest(_Model(weight, weight[:0])) != weights_digest(_Model(weight))
+    assert weights_digest(_Model(weight)) == weights_digest(_Model(weight.clone()))
+
+
+def test_precision_belongs_to_a_run(tmp_path):
+    path = tmp_path / "out.json"
+    evaluate(embedded(), grid(1, 1), [], results=path)
+    held = json.loads(path.read_text())
+    assert held["run"]["precision"] == "float32 on cpu"
+    for name in held["run"]:
+        other = {**held, "run": {**held["run"], name: "other"}}
+        path.write_text(json.dumps(other))
+        with pytest.raises(ValueError, match=rf"'{name}' in it differs|run\.{name} must be"):
+            evaluate(embedded(), grid(1, 1), [], results=path)
+
+
+def test_a_method_of_ones_own_is_the_same_in_every_process():
+    class Mine:
+        """Its repr has an address."""
+
+    method = dataclasses.replace(get_method("topk"), filter=Mine())
+    again = dataclasses.replace(get_method("topk"), filter=Mine())
+    assert repr(method) != repr(again)
+    assert Setting(method).describe() == Setting(again).describe()

@@ -61,6 +61,8 @@ RIGHT = [
     ("There are three.", "3"),
     ("five dogs", "5 dogs"),
     ("one", "1"),
+    ("It is thirty.", "30"),
+    ("ninety", "90"),
     ("10:30", "10:30"),
     ("\u00bd", "1/2"),
     ("007", "007"),
@@ -97,6 +99,9 @@ NOT_RIGHT = [
     ("There is no dog", "dog"),
     ("red or blue", "red"),
     ("red/blue", "red"),
+    ("It is red/blue.", "red"),
+    ("It is red, or blue.", "red"),
+    ("Is it red here?", "red"),
     ("red, green, blue", "red"),
     ("red?", "red"),
     ("It is red. No, it is blue.", "red"),
@@ -262,3 +267,41 @@ def test_anything_is_judged_and_in_time():
     for text in ("7 ", "a b ", "猫", "(", "1,", "- ", "no ", "1"):
         assert contained(text * 20000, "7") is not True
     assert time.perf_counter() - start < 20
+
+
+def test_long_answers_are_judged_up_to_a_thousand_words():
+    assert contained("It is a very nice picture. " * 100 + "It is red.", "red") is True
+    assert contained("a " * 999 + "red", "red") is True
+    assert contained("a " * 1000 + "red", "red") is None
+
+
+def test_a_truth_of_two_words_is_no_option():
+    assert contained("It is vitamin C.", "vitamin C") is True
+    assert contained("C", "vitamin C") is False
+
+
+def test_two_options_are_no_answer():
+    assert contained("(A) (B)", "B") is None
+    assert contained("(A) (B)", "C") is None
+
+
+def test_measure_words_follow_numbers_alone():
+    assert contained("三匹", "三") is True
+    assert contained("猫人", "猫") is None  # a catwoman
+    assert contained("三人", "三") is True
+
+
+def test_korean_words_take_particles_alone():
+    assert contained("고양이가 있다", "고양이") is True
+    assert contained("고양이들이 있다", "고양이") is None
+
+
+def test_groups_of_digits_are_those_that_people_write():
+    assert contained("1,000,5", "10005") is not True
+    assert contained("1.000,5", "1000.5") is True and contained("1.000,5", "10005") is not True
+    assert contained("12,34,567", "1234567") is True and contained("12,3", "123") is not True
+
+
+def test_a_bound_stands_in_the_same_sentence():
+    assert contained("There are 5. Below it is a dog.", "5") is True
+    assert contained("There are 5 below.", "5") is not True

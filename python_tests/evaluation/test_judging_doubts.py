@@ -166,6 +166,7 @@ NEVER = {
     "고양이": ["고양이는 모르겠다", "고양이는 아닙니다"],
 }
 DENIALS = [
+    *("nor", "neither", "without", "hardly", "instead", "except"),
     *("nicht", "keinen", "keinem", "keiner", "weder", "niemals", "ningún", "nenhum", "nessun", "jamais", "não", "niet"),
     *("inte", "ikke", "nem", "není", "değil", "không", "tidak", "δεν", "όχι", "не", "нет", "لم", "لن", "ليست", "مش"),
     *("אינו", "לא", "না", "নেই", "இல்லை", "नहीं"),

@@ -8,6 +8,7 @@ from PIL import Image
 
 import ficoco_ext
 from ficoco_ext import Schedule
+from ficoco_ext.reduction import Reduction
 from ficoco_ext.viz.traces import trace
 
 
@@ -55,6 +56,23 @@ def merge_matrix(reductions, item=0, upto=None):
                     step[kept[target], source] += weight
         total = step @ total
     return total
+
+
+def reduction(sources=((4, 0), (5, 2)), kept=(0, 1, 2, 3), grid=(2, 3)):
+    """Of a grid without a class token: each of ``sources`` went to the patch beside it, -1: to none."""
+    place, holder = {patch: index for index, patch in enumerate(kept)}, dict(sources)
+    held = [place.get(holder.get(patch, patch), -1) for patch in range(grid[0] * grid[1])]
+    return Reduction(
+        tokens=None,
+        size=torch.ones(1, len(kept), 1),
+        kept=torch.tensor([kept]),
+        sources=torch.tensor([[source for source, _ in sources]]),
+        source_map=torch.tensor([held]),
+        targets=torch.tensor([[[place.get(target, -1)] for _, target in sources]]),
+        weights=torch.ones(1, len(sources), 1),
+        class_token=False,
+        grid=grid,
+    )
 
 
 def picture(grid=(6, 6), scale=14):
