@@ -81,6 +81,7 @@ def test_misspelt_names_get_a_suggestion(line, wanted):
 def test_what_is_like_nothing_gets_no_suggestion():
     assert did_you_mean("qqqq", ["tome", "topk"]) == ""
     assert did_you_mean("TOMES", ["tome"]) == "; did you mean 'tome'?"
+    assert did_you_mean("llava", ["LLaVA"]) == "; did you mean 'LLaVA'?"
 
 
 @pytest.mark.parametrize(

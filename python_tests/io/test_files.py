@@ -235,3 +235,10 @@ def test_no_command_overwrites_what_it_was_given(inputs, monkeypatch, line):
     assert told.exit_code == 2, told.output
     assert " must not be " in told.output and "give another name" in told.output
     assert {path: path.read_bytes() for path in inputs.rglob("*") if path.is_file()} == before
+
+
+def test_of_three_outputs_each_is_a_file_of_its_own(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    files.require_apart([], a=one, b=other, c=tmp_path / "third")
+    with pytest.raises(ValueError, match=r"c must not be the file of a, "):
+        files.require_apart([], a=one, b=other, c=one)

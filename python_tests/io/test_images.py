@@ -298,3 +298,15 @@ def test_the_model_and_the_figures_see_the_same_pixels():
     assert (patch_means(clear, (2, 2)) == 1).all()
     marked = loaded.inputs(white, "<image>\nhow many squares ?")["input_ids"]
     assert torch.equal(marked, loaded.inputs(white, "how many squares ?")["input_ids"])
+
+
+def test_channels_are_last_where_both_could_be():
+    picture = np.arange(3 * 5 * 3, dtype=np.uint8).reshape(3, 5, 3)  # three rows
+    assert (_pixels(picture) == picture).all()
+    first = np.arange(3 * 5 * 5, dtype=np.uint8).reshape(3, 5, 5)
+    assert (_pixels(first) == first.transpose(1, 2, 0)).all()
+
+
+@pytest.mark.parametrize(("top", "shown"), [(255, 255), (256, 1), (2**16 - 1, 255)])
+def test_integers_above_a_byte_are_of_16_bits(top, shown):
+    assert _pixels(np.array([[0, top]], np.int32))[0, 1].tolist() == [shown] * 3

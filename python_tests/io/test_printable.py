@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 from helpers.paths import PACKAGE
@@ -192,3 +193,16 @@ def test_eval_says_draws_and_writes_it(folder):
     assert not steers(written) and "kind\\|\\<img src=x\\>" in written
     table = [line for line in written.split("\n") if line.startswith("|")]
     assert len({line.replace("\\\\", "").replace("\\|", "").count("|") for line in table}) == 1
+
+
+def test_every_sign_that_turns_text_is_shown():
+    """Those of Unicode that open, override, isolate or close a direction."""
+    turning = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    signs = [one for one in map(chr, range(sys.maxunicode + 1)) if unicodedata.bidirectional(one) in turning]
+    assert len(signs) == 9
+    for one in signs:
+        assert printable(f"a{one}b") == f"a\\u{ord(one):04x}b"
+
+
+def test_what_may_stay_is_all_that_stays():
+    assert printable("a\n\tb\x1b", keep="\n") == "a\n\\tb\\x1b"

@@ -263,3 +263,7 @@ def test_a_page_needs_its_folder(tmp_path):
 def test_a_page_is_json_without_nan():
     with pytest.raises(ValueError, match="JSON"):
         writer.embedded(float("nan"))
+
+
+def test_the_largest_remainders_are_rounded_up():
+    assert data._millionths([(4, 0.3000004), (5, 0.6999996)]) == [(4, 300_000), (5, 700_000)]

@@ -123,3 +123,16 @@ def test_errors_name_the_argument():
         trace(told, 0, layers=(3, 3))
     with pytest.raises(ValueError, match="reductions is empty"):
         trace((), 0)
+
+
+def test_equal_shares_are_in_the_order_of_their_patches():
+    """Two targets with half each, whichever the record names first."""
+    tokens, attn = inputs(b=1)
+    result = record(tokens, attn, 20, targets=2, alpha="average")
+    turned = replace(result, targets=result.targets.flip(-1))
+    for patch in (result.sources[0] - 1).tolist():
+        for told in (result, turned):
+            found = trace(told, patch)
+            assert list(found.shares.values()) == [0.5, 0.5]
+            assert list(found.shares) == sorted(found.shares)
+            assert [move.target for move in found.steps[0].moves] == list(found.shares)
