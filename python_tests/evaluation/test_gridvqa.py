@@ -136,6 +136,7 @@ def _chosen(things, question, a, b, c):
 
 def _side(things, side):
     first, second = sorted(_shown(things, kind="digit"), key=lambda t: t.box[0] + t.box[2])
+    assert second.box[0] + second.box[2] - first.box[0] - first.box[2] > 24, "neither is left of the other"
     return str((first if side == "left" else second).digit)
 
 

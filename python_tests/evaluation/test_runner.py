@@ -20,7 +20,17 @@ from helpers.models import snapshot
 import ficoco_ext
 from ficoco_ext import get_method, methods
 from ficoco_ext.cost import flop_counter
-from ficoco_ext.evaluation import Results, Setting, asking, evaluate, markdown, questions, runner, settings_of
+from ficoco_ext.evaluation import (
+    Prompts,
+    Results,
+    Setting,
+    asking,
+    evaluate,
+    markdown,
+    questions,
+    runner,
+    settings_of,
+)
 from ficoco_ext.evaluation.runner import weights_digest
 from ficoco_ext.schedule import geometric
 
@@ -102,8 +112,9 @@ def test_the_first_setting_is_timed_warm(monkeypatch):
     clock = types.SimpleNamespace(perf_counter=lambda: heard.append("clock") or time.perf_counter())
     monkeypatch.setattr(runner, "time", clock)
     monkeypatch.setattr(asking, "_generated", lambda *given: heard.append("answers") or generated(*given))
+    monkeypatch.setattr(Prompts, "warm", lambda self: heard.append("pictures"))
     evaluate(embedded(), grid(), TWO[:1])
-    assert heard == ["answers", *["clock", "answers", "clock"] * 2]
+    assert heard == ["answers", *["pictures", "clock", "answers", "clock"] * 2]
 
 
 def test_weights_digest_sees_one_weight():

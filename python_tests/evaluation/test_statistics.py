@@ -123,3 +123,9 @@ def test_an_error_is_raised_to_a_floor_and_never_lowered():
 def test_errors(change):
     with pytest.raises(ValueError, match="must be at least 1, got 0"):
         Bootstrap(**change)
+
+
+def test_an_interval_leaves_out_as_much_on_either_side():
+    found = Estimate.of(0.3, np.append(np.arange(1001) / 1000, np.nan))
+    assert (found.value, found.low, found.high) == pytest.approx((0.3, 0.025, 0.975))
+    assert found.error == pytest.approx(np.std(np.arange(1001) / 1000))
