@@ -331,3 +331,21 @@ def test_random_inputs_have_text_on_both_sides():
     assert (found["pixel_values"].shape, found["pixel_values"].dtype) == ((1, 3, 28, 28), torch.float16)
     with pytest.raises(ValueError, match=r"text_tokens must be in 1 \.\.\. 6, .* got 7"):
         timing.random_inputs(model, 7)
+
+
+def test_who_has_no_room_is_told_what_helps(monkeypatch):
+    monkeypatch.setattr(timing, "available_bytes", lambda device: 2**30)
+    for dtype, halves in ((torch.float32, True), (torch.bfloat16, False), (torch.float16, False)):
+        with pytest.raises(MemoryError, match=r"this geometry needs 1,[\d,]{11} bytes") as told:
+            timing._require_memory(torch.nn.Linear(64, 64, dtype=dtype), torch.device("cpu"))
+        assert ("--dtype bfloat16" in str(told.value)) == halves
+    monkeypatch.setattr(timing, "available_bytes", lambda device: None)
+    timing._require_memory(torch.nn.Linear(64, 64), torch.device("cpu"))
+
+
+def test_a_written_reduction_says_what_it_is_of(tmp_path):
+    safetensors = pytest.importorskip("safetensors")
+    one_reduction.save(reduction(tokens=torch.ones(1, 4, 8)), tmp_path / "out", {"method": "mine"})
+    with safetensors.safe_open(tmp_path / "out", "pt") as file:
+        assert file.metadata() == {"method": "mine", "class_token": "False", "grid": "2,3"}
+        assert file.get_tensor("kept").tolist() == [[0, 1, 2, 3]]

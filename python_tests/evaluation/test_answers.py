@@ -16,7 +16,7 @@ import ficoco_ext
 from ficoco_ext.apps.checkpoint import EMBEDDED, load
 from ficoco_ext.evaluation import Asking, Prompts, answers, asking, questions
 from ficoco_ext.evaluation.asking import contained, exact, with_embedded_rules
-from ficoco_ext.evaluation.sharing import SharedPictures
+from ficoco_ext.evaluation.sharing import SharedPictures, can_share
 from ficoco_ext.gridvqa.vocabulary import vocabulary
 
 ASKED = questions(grid(scenes=3, per_scene=5))
@@ -182,3 +182,9 @@ def test_a_processor_that_gives_more_is_used_for_both(monkeypatch):
 def test_short_rows_are_masked_on_their_left():
     ids, mask = asking._padded([[1, 2, 3], [4]], 9)
     assert (ids.tolist(), mask.tolist()) == ([[1, 2, 3], [9, 9, 4]], [[1, 1, 1], [0, 0, 1]])
+
+
+def test_pictures_are_shared_by_the_one_class_that_is_known():
+    """A class of somebody else's may ask for its features in another way."""
+    known = type(embedded().model)
+    assert can_share(embedded().model) and not can_share(object.__new__(type("Theirs", (known,), {})))

@@ -136,7 +136,6 @@ def _chosen(things, question, a, b, c):
 
 def _side(things, side):
     first, second = sorted(_shown(things, kind="digit"), key=lambda t: t.box[0] + t.box[2])
-    assert second.box[0] + second.box[2] - first.box[0] - first.box[2] > 24, "neither is left of the other"
     return str((first if side == "left" else second).digit)
 
 
@@ -303,3 +302,18 @@ def test_the_embedded_tokenizer_has_these_words_in_this_order():
     held = json.loads((PACKAGE / "data" / "tiny_llava" / "tokenizer.json").read_text())["model"]["vocab"]
     assert tuple(sorted(held, key=held.get)) == vocabulary.vocabulary()
     assert sorted(held.values()) == list(range(len(held)))
+
+
+def test_sides_are_asked_of_what_stands_side_by_side():
+    def asked(apart):
+        boxes = ((20 + apart, 20, 48 + apart, 48), (20, 100, 48, 128))
+        things = tuple(scene.Thing("digit", box, digit=number) for number, box in enumerate(boxes))
+        blank = np.zeros((1, 1, 3), np.uint8), things, np.zeros((1, 1), np.int8)
+        return {
+            pair
+            for seed in range(20)
+            for pair in questions(np.random.default_rng(seed), scene.Scene(*blank), 1, ("digit",))
+        }
+
+    assert asked(12) == set()
+    assert asked(13) == {("digit", "what is the left digit ?", "1"), ("digit", "what is the right digit ?", "0")}

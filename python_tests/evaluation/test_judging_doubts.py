@@ -234,7 +234,7 @@ RIGHT = [
     ("The answer is: B", "B"),
     ("C is the best answer.", "C"),
     ("B since it is red", "B"),
-    ("(B) y nada más", "B"),
+    ("(B) y basta", "B"),
     ("red: not blue", "red"),
     ("Option C.", "C"),
     ("B!", "B"),

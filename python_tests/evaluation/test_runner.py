@@ -307,6 +307,7 @@ def test_settings_by_name():
         ("topk", "topk", 0.25, (3,)),
     ]
     assert Setting(["topk", "tome", "topk"]).name == "topk, tome"
+    assert len(settings_of(["topk"], keep_ratios=[0.5, 0.5], tokens=[9, 9])) == 2
     assert settings_of(["fastv"])[0].budget == "own amount"
 
 

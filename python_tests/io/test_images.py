@@ -310,3 +310,16 @@ def test_channels_are_last_where_both_could_be():
 @pytest.mark.parametrize(("top", "shown"), [(255, 255), (256, 1), (2**16 - 1, 255)])
 def test_integers_above_a_byte_are_of_16_bits(top, shown):
     assert _pixels(np.array([[0, top]], np.int32))[0, 1].tolist() == [shown] * 3
+
+
+def test_what_a_camera_adds_to_its_photograph_is_no_frame():
+    said, pictures = [], [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    found = _pixels(_saved(pictures[0], "MPO", save_all=True, append_images=pictures[1:]), say=said.append)
+    assert found[0, 0, 0] > 240 and said == []
+
+
+def test_integers_of_other_files_are_taken_as_they_are():
+    """Only of a PNG integers of 32 bits are meant as 16; a TIFF may mean all of them."""
+    levels = np.array([[0, 100]], np.int32)
+    assert _pixels(_saved(Image.fromarray(levels), "TIFF"))[0, 1].tolist() == [100] * 3
+    assert _pixels(_saved(Image.fromarray(levels.astype(np.uint16)), "PNG"))[0, 1].tolist() == [0] * 3
