@@ -349,3 +349,29 @@ def test_a_written_reduction_says_what_it_is_of(tmp_path):
     with safetensors.safe_open(tmp_path / "out", "pt") as file:
         assert file.metadata() == {"method": "mine", "class_token": "False", "grid": "2,3"}
         assert file.get_tensor("kept").tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("begins", "bos", "added"), [("<s>", "<s>", False), ("", "<s>", True), ("", None, True), ("<s>", None, True)]
+)
+def test_a_prompt_begins_once(begins, bos, added):
+    """A template may write the token that begins a text, which most tokenizers put there too."""
+    asked = {}
+
+    class Batch(dict):
+        def to(self, *given):
+            return self
+
+    class Processor:
+        chat_template, image_token, tokenizer = "theirs", "<image>", SimpleNamespace(bos_token=bos)
+
+        def apply_chat_template(self, turns, add_generation_prompt):
+            return f"{begins}<image>{turns[0]['content'][1]['text']}"
+
+        def __call__(self, **given):
+            asked.update(given)
+            return Batch()
+
+    model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+    checkpoint.Checkpoint(model, Processor(), "theirs", False).inputs(torch.zeros(4, 4), "why ?")
+    assert (asked["text"], asked["add_special_tokens"]) == (f"{begins}<image>why ?", added)

@@ -196,6 +196,7 @@ def _said(*pairs):
 FORMATS = [
     {"question": "<image>\nhow many ?", "answer": "2"},
     {"question": "how many ?\n<image>", "answer": "2"},
+    {"question": "how <image> many ?", "answer": "2"},
     {"conversations": _said(("<image>\nhow many ?", "2")), "id": 7},
     {"conversations": [{"from": "system", "value": "be short"}, *_said(("how many ?", "2"))], "id": "000007"},
     {"messages": [{"role": "user", "content": "<image>how many ?"}, {"role": "assistant", "content": "2"}], "id": 1.5},
