@@ -69,3 +69,13 @@ def test_cells_of_a_page_are_text():
     assert markup.code("a|b") == "`a\\|b`"
     assert markup.cell("a|b  <c>\n*d* `e`") == "a\\|b &lt;c&gt; \\*d\\* \\`e\\`"
     assert markup.table_of(("x", "y"), [("1", "2")]) == "| x | y |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_a_page_of_the_api_names_functions_and_classes_alone():
+    spec = importlib.util.spec_from_file_location("api_lists", ROOT / "_build" / "pages" / "api_lists.py")
+    api_lists = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(api_lists)
+    found = api_lists.public_names("ficoco_ext.viz").split("\n\n")
+    assert "::: ficoco_ext.viz.Heat" in found and "::: ficoco_ext.viz.overview" in found
+    assert "::: ficoco_ext.viz.page" not in found  # a module
+    assert found == sorted(found, key=str.lower) and len(found) == len(set(found))
