@@ -17,6 +17,7 @@ RIGHT = [
     ("It is red, not blue.", "red"),
     ("The word is taxi. It's not clear who wrote it.", "taxi"),
     ("a hot-dog", "hot dog"),
+    ("A hot-dog and a dog", "dog"),
     ("don't walk", "Don\u2019t walk"),
     # other scripts
     ("这是一只猫", "猫"),
@@ -190,6 +191,9 @@ NOT_RIGHT = [
 ]
 OPEN = [
     ("yes and no", "yes"),
+    ("Yes. No.", "yes"),
+    ("Yes. No.", "no"),
+    ("True. False.", "true"),
     ("not yes", "yes"),
     ("It is not red", "red"),
     ("red or blue", "red"),

@@ -234,6 +234,7 @@ RIGHT = [
     ("The answer is: B", "B"),
     ("C is the best answer.", "C"),
     ("B since it is red", "B"),
+    ("The answer is B which is red.", "B"),
     ("(B) y basta", "B"),
     ("red: not blue", "red"),
     ("Option C.", "C"),

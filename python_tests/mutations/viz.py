@@ -166,6 +166,27 @@ MUTATIONS: list[Mutation] = [
         why="Equal moves come in another order than the documented one.",
     ),
     Mutation(
+        file="ficoco_ext/viz/steps.py",
+        old='"low": held[position + width] if row < height - 1 else None',
+        new='"low": held[position + width] if row < height - 2 else None',
+        tests=(_PANELS + "test_a_group_is_outlined_as_one",),
+        why="Groups in the last row are cut off from their other patches.",
+    ),
+    Mutation(
+        file="ficoco_ext/viz/steps.py",
+        old="ramp(0.35 + 0.65 * share / most)",
+        new="ramp(0.35 + 0.65 * share)",
+        tests=(_PANELS + "test_the_largest_share_is_the_darkest",),
+        why="Small shares cannot be told from none.",
+    ),
+    Mutation(
+        file="ficoco_ext/viz/steps.py",
+        old='"linewidth": 0.9 + 2.2 * move.share,',
+        new='"linewidth": 0.9 + 2.2 * move.weight,',
+        tests=(_PANELS + "test_moves_of_a_traced_patch_lead_to_their_targets",),
+        why="Arrows of a small part of a patch are as wide as those of all of it.",
+    ),
+    Mutation(
         file="ficoco_ext/viz/traces.py",
         old="            share = weight * held\n",
         new="            share = weight\n",

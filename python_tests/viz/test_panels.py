@@ -12,7 +12,7 @@ from matplotlib.text import Annotation
 
 from ficoco_ext import viz
 from ficoco_ext.viz import canvas, comparisons, steps
-from ficoco_ext.viz.traces import Move, TraceStep
+from ficoco_ext.viz.traces import Move, Trace, TraceStep
 
 GRID = (2, 3)
 
@@ -108,9 +108,11 @@ def test_the_legend_of_layers_counts_what_left():
 
 def test_moves_of_a_traced_patch_lead_to_their_targets():
     axes = _axes()
-    moves = (Move(4, 0, 0.75, 0.75), Move(4, 2, 0.25, 0.25))
+    moves = (Move(4, 0, 0.9, 0.75), Move(4, 2, 0.1, 0.25))
     steps.draw_after(axes, picture(GRID), reduction(), "After", step=TraceStep("x", moves, 0.0, {0: 0.75, 2: 0.25}))
     assert _arrows(axes) == [((1.5, 1.5), (0.5, 0.5)), ((1.5, 1.5), (2.5, 0.5))]
+    widths = [one.arrow_patch.get_linewidth() for one in axes.texts if isinstance(one, Annotation)]
+    assert widths == pytest.approx([0.9 + 2.2 * 0.75, 0.9 + 2.2 * 0.25])
     dots = axes.collections[-1]
     assert dots.get_offsets().tolist() == [[0.5, 0.5], [2.5, 0.5]]
     large, small = dots.get_sizes()
@@ -136,3 +138,30 @@ def test_the_brightest_patch_of_a_map_has_the_largest_value():
 def test_of_many_layers_the_first_and_the_last_are_shown():
     assert viz.spread(28, 4) == [0, 9, 18, 27] and viz.spread(7, 4) == [0, 2, 4, 6]
     assert viz.spread(3, 4) == [0, 1, 2] and viz.spread(5, 1) == [4]
+
+
+def test_the_largest_share_is_the_darkest():
+    from matplotlib import colormaps
+
+    axes = _axes()
+    steps.draw_shares(axes, picture(GRID), Trace(4, (), {2: 0.3, 0: 0.1}, 0.6), GRID)
+    cover = np.asarray(axes.images[-1].get_array())
+    assert cover[0, 2].tolist() == pytest.approx([*colormaps["GnBu"](1.0)[:3], 0.92])
+    assert cover[0, 0].tolist() == pytest.approx([*colormaps["GnBu"](0.35 + 0.65 / 3)[:3], 0.92])
+    assert axes.get_title(loc="left") == "Patch 1,1 in the end"
+    assert axes.get_xlabel() == "30 % in 0,2, rest in 1 more; 60 % dropped"
+
+
+def test_a_group_is_outlined_as_one():
+    """Two patches under each other: no line between them, and those at their sides go through."""
+    axes = _axes()
+    steps._outline(axes, [0, 1, 0, 3], {0: "red"}, (2, 2), 1.0)
+    lines = {tuple(map(tuple, line.round(2).tolist())) for line in axes.collections[0].get_segments()}
+    assert lines == {
+        ((0.07, 0.07), (0.93, 0.07)),
+        ((0.07, 0.07), (0.07, 1.0)),
+        ((0.93, 0.07), (0.93, 1.0)),
+        ((0.07, 1.0), (0.07, 1.93)),
+        ((0.93, 1.0), (0.93, 1.93)),
+        ((0.07, 1.93), (0.93, 1.93)),
+    }
