@@ -191,6 +191,8 @@ NOT_RIGHT = [
 ]
 OPEN = [
     ("yes and no", "yes"),
+    ("I choose b.", "B"),
+    ("It costs over just the 5", "5"),
     ("Yes. No.", "yes"),
     ("Yes. No.", "no"),
     ("True. False.", "true"),
@@ -204,7 +206,16 @@ OPEN = [
     ("perhaps", "yes"),
     ("熊猫", "猫"),
 ]
-WRONG = [("blue", "red"), ("No.", "yes"), ("yes", "no"), ("(A)", "B"), ("It is 8", "7"), ("-5", "5"), ("17", "7")]
+WRONG = [
+    ("It is the red one.", "5"),
+    ("blue", "red"),
+    ("No.", "yes"),
+    ("yes", "no"),
+    ("(A)", "B"),
+    ("It is 8", "7"),
+    ("-5", "5"),
+    ("17", "7"),
+]
 
 
 @pytest.mark.parametrize(("answer", "truth"), RIGHT)

@@ -133,6 +133,20 @@ MUTATIONS: list[Mutation] = [
     ),
     Mutation(
         file=_RULES,
+        old="return end and set_off and token.raw.isupper() and said.tokens[position - 1].text in PICKS",
+        new="return end and set_off and said.tokens[position - 1].text in PICKS",
+        tests=_OPEN,
+        why="A small letter at the end of a sentence is an option.",
+    ),
+    Mutation(
+        file=_RULES,
+        old="pronoun = value == 1 and any(",
+        new="pronoun = any(",
+        tests=(_JUDGING + "test_wrong",),
+        why="A wrong number of things is left open because of a pronoun.",
+    ),
+    Mutation(
+        file=_RULES,
         old="or following in _REASONS[:3]",
         new="or following in _REASONS[:1]",
         tests=_RIGHT,
@@ -200,6 +214,13 @@ MUTATIONS: list[Mutation] = [
         new="found[position] = replace(token, number=token.number)",
         tests=_NEVER,
         why="Minus 5 in words is 5.",
+    ),
+    Mutation(
+        file=_TEXT,
+        old="and position - before < 3:",
+        new="and position - before < 1:",
+        tests=_OPEN,
+        why="A bound with two words between is not seen.",
     ),
     Mutation(
         file=_TEXT,
