@@ -13,6 +13,7 @@ from helpers.pictures import reduction
 from ficoco_ext import Schedule, get_method
 from ficoco_ext.apps import (
     attention_maps,
+    bench,
     checkpoint,
     demo,
     layer_tokens,
@@ -375,3 +376,60 @@ def test_a_prompt_begins_once(begins, bos, added):
     model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
     checkpoint.Checkpoint(model, Processor(), "theirs", False).inputs(torch.zeros(4, 4), "why ?")
     assert (asked["text"], asked["add_special_tokens"]) == (f"{begins}<image>why ?", added)
+
+
+def test_attention_of_the_class_token_is_where_the_last_layer_reduces(monkeypatch):
+    seen = []
+    values = torch.tensor([0.25, 0.5])
+    monkeypatch.setattr(attention_maps, "class_attention", lambda model, pixels, layer: seen.append(layer) or values)
+    shape, who = SimpleNamespace(used=7, extra=0), SimpleNamespace(model=None)
+
+    def found(reducing, layer=None):
+        given = (who, {"pixel_values": None}, "why ?", shape, reducing, None, layer, lambda *words: None)
+        return attention_maps.attention_map(*given)
+
+    assert found([3, 5, 4]) == attention_maps.AttentionMap("class token", "vision", 5, 0.75, (0.25, 0.5))
+    assert (found([]).layer, found([3, 5], layer=2).layer) == (6, 2)
+    assert seen == [5, 6, 2]
+
+
+def test_what_is_reached_of_what_the_operations_promise():
+    full, few = (
+        timing.MeasuredPrefill(1, 1, (1,), Flops(flops, flops, 0, 0, 0, 0), seconds, (seconds,) * 5)
+        for flops, seconds in ((8, 2.0), (2, 1.0))
+    )
+    found = bench.Timed.of("topk", {}, full, few)
+    assert (found.speedup, found.flops_ratio, found.reached, found.judged) == (2.0, 4.0, 0.5, "faster")
+    assert bench.Timed.of("all tokens", {}, full, full).judged == "noise"
+
+
+def test_a_batch_is_the_one_prompt_many_times(monkeypatch):
+    given = []
+
+    def compare(model, inputs, ways, **how):
+        given.append((inputs, len(ways), how["seconds"]))
+        return tuple(_prefill([1.0] * 5) for _ in ways)
+
+    monkeypatch.setattr(timing, "compare", compare)
+    inputs = {"input_ids": torch.tensor([[1, 2]]), "pixel_values": torch.zeros(1, 3, 4, 4)}
+    found = bench._batch(None, inputs, 3, {"topk": {"r": 1}, "tome": {"r": 2}}, 7.0, lambda *words: None)
+    assert (found.batch, [(one.name, one.amount) for one in found.timed]) == (
+        3,
+        [("all tokens", {}), ("topk", {"r": 1}), ("tome", {"r": 2})],
+    )
+    ((repeated, ways, seconds),) = given
+    assert repeated["input_ids"].tolist() == [[1, 2]] * 3 and repeated["pixel_values"].shape == (3, 3, 4, 4)
+    assert (ways, seconds) == (3, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"), [((4, None), "built with 4 of 24 vision and 32 of 32"), ((None, None), "")]
+)
+def test_a_part_of_a_model_is_called_one(monkeypatch, layers, said):
+    for name in ("shapes", "require_room", "materialize", "random_inputs"):
+        monkeypatch.setattr(timing, name, lambda *given: None)
+    request = bench.Request(geometry="llava-1.5-7b", vision_layers=layers[0], text_layers=layers[1])
+    notes = []
+    where = (torch.float32, torch.device("cpu"))
+    bench._random(request, "llava-1.5-7b", *where, {}, notes.append, lambda *words: None)
+    assert len(notes) == 1 + bool(said) and "random weights" in notes[0] and notes[-1].startswith(said)

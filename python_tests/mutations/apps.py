@@ -24,7 +24,7 @@ MUTATIONS: list[Mutation] = [
         file="ficoco_ext/apps/attention_maps.py",
         old="layer = max(reducing, default=shape.used - 1)",
         new="layer = min(reducing, default=shape.used - 1)",
-        tests=(_SHOW + "test_methods_of_tower_language_model_and_both_side_by_side",),
+        tests=(_PARTS + "test_attention_of_the_class_token_is_where_the_last_layer_reduces",),
         why="The map is of the first layer that reduces, not of the last.",
     ),
     Mutation(
@@ -38,21 +38,21 @@ MUTATIONS: list[Mutation] = [
         file="ficoco_ext/apps/bench.py",
         old="if built != true:",
         new="if built == true:",
-        tests=(_BENCH + "test_a_geometry_is_timed_by_either_name",),
+        tests=(_PARTS + "test_a_part_of_a_model_is_called_one",),
         why="Times of a part of a model are passed off as those of the whole.",
     ),
     Mutation(
         file="ficoco_ext/apps/bench.py",
         old="name: tensor.repeat_interleave(count, 0)",
         new="name: tensor.repeat_interleave(1, 0)",
-        tests=(_BENCH + "test_amounts_tokens_and_operations_are_those_of_the_methods",),
+        tests=(_PARTS + "test_a_batch_is_the_one_prompt_many_times",),
         why="Every batch size is timed with one prompt.",
     ),
     Mutation(
         file="ficoco_ext/apps/bench.py",
         old="flops = full.seconds / prefill.seconds, full.flops.total / prefill.flops.total",
         new="flops = full.seconds / prefill.seconds, prefill.flops.total / full.flops.total",
-        tests=(_BENCH + "test_ratios_are_of_what_is_shown",),
+        tests=(_PARTS + "test_what_is_reached_of_what_the_operations_promise",),
         why="What is reached of the promised speedup is far too good.",
     ),
     Mutation(
