@@ -136,8 +136,11 @@ void probability_stats(const AttentionStatsParams& p) {
         inverse[i] = i < count ? 1.f / total : 0.f;
       }
       if (begin == 0 && p.first) {
-        for (int64_t j = 0; j < n; ++j) class_row[j] = scores[j * width] * inverse[0];
-        inverse[0] = 0.f;  // the class token's query does not count for the patches
+        for (int64_t j = 0; j < n; ++j) {
+          class_row[j] = scores[j * width] * inverse[0];
+          scores[j * width] = 0.f;  // the class token's query does not count for the patches, even if it is NaN
+        }
+        inverse[0] = 0.f;
       }
       if (p.column) {
         simd.dot_rows(scores.data() + p.first * width, width, patches, width, inverse.data(), patch_row + p.first);
@@ -155,7 +158,8 @@ void probability_stats(const AttentionStatsParams& p) {
   if (p.patches) reduce(patch_part, static_cast<float>(heads) * static_cast<float>(patches), p.patch_attention);
 }
 
-// class_attention = -cos(mean over patches of the head-mean keys, head-mean key), the factor 1 / H cancels.
+// class_attention = -cos(mean over patches of the head-mean keys, head-mean key). The factor 1 / H cancels, except
+// against the bound on lengths.
 void key_stats(const AttentionStatsParams& p) {
   const int64_t d = p.width, n = p.tokens, chunks = ceil_div(n, kChunk);
   std::vector<float> keys(n * d, 0.f), mean(d, 0.f);
@@ -167,15 +171,12 @@ void key_stats(const AttentionStatsParams& p) {
       for (int64_t i = 0; i < count; ++i) simd.add(keys.data() + (begin + i) * d, x + i * reader.stride(), d);
     }
   });
-  constexpr double kTiny = 1e-12;
+  const double tiny = 1e-12 * static_cast<double>(p.key.heads);
   simd.sum_rows(keys.data(), d, n, d, mean.data());
   simd.divide(mean.data(), static_cast<float>(n), d);
-  const double norm = std::max(std::sqrt(simd.sum_squares(mean.data(), d)), kTiny);
-  for (int64_t i = 0; i < n; ++i) {
-    const float* key = keys.data() + i * d;
-    const double length = std::max(std::sqrt(simd.sum_squares(key, d)), kTiny);
-    p.class_attention[i] = static_cast<float>(-simd.dot(mean.data(), key, d) / (norm * length));
-  }
+  simd.unit_rows(mean.data(), d, 1, d, tiny, mean.data());  // at unit length first: products of long keys overflow
+  simd.unit_rows(keys.data(), d, n, d, tiny, keys.data());
+  for (int64_t i = 0; i < n; ++i) p.class_attention[i] = -simd.dot(mean.data(), keys.data() + i * d, d);
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 // Softmax of a panel of query rows over the keys that each may attend to.
 #pragma once
+#include <limits>
+
 #include "cpu/simd.h"
 
 namespace ficoco {
@@ -18,7 +20,7 @@ struct Visible {
 // `count` on.
 inline void masked_softmax(const Visible& visible, const int64_t* queries, int64_t count, int64_t keys, int64_t width,
                            float scale, float* scores, float* inverse) {
-  constexpr float kMasked = -1e30f;  // finite, so that the numerators become 0 and not NaN
+  constexpr float kMasked = std::numeric_limits<float>::lowest();  // finite: numerators become 0 and not NaN
   bool somebody[kPanel] = {};
   for (int64_t t = 0; t < keys; ++t) {
     for (int64_t i = 0; i < width; ++i) {

@@ -41,7 +41,8 @@ struct Simd {
   void (*sum_rows)(const float* rows, int64_t stride, int64_t count, int64_t n, float* acc);
   void (*dot_rows)(const float* rows, int64_t stride, int64_t count, int64_t n, const float* vec, float* out);
 
-  // panel[c * width + i] = factor * rows[i][c], and 0 for i from `count` to `width`, which is 8, 16 or 24.
+  // panel[c * width + i] = factor * rows[i][c]; `width`, 8, 16 or 24, may be more than `count`: the last row is
+  // repeated, so that padding is infinite or NaN only where a row is.
   void (*pack_panel)(const float* const* rows, int64_t count, int64_t n, int64_t width, float factor, float* panel);
 
   // out[j * width + i] += <panel row i, row j> for `count` rows and a panel packed as [n][width], width 8, 16 or 24.

@@ -243,8 +243,8 @@ void unit_rows(const float* rows, int64_t stride, int64_t count, int64_t n, doub
       const float inverse = static_cast<float>(1. / length);
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) y[i] = x[i] * inverse;
-    } else {  // the inverse would be subnormal
-      for (int64_t i = 0; i < n; ++i) y[i] = x[i] / static_cast<float>(length);
+    } else {  // the inverse would be subnormal, and the length itself may not fit
+      for (int64_t i = 0; i < n; ++i) y[i] = static_cast<float>(x[i] / length);
     }
   }
 }
@@ -292,16 +292,10 @@ void dot_rows(const float* rows, int64_t stride, int64_t count, int64_t n, const
 void pack_panel(const float* const* rows, int64_t count, int64_t n, int64_t width, float factor, float* panel) {
   for (int64_t i = 0; i < width; i += kLanes) {
     const float* r[kLanes];
-    for (int64_t t = 0; t < kLanes; ++t) r[t] = i + t < count ? rows[i + t] : nullptr;
-    if (r[kLanes - 1]) {
-      for (int64_t c = 0; c < n; ++c) {
-        const Vec x = {r[0][c], r[1][c], r[2][c], r[3][c], r[4][c], r[5][c], r[6][c], r[7][c]};
-        storeu(panel + c * width + i, x * splat(factor));
-      }
-    } else {
-      for (int64_t c = 0; c < n; ++c) {
-        for (int64_t t = 0; t < kLanes; ++t) panel[c * width + i + t] = r[t] ? r[t][c] * factor : 0.f;
-      }
+    for (int64_t t = 0; t < kLanes; ++t) r[t] = rows[std::min(i + t, count - 1)];
+    for (int64_t c = 0; c < n; ++c) {
+      const Vec x = {r[0][c], r[1][c], r[2][c], r[3][c], r[4][c], r[5][c], r[6][c], r[7][c]};
+      storeu(panel + c * width + i, x * splat(factor));
     }
   }
 }

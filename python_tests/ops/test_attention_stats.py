@@ -101,6 +101,63 @@ def test_scale(backend, scale):
     check(backend, query, key, scale, True)
 
 
+def test_exponentials_of_any_size(backend):
+    """Each probability alone, not beside the largest: down to where float32 ends, and 0 from there on."""
+    values = torch.cat([torch.zeros(1), torch.linspace(-110, 0, 300)]).view(1, 1, -1, 1)
+    args = (torch.ones_like(values), values, 1.0, True, True, False, False)
+    got, wanted = backend("attention_stats", *args)[0].double(), oracle("attention_stats", *args)[0]
+    rtol = 5e-7 if backend.name == "cpu" else 2e-5
+    torch.testing.assert_close(got, wanted, rtol=rtol, atol=2e-38)
+
+
+def test_products_that_are_all_very_negative(backend):
+    query, key = torch.ones(2, 2, 30, 4), torch.randint(-4, 1, (2, 2, 30, 4)) - 250.0
+    check(backend, query, key, 1.0, True)
+    check(backend, query, key, 1.0, False)
+
+
+@pytest.mark.parametrize("n", [8, 10, 17, 25, 30, 49])
+def test_keys_of_minus_infinity(backend, n):
+    """What nobody attends to has probability 0, however many queries are left for the last vector."""
+    query, key = query_key(2, 2, 2, n, 4)
+    query[..., 0], key[:, :, [3, n - 1], 0] = 1.0, float("-inf")
+    for class_token in (False, True):
+        for column in (False, True):
+            args = (query, key, 0.5, class_token, True, column, True)
+            got, wanted = backend("attention_stats", *args)[1], oracle("attention_stats", *args)[1]
+            assert wanted.isfinite().all()
+            assert_close(got, wanted, n)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_class_tokens_query_is_no_patchs(backend, value):
+    query, key = query_key(2, 2, 2, 21, 4)
+    query[:, :, 0, 2] = value
+    for column in (False, True):
+        args = (query, key, 0.5, True, True, column, True)
+        got, wanted = backend("attention_stats", *args), oracle("attention_stats", *args)
+        assert wanted[1].isfinite().all()
+        assert_close(got[1], wanted[1], 21)
+        assert not got[0].isfinite().any()
+
+
+@pytest.mark.parametrize("magnitude", [1e-13, 1e-12, 1e-10, 1e17, 1e30, 1e36])
+def test_cosines_of_keys_of_any_magnitude(backend, magnitude):
+    """Products of the keys leave the range of float32, the keys do not; the bound of 1e-12 is on the mean's length."""
+    if backend.name != "cpu" and magnitude > 1e18:
+        pytest.skip("in float32 the specification takes products in float32, and so does a GPU")
+    key = (torch.randn(2, 1, 30, 8) + 1).expand(-1, 4, -1, -1) * magnitude * 0.2
+    args = (torch.zeros_like(key), key, 1.0, False, False, False, True)
+    assert_close(backend("attention_stats", *args)[0], oracle("attention_stats", *args)[0], 30)
+
+
+def test_channels_that_are_one_number(backend):
+    """Stride 0 within a row."""
+    query, key = (torch.randn(2, 2, 20, 1).expand(-1, -1, -1, 8) for _ in range(2))
+    check(backend, query, key, 0.3, True)
+    check_map(backend, torch.randn(2, 2, 20, 1).expand(-1, -1, -1, 20), True)
+
+
 @pytest.mark.parametrize("n", [1, 7, 64, 65, 129])
 def test_flat_and_empty_tokens(backend, n):
     """All tokens equal: the softmax is flat; zero keys have no direction: their cosine is 0."""

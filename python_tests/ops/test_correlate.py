@@ -244,6 +244,72 @@ def test_a_source_that_may_attend_to_nobody(backend, k, alpha):
         backend(name, *args)
 
 
+@pytest.mark.parametrize("k", [2, 17])
+@pytest.mark.parametrize("place", [0, 5, 30, 59])
+def test_one_source_of_many_without_a_correlation(backend, place, k):
+    """Products that overflow, of one source alone, in the first panel or a later one."""
+    if not backend.reads_values:
+        pytest.skip("reading the correlations would synchronise")
+    query, key = torch.ones(1, 1, 90, 1), torch.full((1, 1, 90, 1), 1e20)
+    sources, kept = torch.arange(60)[None], torch.arange(60, 90)[None]
+    backend("correlate", query, key, sources, kept, k, 1.0, "average", False, False)
+    query[0, 0, place] = 1e20
+    with pytest.raises(ValueError, match="ficoco::correlate: correlations must be finite"):
+        backend("correlate", query, key, sources, kept, k, 1.0, "average", False, False)
+
+
+@pytest.mark.parametrize("k", [2, 3, 5, 9])
+def test_targets_of_minus_infinity(backend, k):
+    """Products that overflow come last, in the order of their indices, with weight 0."""
+    query, key = torch.full((1, 1, 10, 1), 1e20), torch.full((1, 1, 10, 1), -1e20)
+    key[0, 0, [4, 7]] = 0
+    args = (query, key, torch.tensor([[0]]), torch.arange(1, 10)[None], k, 1.0, "softmax", False, False)
+    targets, weights = backend("correlate", *args)
+    assert targets.tolist() == [[[3, 6, 0, 1, 2, 4, 5, 7, 8][:k]]]
+    assert weights.tolist() == [[[0.5, 0.5, *[0.0] * 7][:k]]]
+
+
+@pytest.mark.parametrize("probs", [False, True])
+@pytest.mark.parametrize("r", [1, 7, 8, 9, 20, 30])
+def test_a_key_of_minus_infinity(backend, r, probs):
+    """What no source attends to comes last, however many sources are left for the last vector."""
+    query, key = query_key(1, 2, 1, 50, 4)
+    query[..., 0], key[:, :, -1, 0] = 1.0, float("-inf")
+    sources, kept = torch.arange(1, r + 1)[None], torch.cat([torch.zeros(1), torch.arange(r + 1.0, 50)]).long()[None]
+    for k in (2, 49 - r):
+        args = (query, key, sources, kept, k, 0.5, "softmax", True, probs)
+        assert_links("correlate", args, backend("correlate", *args))
+
+
+def test_keys_that_are_hardly_there(backend):
+    """The bound of 1e-12 is on the length of the mean over heads, not on that of the sum."""
+    key = torch.nn.functional.normalize(torch.randn(2, 1, 30, 8), dim=-1).expand(-1, 4, -1, -1) * 0.4e-12
+    args = (key, *partition(2, 30, 9, True), 3, "softmax", True)
+    assert_links("correlate.key", args, backend("correlate.key", *args))
+
+
+@pytest.mark.parametrize("magnitude", [1e-10, 1e17, 1e30, 1e38])
+def test_keys_of_any_magnitude(backend, magnitude):
+    """Squares of the keys, and their length, leave the range of float32, the keys themselves do not."""
+    if backend.name != "cpu" and magnitude > 1e18:
+        pytest.skip("in float32 the specification takes the length in float32, and so does a GPU")
+    key = torch.rand(2, 1, 30, 64) * 3.4 * magnitude
+    args = (key, *partition(2, 30, 9, True), 3, "softmax", True)
+    assert_links("correlate.key", args, backend("correlate.key", *args))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_strided_indices(backend, form):
+    name, args = arguments(form, 2, 40, 11, 3, "softmax", True)
+    spread = [
+        torch.stack([arg, torch.full_like(arg, 10**9)], -1).flatten(-2)[..., ::2]
+        if torch.is_tensor(arg) and not arg.is_floating_point()
+        else arg
+        for arg in args
+    ]
+    assert all(map(torch.equal, backend(name, *spread), backend(name, *args)))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_to_do(backend, form):
     for b, r, k in ((0, 4, 2), (2, 0, 2), (2, 4, 0), (0, 0, 0)):

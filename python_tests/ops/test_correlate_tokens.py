@@ -212,6 +212,31 @@ def test_values_that_are_not_finite(backend):
         backend("correlate.tokens", *args, 2, 0.3, 0.6, "softmax", False, False, True)
 
 
+def test_any_strides(backend):
+    args = inputs(b=3)
+    spread = [torch.stack([arg, torch.full_like(arg, 10**9)], -1).flatten(-2)[..., ::2] for arg in args[2:5]]
+    weights = torch.stack([args[5], args[5] + 1], -1).flatten(-2)[..., ::2]
+    mask = torch.stack([args[6], ~args[6]], -1).flatten(-2)[..., ::2]
+    for probs, column in FORMS:
+        rest = (2, 0.3, 0.6, "softmax", probs, column, True)
+        wanted = backend("correlate.tokens", *args, *rest)
+        got = backend("correlate.tokens", *args[:2], *spread, weights, mask, *rest)
+        assert all(map(torch.equal, got, wanted))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("name", "first"), [("sources", 30), ("candidates", 0), ("others", 30)])
+def test_indices_out_of_range_are_found_on_the_cpu(name, first):
+    """Sources and others need their queries, which are there for the last 40 of 70 tokens."""
+    names = ("query", "key", "sources", "candidates", "others", "weights", "key_mask")
+    for value in (first - 1, 70, -(2**62), 2**62):
+        for place in ((0, 0), (-1, -1)):
+            args = dict(zip(names, inputs(t=70), strict=True))
+            args[name][place] = value
+            with pytest.raises(ValueError, match=rf"ficoco::correlate: {name} must be in \[{first}, 70\), got {value}"):
+                BACKENDS["cpu"].find("correlate.tokens")(*args.values(), 2, 0.3, 0.6, "softmax", False, False, True)
+
+
 BAD = [
     ("sources", torch.zeros(2, 6), TypeError),
     ("candidates", torch.zeros(3, 11, dtype=torch.int64), ValueError),

@@ -146,6 +146,13 @@ def test_many_equal_scores(backend, dtype):
         assert torch.equal(got[2], wanted[2])
 
 
+def test_scores_of_zeros_are_normalized(backend):
+    zeros = torch.zeros(2, 12)
+    redundancy, sources, _ = backend("filter", zeros, zeros.clone(), None, 5, 0.35, True, 2.0, 2, 3, 4, False)
+    assert torch.equal(redundancy, zeros)
+    assert torch.equal(sources, torch.arange(5).expand(2, 5))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_scores_must_be_finite(backend, dtype, value):

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 from helpers.backends import tolerance
 from helpers.ops import DTYPES, LAYOUTS, SIZES, assert_selects, laid, needs_kernels, query_key
-from helpers.paths import PACKAGE
 
-import ficoco_ext
 from ficoco_ext import ops
 from ficoco_ext.cost import flop_counter
 from ficoco_ext.ops import match, reference
@@ -112,6 +105,45 @@ def test_widths(backend, d):
 def one_hot(*columns):
     """(1, 1, N, 8) keys along coordinate axes: cosines are exactly 0 or 1 in every precision."""
     return torch.eye(8)[list(columns)].view(1, 1, -1, 8)
+
+
+def test_blocks_of_narrow_keys(backend):
+    """More odd tokens than are compared at once, in keys that bytes do not screen."""
+    check(backend, query_key(1, 1, 1, 301, 8)[1], 150, False, False)
+
+
+def test_wide_twins_go_by_lowest_index(backend):
+    """Of odd tokens with the same key the first is the nearest, wherever even tokens lie among tasks and vectors."""
+    n = 203
+    distinct = torch.randn(1, 1, 70, 32)
+    kind = torch.randint(70, (n,))
+    key = distinct[:, :, kind]
+    _, sources, kept, targets, _ = backend("match", key, n // 2, True, False)
+    cosine = cosines(distinct)[0]
+    odd = range(1, n, 2)
+    first = {}
+    for j in odd:
+        first.setdefault(int(kind[j]), j)
+    nearest = {i: first[max(first, key=lambda one: float(cosine[kind[i], one]))] for i in range(2, n, 2)}
+    merged = kept[0, targets[0, :, 0]].tolist()
+    assert dict(zip(sources[0].tolist(), merged, strict=True)) == nearest
+
+
+def test_every_token_has_its_own_rounding(backend):
+    """A key most of which bytes cannot hold, after keys that they hold exactly: what is nearest by bytes is not."""
+    key = torch.zeros(1, 1, 40, 32)
+    for token in range(40):
+        key[0, 0, token, 16 + token % 16] = -127 if token % 2 else 127
+    by_bytes, nearest, even = 3, 31, 26
+    key[0, 0, [by_bytes, nearest, even]] = 0
+    key[0, 0, nearest, :17] = torch.tensor([63.0, *[28.0] * 15, 20.0])  # whole numbers, of length 127
+    key[0, 0, by_bytes, 16:20] = torch.tensor([109.0, 12.0, 2.0, 2.0])
+    key[0, 0, by_bytes, 0] = 64
+    key[0, 0, even, :16] = torch.tensor([127.0, *[0.45] * 15])
+    assert key[0, 0, [by_bytes, nearest]].square().sum(-1).tolist() == [127**2] * 2
+    _, sources, kept, targets, _ = backend("match", key, 20, False, False)
+    merged = dict(zip(sources[0].tolist(), kept[0, targets[0, :, 0]].tolist(), strict=True))
+    assert merged[even] == nearest
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -218,65 +250,6 @@ def test_wrapper_and_float64():
     wide = match(key.double(), 5, class_token=True, distill_token=True)
     assert wide.redundancy.dtype == wide.weights.dtype == torch.float64
     assert all(map(torch.equal, wide, reference.match(key.double(), 5, True, True)))
-
-
-LEVELS = """
-    import sys, torch
-    import ficoco_ext
-    from ficoco_ext.ops import match
-
-    assert ficoco_ext.build_info()["cpu"] == "kernels"
-    generator = torch.Generator().manual_seed(0)
-    results = [ficoco_ext.build_info()["cpu_simd"]]
-    for width in (4, 16, 17, 64, 100, 257):
-        for tokens in (9, 41, 200, 577):
-            random = torch.randn(2, 2, tokens, width, generator=generator)
-            twins = random[:, :, torch.randint(0, tokens, (tokens,), generator=generator)].clone()
-            twins[0, :, tokens // 2] = 0
-            loud = random.clone()
-            loud[..., 0] += 30  # one channel has nearly all of the length
-            alike = random[:, :, :1] + random * 1e-3  # rounding to bytes tells nothing apart
-            blank = torch.ones_like(random) + torch.rand(2, 1, tokens, 1, generator=generator).round()
-            half = torch.cat([random[:, :, : tokens // 2], blank[:, :, tokens // 2 :]], 2)
-            for key in (random, twins, loud, alike, blank, half, random.round(), random * 1e30, random * 1e-30):
-                for class_token in (False, True):
-                    results.append(list(match(key, (tokens - 1) // 3, class_token=class_token)))
-    torch.save(results, sys.argv[1])
-"""
-
-
-def at_level(level, path):
-    """The instruction set that was used, and what match finds with it for keys of all sorts."""
-    package = str(PACKAGE.parent)  # what is tested here, not what lies in the folder
-    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "FICOCO_CPU_SIMD": level, "PYTHONPATH": paths}
-    script = textwrap.dedent(LEVELS)
-    subprocess.run([sys.executable, "-c", script, str(path)], env=environment, cwd=path.parent, check=True)
-    return torch.load(path)
-
-
-@needs_kernels
-def test_screening_by_bytes_changes_no_bit(tmp_path):
-    """Whoever has AVX-512 VNNI gets what AVX2 alone gives."""
-    if ficoco_ext.build_info()["cpu_simd"] != "avx512vnni":
-        pytest.skip("needs a processor with AVX-512 VNNI")
-    used, *results = at_level("", tmp_path / "best.pt")
-    assert used == "avx512vnni"
-    less, *wanted = at_level("avx2", tmp_path / "avx2.pt")
-    assert less == "avx2"
-    for one, other in zip(results, wanted, strict=True):
-        assert all(map(torch.equal, one, other))
-
-
-@needs_kernels
-def test_the_baseline_finds_the_same_pairs(tmp_path):
-    """Rounding may differ, so only keys without ties that close are compared: the random ones, first of each size."""
-    used, *results = at_level("baseline", tmp_path / "baseline.pt")
-    assert used == "baseline"
-    _, *wanted = at_level("", tmp_path / "best.pt")
-    for one, other in zip(results[::18], wanted[::18], strict=True):
-        assert torch.allclose(one[0], other[0], atol=1e-5)
-        assert all(map(torch.equal, one[1:4], other[1:4]))
 
 
 @needs_kernels

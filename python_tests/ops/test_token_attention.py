@@ -127,6 +127,27 @@ def test_a_query_that_may_attend_to_nobody_gives_nothing(backend):
         assert got[1].isfinite().all()
 
 
+@pytest.mark.parametrize("products", [-2e4, -1e6, -1e32])
+def test_padding_has_no_share_of_very_negative_products(backend, products):
+    """However little a query and the keys that it sees have in common, padding has less."""
+    args = list(inputs(tq=30, t=30))
+    args[0], args[1] = torch.ones_like(args[0]), torch.full_like(args[1], products / 8)
+    args[1] += torch.randint(-4, 1, args[1].shape)
+    for column, causal in FORMS:
+        check(backend, args, 1.0, True, column, causal)
+
+
+def test_any_strides(backend):
+    args = inputs(b=3)
+    spread = [torch.stack([arg, torch.full_like(arg, 10**9)], -1).flatten(-2)[..., ::2] for arg in args[2:4]]
+    mask = torch.stack([args[5], ~args[5]], -1).flatten(-2)[..., ::2]
+    for probs, column in FORMS:
+        rest = (0.3, probs, column, True)
+        wanted = backend("token_attention", *args, *rest)
+        got = backend("token_attention", *args[:2], *spread, args[4], mask, *rest)
+        assert torch.equal(got[0], wanted[0])
+
+
 def test_padding_changes_nothing(backend):
     """Keys behind the mask may hold anything finite."""
     args = list(inputs(masked=True))
@@ -246,6 +267,10 @@ def test_indices_out_of_range_are_found_on_the_cpu():
         operator(query, key, torch.full_like(tokens, 33), others, weights, mask, 0.3, True, False, True)
     with pytest.raises(ValueError, match=r"others must be in \[0, 40\), got -1"):
         operator(query, key, tokens, torch.full_like(others, -1), weights, mask, 0.3, True, False, True)
+    with pytest.raises(ValueError, match=r"tokens must be in \[0, 40\), got 40"):
+        operator(query, key, torch.full_like(tokens, 40), others, weights, mask, 0.3, True, True, True)
+    with pytest.raises(ValueError, match=r"others must be in \[34, 40\), got 33"):
+        operator(query, key, tokens, torch.full_like(others, 33), weights, mask, 0.3, True, True, True)
 
 
 @pytest.mark.parametrize(("probs", "column"), FORMS)

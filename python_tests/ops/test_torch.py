@@ -194,6 +194,40 @@ def test_launches_of_one_reduction(probs, column):
     assert torch.ops.ficoco_emu.launch_count() - before == (5 if probs and column else 4)
 
 
+@pytest.mark.parametrize("probs", [False, True])
+@pytest.mark.parametrize("correlation", ["logits", "probs", "key"])
+def test_reduce_correlates_as_asked(backend, probs, correlation):
+    """By what patches are correlated does not follow from what they are filtered by."""
+    if backend.name == "reference":
+        pytest.skip("the specification of a reduction is that of its operators")
+    query, key = query_key(2, 4, 2, 30, 8)
+    settings = (True, 0.6, probs, True, True, 1.0, 2, 5, 6, correlation, "softmax", False)
+    args = (torch.randn(2, 30, 12), query, key, 0.3, None, None, 9, 2, *settings)
+    assert all(map(torch.equal, backend("reduce", *args), stages_in_turn(backend, "reduce", args)))
+
+
+@needs_kernels
+@pytest.mark.parametrize("index", [i for i, (name, _) in enumerate(samples()) if name.startswith("reduce")])
+def test_reduce_checks_what_its_stages_check(index):
+    """Values, which it reads itself: a cell outside the grid, scores and correlations that are not finite."""
+    name, args = sample(index)
+    ids = 4 if name == "reduce" else 2
+    for value in (-1, 2**40):
+        wrong = list(args)
+        wrong[ids] = args[ids].clone()
+        wrong[ids][-1, -1] = value
+        with pytest.raises(ValueError, match=r"ficoco::filter: ids must be in \[0, "):
+            operator(name)(*wrong)
+    wrong = list(args)
+    wrong[1] = args[1].clone()
+    wrong[1][-1] = float("nan")
+    if name == "reduce":
+        wrong[2] = args[2].clone()
+        wrong[2][-1] = float("nan")
+    with pytest.raises(ValueError, match=r"ficoco::(filter: redundancy|correlate: correlations) must be finite"):
+        operator(name)(*wrong)
+
+
 def test_float64_goes_to_the_specification():
     """The wrappers take it; the kernels themselves, which would round it, refuse."""
     query, key = (one.double() for one in query_key(2, 4, 2, 20, 8))
