@@ -20,17 +20,22 @@ struct Visible {
 // `count` on.
 inline void masked_softmax(const Visible& visible, const int64_t* queries, int64_t count, int64_t keys, int64_t width,
                            float scale, float* scores, float* inverse) {
-  constexpr float kMasked = std::numeric_limits<float>::lowest();  // finite: numerators become 0 and not NaN
+  constexpr float kMasked = -std::numeric_limits<float>::infinity();
   bool somebody[kPanel] = {};
   for (int64_t t = 0; t < keys; ++t) {
-    for (int64_t i = 0; i < width; ++i) {
-      const bool seen = i < count && visible(queries[i], t);
+    for (int64_t i = 0; i < count; ++i) {
+      const bool seen = visible(queries[i], t);
       scores[t * width + i] = seen ? scores[t * width + i] * scale : kMasked;
       somebody[i] |= seen;
     }
+    for (int64_t i = count; i < width; ++i) scores[t * width + i] = 0.f;
   }
   simd.exp_columns(scores, keys, width, 1.f, 0, inverse);
-  for (int64_t i = 0; i < width; ++i) inverse[i] = somebody[i] ? 1.f / inverse[i] : 0.f;
+  for (int64_t i = 0; i < width; ++i) {
+    inverse[i] = somebody[i] ? 1.f / inverse[i] : 0.f;
+    if (i >= count || somebody[i]) continue;
+    for (int64_t t = 0; t < keys; ++t) scores[t * width + i] = 0.f;  // NaN: the largest was minus infinity
+  }
 }
 
 }  // namespace ficoco

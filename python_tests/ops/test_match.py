@@ -132,8 +132,9 @@ def test_wide_twins_go_by_lowest_index(backend):
 def test_every_token_has_its_own_rounding(backend):
     """A key most of which bytes cannot hold, after keys that they hold exactly: what is nearest by bytes is not."""
     key = torch.zeros(1, 1, 40, 32)
-    for token in range(40):
-        key[0, 0, token, 16 + token % 16] = -127 if token % 2 else 127
+    for token in range(0, 40, 2):
+        key[0, 0, token] = torch.arange(-127, 128, 8)[torch.randperm(32)]
+        key[0, 0, token + 1, token % 32] = -127
     by_bytes, nearest, even = 3, 31, 26
     key[0, 0, [by_bytes, nearest, even]] = 0
     key[0, 0, nearest, :17] = torch.tensor([63.0, *[28.0] * 15, 20.0])  # whole numbers, of length 127
@@ -159,6 +160,14 @@ def test_ties_go_to_the_lowest_index(backend, dtype):
     assert merged == [sorted(pairs[:r]) for r in range(7)]
     assert results[0][0].tolist() == [[v if i % 2 == 0 else -float("inf") for i, v in enumerate(
         [0, 0, 1, 0, 1, 0, 1, 0, 0, 0, 1, 0])]]  # fmt: skip
+
+
+def test_minus_zero_is_zero(backend):
+    """A product too small for float32 is as near as a product of 0, so the lower index leaves first."""
+    key = torch.tensor([[1e-30, 1, 0], [-1e-30, 0, 1], [0, 1, 0], [-1e-30, 0, 1]]).view(1, 1, 4, 3)
+    redundancy, sources, *_ = backend("match", key, 1, False, False)
+    assert redundancy[0, ::2].tolist() == [0, 0]
+    assert sources.tolist() == [[0]]
 
 
 def test_everyone_equal(backend):
