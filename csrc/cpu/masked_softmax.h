@@ -16,25 +16,22 @@ struct Visible {
 };
 
 // scores [keys][width] of the queries of tokens queries[0..count) become softmax numerators of scale * score, 0 for a
-// key that it may not see; inverse[i] becomes 1 / their sum, 0 for a query that sees no key and for columns from
-// `count` on.
+// key that it may not see; inverse[i] becomes 1 / their sum, and 0 for columns from `count` on. A query that sees what
+// has no softmax has NaN for what it sees.
 inline void masked_softmax(const Visible& visible, const int64_t* queries, int64_t count, int64_t keys, int64_t width,
                            float scale, float* scores, float* inverse) {
-  constexpr float kMasked = -std::numeric_limits<float>::infinity();
-  bool somebody[kPanel] = {};
+  constexpr float kMasked = -std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
   for (int64_t t = 0; t < keys; ++t) {
-    for (int64_t i = 0; i < count; ++i) {
-      const bool seen = visible(queries[i], t);
-      scores[t * width + i] = seen ? scores[t * width + i] * scale : kMasked;
-      somebody[i] |= seen;
-    }
-    for (int64_t i = count; i < width; ++i) scores[t * width + i] = 0.f;
+    float* row = scores + t * width;
+    for (int64_t i = 0; i < count; ++i) row[i] = visible(queries[i], t) ? row[i] * scale : kMasked;
+    for (int64_t i = count; i < width; ++i) row[i] = 0.f;
   }
   simd.exp_columns(scores, keys, width, 1.f, 0, inverse);
   for (int64_t i = 0; i < width; ++i) {
-    inverse[i] = somebody[i] ? 1.f / inverse[i] : 0.f;
-    if (i >= count || somebody[i]) continue;
-    for (int64_t t = 0; t < keys; ++t) scores[t * width + i] = 0.f;  // NaN: the largest was minus infinity
+    const bool number = inverse[i] > 0.f;  // else it sees no key, or one that is not finite, or minus infinity alone
+    inverse[i] = i < count ? (number ? 1.f / inverse[i] : 1.f) : 0.f;
+    if (number || i >= count) continue;
+    for (int64_t t = 0; t < keys; ++t) scores[t * width + i] = visible(queries[i], t) ? kNan : 0.f;
   }
 }
 

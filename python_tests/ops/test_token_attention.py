@@ -150,7 +150,8 @@ def test_any_strides(backend):
         assert torch.equal(got[0], wanted[0])
 
 
-def test_keys_of_minus_infinity(backend):
+@pytest.mark.parametrize("causal", [False, True])
+def test_keys_of_minus_infinity(backend, causal):
     """All that a query sees is minus infinity: its attention is NaN, as a softmax has it, and not padding's."""
     query, key, tokens, others, weights, mask = inputs()
     query, key = query.abs() + 0.1, key.clone()
@@ -158,7 +159,7 @@ def test_keys_of_minus_infinity(backend):
     mask[:, :10], mask[:, 10:] = True, False
     tokens, others = tokens % 10, others % 10
     for column in (False, True):
-        args = (query, key, tokens, others, weights + 0.1, mask, 0.3, True, column, False)
+        args = (query, key, tokens, others, weights + 0.1, mask, 0.3, True, column, causal)
         got, wanted = backend("token_attention", *args)[0], reference.token_attention(*double(args))
         assert wanted[0].isnan().any()
         assert wanted[1].isfinite().all()
