@@ -107,9 +107,6 @@ class DecoderReduction:
                 if option(self.model, name, options):
                     message = f"{name} is not supported: it reads guesses together with the prompt; leave it out"
                     raise NotImplementedError(f"ficoco::generate: {message}")
-            if option(self.model, "use_cache", options) is False:
-                message = "without a cache every step would read, and reduce, a longer prompt; leave use_cache on"
-                raise NotImplementedError(f"ficoco::generate: use_cache=False is not supported: {message}")
         now = self._now.here
         outer, now.generating = now.generating, True
         try:
@@ -120,7 +117,7 @@ class DecoderReduction:
     def before_all(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Take ``labels``, which the model would compare with logits of another length, and refuse what cannot be."""
         options = named(type(module).forward, module, args, kwargs) if args else kwargs
-        if not images_of(options):
+        if not self.reader.has_visual_tokens(options):
             return None
         if isinstance(options.get("logits_to_keep"), Tensor):
             remedy = "pass how many of the last ones, or 0 for all that are left"
@@ -144,14 +141,13 @@ class DecoderReduction:
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Decide what kind of call this is."""
         options = named(type(module).forward, module, args, kwargs) if args else kwargs
-        if not images_of(options):
+        if not self.reader.has_visual_tokens(options):
             return self.continue_cached(module, args, kwargs)
-        cache, ids = api.cache_of(options, self.cache_name), options.get("input_ids")
+        cache = api.cache_of(options, self.cache_name)
         self.reader.require_served(module, options, self.generating)
         kv_cache.forget(cache)
-        assert ids is not None
         call = options.get(CALL) or _Call()
-        call.prefill, call.cache = self.reader.read(ids, options), cache
+        call.prefill, call.cache = self.reader.read(module, options), cache
         if call.prefill is None:
             return (), _without_call(options)
         return (), options | {CALL: call}

@@ -12,7 +12,7 @@ from . import tracing
 from . import transformers_api as api
 from .attach_plan import AttachPlan
 from .generate_options import images_of
-from .placeholders import fits_images
+from .placeholders import embedded_placeholders, fits_images
 from .reduced_prefill import ReducedPrefill, RowGroup, group_rows, visual_positions
 
 _PROMISE = "attach with static_counts=True, or the number of visual tokens in each row, and nothing is counted"
@@ -36,20 +36,26 @@ class PromptReader:
         self.per_image, self.picture = plan.per_image, plan.picture
         self.checks_promise = True  # of static counts, where reading costs nothing
 
+    def has_visual_tokens(self, options: dict[str, Any]) -> bool:
+        """Whether visual tokens come with a call: as images, or as embeddings with the type of every token."""
+        if images_of(options):
+            return True
+        if options.get("input_ids") is not None or options.get("inputs_embeds") is None:
+            return False
+        cache = api.cache_of(options, self.cache_name)
+        return options.get(api.TOKEN_TYPES) is not None and (cache is None or int(cache.get_seq_length()) == 0)
+
     def require_served(self, module: nn.Module, options: dict[str, Any], generating: bool) -> None:
-        """Raise for what a call with images cannot have.
+        """Raise for what a call with visual tokens cannot have.
 
         Args:
             module: the inner model. options: arguments of the call, by name. generating: it is one of ``generate``.
         """
         cache, mask = api.cache_of(options, self.cache_name), options.get("attention_mask")
-        if options.get("input_ids") is None:
-            remedy = "pass input_ids, whose placeholders say which tokens are visual"
-            checks.fail("forward", "inputs_embeds", "None in a call with images", "embeddings", remedy)
         if getattr(module, "_is_replica", False):
             message = "model must be one module, got a replica of nn.DataParallel; use one process a GPU"
             raise NotImplementedError(f"ficoco::forward: {message}")
-        on_device = api.is_static(cache) and not self._is_free(options["input_ids"])
+        on_device = api.is_static(cache) and not self._is_free(_given(options))
         if cache is not None and not (on_device and self.static_counts) and int(cache.get_seq_length()) > 0:
             message = "new images on a cache that is not empty are not supported; pass the whole conversation again"
             raise NotImplementedError(f"ficoco::forward: {message}")
@@ -61,22 +67,23 @@ class PromptReader:
             wanted = "None or (B, L), as the processor made it"
             checks.fail("forward", "attention_mask", wanted, mask, "only causality and padding can be kept")
 
-    def read(self, ids: Tensor, options: dict[str, Any]) -> ReducedPrefill | None:
-        """The rows of a prompt with images; None if it has no visual token that could leave.
+    def read(self, module: Any, options: dict[str, Any]) -> ReducedPrefill | None:
+        """The rows of a prompt with visual tokens; None if it has none that could leave.
 
         Waits for the device once, unless counts are static.
+
+        Args:
+            module: the inner model. options: arguments of the call, by name.
         """
-        pictured = ids == self.placeholders[0]
-        for other in self.placeholders[1:]:
-            pictured = pictured | (ids == other)
-        real = _real(options.get("attention_mask"), ids.shape[1])
+        pictured = self._pictured(module, options)
+        length = pictured.shape[1]
+        real = _real(options.get("attention_mask"), length)
         visual = pictured if real is None else pictured & real  # a placeholder that the mask hides is padding
         if self.static_counts:
             tracing.refuse_jit("forward")
             return self._promised(visual, real, options)
-        tracing.require_counts("forward", ids, _PROMISE)
-        length = ids.shape[1]
-        index = torch.arange(length, device=ids.device)
+        tracing.require_counts("forward", pictured, _PROMISE)
+        index = torch.arange(length, device=pictured.device)
         last = length - 1 if real is None else (index * real).amax(1, keepdim=True)
         visual = visual & (index != last)  # the answer is read from it, so it stays, even if it is an image's
         facts = [visual.sum(1), length - 1 - (index * visual).amax(1), pictured.sum(1)]
@@ -96,6 +103,23 @@ class PromptReader:
             real = None
         schedules = {number: self.plan.schedule(number) for number in numbers}
         return ReducedPrefill(pictured, real, group_rows(visual, schedules, counts, needs), self.picture)
+
+    def _pictured(self, module: Any, options: dict[str, Any]) -> Tensor:
+        """(B, L) True for visual tokens.
+
+        Of embeddings with images these are the ones that the model itself replaces: those of a placeholder. Embeddings
+        alone have them in their place already, and the type of every token (text is 0) says where.
+        """
+        ids, embeddings = options.get("input_ids"), _given(options)
+        if ids is None and not images_of(options):
+            types: Tensor = options[api.TOKEN_TYPES]
+            return types.to(embeddings.device) != 0
+        if ids is None:
+            return embedded_placeholders(embeddings, self.placeholders, module.get_input_embeddings())
+        found = ids == self.placeholders[0]
+        for other in self.placeholders[1:]:
+            found = found | (ids == other)
+        return found
 
     def _is_free(self, tensor: Tensor) -> bool:
         """Whether a promise of static counts can be checked without waiting for a device."""
@@ -123,6 +147,13 @@ class PromptReader:
         schedule = self.plan.schedule(count)
         group = RowGroup(None, schedule, visual_positions(visual, count), None, count, [length] * b)
         return ReducedPrefill(visual, real, [group], self.picture)
+
+
+def _given(options: dict[str, Any]) -> Tensor:
+    """The ids (B, L), or embeddings (B, L, C), of a call."""
+    ids = options.get("input_ids")
+    given: Tensor = options["inputs_embeds"] if ids is None else ids
+    return given
 
 
 def _real(mask: Any, length: int) -> Tensor | None:

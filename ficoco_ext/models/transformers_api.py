@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 CACHE = "past_key_values"  # every tested release takes it; newer ones rename it to the next one first
 CACHE_NEW = "cache"
+TOKEN_TYPES = "mm_token_type_ids"  # (B, L), 0 for text, others for images and videos
 RETURN_DICT = "return_dict"  # taken by a decorator of every forward
 
 

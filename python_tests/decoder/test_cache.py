@@ -295,3 +295,17 @@ def test_a_cache_cropped_in_one_layer_only_is_refused(model, layer):
             ValueError, match=r"past_key_values must be .* positions, as the prefill left them, and the new"
         ):
             model(input_ids=torch.tensor([[13]]), past_key_values=cache)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_without_a_cache_every_step_is_a_call_of_its_own(model, method):
+    """Each reads the prompt and what was generated, and reduces that."""
+    inputs, steps = batch(ONE, TWO), 4
+    with torch.no_grad(), ficoco_ext.attach(model, **METHODS[method]):
+        seen = generated(model, inputs, steps, use_cache=False)
+        for step, logits in enumerate(seen.logits):
+            ids = seen.sequences[:, : seen.sequences.shape[1] - steps + step]
+            mask = torch.cat([inputs["attention_mask"], torch.ones(2, step, dtype=torch.long)], 1)
+            direct = model(ids, attention_mask=mask, pixel_values=inputs["pixel_values"], use_cache=False)
+            assert close(direct.logits[:, -1], logits)
+        assert getattr(direct, "cache", None) is None and getattr(direct, "past_key_values", None) is None
