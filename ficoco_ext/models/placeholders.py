@@ -7,6 +7,7 @@ first ``after`` placeholders of each image stay, the others go, and shorter rows
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,6 +40,19 @@ class Placeholders:
     before: int
     after: int
     filler: int = 0
+
+
+def embedded_placeholders(embeddings: Tensor, tokens: tuple[int, ...], embed: Callable[[Tensor], Tensor]) -> Tensor:
+    """(B, L) True where ``embeddings`` (B, L, C) are those of a placeholder: where the model itself puts features.
+
+    Args:
+        embeddings: of the prompt. tokens: ids of placeholders. embed: the model's embedding of ids.
+    """
+    found = embeddings.new_zeros(embeddings.shape[:2], dtype=torch.bool)
+    for token in tokens:
+        wanted = embed(torch.full((), token, dtype=torch.long, device=embeddings.device))
+        found = found | (embeddings == wanted).all(-1)
+    return found
 
 
 def shrink(

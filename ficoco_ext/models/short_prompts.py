@@ -50,13 +50,13 @@ class ShortPrompts:
         name = "input_ids" if options.get("input_ids") is not None else "inputs"
         ids, cache = options.get(name), api.cache_of(options, self.cache_name)
         past = 0 if cache is None else int(cache.get_seq_length())
-        if ids is None or not (images or past):
-            if images:
-                self._check("generate", options)
-            return self._generate(**options)
         if images:
             self._check("generate", options)
             refuse_unsupported(self.model, options)
+        if ids is None and images:
+            return self._generate_from_embeddings(options)
+        if ids is None or not (images or past):
+            return self._generate(**options)
         mask = options.get("attention_mask")
         if mask is None:
             mask = self._mask_of_padding(ids, options)
@@ -75,6 +75,12 @@ class ShortPrompts:
         if hasattr(result, "sequences"):
             result.sequences = placeholders.restore(ids, short.ids.shape[1], result.sequences)
         return result
+
+    def _generate_from_embeddings(self, options: dict[str, Any]) -> Any:
+        """``generate`` on short embeddings; the result has no prompt, so callbacks and sequences are the caller's."""
+        short = self._shorten(options, images_of(options), op="generate")
+        self._shift_lengths(short, options["inputs_embeds"].shape[1], short["inputs_embeds"].shape[1])
+        return self._generate(**short)
 
     def before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Shorten the prompt of a direct call with images. Decode steps have none and are not changed."""
@@ -101,26 +107,49 @@ class ShortPrompts:
         if not images:
             return None
         self._check("forward", options)
-        cache = api.cache_of(options, self.cache_name)
+        return self._shorten(options, images, op="forward")
+
+    def _shorten(self, options: dict[str, Any], images: int, op: str) -> dict[str, Any]:
+        """The arguments of a call with images, ids or embeddings among them, and its short prompt."""
+        cache, keep = api.cache_of(options, self.cache_name), options.get("logits_to_keep")
         mask, position_ids, labels = (options.get(name) for name in ("attention_mask", "position_ids", "labels"))
-        ids, keep = options["input_ids"], options.get("logits_to_keep")
-        indices = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) if isinstance(keep, Tensor) else None
+        embeddings: Any = options.get("inputs_embeds")
+        ids = self._placeholders_in(embeddings) if embeddings is not None else options["input_ids"]
+        indices = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         prompt = Prompt(ids, mask, position_ids, labels, indices)
         past = 0 if cache is None else int(cache.get_seq_length())
-        short = placeholders.shrink(prompt, self.rule, images=images, past=past)
+        short = placeholders.shrink(prompt, self.rule, images=images, past=past, op=op)
         if short is prompt:
             return options
-        names = {"input_ids": short.ids, "attention_mask": short.mask}
-        names |= {"position_ids": short.position_ids, "labels": short.labels}
-        if isinstance(keep, Tensor) and short.indices is not None:
+        assert short.indices is not None
+        names = {"attention_mask": short.mask, "position_ids": short.position_ids, "labels": short.labels}
+        if embeddings is None:
+            names["input_ids"] = short.ids
+        else:
+            names["inputs_embeds"] = self._moved(embeddings, short)
+        if isinstance(keep, Tensor):
             names["logits_to_keep"] = placeholders.moved(short.indices, keep, ids.shape[1])
         return options | {name: value for name, value in names.items() if value is not None}
 
+    def _placeholders_in(self, embeddings: Tensor) -> Tensor:
+        """(B, L) ids that have a placeholder where ``embeddings`` (B, L, C) are those of one, and a word elsewhere."""
+        embed = self.model.get_input_embeddings()
+        found = placeholders.embedded_placeholders(embeddings, (self.rule.token,), embed)
+        return torch.where(found, self.rule.token, self.rule.filler)
+
+    def _moved(self, embeddings: Tensor, short: Prompt) -> Tensor:
+        """(B, L', C) the embeddings of a short prompt; those of the filler where padding was added."""
+        assert short.indices is not None
+        index = short.indices.clamp(min=0).unsqueeze(-1).expand(-1, -1, embeddings.shape[-1])
+        filler = self.model.get_input_embeddings()(short.ids.new_tensor(self.rule.filler))
+        return torch.where((short.indices < 0).unsqueeze(-1), filler.to(embeddings), embeddings.gather(1, index))
+
     def _check(self, op: str, options: dict[str, Any]) -> None:
         """Raise for what a call with images cannot have."""
-        if options.get("inputs_embeds") is not None:
-            remedy = "pass input_ids, whose placeholders can be counted"
-            checks.fail(op, "inputs_embeds", "None in a call with images", options["inputs_embeds"], remedy)
+        ids = options.get("inputs") if options.get("input_ids") is None else options["input_ids"]
+        if ids is not None and options.get("inputs_embeds") is not None:
+            remedy = "pass one of them, with placeholders, which are counted"
+            checks.fail(op, "inputs_embeds", "None beside input_ids", options["inputs_embeds"], remedy)
         for name, attached in self.selection.items():
             asked = options.get(name)
             asked = one_layer(getattr(self.model.config, name) if asked is None else asked)

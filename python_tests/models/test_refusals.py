@@ -185,12 +185,16 @@ def test_a_failure_half_way_through_attach_undoes_what_was_done(model, monkeypat
 
 
 def with_embeddings(model, inputs):
-    embeddings = model.get_input_embeddings()(inputs["input_ids"])
-    return {**without(inputs, "input_ids"), "inputs_embeds": embeddings}
+    return {**inputs, "inputs_embeds": model.get_input_embeddings()(inputs["input_ids"])}
+
+
+def without_placeholders(model, inputs):
+    return {**without(with_embeddings(model, inputs), "input_ids"), "inputs_embeds": torch.ones(1, 41, 32)}
 
 
 CALLS = {
-    "embeddings with images": (with_embeddings, "inputs_embeds must be None in a call with images"),
+    "embeddings beside ids": (with_embeddings, "inputs_embeds must be None beside input_ids"),
+    "embeddings of no placeholder": (without_placeholders, "1 x 36 placeholders (id 3) for 1 images, got 0"),
     "another feature layer": (
         lambda _, x: {**x, "vision_feature_layer": -3},
         "vision_feature_layer must be -2, its value at attach",
