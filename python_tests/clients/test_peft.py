@@ -79,7 +79,8 @@ def test_the_wrapper_itself_is_refused():
         ficoco_ext.attach(lora(tiny()), "topk", keep_ratio=0.5)
 
 
-def test_training_with_a_method_in_the_tower():
+@clients.every_method
+def test_training(method):
     """The loss falls, no weight of the model moves, and the gradient is that of the layers called by hand."""
     wrapped, losses = lora(tiny(), start=True), []
     model = wrapped.get_base_model()
@@ -87,7 +88,7 @@ def test_training_with_a_method_in_the_tower():
     labels = clients.INPUTS["input_ids"].masked_fill(clients.INPUTS["input_ids"] == model.config.image_token_id, -100)
     trained = [weight for weight in wrapped.parameters() if weight.requires_grad]
     optimiser = torch.optim.Adam(trained, lr=0.02)
-    with clients.attach(model, "topk") as handle:
+    with clients.attach(model, method) as handle:
         wrapped.train()
         for _ in range(6):
             optimiser.zero_grad()
@@ -99,7 +100,7 @@ def test_training_with_a_method_in_the_tower():
         kept = clients.kept_by(handle)
     assert losses[-1] < 0.8 * losses[0]
     assert all(torch.equal(weight, frozen[name]) for name, weight in model.state_dict().items() if name in frozen)
-    logits = clients.by_hand(model, "topk", kept)[0]
+    logits = clients.by_hand(model, method, kept)[0]
     says = torch.cat([logits[:1], logits[-4:-1]])  # before the image, and the three words after it
     wanted = torch.nn.functional.cross_entropy(says, torch.tensor([clients.ROW[1], *clients.ROW[-3:]]))
     assert torch.allclose(loss, wanted, atol=1e-5)

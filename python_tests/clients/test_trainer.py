@@ -1,4 +1,4 @@
-"""``transformers.Trainer`` around a model that is reduced in its tower, and gradients down to the pixels."""
+"""``transformers.Trainer`` around a reduced model, and gradients down to the pixels."""
 
 import torch
 from helpers import clients
@@ -15,7 +15,8 @@ def labelled(model, seed):
     }
 
 
-def test_a_few_steps(tmp_path):
+@clients.every_method
+def test_a_few_steps(method, tmp_path):
     from transformers import Trainer, TrainingArguments
 
     model = tiny()
@@ -23,21 +24,25 @@ def test_a_few_steps(tmp_path):
     options = {"max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 5e-3, "logging_steps": 1}
     quiet = {"report_to": [], "disable_tqdm": True, "save_strategy": "no", "use_cpu": True}
     arguments = TrainingArguments(tmp_path, **options, **quiet)
-    with clients.attach(model, "topk") as handle:
+    with clients.attach(model, method) as handle:
         trainer = Trainer(model, arguments, train_dataset=samples)
         trainer.train()
-        assert len(handle.reductions) == 1 and handle.reductions[0].kept.shape == (2, 19)
+        rows = [one.kept for one in handle.reductions] or [
+            torch.cat([row[0].kept for row in handle.decoder_reductions])
+        ]
+        assert [tuple(one.shape) for one in rows] == [(2, {"topk": 19, "fastv": 23}[method])]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == 6 and losses[-1] < 0.7 * losses[0]
 
 
-def test_gradients_of_pixels_are_those_of_the_layers_called_by_hand():
+@clients.every_method
+def test_gradients_of_pixels_are_those_of_the_layers_called_by_hand(method):
     model = tiny()
     inputs = clients.INPUTS | {"pixel_values": clients.INPUTS["pixel_values"].clone().requires_grad_()}
-    with clients.attach(model, "topk") as handle:
+    with clients.attach(model, method) as handle:
         logits = model(**inputs).logits
         kept = clients.kept_by(handle)
     [found] = torch.autograd.grad(logits[:, -1].logsumexp(-1).sum(), inputs["pixel_values"])
-    by_hand = clients.by_hand(model, "topk", kept, inputs["pixel_values"])
+    by_hand = clients.by_hand(model, method, kept, inputs["pixel_values"])
     [wanted] = torch.autograd.grad(by_hand[:, -1].logsumexp(-1).sum(), inputs["pixel_values"])
     assert wanted.abs().max() > 0 and torch.allclose(found, wanted, atol=1e-4 * float(wanted.abs().max()))
