@@ -20,7 +20,7 @@ from helpers.paths import TESTS
 QUICK = {  # folder: its files without test_ and .py
     "apps": ("loading",),
     "cli": ("methods", "options"),
-    "clients": ("saved",),
+    "clients": ("need", "saved"),
     "cost": ("advice", "model", "refusals", "reproduce"),
     "decoder": ("arguments", "scores", "refused_calls"),
     "docs": ("cost_model", "performance_pages"),
