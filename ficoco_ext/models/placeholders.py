@@ -83,7 +83,7 @@ def shrink(
     cached = mask.shape[-1] - n if isinstance(mask, Tensor) else 0  # the mask covers cached tokens that are not in ids
     whole = whole and past > 0 and not cached
     visual = ids == rule.token
-    tracing.require_counts(op, ids, _TOWER_ALONE)
+    tracing.require_counts(op, visual, _TOWER_ALONE)
     flat = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == b and cached in (0, past)
     facts = [visual.sum(1)] + ([_torn(visual, mask[:, -n:] != 0, rule.before)] if flat else [])
     counts = torch.stack(facts, 1).tolist()

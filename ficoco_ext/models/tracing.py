@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def has_values(tensor: Tensor) -> bool:
     """Whether ``tensor`` has values that Python may read. Not asked of the device."""
-    plain = type(tensor) in (Tensor, nn.Parameter)  # a fake tensor, and one that a tracer wraps, is of another type
-    return plain and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
-def require_counts(op: str, ids: Tensor, remedy: str) -> None:
-    """Raise where the placeholders of a prompt cannot be counted, so that a graph cannot know its shapes.
+def require_counts(op: str, visual: Tensor, remedy: str) -> None:
+    """Raise where the visual tokens of a prompt cannot be counted, so that a graph cannot know its shapes.
 
     ``torch.compile`` ends a graph there and counts; only what cannot do that is refused.
 
     Args:
-        op: name of the caller, for messages. ids: (B, L) of the prompt. remedy: what to do.
+        op: name of the caller, for messages. visual: (B, L) True for visual tokens. remedy: what to do.
 
     Raises:
-        NotImplementedError: under ``torch.export``, ``torch.jit.trace`` or ``make_fx``, and for fake tensors.
+        NotImplementedError: under ``torch.export``, ``torch.jit.trace`` or ``make_fx``, for fake and for meta tensors.
     """
-    if torch.compiler.is_exporting() or not (torch.compiler.is_compiling() or has_values(ids)):
+    if torch.compiler.is_exporting() or not (torch.compiler.is_compiling() or has_values(visual)):
         raise NotImplementedError(f"ficoco::{op}: {_REASON}; {remedy}")
 
 
@@ -34,4 +36,4 @@ def refuse_jit(op: str) -> None:
         raise NotImplementedError(f"ficoco::{op}: {message}")
 
 
-_REASON = "the placeholders in input_ids must be counted, and no graph and no fake tensor has values to count"
+_REASON = "the visual tokens of a prompt must be counted, and no graph and no fake tensor has values to count"
