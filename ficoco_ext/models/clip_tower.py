@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from ..ops import QueryKey, checks
 from ..reduction import Reduction
 from ..schedule import Schedule, Step
 from . import qk_capture
+from . import transformers_api as api
 from .model_changes import ModelChanges
 from .per_thread import PerThread
 from .qk_capture import QueryKeyCapture
@@ -37,12 +39,23 @@ class TowerReductions:
         self._pass = PerThread(_Pass)  # that this thread is in
         self._finished: tuple[Reduction, ...] = ()
 
-    def previous(self, number: int) -> Reduction | None:
-        """The reduction before the ``number``-th; None for the first, which forgets the pass before."""
+    def before(self, number: int) -> tuple[Reduction, ...]:
+        """The reductions before the ``number``-th; none before the first, which forgets the pass before."""
         if number == 0:
             self._pass.here.records = self._finished = ()
-            return None
-        return self._pass.here.records[number - 1]
+        return self._known()[:number]
+
+    def resume(self, records: tuple[Reduction, ...]) -> None:
+        """Go on after ``records``: a backward pass computes a layer again, after its pass and maybe in another thread."""
+        self._pass.here.records = records
+
+    def previous(self, number: int) -> Reduction | None:
+        """The reduction before the ``number``-th; None for the first."""
+        return self._known()[number - 1] if number else None
+
+    def _known(self) -> tuple[Reduction, ...]:
+        """Of this thread's pass; in a thread that had none, which computes a layer again, of the pass that ended last."""
+        return self._pass.here.records or self._finished
 
     def put(self, number: int, reduction: Reduction) -> None:
         """Record the ``number``-th reduction."""
@@ -95,10 +108,16 @@ class TowerLayer:
                 f"{hidden_states.shape[1]} tokens{'' if attention_mask is None else ' with a mask'}",
                 "images must have the config's image_size; interpolate_pos_encoding is not supported",
             )
+        run = partial(self._run, self.reductions.before(self.number), kwargs | {"attention_mask": None})
+        checkpoint = api.checkpointing(self.layer)
+        result: Tensor = run(hidden_states) if checkpoint is None else checkpoint(run, hidden_states)
+        return result
+
+    def _run(self, before: tuple[Reduction, ...], kwargs: dict[str, Any], hidden_states: Tensor) -> Tensor:
+        """The layer after the reductions ``before``."""
+        self.reductions.resume(before)
         try:
-            attended = self.layer.self_attn(
-                hidden_states=self.layer.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs
-            )[0]
+            attended = self.layer.self_attn(hidden_states=self.layer.layer_norm1(hidden_states), **kwargs)[0]
             attn = self.capture.take()
         finally:
             self.capture.drop()

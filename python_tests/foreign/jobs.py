@@ -85,7 +85,7 @@ def run(job: Job, folder: Path) -> None:
     if attached is not None:
         attached.install()
     recorder = Recorder()
-    alone = ["-q", "--tb=short", "--disable-warnings", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    alone = ["-q", "--tb=short", "--disable-warnings", "--assert=plain", "--noconftest", "-p", "no:cacheprovider"]
     where = ["-c", os.devnull, "--rootdir", str(folder), str(HERE / "families" / f"{job.family}.py")]
     options = [*alone, "-k", job.select, *where]
     pytest.main(options, plugins=[recorder])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are so small that threads only wait for each other
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests that need the hub are skipped
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and each would be imported in each process
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 sys.path[0] = str(Path(__file__).parent.parent)  # the folder that holds foreign
 
