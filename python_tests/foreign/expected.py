@@ -1,5 +1,47 @@
 """Tests of transformers that end otherwise on an attached model than on the unmodified one, each with its reason."""
 
+from foreign.modes import CLASSES
 from foreign.outcomes import Expected
 
-EXPECTED: tuple[Expected, ...] = ()
+FAMILIES = tuple(CLASSES)
+LANGUAGE_MODEL, TOWER = ("idle-language-model", "language-model"), ("idle-tower", "tower")
+BOTH = LANGUAGE_MODEL + TOWER
+
+EXPECTED = (
+    Expected(
+        BOTH,
+        FAMILIES,
+        ("test_attn_implementation_composite_models",),
+        "The attention of a reducing layer names our capture, which calls the kernel that the model's config names.",
+    ),
+    Expected(
+        BOTH,
+        FAMILIES,
+        ("test_inputs_embeds",),
+        "Embeddings do not say which tokens are visual: input_ids with the pictures are asked for.",
+    ),
+    Expected(
+        LANGUAGE_MODEL,
+        FAMILIES,
+        ("test_causal_lm_loss_honors_shift_labels",),
+        "Labels are shifted once it is known which tokens are left, so shifted ones are refused.",
+    ),
+    Expected(
+        LANGUAGE_MODEL,
+        FAMILIES,
+        ("test_generate_is_the_same_with_and_without_cache", "test_generate_returns_prompt_and_continuation"),
+        "Without a cache every new token would reduce the prompt again, so use_cache=False is refused.",
+    ),
+    Expected(
+        ("language-model", "tower"),
+        FAMILIES,
+        ("test_generate_hidden_states_have_the_length_of_the_prompt",),
+        "Hidden states are those of the tokens that are left.",
+    ),
+    Expected(
+        ("tower",),
+        ("llava",),
+        ("test_attention_outputs", "test_hidden_states_output"),
+        "Hidden states and attentions are those of the tokens that are left.",
+    ),
+)
