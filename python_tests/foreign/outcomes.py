@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,12 @@ class Verdict:
 def without_parameters(test: str) -> str:
     """``test_x_03_fp16``, as ``parameterized`` names it, is ``test_x``."""
     return re.sub(r"_\d+(?:_\w+)?$", "", test)
+
+
+def of_those(expected: Iterable[Expected], ran: Iterable[str]) -> list[Expected]:
+    """The list as it is where only some tests ran: the names of the others are left out."""
+    names = {one for name in ran for one in (name, without_parameters(name))}
+    return [replace(entry, tests=tuple(one for one in entry.tests if one in names)) for entry in expected]
 
 
 def differing(unmodified: Results, attached: Results) -> dict[str, Outcome]:

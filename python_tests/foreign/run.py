@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are so small that threads only wait for each other
@@ -19,6 +20,7 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 sys.path[0] = str(Path(__file__).parent.parent)  # the folder that holds foreign
 
 from foreign import tree  # noqa: E402
+from foreign.outcomes import Expected, of_those  # noqa: E402
 from foreign.report import UNMODIFIED, Run, report  # noqa: E402
 
 
@@ -27,7 +29,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sdist", type=Path, help="source distribution of the transformers that is installed")
     parser.add_argument("-n", type=int, default=2, help="processes (2)")
-    parser.add_argument("-k", default="", help="only these tests, as pytest's -k; then the list looks stale")
+    parser.add_argument("-k", default="", help="only these tests, as pytest's -k")
     parser.add_argument("--modes", nargs="+", help="only these modes, and the unmodified models")
     parser.add_argument("--families", nargs="+", help="only these families")
     parser.add_argument("--logs", type=Path, help="a folder to keep the tests and their logs in")
@@ -50,7 +52,7 @@ def main() -> int:
     return 1 if faults else 0
 
 
-def results(given: argparse.Namespace, folder: Path) -> tuple:
+def results(given: argparse.Namespace, folder: Path) -> tuple[list[Run], Sequence[Expected], str]:
     """Everything that was asked for: what ``report`` needs."""
     import transformers
 
@@ -73,7 +75,8 @@ def results(given: argparse.Namespace, folder: Path) -> tuple:
     for family in CLASSES:
         __import__(f"foreign.families.{family}")  # before the processes are forked
     runs = [Run(job.mode, job.family, *found) for job, found in run_all(jobs, folder, given.n).items()]
-    return runs, EXPECTED, ".".join(sdist.split(".")[:2])
+    expected = of_those(EXPECTED, {name for run in runs for name in run.results}) if given.k else EXPECTED
+    return runs, expected, ".".join(sdist.split(".")[:2])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from helpers.models import answers, tiny_llava
 from foreign import modes, tree
 from foreign.expected import EXPECTED
 from foreign.modes import CLASSES, MODES, Attached
-from foreign.outcomes import Expected, Outcome, judge, without_parameters
+from foreign.outcomes import Expected, Outcome, judge, of_those, without_parameters
 from foreign.report import UNMODIFIED, Run, report
 
 PASSED, FAILED, SKIPPED = Outcome("passed"), Outcome("failed", "ValueError: labels"), Outcome("skipped")
@@ -70,6 +70,13 @@ def test_a_name_stands_for_its_parameters():
     verdict = judge(base, base | {"test_sdpa_01_fp32": FAILED}, [entry])
     assert verdict.reasons == {"test_sdpa_01_fp32": "Rounding."} and not verdict.stale and not verdict.unexpected
     assert judge(base, base, [entry]).stale == ("test_sdpa",)
+
+
+def test_where_only_some_tests_ran_the_others_are_not_stale():
+    two = Expected(("tower",), ("llava",), ("test_labels", "test_gone", "test_sdpa"), "Refused.")
+    [left] = of_those([two], ["test_labels", "test_sdpa_00_fp16"])
+    assert left.tests == ("test_labels", "test_sdpa")
+    assert judge({"test_labels": PASSED}, {"test_labels": PASSED}, of_those([two], ["test_shape"])).stale == ()
 
 
 def test_a_run_that_tested_nothing_is_a_fault():
