@@ -46,7 +46,7 @@ class TowerReductions:
         return self._known()[:number]
 
     def resume(self, records: tuple[Reduction, ...]) -> None:
-        """Go on after ``records``: a backward pass computes a layer again, after its pass and maybe in another thread."""
+        """Go on after ``records``: a backward pass computes a layer again, later and maybe in another thread."""
         self._pass.here.records = records
 
     def previous(self, number: int) -> Reduction | None:
@@ -54,7 +54,7 @@ class TowerReductions:
         return self._known()[number - 1] if number else None
 
     def _known(self) -> tuple[Reduction, ...]:
-        """Of this thread's pass; in a thread that had none, which computes a layer again, of the pass that ended last."""
+        """Of this thread's pass; in a thread without one, which computes a layer again, of the one that ended last."""
         return self._pass.here.records or self._finished
 
     def put(self, number: int, reduction: Reduction) -> None:
