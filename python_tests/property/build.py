@@ -13,6 +13,11 @@ from property.cases import LLAVA, NEXT, QWEN2, Case
 import ficoco_ext
 from ficoco_ext.methods import VisionAndDecoder
 
+
+class NotHereError(Exception):
+    """What is installed cannot run the case, with or without reduction."""
+
+
 PATCH = 4  # pixels on a side of a patch
 HIDDEN = 11  # a mask with holes hides the words that are multiples of it
 
@@ -84,8 +89,7 @@ def qwen_config(case: Case):
 
 def model_of(case: Case):
     """The model, with random weights so wide that attention is far from flat, whatever the width."""
-    llava = case.family in (LLAVA, NEXT)
-    config = llava_config(case) if llava else qwen_config(case)
+    config = llava_config(case) if case.family in (LLAVA, NEXT) else qwen_config(case)
     config._attn_implementation = case.attention
     name = type(config).__name__.removesuffix("Config") + "ForConditionalGeneration"
     dtype = getattr(torch, case.dtype)
@@ -206,6 +210,13 @@ def attached(case: Case, model, **instead):
     """``attach`` as the case says, or with another amount."""
     method, hyperparameters = method_of(case)
     return ficoco_ext.attach(model, method, **(instead or dict(case.amount)), **hyperparameters)
+
+
+def limits(case: Case) -> str:
+    """How much of what enters a layer of the tower its methods can remove at once."""
+    names = (case.method,) if isinstance(case.method, str) else case.method
+    towers = [ficoco_ext.get_method(name).tower for name in names]
+    return ", ".join(one.limit for tower in towers if tower is not None for one in tower.of_layers(1))
 
 
 def nothing(case: Case) -> dict:

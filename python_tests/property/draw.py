@@ -100,7 +100,7 @@ def drawn_shape(chance: Random, family: str) -> dict[str, Any]:
         "heads": heads,
         "kv_heads": kv_heads,
         "head_dim": head_dim,
-        "width": chance.choice((12, 20, 24)) if free else heads * head_dim,
+        "width": -(-chance.choice((12, 20, 24)) // heads) * heads if free else heads * head_dim,  # a multiple of heads
         "layers": chance.randint(2, 5),
         "side": chance.choice((2, 3, 4, 4, 5, 6)) if family != NEXT else chance.choice((2, 3)),
         "tower_heads": chance.randint(1, 3),

@@ -12,16 +12,13 @@ import transformers
 from helpers.decoder import Seen, watch
 from helpers.families import END, START, VIDEO
 from helpers.models import IMAGE
+from property.build import NotHereError
 from property.cases import LLAVA, NEXT, Case
 from torch import Tensor
 
 BEAMS = 2
 TURN = (21, 22, 23)  # the words of a second turn
 NEVER = [IMAGE, VIDEO, START, END]  # ids that a model must not say: they would announce a picture that is not there
-
-
-class NotHereError(Exception):
-    """What is installed cannot run the case, with or without reduction."""
 
 
 @dataclass
