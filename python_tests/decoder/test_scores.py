@@ -94,6 +94,15 @@ def test_a_row_without_text_uses_the_first_term_alone(variant):
         assert torch.equal(result.sources, wanted.sources)
 
 
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_a_mean_over_no_text_is_nothing(variant):
+    """By way of the text: with none, sum and mean are both 0, and the direct attention decides."""
+    tokens, attn = sequence(seed=5)
+    options = {"visual": (N - 20, 20), "method": "ficoco-l", "variant": variant, "targets": 2}
+    mean, total = (record(tokens, attn, **options, indirect_reduce=how) for how in ("mean", "sum"))
+    assert same(mean, total) and mean.weights.isfinite().all() and mean.tokens.isfinite().all()
+
+
 def test_text_behind_the_picture_may_be_padding_in_one_row_only():
     tokens, attn = sequence(seed=7)
     real = padded(left=(0, 0), right=(N - sum(VISUAL), 2))

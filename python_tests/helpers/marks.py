@@ -28,7 +28,7 @@ QUICK = {  # folder: its files without test_ and .py
     "foreign": ("runner",),
     "gpu": ("host_emulation",),
     "io": ("configs", "images"),
-    "methods": ("baselines", "evit", "prumerge", "resolve", "staged", "tome"),
+    "methods": ("baselines", "declarations", "evit", "prumerge", "resolve", "staged", "tome"),
     "models": ("placeholders", "tower"),
     "ops": ("errors", "filter", "spec", "to_sequence", "token_attention"),
     "packaging": ("csrc_includes", "cuda_build", "marks", "mutations", "versions"),

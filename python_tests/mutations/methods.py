@@ -7,6 +7,7 @@ TESTS = "python_tests/methods"
 REDUCE = "python_tests/reduce"
 ARGUMENTS = "python_tests/decoder/test_arguments.py"
 SCORES = "python_tests/decoder/test_scores.py"
+DECLARED = f"{TESTS}/test_declarations.py"
 RESOLVE = f"{TESTS}/test_resolve.py"
 STAGED = f"{TESTS}/test_staged.py"
 ONE_FILE = f"{TESTS}/test_one_file.py"
@@ -33,7 +34,7 @@ MUTATIONS = [
         file=f"{M}/composition.py",
         old="        return not FilterStage.of(filter).inheritor",
         new="        return True",
-        tests=(f"{COMMANDS}::test_every_method_in_words", f"{TESTS}/test_tome.py::test_a_declaration"),
+        tests=(DECLARED,),
         why="ToMe and pooling are described as methods that drop tokens.",
     ),
     Mutation(
@@ -64,10 +65,7 @@ MUTATIONS = [
         file=f"{M}/decoder_method.py",
         old="if self.before_attention else []",
         new="if self.before_attention and shape.r else []",
-        tests=(
-            f"{BY_HAND}::test_other_reductions_by_hand",
-            f"{BY_HAND}::test_one_reduction_of_the_language_model_by_hand",
-        ),
+        tests=(DECLARED,),
         why="A layer before whose attention nothing leaves looks cheaper than it is.",
     ),
     Mutation(
@@ -88,7 +86,7 @@ MUTATIONS = [
         file=f"{M}/description.py",
         old="for one in reversed(factories(name))",
         new="for one in factories(name)",
-        tests=(f"{COMMANDS}::test_one_method", f"{COMMANDS}::test_words_follow_the_hyperparameters"),
+        tests=(DECLARED,),
         why="Of a hyperparameter of both parts the second one's meaning is shown.",
     ),
     Mutation(
@@ -333,7 +331,7 @@ MUTATIONS = [
         file=f"{M}/split.py",
         old="            shape = replace(shape, tokens=shape.tokens - r, visual=shape.visual - r)\n",
         new="",
-        tests=(f"{BY_HAND}::test_other_reductions_by_hand",),
+        tests=(DECLARED,),
         why="The second part of a layer is billed for tokens that the first has removed.",
     ),
     Mutation(
@@ -361,10 +359,7 @@ MUTATIONS = [
         file=f"{M}/vision_and_decoder.py",
         old="return *self.vision.members, *self.decoder.members",
         new="return *self.decoder.members, *self.vision.members",
-        tests=(
-            f"{COMMANDS}::test_every_method_in_words",
-            f"{ARGUMENTS}::test_hyperparameters_of_ficoco_vl_reach_their_sides",
-        ),
+        tests=(DECLARED,),
         why="What acts first is described last.",
     ),
 ]

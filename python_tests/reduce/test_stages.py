@@ -166,3 +166,16 @@ def test_class_attention_that_is_not_used_is_not_needed():
     broken = torch.rand(2, 65, 65)
     broken[:, 1:] = float("nan")
     assert Filter(lam=0.0)(broken, 4, class_token=True, ids=None, grid=(8, 8)).redundancy.isfinite().all()
+
+
+@pytest.mark.parametrize("r", range(1, 64, 9))
+@pytest.mark.parametrize("class_token", [True, False])
+def test_with_gradients_the_same_is_chosen(class_token, r):
+    """Stage by stage as in one operator: the quantile is that of the kept patches, the class token not among them."""
+    tokens, attn = inputs(n=64 + class_token)
+    for eps in (0.5, 0.75, 0.9):
+        plain = record(tokens, attn, r, eps=eps, class_token=class_token)
+        traced = record(tokens.clone().requires_grad_(), attn, r, eps=eps, class_token=class_token)
+        assert torch.equal(traced.sources, plain.sources) and torch.equal(traced.targets, plain.targets)
+        assert torch.allclose(traced.weights, plain.weights, atol=1e-6)
+        assert torch.allclose(traced.tokens, plain.tokens, atol=1e-6)

@@ -1,0 +1,65 @@
+"""What methods say of themselves, as it stands in tables and on pages, and what they cost: exact words and numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from ficoco_ext import describe, get_method
+from ficoco_ext.methods import Split, VisionAndDecoder
+from ficoco_ext.ops.costs import evaluate
+from ficoco_ext.stages import Shape
+
+SHAPE = Shape(batch=1, tokens=100, visual=60, r=12, channels=32, heads=4, kv_heads=2, head_dim=8, text=10)
+
+
+@pytest.mark.parametrize(
+    ("name", "correlate", "compress"),
+    [
+        ("ficoco-v", "those above the quantile by attention (logits)", "mean, a target counting once"),
+        ("topk", "none", "dropped"),
+        ("random", "none", "dropped"),
+        ("fastv", "none", "dropped"),
+        ("tome", "its pair", "mean weighted by size"),
+        ("pool", "the first patch of its cell", "mean, a target counting once"),
+        ("evit", "one token for all", "sum weighted by class attention"),
+        ("prune-then-merge", "none; then its pair", "dropped; then mean weighted by size"),
+    ],
+)
+def test_who_inherits_and_how(name, correlate, compress):
+    """What a filter settles itself is no dropping."""
+    said = describe(name)
+    assert (said.correlate, said.compress) == (correlate, compress)
+
+
+def test_two_parts_are_described_in_the_order_in_which_they_act():
+    vision, decoder, both = (describe(name) for name in ("ficoco-v", "ficoco-l", "ficoco-vl"))
+    assert both.filter == f"{vision.filter}; then {decoder.filter}"
+    assert both.correlate == f"{vision.correlate}; then {decoder.correlate}"
+    assert both.layers == f"{vision.layers}; {decoder.layers}"
+    for name, text in {**decoder.meanings, **vision.meanings}.items():  # of what both have, the first one's words
+        assert both.meanings[name] == text, name
+    assert decoder.meanings["alpha"] != vision.meanings["alpha"]
+    assert VisionAndDecoder(get_method("topk"), get_method("fastv")).name == "topk + fastv"
+
+
+def operations(method, shape):
+    return {operation.name: evaluate(operation.operations, values) for operation, values in method.operations(shape)}
+
+
+def test_before_attention_a_layer_pays_for_its_projections_whether_or_not_a_token_leaves():
+    """Query and output 2 * 100 * 32 * 4 * 8 each, key and value half of it for half of the heads."""
+    projections = {"extra q_proj": 204_800, "extra k_proj": 102_400, "extra v_proj": 102_400, "extra o_proj": 204_800}
+    nothing = Shape(**{**vars(SHAPE), "r": 0})
+    before, after = get_method("pyramiddrop"), get_method("fastv")
+    assert operations(before, nothing) == projections
+    assert operations(after, nothing) == {}
+    assert operations(before, SHAPE) == projections | operations(after, SHAPE)
+
+
+def test_the_second_part_of_a_layer_pays_for_what_the_first_one_leaves():
+    """Of 65 tokens 10 leave: matching compares those at even positions of 55 with those at odd ones."""
+    shape = Shape(**{**vars(SHAPE), "tokens": 65, "visual": 64, "r": 20, "class_token": True})
+    both = Split("both", get_method("topk"), get_method("tome"), 0.5)
+    assert [(part.name, r) for part, r in both.parts(65, 20, class_token=True)] == [("topk", 10), ("tome", 10)]
+    assert operations(both, shape)["match"] == 2 * 27 * 27 * 8
+    assert operations(get_method("tome"), shape)["match"] == 2 * 32 * 32 * 8
