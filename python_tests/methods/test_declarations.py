@@ -7,7 +7,7 @@ import pytest
 from ficoco_ext import describe, get_method
 from ficoco_ext.methods import Split, VisionAndDecoder
 from ficoco_ext.ops.costs import evaluate
-from ficoco_ext.stages import Shape
+from ficoco_ext.stages import Shape, needs
 
 SHAPE = Shape(batch=1, tokens=100, visual=60, r=12, channels=32, heads=4, kv_heads=2, head_dim=8, text=10)
 
@@ -63,3 +63,34 @@ def test_the_second_part_of_a_layer_pays_for_what_the_first_one_leaves():
     assert [(part.name, r) for part, r in both.parts(65, 20, class_token=True)] == [("topk", 10), ("tome", 10)]
     assert operations(both, shape)["match"] == 2 * 27 * 27 * 8
     assert operations(get_method("tome"), shape)["match"] == 2 * 32 * 32 * 8
+
+
+def test_what_is_left_out_is_neither_needed_nor_paid_for():
+    assert describe("ficoco-v", class_attention=False).needs == ("grid",)
+    assert describe("ficoco-v", class_attention=False, penalty=1).needs == ()
+    direct = {"direct": True, "indirect": False}
+    released, paper = (get_method("ficoco-l", variant=name, **direct) for name in ("released", "paper"))
+    assert operations(released, SHAPE)["correlate"] == 2 * 4 * 8 * 12 * 48  # sources with candidates
+    assert operations(paper, SHAPE)["correlate"] == 2 * 4 * 8 * 12 * 100  # rows of the sources
+    both = operations(get_method("ficoco-l", variant="paper"), SHAPE)["correlate"]
+    assert both == 2 * (4 * 8 * (12 + 10) * 100 + 12 * 10 * 48)  # and of the text
+
+
+def test_weighing_by_class_attention_is_paid_for():
+    shape = Shape(**{**vars(SHAPE), "tokens": 65, "visual": 64, "r": 20, "class_token": True})
+    plain, weighed = (get_method("prune-then-merge", weigh=weigh) for weigh in (0.0, 0.5))
+    assert operations(weighed, shape) == {"class_attention": 2 * 65 * 4 * 8} | operations(plain, shape)
+
+
+def test_a_need_that_another_one_implies_is_not_named():
+    asked = (
+        needs.GRID,
+        needs.CLASS_TOKEN_OR_KEYS,
+        needs.WHOLE_GRID,
+        needs.QUERY_AND_KEY,
+        needs.CLASS_TOKEN,
+        needs.GRID,
+    )
+    assert needs.in_order(asked) == (needs.CLASS_TOKEN, needs.QUERY_AND_KEY, needs.WHOLE_GRID)
+    with pytest.raises(ValueError, match="needs must be among 'class token', .*, got 'luck'"):
+        needs.in_order((needs.GRID, "luck"))
