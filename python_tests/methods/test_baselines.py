@@ -9,7 +9,7 @@ import torch
 from helpers.reductions import inputs, record
 
 from ficoco_ext import QueryKey, reduce
-from ficoco_ext.stages.positional import _hash, bands_of
+from ficoco_ext.stages.positional import RandomFilter, _hash, bands_of
 
 
 def test_a_seed_is_a_choice():
@@ -30,6 +30,15 @@ def test_the_published_choice_of_seed_zero():
     """So that a change of the hash is noticed: figures of other days would not be comparable."""
     tokens, attn = inputs(n=17, b=1)
     assert record(tokens, attn, 10, method="random").patch_ids.tolist() == [[0, 5, 7, 9, 11, 14]]
+
+
+def test_seeds_are_no_shifts_of_each_other():
+    """Half of 144 patches leave: two independent choices share 36, and one moved along by the seed nearly all 72."""
+    attn = QueryKey(*torch.zeros(2, 1, 1, 144, 1))
+    options = {"class_token": False, "ids": None, "grid": None}
+    first, *others = (set(RandomFilter(seed)(attn, 72, **options).sources[0].tolist()) for seed in range(20))
+    for other in others:
+        assert max(len({source + shift for source in other} & first) for shift in range(-20, 21)) < 60
 
 
 def test_layers_drop_what_one_layer_drops():

@@ -92,5 +92,5 @@ def test_a_need_that_another_one_implies_is_not_named():
         needs.GRID,
     )
     assert needs.in_order(asked) == (needs.CLASS_TOKEN, needs.QUERY_AND_KEY, needs.WHOLE_GRID)
-    with pytest.raises(ValueError, match="needs must be among 'class token', .*, got 'luck'"):
+    with pytest.raises(ValueError, match=r"needs must be among 'class token', .*, got 'luck'"):
         needs.in_order((needs.GRID, "luck"))

@@ -159,11 +159,7 @@ MUTATIONS = [
         file=f"{M}/layers.py",
         old="return (self.layer - 1,)",
         new="return (self.layer,)",
-        tests=(
-            "python_tests/decoder/test_attach.py",
-            "python_tests/cost/test_model.py",
-            "python_tests/cost/test_reproduce.py",
-        ),
+        tests=(RESOLVE,),
         why="One block more than published sees all tokens.",
     ),
     Mutation(
@@ -270,12 +266,7 @@ MUTATIONS = [
         file=f"{M}/pyramiddrop.py",
         old='        rounding="floor",\n',
         new="",
-        tests=(
-            "python_tests/cost/test_model.py",
-            "python_tests/decoder/test_attach.py",
-            "python_tests/cost/test_reproduce.py",
-            COMMANDS,
-        ),
+        tests=(RESOLVE,),
         why="An odd number of visual tokens keeps one more than published.",
     ),
     Mutation(
