@@ -207,10 +207,7 @@ MUTATIONS = [
         file=f"{M}/method.py",
         old="gradients = tokens.requires_grad and torch.is_grad_enabled()",
         new="gradients = tokens.requires_grad",
-        tests=(
-            f"{REDUCE}/test_torch.py::test_inference_mode",
-            f"{REDUCE}/test_torch.py::test_gradient_flows_to_the_tokens_only",
-        ),
+        tests=(f"{REDUCE}/test_stages.py::test_one_operator_where_no_gradient_is_needed",),
         why="Under no_grad the slow way is taken.",
     ),
     Mutation(
@@ -224,7 +221,7 @@ MUTATIONS = [
         file=f"{M}/method.py",
         old="if size is None else size.to(dtype, copy=True)",
         new="if size is None else size.to(dtype)",
-        tests=(f"{REDUCE}/test_reduce.py::test_nothing_to_remove", f"{REDUCE}/test_reduce.py::test_size"),
+        tests=(f"{REDUCE}/test_reduce.py::test_sizes_of_nothing_to_remove_are_new",),
         why="With r = 0 writing into the result's sizes writes into the caller's.",
     ),
     Mutation(

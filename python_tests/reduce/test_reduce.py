@@ -178,6 +178,16 @@ def test_nothing_to_remove(method, class_token):
     assert transposed.tokens.is_contiguous()
 
 
+def test_sizes_of_nothing_to_remove_are_new():
+    """What a model does to its sizes later must not reach the caller's tensor, r = 0 or not."""
+    tokens, attn = inputs()
+    size = torch.ones(2, N, 1)
+    for r in (0, 4):
+        result = record(tokens, attn, r, size=size)
+        result.size.zero_()
+        assert torch.equal(size, torch.ones(2, N, 1))
+
+
 @pytest.mark.parametrize("class_token", [False, True])
 @pytest.mark.parametrize("n", [1, 2, 31, 32, 33])
 def test_as_much_as_possible(n, class_token):

@@ -5,6 +5,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 import torch
 from helpers.reductions import inputs, record, same
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ficoco_ext import METHODS, Method, QueryKey, get_method, reduce
 from ficoco_ext.methods import ficoco_v, square_grid, topk
@@ -179,3 +180,26 @@ def test_with_gradients_the_same_is_chosen(class_token, r):
         assert torch.equal(traced.sources, plain.sources) and torch.equal(traced.targets, plain.targets)
         assert torch.allclose(traced.weights, plain.weights, atol=1e-6)
         assert torch.allclose(traced.tokens, plain.tokens, atol=1e-6)
+
+
+class Called(TorchDispatchMode):
+    """Names of the operators of the package that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "ficoco":
+            self.names.add(func.name().removeprefix("ficoco::"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_one_operator_where_no_gradient_is_needed():
+    """Weights of a model require gradients in inference, too: what counts is whether they are recorded."""
+    tokens, attn = inputs()
+    separate = {"attention_stats", "filter", "correlate", "compress"}
+    for wanted, enabled, requires in (({"reduce"}, True, False), ({"reduce"}, False, True), (separate, True, True)):
+        with torch.set_grad_enabled(enabled), Called() as called:
+            reduce(tokens.clone().requires_grad_(requires), attn, 16)
+        assert called.names == wanted
