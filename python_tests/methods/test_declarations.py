@@ -94,3 +94,29 @@ def test_a_need_that_another_one_implies_is_not_named():
     assert needs.in_order(asked) == (needs.CLASS_TOKEN, needs.QUERY_AND_KEY, needs.WHOLE_GRID)
     with pytest.raises(ValueError, match=r"needs must be among 'class token', .*, got 'luck'"):
         needs.in_order((needs.GRID, "luck"))
+
+
+def test_every_operator_of_a_reduction_in_numbers():
+    """65 tokens of width 32, 4 heads of 8, 20 of 64 patches leave: operations, and the numbers that go in and out."""
+    shape = Shape(**{**vars(SHAPE), "tokens": 65, "visual": 64, "r": 20, "class_token": True, "kv_heads": 4})
+    found = {
+        operation.name: [evaluate(getattr(operation, name), values) for name in ("operations", "loads", "stores")]
+        for operation, values in get_method("ficoco-v", variant="paper", targets=2).operations(shape)
+    }
+    assert found == {
+        "attention_stats": [2 * 65 * 65 * 32, 2 * 65 * 32, 2 * 65],  # probabilities: every row of the map
+        "correlate": [2 * 20 * 65 * 32, (20 + 65) * 32, 2 * 20 * 2],
+        "compress": [2 * 20 * 2 * 32, 65 * 32, 45 * 32],
+    }
+    logits = operations(get_method("ficoco-v", variant="released", targets=2), shape)
+    assert logits["attention_stats"] == 4 * 65 * 32 and logits["correlate"] == 2 * 20 * 45 * 32
+
+
+def test_a_value_is_not_taken_for_an_equal_one_of_another_type():
+    """Methods are remembered by their values, and 1 equals True."""
+    assert get_method("ficoco-v", targets=1).correlate.targets == 1
+    with pytest.raises(ValueError, match="Correlate: targets must be 'adaptive' or an integer >= 0, got True"):
+        get_method("ficoco-v", targets=True)
+    assert get_method("prumerge", normalize=True).compress.normalize
+    with pytest.raises(ValueError, match="Fuse: normalize must be True or False, got 1"):
+        get_method("prumerge", normalize=1)

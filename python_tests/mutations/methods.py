@@ -291,7 +291,7 @@ MUTATIONS = [
         file=f"{M}/registry.py",
         old="            kinds = tuple(map(type, hyperparameters.values()))",
         new="            kinds = ()",
-        tests=(f"{REDUCE}/test_errors.py::test_bad_hyperparameter", f"{ARGUMENTS}::test_bad_hyperparameter"),
+        tests=(DECLARED,),
         why="After targets=1, targets=True is taken from the cache instead of refused.",
     ),
     Mutation(
@@ -326,7 +326,7 @@ MUTATIONS = [
         file=f"{M}/staged.py",
         old="for one in self.of_layers(3) for",
         new="for one in self.of_layers(1) for",
-        tests=(f"{COMMANDS}::test_every_method_in_words", f"{STAGED}::test_prune_then_merge_layer_by_layer"),
+        tests=(DECLARED,),
         why="A method of several kinds of layers is described, and its needs are checked, by one of them.",
     ),
     Mutation(

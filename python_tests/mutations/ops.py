@@ -8,6 +8,7 @@ FAKE = f"{OPS}/test_torch.py::test_fake_shapes"
 BAD = f"{OPS}/test_errors.py::test_bad_argument"
 STATS, COMPRESS, CORRELATE = (f"ficoco_ext/ops/_{name}.py" for name in ("attention_stats", "compress", "correlate"))
 FILTER, MATCH, REDUCE = (f"ficoco_ext/ops/_{name}.py" for name in ("filter", "match", "reduce"))
+DECLARED = "python_tests/methods/test_declarations.py"
 TOKENS, ATTENTION = "ficoco_ext/ops/_correlate_tokens.py", "ficoco_ext/ops/_token_attention.py"
 CHECKS, COSTS = "ficoco_ext/ops/checks.py", "ficoco_ext/ops/costs.py"
 
@@ -79,7 +80,7 @@ MUTATIONS = [
         file=COMPRESS,
         old="out = torch.where(receives.unsqueeze(-1), merged, survivors)",
         new="out = merged",
-        tests=(f"{OPS}/test_compress.py::test_conservation", f"{SPEC}::test_compress_is_a_matrix"),
+        tests=(f"{OPS}/test_compress.py::test_layouts", f"{OPS}/test_compress.py::test_weights_and_sizes_of_any_dtype"),
         why="A token that nothing was merged into comes out rounded, not bit for bit.",
     ),
     Mutation(
@@ -421,7 +422,7 @@ MUTATIONS = [
         file=COSTS,
         old='"probs": Operation("attention_stats", "2*b*n*n*a*d"',
         new='"probs": Operation("attention_stats", "2*b*n*a*d"',
-        tests=("python_tests/cost/test_model.py::test_other_reductions_by_hand",),
+        tests=(DECLARED,),
         why="Probabilities look as cheap as logits.",
     ),
     Mutation(
@@ -435,10 +436,7 @@ MUTATIONS = [
         file=COSTS,
         old='COMPRESS = Operation("compress", "2*b*r*g*h", loads="b*l*h", stores="b*(l-r)*h")',
         new='COMPRESS = Operation("compress", "2*b*r*g*h", loads="b*l*h", stores="b*l*h")',
-        tests=(
-            "python_tests/cost/test_model.py::test_logits_of_one_reduction_by_hand",
-            "python_tests/cost/test_model.py::test_other_reductions_by_hand",
-        ),
+        tests=(DECLARED,),
         why="A reduction is billed for writing tokens that are gone.",
     ),
 ]
