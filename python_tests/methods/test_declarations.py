@@ -31,6 +31,25 @@ def test_who_inherits_and_how(name, correlate, compress):
     assert (said.correlate, said.compress) == (correlate, compress)
 
 
+def test_published_numbers_are_the_defaults():
+    wanted = {
+        "prumerge": {"neighbours": 32, "normalize": False},
+        "prumerge+": {"neighbours": 32, "spatial": 0.75, "normalize": False},
+        "evit": {"fuse": "sum"},
+        "fastv": {"layer": 2},
+        "tome": {"proportional_attention": True, "distill_token": False},
+        "topk": {"attention": "probs"},
+        "random": {"seed": 0},
+        "pyramiddrop": {},
+    }
+    assert {name: describe(name).hyperparameters for name in wanted} == wanted
+    both = {"eps": 0.998, "targets": "adaptive", "window": 2}
+    of_v = {"variant": "released", "penalty": 2.0, "redundancy": "row", "correlation": "attention"}
+    of_l = {"variant": "paper", "penalty": 1.0, "beta": 0.6, "gamma": 0.6, "indirect_reduce": "sum"}
+    for name, own in (("ficoco-v", of_v), ("ficoco-l", of_l)):
+        assert describe(name).hyperparameters.items() >= (both | own).items()
+
+
 def test_two_parts_are_described_in_the_order_in_which_they_act():
     vision, decoder, both = (describe(name) for name in ("ficoco-v", "ficoco-l", "ficoco-vl"))
     assert both.filter == f"{vision.filter}; then {decoder.filter}"
