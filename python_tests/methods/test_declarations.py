@@ -31,6 +31,13 @@ def test_who_inherits_and_how(name, correlate, compress):
     assert (said.correlate, said.compress) == (correlate, compress)
 
 
+def test_a_part_that_removes_nothing_is_not_described():
+    """Where all layers merge, none prunes unless there is an excess."""
+    said = describe("prune-then-merge", merge_layers=1.0)
+    assert said.filter == "best pairs of neighbours by cosine of keys"
+    assert (said.correlate, said.compress, said.needs) == ("its pair", "mean weighted by size", ("query and key",))
+
+
 def test_published_numbers_are_the_defaults():
     wanted = {
         "prumerge": {"neighbours": 32, "normalize": False},

@@ -5,7 +5,6 @@ from mutations import Mutation
 REDUCE = "python_tests/reduce"
 SCHEDULE = f"{REDUCE}/test_schedule.py"
 REDUCTION = f"{REDUCE}/test_reduction.py"
-PLAN = "python_tests/models/test_attach_plan.py"
 SCORES = "python_tests/decoder/test_scores.py"
 RESOLVE = "python_tests/methods/test_resolve.py"
 ARGUMENTS = "python_tests/decoder/test_arguments.py"
@@ -82,6 +81,27 @@ MUTATIONS = [
         why="A plan that spares one of its layers is taken for one that removes nothing, and is not attached.",
     ),
     Mutation(
+        file="ficoco_ext/schedule.py",
+        old="return self.final / self.patches",
+        new="return sum(self.r) / self.patches",
+        tests=("python_tests/reduce/test_schedule.py::test_r",),
+        why="The share that leaves is printed as the share that stays.",
+    ),
+    Mutation(
+        file="ficoco_ext/schedule.py",
+        old="steps.append(Step(layer, before, r, before - r))",
+        new="steps.append(Step(layer, self.patches, r, before - r))",
+        tests=("python_tests/reduce/test_schedule.py::test_r",),
+        why="The staircase prints what entered the tower in every layer.",
+    ),
+    Mutation(
+        file="ficoco_ext/schedule.py",
+        old="before_attention=self.before_attention,\n        )\n\n    @property\n    def removes",
+        new="before_attention=False,\n        )\n\n    @property\n    def removes",
+        tests=("python_tests/reduce/test_schedule.py::test_any_plan_leaves_something_of_any_prompt",),
+        why="A prompt's schedule forgets that layers reduce before their attention, and costs count too many tokens.",
+    ),
+    Mutation(
         file="ficoco_ext/reduction.py",
         old="return self.kept[:, first:] - first",
         new="return self.kept[:, first:]",
@@ -115,6 +135,13 @@ MUTATIONS = [
         new="",
         tests=(f"{REDUCTION}::test_after", REDUCTION),
         why="The grid of a picture is forgotten in the second layer.",
+    ),
+    Mutation(
+        file="ficoco_ext/reduction.py",
+        old="return replace(self, tokens=None)",
+        new="return self",
+        tests=("python_tests/models/test_tower.py::test_records_speak_of_original_tokens",),
+        why="Records that a model keeps hold all hidden states in memory.",
     ),
     Mutation(
         file="ficoco_ext/api.py",
@@ -185,6 +212,48 @@ MUTATIONS = [
         new="        size = None\n",
         tests=(f"{SCORES}::test_several_reductions_in_a_row",),
         why="A visual token that stands for many counts as one again in the next layer.",
+    ),
+    Mutation(
+        file="ficoco_ext/api.py",
+        old="fits = given.shape[0] == b and given.shape[2] == n",
+        new="fits = given.shape[2] == n",
+        tests=("python_tests/reduce/test_errors.py::test_bad_argument",),
+        why="Queries of another batch are taken for these tokens.",
+    ),
+    Mutation(
+        file="ficoco_ext/api.py",
+        old="fits = given.shape[0] == b and given.shape[-1] == n",
+        new="fits = given.shape[0] == b",
+        tests=("python_tests/reduce/test_errors.py::test_bad_argument",),
+        why="A map of another layer's length is taken.",
+    ),
+    Mutation(
+        file="ficoco_ext/api.py",
+        old="    grid = None if grid is None else (grid[0], grid[1])\n",
+        new="",
+        tests=("python_tests/reduce/test_reduce.py::test_grid",),
+        why="A grid given as a list makes a record that equals none and cannot be hashed.",
+    ),
+    Mutation(
+        file="ficoco_ext/api.py",
+        old="visual[1] >= 1 and sum(visual) <= n",
+        new="visual[1] >= 1 and sum(visual) < n",
+        tests=("python_tests/decoder/test_scores.py::test_ficoco_l_by_hand_for_other_places_and_heads",),
+        why="A picture at the end of a prompt is refused.",
+    ),
+    Mutation(
+        file="ficoco_ext/api.py",
+        old="    return result if previous is None else result.after(previous)\n\n\ndef _visual",
+        new="    return result\n\n\ndef _visual",
+        tests=("python_tests/decoder/test_scores.py::test_several_reductions_in_a_row",),
+        why="In a language model the second layer's record speaks of other tokens than the first one's.",
+    ),
+    Mutation(
+        file="ficoco_ext/api.py",
+        old="return torch.arange(visual[0], sum(visual)",
+        new="return torch.arange(visual[0], visual[1]",
+        tests=("python_tests/decoder/test_scores.py::test_ficoco_l_by_hand",),
+        why="A picture that does not begin a prompt is cut.",
     ),
     Mutation(
         file="ficoco_ext/resolve.py",
@@ -262,6 +331,20 @@ MUTATIONS = [
         new="return Amount(tokens=between), Amount(keep_ratio=final / patches)",
         tests=(RESOLVE,),
         why="The language model removes the whole share once more.",
+    ),
+    Mutation(
+        file="ficoco_ext/resolve.py",
+        old='return _require_layers(op, tuple(layers), 0, last, "the tower", remedy)',
+        new="return tuple(layers)",
+        tests=("python_tests/methods/test_resolve.py::test_the_second_half_of_a_tower_reduces",),
+        why="A layer whose output nobody reads may be named, and nothing is removed.",
+    ),
+    Mutation(
+        file="ficoco_ext/resolve.py",
+        old="        before = step.before\n",
+        new="        before = schedule.patches\n",
+        tests=("python_tests/methods/test_resolve.py::test_half_of_what_enters_a_layer",),
+        why="A later layer is allowed to remove half of the first one's patches.",
     ),
     Mutation(
         file="ficoco_ext/version.py",

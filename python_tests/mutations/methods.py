@@ -1,4 +1,4 @@
-"""Faults of the methods: ``ficoco_ext/methods``."""
+"""Faults of the methods themselves: ``ficoco_ext/methods``."""
 
 from mutations import Mutation
 
@@ -7,94 +7,24 @@ TESTS = "python_tests/methods"
 REDUCE = "python_tests/reduce"
 ARGUMENTS = "python_tests/decoder/test_arguments.py"
 SCORES = "python_tests/decoder/test_scores.py"
-DECLARED = f"{TESTS}/test_declarations.py"
 RESOLVE = f"{TESTS}/test_resolve.py"
 STAGED = f"{TESTS}/test_staged.py"
 ONE_FILE = f"{TESTS}/test_one_file.py"
-COUNTER = "python_tests/cost/test_counter.py::test_a_whole_prefill_with_and_without_reduction"
-BY_HAND = "python_tests/cost/test_model.py"
-COMMANDS = "python_tests/cli/test_methods.py"
 
 MUTATIONS = [
-    Mutation(
-        file=f"{M}/base.py",
-        old="        return (self,) * count",
-        new="        return (self,)",
-        tests=(f"{STAGED}::test_parts_round_half_up",),
-        why="A method acts in the first of its layers only.",
-    ),
-    Mutation(
-        file=f"{M}/base.py",
-        old="return max(tokens - class_token - 1, 0)",
-        new="return max(tokens - class_token, 0)",
-        tests=(f"{RESOLVE}::test_all_but_one_can_leave",),
-        why="A method of one's own may be asked to remove all patches.",
-    ),
-    Mutation(
-        file=f"{M}/composition.py",
-        old="        return not FilterStage.of(filter).inheritor",
-        new="        return True",
-        tests=(DECLARED,),
-        why="ToMe and pooling are described as methods that drop tokens.",
-    ),
-    Mutation(
-        file=f"{M}/composition.py",
-        old="shape = replace(shape, neighbours=links.neighbours(shape.visual))",
-        new="shape = replace(shape, neighbours=0)",
-        tests=(f"{BY_HAND}::test_other_reductions_by_hand",),
-        why="PruMerge's borrowing from neighbours looks free.",
-    ),
-    Mutation(
-        file=f"{M}/composition.py",
-        old="        if own is None:\n            return None\n        settings |= own",
-        new="        settings |= own or {}",
-        tests=(f"{TESTS}/test_universal.py::test_counts_indices_and_sizes", f"{TESTS}/test_evit.py::test_convergent"),
-        why="A method with a stage of one's own is run as if that stage were the plain one.",
-    ),
-    Mutation(
-        file=f"{M}/decoder_method.py",
-        old="return len(kinds - {None}) > 1",
-        new="return len(kinds) > 1",
-        tests=(
-            f"{SCORES}::test_a_map_equals_the_query_and_key_that_made_it",
-            f"{SCORES}::test_a_map_cannot_be_read_in_two_ways",
-        ),
-        why="FastV and pruning refuse a map that they could read.",
-    ),
-    Mutation(
-        file=f"{M}/decoder_method.py",
-        old="if self.before_attention else []",
-        new="if self.before_attention and shape.r else []",
-        tests=(DECLARED,),
-        why="A layer before whose attention nothing leaves looks cheaper than it is.",
-    ),
-    Mutation(
-        file=f"{M}/decoder_method.py",
-        old="merged = self.compress(\n            tokens, chosen, Links(placed.targets, links.weights)",
-        new="merged = self.compress(\n            tokens, chosen, Links(links.targets, links.weights)",
-        tests=(f"{SCORES}::test_ficoco_l_by_hand", f"{SCORES}::test_text_is_copied_bit_for_bit"),
-        why="Visual tokens are merged into text.",
-    ),
-    Mutation(
-        file=f"{M}/description.py",
-        old="hyperparameters=hyperparameters(name) | given,",
-        new="hyperparameters=hyperparameters(name),",
-        tests=(f"{COMMANDS}::test_one_method_with_values", f"{COMMANDS}::test_words_follow_the_hyperparameters"),
-        why="A described method shows its defaults beside words that follow what was given.",
-    ),
-    Mutation(
-        file=f"{M}/description.py",
-        old="for one in reversed(factories(name))",
-        new="for one in factories(name)",
-        tests=(DECLARED,),
-        why="Of a hyperparameter of both parts the second one's meaning is shown.",
-    ),
     Mutation(
         file=f"{M}/evit.py",
         old='compress=Fuse(normalize=fuse == "mean")',
         new='compress=Fuse(normalize=fuse != "mean")',
         tests=(f"{TESTS}/test_evit.py::test_the_fused_token",),
         why="Sum and mean are exchanged.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/evit.py",
+        old='filter=Filter(lam=0.0, attention="probs", normalize=False, penalty=1.0)',
+        new='filter=Filter(lam=0.0, attention="probs", normalize=True)',
+        tests=("python_tests/methods/test_evit.py::test_the_kept_are_the_top",),
+        why="A penalty moves what EViT keeps.",
     ),
     Mutation(
         file=f"{M}/fastv.py",
@@ -125,6 +55,20 @@ MUTATIONS = [
         why="A correlation of another kind than the filter gets shares that do not fit it.",
     ),
     Mutation(
+        file="ficoco_ext/methods/ficoco_l.py",
+        old="    beta: float = 0.6,",
+        new="    beta: float = 0.4,",
+        tests=("python_tests/decoder/test_scores.py::test_ficoco_l_by_hand",),
+        why="The default weight is not the paper's.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/ficoco_l.py",
+        old='variant: str = "paper",',
+        new='variant: str = "released",',
+        tests=("python_tests/decoder/test_scores.py::test_the_reading_of_the_paper_is_the_default",),
+        why="The default reading is the one that measured worse.",
+    ),
+    Mutation(
         file=f"{M}/ficoco_v.py",
         old='    if not class_attention:\n        chosen["lam"] = 1.0',
         new='    if not class_attention:\n        chosen["lam"] = 0.0',
@@ -142,87 +86,18 @@ MUTATIONS = [
         why="normalize=False and lam=0 are ignored.",
     ),
     Mutation(
+        file="ficoco_ext/methods/ficoco_v.py",
+        old='"lam": 0.35, "attention": "probs"',
+        new='"lam": 0.65, "attention": "probs"',
+        tests=("python_tests/reduce/test_stages.py::test_presets_are_declarations",),
+        why="The paper's reading has the released code's weight.",
+    ),
+    Mutation(
         file=f"{M}/ficoco_vl.py",
         old="return VisionAndDecoder(ficoco_v(**vision), ficoco_l(**decoder))",
         new="return VisionAndDecoder(ficoco_v(**vision), ficoco_l())",
         tests=(f"{ARGUMENTS}::test_hyperparameters_of_ficoco_vl_reach_their_sides",),
         why="Hyperparameters of the language model's part are ignored.",
-    ),
-    Mutation(
-        file=f"{M}/layers.py",
-        old="return (used - 1,)",
-        new="return (used,)",
-        tests=(f"{TESTS}/test_prumerge.py::test_it_acts_once_by_default",),
-        why="Pooling and PruMerge reduce in a layer whose output nobody reads.",
-    ),
-    Mutation(
-        file=f"{M}/layers.py",
-        old="return (self.layer - 1,)",
-        new="return (self.layer,)",
-        tests=(RESOLVE,),
-        why="One block more than published sees all tokens.",
-    ),
-    Mutation(
-        file=f"{M}/method.py",
-        old="            grid = previous.grid\n",
-        new="            grid = square_grid(n - int(class_token))\n",
-        tests=(
-            f"{REDUCE}/test_reduction.py::test_penalty_follows_the_original_grid",
-            f"{REDUCE}/test_reduction.py::test_eleven_layers_of_42",
-        ),
-        why="In the second layer patches are looked for on a grid that there is not.",
-    ),
-    Mutation(
-        file=f"{M}/method.py",
-        old="            size = previous.size\n",
-        new="            size = None\n",
-        tests=(f"{REDUCE}/test_reduction.py::test_conservation_through_several_layers",),
-        why="A token that stands for many counts as one again in the next layer.",
-    ),
-    Mutation(
-        file=f"{M}/method.py",
-        old="ids = None if previous is None else previous.patch_ids",
-        new="ids = None",
-        tests=(f"{REDUCE}/test_reduction.py::test_penalty_follows_the_original_grid",),
-        why="From the second layer on patches are looked for at positions that they do not have.",
-    ),
-    Mutation(
-        file=f"{M}/method.py",
-        old='settings["size_weighted"] = settings["size_weighted"] or weighted',
-        new='settings["size_weighted"] = settings["size_weighted"]',
-        tests=(
-            f"{REDUCE}/test_reduce.py::test_size",
-            f"{REDUCE}/test_stages.py::test_compress_adds_to_the_callers_choice",
-        ),
-        why="Sizes that are passed in weigh nothing unless gradients are needed.",
-    ),
-    Mutation(
-        file=f"{M}/method.py",
-        old="gradients = tokens.requires_grad and torch.is_grad_enabled()",
-        new="gradients = False",
-        tests=(f"{REDUCE}/test_torch.py::test_gradient_flows_to_the_tokens_only",),
-        why="Training through a reduction fails.",
-    ),
-    Mutation(
-        file=f"{M}/method.py",
-        old="gradients = tokens.requires_grad and torch.is_grad_enabled()",
-        new="gradients = tokens.requires_grad",
-        tests=(f"{REDUCE}/test_stages.py::test_one_operator_where_no_gradient_is_needed",),
-        why="Under no_grad the slow way is taken.",
-    ),
-    Mutation(
-        file=f"{M}/method.py",
-        old="tokens=tokens.clone(memory_format=torch.contiguous_format),",
-        new="tokens=tokens,",
-        tests=(f"{REDUCE}/test_reduce.py::test_nothing_to_remove",),
-        why="With r = 0 writing into the result writes into the input.",
-    ),
-    Mutation(
-        file=f"{M}/method.py",
-        old="if size is None else size.to(dtype, copy=True)",
-        new="if size is None else size.to(dtype)",
-        tests=(f"{REDUCE}/test_reduce.py::test_sizes_of_nothing_to_remove_are_new",),
-        why="With r = 0 writing into the result's sizes writes into the caller's.",
     ),
     Mutation(
         file=f"{M}/pool.py",
@@ -239,11 +114,25 @@ MUTATIONS = [
         why="The preset for a start removes half as much as it says.",
     ),
     Mutation(
+        file="ficoco_ext/methods/presets.py",
+        old='return _preset("fast", 0.1)',
+        new='return _preset("fast", 0.2)',
+        tests=("python_tests/methods/test_one_file.py::test_presets",),
+        why="The preset for speed keeps twice as much as it says.",
+    ),
+    Mutation(
         file=f"{M}/prumerge.py",
         old='        name="prumerge+",\n        filter=SingleHeadFilter(spatial),',
         new='        name="prumerge+",\n        filter=SingleHeadFilter(),',
         tests=(f"{TESTS}/test_prumerge.py::test_plus_equals_loops",),
         why="PruMerge+ is PruMerge.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/prumerge.py",
+        old="def prumerge_plus(*, neighbours: int = 32, spatial: float = 0.75",
+        new="def prumerge_plus(*, neighbours: int = 32, spatial: float = 0.25",
+        tests=("python_tests/cli/test_methods.py::test_words_follow_the_hyperparameters",),
+        why="PruMerge+ samples a third of what it says.",
     ),
     Mutation(
         file=f"{M}/prune_then_merge.py",
@@ -274,60 +163,18 @@ MUTATIONS = [
         why="A model of three layers would reduce before layer 0, which is refused.",
     ),
     Mutation(
+        file="ficoco_ext/methods/pyramiddrop.py",
+        old="        before_attention=True,\n",
+        new="",
+        tests=("python_tests/methods/test_resolve.py::test_stages_that_a_language_model_is_too_small_for",),
+        why="PyramidDrop's layers see the tokens that should have left, and its cost is not theirs.",
+    ),
+    Mutation(
         file=f"{M}/random.py",
         old="filter=RandomFilter(seed)",
         new="filter=RandomFilter()",
         tests=(f"{TESTS}/test_baselines.py::test_a_seed_is_a_choice",),
         why="All seeds drop the same patches, so a spread over seeds is 0.",
-    ),
-    Mutation(
-        file=f"{M}/registry.py",
-        old="        if taken is not None and _identity(taken) != _identity(factory):",
-        new="        if taken is not None and taken is not factory and False:",
-        tests=(f"{ONE_FILE}::test_names_of_methods",),
-        why="A plug-in replaces a method of the package without a word.",
-    ),
-    Mutation(
-        file=f"{M}/registry.py",
-        old="            kinds = tuple(map(type, hyperparameters.values()))",
-        new="            kinds = ()",
-        tests=(DECLARED,),
-        why="After targets=1, targets=True is taken from the cache instead of refused.",
-    ),
-    Mutation(
-        file=f"{M}/split.py",
-        old="early = math.floor(r * self.share + 0.5)",
-        new="early = math.floor(r * self.share)",
-        tests=(f"{STAGED}::test_parts_round_half_up",),
-        why="A share of an odd r is rounded the other way than documented.",
-    ),
-    Mutation(
-        file=f"{M}/split.py",
-        old="weights = begun.weights.masked_fill(targets < 0, 0.0)",
-        new="weights = begun.weights",
-        tests=(f"{STAGED}::test_what_went_into_a_token_that_was_dropped_is_lost",),
-        why="A picture of a reduction shows patches in a token that holds nothing of them.",
-    ),
-    Mutation(
-        file=f"{M}/split.py",
-        old="unused = int(done.class_token)",
-        new="unused = 0",
-        tests=(f"{STAGED}::test_the_class_token_is_never_a_target",),
-        why="A record names the class token as a target.",
-    ),
-    Mutation(
-        file=f"{M}/split.py",
-        old="            shape = replace(shape, tokens=shape.tokens - r, visual=shape.visual - r)\n",
-        new="",
-        tests=(DECLARED,),
-        why="The second part of a layer is billed for tokens that the first has removed.",
-    ),
-    Mutation(
-        file=f"{M}/staged.py",
-        old="for one in self.of_layers(3) for",
-        new="for one in self.of_layers(1) for",
-        tests=(DECLARED,),
-        why="A method of several kinds of layers is described, and its needs are checked, by one of them.",
     ),
     Mutation(
         file=f"{M}/tome.py",
@@ -344,10 +191,10 @@ MUTATIONS = [
         why="Pruning by class attention needs a grid and drops what it should keep.",
     ),
     Mutation(
-        file=f"{M}/vision_and_decoder.py",
-        old="return *self.vision.members, *self.decoder.members",
-        new="return *self.decoder.members, *self.vision.members",
-        tests=(DECLARED,),
-        why="What acts first is described last.",
+        file=f"{M}/prumerge.py",
+        old="def prumerge(*, neighbours: int = 32",
+        new="def prumerge(*, neighbours: int = 16",
+        tests=(f"{TESTS}/test_declarations.py",),
+        why="Patches borrow from half as many neighbours as published.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Faults of the operators' specifications, fake kernels, gradients, checks and prices: ``ficoco_ext/ops``."""
+"""Faults of the operators of the tower: specifications, fake kernels, gradients. ``ficoco_ext/ops``."""
 
 from mutations import Mutation
 
@@ -8,9 +8,6 @@ FAKE = f"{OPS}/test_torch.py::test_fake_shapes"
 BAD = f"{OPS}/test_errors.py::test_bad_argument"
 STATS, COMPRESS, CORRELATE = (f"ficoco_ext/ops/_{name}.py" for name in ("attention_stats", "compress", "correlate"))
 FILTER, MATCH, REDUCE = (f"ficoco_ext/ops/_{name}.py" for name in ("filter", "match", "reduce"))
-DECLARED = "python_tests/methods/test_declarations.py"
-TOKENS, ATTENTION = "ficoco_ext/ops/_correlate_tokens.py", "ficoco_ext/ops/_token_attention.py"
-CHECKS, COSTS = "ficoco_ext/ops/checks.py", "ficoco_ext/ops/costs.py"
 
 MUTATIONS = [
     Mutation(
@@ -54,6 +51,13 @@ MUTATIONS = [
         new="out = query.new_empty(query.shape[0], query.shape[2] - int(class_token))",
         tests=(FAKE,),
         why="A compiled model in half precision is traced with half-precision scores that come as float32.",
+    ),
+    Mutation(
+        file="ficoco_ext/ops/_attention_stats.py",
+        old="accumulate(key).repeat_interleave(group, dim=1)",
+        new="accumulate(key).repeat(1, group, 1, 1)",
+        tests=("python_tests/ops/test_spec.py::test_attention_stats",),
+        why="With grouped heads a query meets the keys of another group.",
     ),
     Mutation(
         file=COMPRESS,
@@ -112,6 +116,27 @@ MUTATIONS = [
         why="A loss on sizes trains nothing, and nothing says so.",
     ),
     Mutation(
+        file="ficoco_ext/ops/_compress.py",
+        old="        merged = torch.where(edges @ there.to(x.dtype) > 0, merged + value, merged)",
+        new="        merged = merged",
+        tests=("python_tests/ops/test_compress.py::test_a_bad_source_spoils_its_own_targets_only",),
+        why="An infinite token is merged as 0, and its targets look healthy.",
+    ),
+    Mutation(
+        file="ficoco_ext/ops/_compress.py",
+        old="flow @ (mass_in * finite)",
+        new="flow @ (mass_in * leaving)",
+        tests=("python_tests/ops/test_compress.py::test_a_bad_source_spoils_its_own_targets_only",),
+        why="One infinite token turns all survivors into NaN.",
+    ),
+    Mutation(
+        file="ficoco_ext/ops/_compress.py",
+        old="scatter(1, kept, indices).scatter(1, sources, holder)",
+        new="scatter(1, sources, holder).scatter(1, kept, indices + 1)",
+        tests=("python_tests/ops/test_spec.py::test_compress_in_numbers",),
+        why="The source map is off by one.",
+    ),
+    Mutation(
         file=CORRELATE,
         old="scores.sort(dim=-1, descending=True, stable=True)",
         new="scores.flip(-1).sort(dim=-1, descending=True, stable=True)",
@@ -154,84 +179,25 @@ MUTATIONS = [
         why="By keys, the class token is compared and targets are shifted by one.",
     ),
     Mutation(
-        file=TOKENS,
-        old="scores = gamma * attention_block",
-        new="scores = attention_block",
-        tests=(f"{OPS}/test_correlate_tokens.py::test_the_formula",),
-        why="Direct attention always counts in full, whatever gamma says.",
+        file="ficoco_ext/ops/_correlate.py",
+        old="weights = torch.full_like(values, 1 / max(k, 1))",
+        new="weights = torch.full_like(values, 1.0)",
+        tests=("python_tests/ops/test_spec.py::test_correlate",),
+        why="Averages over several targets add up to more than a source.",
     ),
     Mutation(
-        file=TOKENS,
-        old="way, onward = ends[..., : sources.shape[1]].mT, ends[..., sources.shape[1] :]",
-        new="way, onward = ends[..., -sources.shape[1] :].mT, ends[..., : candidates.shape[1]]",
-        tests=(f"{OPS}/test_correlate_tokens.py",),
-        why="By way of the text, sources and candidates are exchanged.",
+        file="ficoco_ext/ops/_correlate.py",
+        old='if k and values.device.type == "cpu" and not values[..., 0].isfinite().all():',
+        new="if False:",
+        tests=("python_tests/ops/test_correlate.py::test_correlations_must_be_numbers",),
+        why="NaN among correlations chooses targets by chance.",
     ),
     Mutation(
-        file=TOKENS,
-        old="    return best_targets(scores, k, alpha, 0)",
-        new="    return best_targets(scores, k, alpha, 1)",
-        tests=(f"{OPS}/test_correlate_tokens.py::test_the_formula",),
-        why="Every source in a language model goes to the neighbour of its target.",
-    ),
-    Mutation(
-        file=TOKENS,
-        old="    if not 0 <= gamma <= 1:",
-        new="    if not gamma <= 1:",
-        tests=(f"{OPS}/test_correlate_tokens.py::test_bad_argument",),
-        why="A negative gamma is taken, and correlations change their sign.",
-    ),
-    Mutation(
-        file=ATTENTION,
-        old="<= query_token.unsqueeze(-1)",
-        new="< query_token.unsqueeze(-1)",
-        tests=(f"{OPS}/test_token_attention.py::test_counts",),
-        why="Under the causal mask a token does not see itself, so all probabilities are wrong.",
-    ),
-    Mutation(
-        file=ATTENTION,
-        old=".softmax(-1).masked_fill(~allowed, 0)",
-        new=".softmax(-1)",
-        tests=(f"{OPS}/test_token_attention.py::test_a_query_that_may_attend_to_nobody_gives_nothing",),
-        why="A query of a padded row gives NaN to the scores of the whole row.",
-    ),
-    Mutation(
-        file=ATTENTION,
-        old="row_tokens - (key.shape[2] - query.shape[2])",
-        new="row_tokens",
-        tests=(f"{OPS}/test_token_attention.py::test_behind_a_cached_prefix",),
-        why="After a cached prefix the queries of other tokens are read.",
-    ),
-    Mutation(
-        file=ATTENTION,
-        old="key[:, head * key.shape[1] // h]",
-        new="key[:, head % key.shape[1]]",
-        tests=(f"{OPS}/test_token_attention.py::test_layouts_and_grouped_heads",),
-        why="With grouped heads a query meets the keys of another group.",
-    ),
-    Mutation(
-        file="ficoco_ext/ops/attention.py",
-        old="        logits = q @ accumulate(key[:, head * key.shape[1] // h]).mT * scale",
-        new="        logits = q @ accumulate(key[:, head % key.shape[1]]).mT * scale",
-        tests=(f"{OPS}/test_correlate.py::test_layouts", f"{SPEC}::test_attention_rows"),
-        why="With grouped heads sources go where another group's keys say.",
-    ),
-    Mutation(
-        file="ficoco_ext/ops/attention.py",
-        old="self.query.shape[-1] ** -0.5 if self.scale is None",
-        new="self.query.shape[-1] ** -0.5 if not self.scale",
-        tests=(
-            f"{OPS}/test_token_attention.py::test_scale",
-            "python_tests/reduce/test_reduce.py::test_scale_of_query_key",
-        ),
-        why="A scale of 0, which makes all attention equal, is replaced by the default.",
-    ),
-    Mutation(
-        file="ficoco_ext/ops/attention.py",
-        old="accumulate(key).mean(1), dim=-1, eps=TINY",
-        new="accumulate(key)[:, 0], dim=-1, eps=TINY",
-        tests=(f"{OPS}/test_match.py::test_sizes", f"{SPEC}::test_correlate_by_key"),
-        why="Tokens are compared by their first head alone.",
+        file="ficoco_ext/ops/_correlate.py",
+        old="return sources.new_empty(shape), like.new_empty(shape, dtype=result_dtype(like))",
+        new="return sources.new_empty(shape), like.new_empty(shape)",
+        tests=("python_tests/ops/test_torch.py::test_fake_shapes",),
+        why="A compiled model in half precision is traced with half-precision shares that come as float32.",
     ),
     Mutation(
         file=FILTER,
@@ -285,6 +251,27 @@ MUTATIONS = [
             f"{OPS}/test_torch.py",
         ),
         why="A trace takes a grid that the kernel then refuses.",
+    ),
+    Mutation(
+        file="ficoco_ext/ops/_filter.py",
+        old="redundancy.new_empty(b, p + int(class_token) - r, **index)",
+        new="redundancy.new_empty(b, p - r, **index)",
+        tests=("python_tests/ops/test_torch.py::test_fake_shapes",),
+        why="A compiled model loses its class token in the trace.",
+    ),
+    Mutation(
+        file="ficoco_ext/ops/_filter.py",
+        old="        kept = torch.cat([kept.new_zeros(b, 1), kept], dim=1)",
+        new="        pass",
+        tests=("python_tests/ops/test_filter.py::test_equal_scores_go_by_lowest_index",),
+        why="The class token is not among the survivors.",
+    ),
+    Mutation(
+        file="ficoco_ext/ops/_filter.py",
+        old='redundancy.new_full((b, height * width), float("-inf")).scatter',
+        new="redundancy.new_zeros((b, height * width)).scatter",
+        tests=("python_tests/ops/test_spec.py::test_local_penalty",),
+        why="A patch that has left can be the best of its window, so the penalty goes to nobody.",
     ),
     Mutation(
         file=MATCH,
@@ -347,96 +334,5 @@ MUTATIONS = [
         new="",
         tests=(f"{OPS}/test_limits.py::test_a_reduction_with_a_grid_that_cannot_be_counted",),
         why="A trace takes a grid that the kernel then refuses.",
-    ),
-    Mutation(
-        file="ficoco_ext/ops/_to_sequence.py",
-        old="left = ((~leaves).cumsum(1) - 1).gather(1, visual.gather(1, kept))",
-        new="left = (~leaves).cumsum(1).gather(1, visual.gather(1, kept))",
-        tests=(f"{OPS}/test_to_sequence.py::test_sizes",),
-        why="In a language model everything is merged one token too late.",
-    ),
-    Mutation(
-        file="ficoco_ext/ops/_to_sequence.py",
-        old="and (visual.diff(dim=1) > 0).all()",
-        new="and (visual.diff(dim=1) >= 0).all()",
-        tests=(f"{OPS}/test_to_sequence.py::test_lists_that_do_not_ascend_or_share_a_place",),
-        why="A position that is named twice passes, and a token is lost.",
-    ),
-    Mutation(
-        file="ficoco_ext/ops/_to_sequence.py",
-        old="    positions = visual.new_empty(b, tokens - r)",
-        new="    positions = visual.new_empty(b, tokens)",
-        tests=(FAKE, f"{OPS}/test_to_sequence.py::test_compile"),
-        why="A compiled language model is traced with a sequence that never gets shorter.",
-    ),
-    Mutation(
-        file="ficoco_ext/ops/library.py",
-        old="    if tensor.dtype == torch.float64:\n        return _SPECIFICATIONS[name]\n",
-        new="",
-        tests=(f"{OPS}/test_torch.py::test_float64_goes_to_the_specification",),
-        why="Float64 is computed in float32.",
-    ),
-    Mutation(
-        file="ficoco_ext/ops/backend.py",
-        old="if asked and asked not in known:",
-        new="if asked and asked in known:",
-        tests=("python_tests/packaging/test_info.py::test_an_unknown_instruction_set_is_refused",),
-        why="A misspelt FICOCO_CPU_SIMD is ignored, and a right one refused.",
-    ),
-    Mutation(
-        file="ficoco_ext/ops/backend.py",
-        old='built = others[0].name.split(".")[0].removeprefix("_C_torch").replace("_", ".")',
-        new="built = torch.__version__",
-        tests=("python_tests/packaging/test_info.py::test_a_build_for_another_torch_is_not_loaded",),
-        why="Whoever upgraded torch reads that the kernels were built for the torch that is there.",
-    ),
-    Mutation(
-        file=CHECKS,
-        old="(cached and key.shape[2] > n)",
-        new="key.shape[2] > n",
-        tests=(BAD,),
-        why="Query and key of different layers pass in a tower.",
-    ),
-    Mutation(
-        file=CHECKS,
-        old="and h % key.shape[1] == 0",
-        new="",
-        tests=(BAD,),
-        why="Heads that do not divide are computed with the wrong keys.",
-    ),
-    Mutation(
-        file=CHECKS,
-        old="largest = max((tokens - class_token - distill_token) // 2, 0)",
-        new="largest = max((tokens - class_token) // 2, 0)",
-        tests=(f"{OPS}/test_match.py::test_largest_r",),
-        why="With a distillation token one pair too many is asked for.",
-    ),
-    Mutation(
-        file=CHECKS,
-        old="if tensor is not None and tensor.device != reference.device:",
-        new="if tensor is not None and tensor.device.type != reference.device.type:",
-        tests=(f"{OPS}/test_errors.py::test_another_gpu_is_another_device",),
-        why="Tensors on two GPUs are not told apart.",
-    ),
-    Mutation(
-        file=COSTS,
-        old='"probs": Operation("attention_stats", "2*b*n*n*a*d"',
-        new='"probs": Operation("attention_stats", "2*b*n*a*d"',
-        tests=(DECLARED,),
-        why="Probabilities look as cheap as logits.",
-    ),
-    Mutation(
-        file=COSTS,
-        old='{"z": max((tokens + 1) // 2 - class_token, 0), "o"',
-        new='{"z": max(tokens // 2 - class_token, 0), "o"',
-        tests=("python_tests/ops/test_match.py::test_flops",),
-        why="Matching of an odd number of tokens looks cheaper than it is.",
-    ),
-    Mutation(
-        file=COSTS,
-        old='COMPRESS = Operation("compress", "2*b*r*g*h", loads="b*l*h", stores="b*(l-r)*h")',
-        new='COMPRESS = Operation("compress", "2*b*r*g*h", loads="b*l*h", stores="b*l*h")',
-        tests=(DECLARED,),
-        why="A reduction is billed for writing tokens that are gone.",
     ),
 ]

@@ -1,12 +1,10 @@
-"""Faults of the stages: ``ficoco_ext/stages``."""
+"""Faults of the stages that look at attention in a tower: ``ficoco_ext/stages``."""
 
 from mutations import Mutation
 
 STAGES = "ficoco_ext/stages"
 REDUCE = "python_tests/reduce"
 METHODS = "python_tests/methods"
-SCORES = "python_tests/decoder/test_scores.py"
-BY_HAND = "python_tests/cost/test_model.py"
 COMMANDS = "python_tests/cli/test_methods.py"
 DECLARED = f"{METHODS}/test_declarations.py"
 UNIVERSAL = f"{METHODS}/test_universal.py"
@@ -35,6 +33,13 @@ MUTATIONS = [
         new="return max(tokens - class_token, 0)",
         tests=("python_tests/methods/test_resolve.py::test_all_but_one_can_leave",),
         why="A layer may be asked to remove all patches that enter it.",
+    ),
+    Mutation(
+        file="ficoco_ext/stages/base.py",
+        old="return stage if isinstance(stage, cls) else cls.plain(stage)",
+        new="return cls.plain(stage)",
+        tests=("python_tests/methods/test_declarations.py::test_who_inherits_and_how",),
+        why="Every stage is called by its class's name and has no price.",
     ),
     Mutation(
         file=f"{STAGES}/class_attention.py",
@@ -84,6 +89,34 @@ MUTATIONS = [
         new="mixed = mixed / shares.sum(-1, keepdim=True)",
         tests=(f"{METHODS}/test_prumerge.py::test_equals_loops",),
         why="A mean of a patch and its neighbours does not count the patch.",
+    ),
+    Mutation(
+        file="ficoco_ext/stages/class_attention.py",
+        old="weight = attention.to(dtype).clamp(min=_LEAST)",
+        new="weight = attention.to(dtype)",
+        tests=("python_tests/methods/test_universal.py::test_finite",),
+        why="Attention that underflowed to 0 gives NaN.",
+    ),
+    Mutation(
+        file="ficoco_ext/stages/class_attention.py",
+        old="evenly = torch.arange(1, 2 * sampled, 2, device=rest.device) * rest.shape[1] // (2 * sampled)",
+        new="evenly = torch.arange(sampled, device=rest.device)",
+        tests=("python_tests/methods/test_prumerge.py::test_plus_equals_loops",),
+        why="PruMerge+ samples the first rows of the picture only.",
+    ),
+    Mutation(
+        file="ficoco_ext/stages/class_attention.py",
+        old="count = min(self.nearest, patches - 1)",
+        new="count = self.nearest",
+        tests=("python_tests/methods/test_prumerge.py::test_equals_loops",),
+        why="A small picture has fewer neighbours than asked for, and fails.",
+    ),
+    Mutation(
+        file="ficoco_ext/stages/class_attention.py",
+        old="inherited = fused.to(dtype) if self.normalize else fused.to(dtype) * mass",
+        new="inherited = fused.to(dtype) * mass",
+        tests=("python_tests/methods/test_evit.py::test_the_fused_token",),
+        why="EViT's mean is its sum.",
     ),
     Mutation(
         file=f"{STAGES}/compress.py",
@@ -145,70 +178,11 @@ MUTATIONS = [
         why="The most attended patch, not the least attended, is given up for the fused token.",
     ),
     Mutation(
-        file=f"{STAGES}/decoder.py",
-        old="is_text = text > visual[:, -1:]",
-        new="is_text = text >= visual[:, -1:]",
-        tests=(f"{SCORES}::test_ficoco_l_by_hand",),
-        why="The last visual token counts as text.",
-    ),
-    Mutation(
-        file=f"{STAGES}/decoder.py",
-        old="            is_text = is_text & real[:, tokens - count :]\n",
-        new="",
-        tests=(
-            f"{SCORES}::test_padding_does_not_matter",
-            f"{SCORES}::test_text_behind_the_picture_may_be_padding_in_one_row_only",
-        ),
-        why="Padding counts as text, so an answer depends on the longest prompt of its batch.",
-    ),
-    Mutation(
-        file=f"{STAGES}/decoder.py",
-        old="last = (columns * real).amax(1, keepdim=True)",
-        new="last = columns[-1:].expand(b, 1)",
-        tests=(f"{SCORES}::test_last_token_by_hand", f"{SCORES}::test_padding_does_not_matter"),
-        why="FastV asks a padding token what it attends to.",
-    ),
-    Mutation(
-        file=f"{STAGES}/decoder.py",
-        old='.clamp(min=1) if reduce == "mean"',
-        new=' if reduce == "mean"',
-        tests=(f"{SCORES}::test_a_mean_over_no_text_is_nothing",),
-        why="A prompt that ends with its picture gives NaN.",
-    ),
-    Mutation(
-        file=f"{STAGES}/decoder.py",
-        old="text = torch.where(is_text.any(1, keepdim=True), text, -among)",
-        new="text = torch.where(is_text.any(1, keepdim=True), text, 0)",
-        tests=(f"{SCORES}::test_a_row_without_text_uses_the_first_term_alone",),
-        why="Without text and with beta = 0 all visual tokens are equally redundant.",
-    ),
-    Mutation(
-        file=f"{STAGES}/decoder.py",
-        old='weights[:, 0, :n] = 1 / n if self.visual_reduce == "mean" else 1',
-        new='weights[:, 0, :n] = 1 / n if self.text_reduce == "mean" else 1',
-        tests=(f"{SCORES}::test_ficoco_l_by_hand",),
-        why="The choice of sum or mean for visual tokens follows that for the text.",
-    ),
-    Mutation(
-        file=f"{STAGES}/decoder.py",
-        old="return min(self.targets, candidates)",
-        new="return self.targets",
-        tests=("python_tests/decoder/test_arguments.py::test_targets_are_capped_by_what_is_kept",),
-        why="A prompt with a small picture is an error in the middle of a generation.",
-    ),
-    Mutation(
-        file=f"{STAGES}/decoder.py",
-        old="return [shape.price(operation, e=shape.text if self.gamma < 1 else 0)]",
-        new="return [shape.price(operation, e=shape.text)]",
-        tests=(DECLARED,),
-        why="Correlation without the text is billed as if the text were read.",
-    ),
-    Mutation(
-        file=f"{STAGES}/decoder.py",
-        old="        return [shape.price(costs.token_attention(probs=True, column=True), o=1, j=1)]",
-        new="        return [shape.price(costs.token_attention(probs=True, column=False), o=1, j=1)]",
-        tests=(f"{BY_HAND}::test_other_reductions_by_hand",),
-        why="FastV is billed for the attention of all visual tokens instead of one row.",
+        file="ficoco_ext/stages/correlate.py",
+        old='if self.by == "key" and self.targets != 0 and not isinstance(attn, QueryKey):',
+        new="if False:",
+        tests=("python_tests/reduce/test_errors.py::test_key_correlation_needs_keys",),
+        why="A map without keys fails with an assertion.",
     ),
     Mutation(
         file=f"{STAGES}/filter.py",
@@ -242,100 +216,17 @@ MUTATIONS = [
         why="Without a class token and keys, class attention is silently zero.",
     ),
     Mutation(
-        file=f"{STAGES}/frozen.py",
-        old='    if not math.isfinite(got):\n        reject(stage, field, "finite", got)\n',
-        new="",
-        tests=(f"{REDUCE}/test_stages.py::test_bad_fields",),
-        why="An infinite penalty is taken.",
+        file="ficoco_ext/stages/filter.py",
+        old='"column": self.redundancy == "column",',
+        new='"column": self.redundancy == "row",',
+        tests=("python_tests/reduce/test_reduce.py::test_is_the_three_stages_of_the_specification",),
+        why="Row and column means are exchanged where no gradients are needed.",
     ),
     Mutation(
-        file=f"{STAGES}/frozen.py",
-        old="if isinstance(got, bool) or not isinstance(got, (int, float))",
-        new="if not isinstance(got, (int, float))",
-        tests=(f"{REDUCE}/test_stages.py::test_bad_fields",),
-        why="True is taken for a weight of 1.",
-    ),
-    Mutation(
-        file=f"{STAGES}/match.py",
-        old="scores = redundancy.gather(1, edges.sources - first)",
-        new="scores = redundancy.gather(1, edges.sources - 1)",
-        tests=(f"{METHODS}/test_staged.py::test_weighed_matching",),
-        why="Without a class token weighed matching reads the scores of other patches.",
-    ),
-    Mutation(
-        file=f"{STAGES}/match.py",
-        old="class_attention.argsort(dim=1, stable=True).argsort(dim=1) / max(n - first - 1, 1)",
-        new="class_attention.argsort(dim=1, stable=True, descending=True).argsort(dim=1) / max(n - first - 1, 1)",
-        tests=(f"{METHODS}/test_staged.py::test_weighed_matching",),
-        why="What the class token attends to is merged first.",
-    ),
-    Mutation(
-        file=f"{STAGES}/match.py",
-        old="return max((tokens - class_token - self.distill_token) // 2, 0)",
-        new="return max((tokens - class_token) // 2, 0)",
-        tests=("python_tests/methods/test_resolve.py::test_half_of_what_enters_a_layer",),
-        why="With a distillation token attach plans for a pair that there is not, and fails in the forward pass.",
-    ),
-    Mutation(
-        file=f"{STAGES}/match.py",
-        old="        return [shape.price(costs.attention_stats(probs=True, patches=False)), pairing]",
-        new="        return [pairing]",
-        tests=(DECLARED,),
-        why="Weighing by class attention looks free.",
-    ),
-    Mutation(
-        file=f"{STAGES}/needs.py",
-        old="_IMPLIED = {CLASS_TOKEN: CLASS_TOKEN_OR_KEYS, WHOLE_GRID: GRID}",
-        new="_IMPLIED = {CLASS_TOKEN: CLASS_TOKEN_OR_KEYS}",
-        tests=(DECLARED,),
-        why="A method is said to need the grid twice, in two ways.",
-    ),
-    Mutation(
-        file=f"{STAGES}/positional.py",
-        old="        if least < 0 or scatter < least:",
-        new="        if least < 0 or scatter <= least:",
-        tests=(
-            f"{METHODS}/test_baselines.py::test_the_number_of_bands_leaves_patches_nearest_to_centres",
-            f"{METHODS}/test_baselines.py",
-        ),
-        why="Of equally good cuts another one than documented is taken.",
-    ),
-    Mutation(
-        file=f"{STAGES}/positional.py",
-        old="_hash(ids ^ _hash(self.seed))",
-        new="_hash(ids + self.seed)",
-        tests=(f"{METHODS}/test_baselines.py::test_seeds_are_no_shifts_of_each_other",),
-        why="Seeds drop shifted copies of one pattern, so several seeds are no independent draws.",
-    ),
-    Mutation(
-        file=f"{STAGES}/positional.py",
-        old="class_token=class_token))\n\n\ndef bands_of",
-        new="class_token=False))\n\n\ndef bands_of",
-        tests=(
-            f"{METHODS}/test_baselines.py::test_layers_drop_what_one_layer_drops",
-            f"{METHODS}/test_baselines.py::test_random_takes_anything",
-        ),
-        why="Random dropping can drop the class token.",
-    ),
-    Mutation(
-        file=f"{STAGES}/positional.py",
-        old="if patches != height * width:",
-        new="if patches > height * width:",
-        tests=(f"{METHODS}/test_baselines.py::test_pooling_needs_the_whole_grid",),
-        why="Pooling a grid of which patches have left averages patches that are far apart.",
-    ),
-    Mutation(
-        file=f"{STAGES}/positional.py",
-        old="sources, kept = order[cells:], order[:cells] + first",
-        new="sources, kept = order[cells:], order[:cells]",
-        tests=(f"{METHODS}/test_baselines.py::test_pooling_with_sizes_and_class_token",),
-        why="Pooling keeps the patches beside those that it averages into.",
-    ),
-    Mutation(
-        file=f"{STAGES}/shape.py",
-        old='"m": self.kept + self.class_token,',
-        new='"m": self.kept,',
-        tests=(f"{BY_HAND}::test_logits_of_one_reduction_by_hand",),
-        why="The predicted cost of correlation is not what a forward pass counts.",
+        file="ficoco_ext/stages/filter.py",
+        old="        if self.penalty != 1 and grid is None:",
+        new="        if False:",
+        tests=("python_tests/reduce/test_stages.py::test_filter_says_what_it_lacks",),
+        why="A number of patches that is no square is reported as a grid of 0 by 0.",
     ),
 ]

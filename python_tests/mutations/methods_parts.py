@@ -1,0 +1,315 @@
+"""Faults of what methods are made of: ``ficoco_ext/methods``, all but the methods themselves."""
+
+from mutations import Mutation
+
+M = "ficoco_ext/methods"
+TESTS = "python_tests/methods"
+REDUCE = "python_tests/reduce"
+SCORES = "python_tests/decoder/test_scores.py"
+DECLARED = f"{TESTS}/test_declarations.py"
+RESOLVE = f"{TESTS}/test_resolve.py"
+STAGED = f"{TESTS}/test_staged.py"
+ONE_FILE = f"{TESTS}/test_one_file.py"
+BY_HAND = "python_tests/cost/test_model.py"
+COMMANDS = "python_tests/cli/test_methods.py"
+
+MUTATIONS = [
+    Mutation(
+        file=f"{M}/base.py",
+        old="        return (self,) * count",
+        new="        return (self,)",
+        tests=(f"{STAGED}::test_parts_round_half_up",),
+        why="A method acts in the first of its layers only.",
+    ),
+    Mutation(
+        file=f"{M}/base.py",
+        old="return max(tokens - class_token - 1, 0)",
+        new="return max(tokens - class_token, 0)",
+        tests=(f"{RESOLVE}::test_all_but_one_can_leave",),
+        why="A method of one's own may be asked to remove all patches.",
+    ),
+    Mutation(
+        file=f"{M}/composition.py",
+        old="        return not FilterStage.of(filter).inheritor",
+        new="        return True",
+        tests=(DECLARED,),
+        why="ToMe and pooling are described as methods that drop tokens.",
+    ),
+    Mutation(
+        file=f"{M}/composition.py",
+        old="shape = replace(shape, neighbours=links.neighbours(shape.visual))",
+        new="shape = replace(shape, neighbours=0)",
+        tests=(f"{BY_HAND}::test_other_reductions_by_hand",),
+        why="PruMerge's borrowing from neighbours looks free.",
+    ),
+    Mutation(
+        file=f"{M}/composition.py",
+        old="        if own is None:\n            return None\n        settings |= own",
+        new="        settings |= own or {}",
+        tests=(f"{TESTS}/test_universal.py::test_counts_indices_and_sizes", f"{TESTS}/test_evit.py::test_convergent"),
+        why="A method with a stage of one's own is run as if that stage were the plain one.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/composition.py",
+        old="    shape = replace(shape, targets=targets(filter, correlate, shape.kept) or 0)\n",
+        new="",
+        tests=("python_tests/methods/test_declarations.py::test_every_operator_of_a_reduction_in_numbers",),
+        why="Merging looks free.",
+    ),
+    Mutation(
+        file=f"{M}/decoder_method.py",
+        old="return len(kinds - {None}) > 1",
+        new="return len(kinds) > 1",
+        tests=(
+            f"{SCORES}::test_a_map_equals_the_query_and_key_that_made_it",
+            f"{SCORES}::test_a_map_cannot_be_read_in_two_ways",
+        ),
+        why="FastV and pruning refuse a map that they could read.",
+    ),
+    Mutation(
+        file=f"{M}/decoder_method.py",
+        old="if self.before_attention else []",
+        new="if self.before_attention and shape.r else []",
+        tests=(DECLARED,),
+        why="A layer before whose attention nothing leaves looks cheaper than it is.",
+    ),
+    Mutation(
+        file=f"{M}/decoder_method.py",
+        old="merged = self.compress(\n            tokens, chosen, Links(placed.targets, links.weights)",
+        new="merged = self.compress(\n            tokens, chosen, Links(links.targets, links.weights)",
+        tests=(f"{SCORES}::test_ficoco_l_by_hand", f"{SCORES}::test_text_is_copied_bit_for_bit"),
+        why="Visual tokens are merged into text.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/decoder_method.py",
+        old="attn.to(ops.result_dtype(attn)).mean(1)",
+        new="attn.to(ops.result_dtype(attn))[:, 0]",
+        tests=("python_tests/decoder/test_scores.py::test_a_map_equals_the_query_and_key_that_made_it",),
+        why="Of a map with heads only the first one is read.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/decoder_method.py",
+        old="        if given and self.mixed:",
+        new="        if False:",
+        tests=("python_tests/decoder/test_scores.py::test_a_map_cannot_be_read_in_two_ways",),
+        why="One map is read as logits and as probabilities.",
+    ),
+    Mutation(
+        file=f"{M}/description.py",
+        old="hyperparameters=hyperparameters(name) | given,",
+        new="hyperparameters=hyperparameters(name),",
+        tests=(f"{COMMANDS}::test_one_method_with_values", f"{COMMANDS}::test_words_follow_the_hyperparameters"),
+        why="A described method shows its defaults beside words that follow what was given.",
+    ),
+    Mutation(
+        file=f"{M}/description.py",
+        old="for one in reversed(factories(name))",
+        new="for one in factories(name)",
+        tests=(DECLARED,),
+        why="Of a hyperparameter of both parts the second one's meaning is shown.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/description.py",
+        old="own(_USED))} of {_USED} layers that are read",
+        new="own(_DEEP))} of {_USED} layers that are read",
+        tests=("python_tests/cli/test_methods.py::test_words_follow_the_hyperparameters",),
+        why="The layer that a method says it acts in does not exist.",
+    ),
+    Mutation(
+        file=f"{M}/layers.py",
+        old="return (used - 1,)",
+        new="return (used,)",
+        tests=(f"{TESTS}/test_prumerge.py::test_it_acts_once_by_default",),
+        why="Pooling and PruMerge reduce in a layer whose output nobody reads.",
+    ),
+    Mutation(
+        file=f"{M}/layers.py",
+        old="return (self.layer - 1,)",
+        new="return (self.layer,)",
+        tests=(RESOLVE,),
+        why="One block more than published sees all tokens.",
+    ),
+    Mutation(
+        file=f"{M}/method.py",
+        old="            grid = previous.grid\n",
+        new="            grid = square_grid(n - int(class_token))\n",
+        tests=(
+            f"{REDUCE}/test_reduction.py::test_penalty_follows_the_original_grid",
+            f"{REDUCE}/test_reduction.py::test_eleven_layers_of_42",
+        ),
+        why="In the second layer patches are looked for on a grid that there is not.",
+    ),
+    Mutation(
+        file=f"{M}/method.py",
+        old="            size = previous.size\n",
+        new="            size = None\n",
+        tests=(f"{REDUCE}/test_reduction.py::test_conservation_through_several_layers",),
+        why="A token that stands for many counts as one again in the next layer.",
+    ),
+    Mutation(
+        file=f"{M}/method.py",
+        old="ids = None if previous is None else previous.patch_ids",
+        new="ids = None",
+        tests=(f"{REDUCE}/test_reduction.py::test_penalty_follows_the_original_grid",),
+        why="From the second layer on patches are looked for at positions that they do not have.",
+    ),
+    Mutation(
+        file=f"{M}/method.py",
+        old='settings["size_weighted"] = settings["size_weighted"] or weighted',
+        new='settings["size_weighted"] = settings["size_weighted"]',
+        tests=(
+            f"{REDUCE}/test_reduce.py::test_size",
+            f"{REDUCE}/test_stages.py::test_compress_adds_to_the_callers_choice",
+        ),
+        why="Sizes that are passed in weigh nothing unless gradients are needed.",
+    ),
+    Mutation(
+        file=f"{M}/method.py",
+        old="gradients = tokens.requires_grad and torch.is_grad_enabled()",
+        new="gradients = False",
+        tests=(f"{REDUCE}/test_torch.py::test_gradient_flows_to_the_tokens_only",),
+        why="Training through a reduction fails.",
+    ),
+    Mutation(
+        file=f"{M}/method.py",
+        old="gradients = tokens.requires_grad and torch.is_grad_enabled()",
+        new="gradients = tokens.requires_grad",
+        tests=(f"{REDUCE}/test_stages.py::test_one_operator_where_no_gradient_is_needed",),
+        why="Under no_grad the slow way is taken.",
+    ),
+    Mutation(
+        file=f"{M}/method.py",
+        old="tokens=tokens.clone(memory_format=torch.contiguous_format),",
+        new="tokens=tokens,",
+        tests=(f"{REDUCE}/test_reduce.py::test_nothing_to_remove",),
+        why="With r = 0 writing into the result writes into the input.",
+    ),
+    Mutation(
+        file=f"{M}/method.py",
+        old="if size is None else size.to(dtype, copy=True)",
+        new="if size is None else size.to(dtype)",
+        tests=(f"{REDUCE}/test_reduce.py::test_sizes_of_nothing_to_remove_are_new",),
+        why="With r = 0 writing into the result's sizes writes into the caller's.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/method.py",
+        old="    filter.check(attn, class_token=class_token, grid=grid)\n    correlate.check(attn)\n",
+        new="",
+        tests=("python_tests/reduce/test_errors.py::test_key_correlation_needs_keys",),
+        why="A map without keys is an assertion deep in an operator.",
+    ),
+    Mutation(
+        file=f"{M}/registry.py",
+        old="        if taken is not None and _identity(taken) != _identity(factory):",
+        new="        if taken is not None and taken is not factory and False:",
+        tests=(f"{ONE_FILE}::test_names_of_methods",),
+        why="A plug-in replaces a method of the package without a word.",
+    ),
+    Mutation(
+        file=f"{M}/registry.py",
+        old="            kinds = tuple(map(type, hyperparameters.values()))",
+        new="            kinds = ()",
+        tests=(DECLARED,),
+        why="After targets=1, targets=True is taken from the cache instead of refused.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/registry.py",
+        old="return _entry(name).passes_to or (METHODS[name],)",
+        new="return (METHODS[name],)",
+        tests=("python_tests/decoder/test_arguments.py::test_hyperparameters_of_ficoco_vl_reach_their_sides",),
+        why="FiCoCo-VL has no hyperparameters.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/registry.py",
+        old="key=lambda item: (_entry(item[0]).rank, item[0])",
+        new="key=lambda item: item[0]",
+        tests=("python_tests/methods/test_one_file.py::test_it_is_described",),
+        why="Tables of methods are in alphabetical order, plug-ins among ours.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/registry.py",
+        old="        except Exception as error:",
+        new="        except ImportError as error:",
+        tests=("python_tests/methods/test_one_file.py::test_a_broken_plug_in_is_named_and_the_others_work",),
+        why="A plug-in with a bug keeps the package from being imported.",
+    ),
+    Mutation(
+        file=f"{M}/split.py",
+        old="early = math.floor(r * self.share + 0.5)",
+        new="early = math.floor(r * self.share)",
+        tests=(f"{STAGED}::test_parts_round_half_up",),
+        why="A share of an odd r is rounded the other way than documented.",
+    ),
+    Mutation(
+        file=f"{M}/split.py",
+        old="weights = begun.weights.masked_fill(targets < 0, 0.0)",
+        new="weights = begun.weights",
+        tests=(f"{STAGED}::test_what_went_into_a_token_that_was_dropped_is_lost",),
+        why="A picture of a reduction shows patches in a token that holds nothing of them.",
+    ),
+    Mutation(
+        file=f"{M}/split.py",
+        old="unused = int(done.class_token)",
+        new="unused = 0",
+        tests=(f"{STAGED}::test_the_class_token_is_never_a_target",),
+        why="A record names the class token as a target.",
+    ),
+    Mutation(
+        file=f"{M}/split.py",
+        old="            shape = replace(shape, tokens=shape.tokens - r, visual=shape.visual - r)\n",
+        new="",
+        tests=(DECLARED,),
+        why="The second part of a layer is billed for tokens that the first has removed.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/split.py",
+        old="columns = rows[..., :1].mT.expand(*taken.shape[:-1], -1)\n    return taken.gather(-1, columns)",
+        new="return taken[..., : at.shape[1]]",
+        tests=("python_tests/methods/test_staged.py::test_split_of_a_map",),
+        why="The second part of a layer reads the attention to patches that have left.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/split.py",
+        old="sources, order = torch.cat([begun.sources, done.sources], dim=1).sort(dim=1)",
+        new="sources, order = torch.cat([done.sources, begun.sources], dim=1).sort(dim=1)",
+        tests=("python_tests/methods/test_staged.py::test_the_record_tells_where_everyone_went",),
+        why="The record of a layer of two parts exchanges who went where.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/split.py",
+        old="return self.first.proportional_attention or self.second.proportional_attention",
+        new="return self.first.proportional_attention",
+        tests=("python_tests/methods/test_staged.py::test_parts_round_half_up",),
+        why="A layer that prunes and merges runs without the proportional attention that was asked for.",
+    ),
+    Mutation(
+        file=f"{M}/staged.py",
+        old="for one in self.of_layers(3) for",
+        new="for one in self.of_layers(1) for",
+        tests=(DECLARED,),
+        why="A method of several kinds of layers is described, and its needs are checked, by one of them.",
+    ),
+    Mutation(
+        file=f"{M}/vision_and_decoder.py",
+        old="return *self.vision.members, *self.decoder.members",
+        new="return *self.decoder.members, *self.vision.members",
+        tests=(DECLARED,),
+        why="What acts first is described last.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/vision_and_decoder.py",
+        old='return f"{self.vision.name} + {self.decoder.name}"',
+        new="return self.vision.name",
+        tests=(
+            "python_tests/methods/test_declarations.py::test_two_parts_are_described_in_the_order_in_which_they_act",
+        ),
+        why="Two reductions are reported under the name of one.",
+    ),
+    Mutation(
+        file=f"{M}/split.py",
+        old="return (self.second,) if self.share == 0 else (self.first, self.second)",
+        new="return (self.first, self.second)",
+        tests=(DECLARED,),
+        why="A merging layer is described as one that prunes, too.",
+    ),
+]
