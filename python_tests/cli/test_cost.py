@@ -322,3 +322,13 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(arguments, message):
     assert len(lines) == 1, lines
     assert lines[0].startswith("ficoco: error: ")
     assert message in lines[0]
+
+
+def test_times_of_layers_are_those_of_what_runs():
+    """Fused attention, and the reduction within its layer, whatever is counted."""
+    found = document("cost", "llava-1.5-7b", "--method", "ficoco-l", "--tokens", 64, "--gpu", "h200")
+    shape, method = cost.architecture("llava-1.5-7b"), ficoco_ext.get_method("ficoco-l")
+    _, decoder = schedules.build(shape, method, tokens=64)
+    runs = scope.bill(shape, "matmul", method=method, decoder=decoder, hardware="h200").layers
+    wanted = [one.total.seconds for one in runs if one.part == "decoder"]
+    assert [one["seconds"] for one in found["layers"]] == wanted

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ficoco_ext import Schedule, cost, get_method
+from ficoco_ext.cost.compare import compare
 from ficoco_ext.cost.lines import Operation, Rules, evaluate
 
 BASE = cost.architecture("llava-1.5-7b")
@@ -279,3 +280,74 @@ def test_other_reductions_by_hand():
     assert operations(by_class, **excess) == 2 * 577 * 1024 + 2 * 64 * 176 * 176 + 2 * 176 * 1024
     early = Schedule(576, (1,), (288,), before_attention=True)
     assert operations("pyramiddrop", decoder=early) == 2 * 636 * 4096 + 8 * 636 * 4096 * 4096
+
+
+def line(seconds, bound, operations=0.0, weights=0.0, activations=0.0, kv=0.0):
+    return cost.Line("decoder", 0, "one", "n", "n", (), operations, weights, activations, kv, 0.0, seconds, bound)
+
+
+def test_a_sum_of_lines():
+    """What takes more than half of the time is its bound, however many lines that are."""
+    few = cost.Sum.of([line(4.0, "compute", 100.0, 3.0), line(3.0, "memory", 20.0, 1.0, 4.0, 2.0), line(2.0, "memory")])
+    assert (few.operations, few.bytes, few.intensity) == (120.0, 10.0, 12.0)
+    assert (few.seconds, few.compute_seconds, few.bound) == (9.0, 4.0, "memory")
+    assert cost.Sum.of([line(4.0, "compute"), line(3.0, "memory")]).bound == "compute"
+    assert cost.Sum.of([line(3.0, "compute"), line(3.0, "memory")]).bound == "memory"
+    nothing = cost.Sum.of([line(None, None, 5.0)])
+    assert (nothing.seconds, nothing.bound, nothing.intensity) == (None, None, 0.0)
+
+
+def test_bit_scaled_operations_are_those_of_the_weights():
+    mixed = cost.prefill(BASE, precision="W4A16KV8")
+    assert mixed.bit_scaled_tflops * 4 == mixed.tflops
+
+
+def test_every_crop_passes_through_the_tower():
+    one, five = cost.prefill("llava-1.5-7b"), cost.prefill("llava-next-7b")
+    assert five.parts["tower"].operations == 5 * one.parts["tower"].operations
+    assert five.layers[0].tokens == 5 * 577
+    assert cost.prefill(BASE, images=2).parts["tower"].operations == 2 * one.parts["tower"].operations
+
+
+def test_tokens_of_a_decode_are_those_of_its_prefill():
+    decoder = Schedule(576, (4, 31), (100, 76))
+    assert cost.decode(BASE, decoder=decoder).tokens == cost.prefill(BASE, decoder=decoder).tokens
+    assert cost.decode(BASE, decoder=decoder).tokens.final == 400
+
+
+def test_what_is_held_by_the_convention_of_papers():
+    """The language model's layers, its cache and the most that a layer writes; no head, embedding or tower."""
+    how = {"convention": "llmviewer", "fused_attention": False}
+    weights = cost.prefill(BASE, **how).parts["decoder"].weight_bytes
+    for found in (cost.prefill(BASE, **how), cost.decode(BASE, **how)):
+        assert 0 < found.resident_bytes - weights - found.kv_bytes < 0.2e9
+
+
+def test_a_comparison_counts_a_token_in_the_middle_of_the_answer():
+    found = compare(BASE, new_tokens=100, hardware=cost.hardware("h200"))
+    assert found.full.token == cost.decode(BASE, generated=50, hardware="h200")
+    assert found.reduced is None and found.shown is found.full
+    assert found.full.answer_ms == pytest.approx(found.full.ttft_ms + 99 * found.full.token.tpot_ms)
+
+
+def test_attention_runs_at_the_peak_of_the_cache():
+    """Its second operand is the cache: with 8-bit activations and a 16-bit cache it is the wider one."""
+    device = cost.hardware("a100-80g")
+    for precision, peak in (("W4A8KV16", device.fp16), ("W16A8KV8", device.int8)):
+        got = cost.prefill(BASE, precision=precision, hardware=device, include_tower=False, text_tokens=20000)
+        (one,) = [each for each in got.lines if each.name == "attention" and each.layer == 0]
+        assert (one.bound, one.seconds) == ("compute", one.operations / peak)
+
+
+def test_keys_and_values_of_the_tower_are_activations():
+    """A projection reads its input and writes its output, all of one width; nothing is cached."""
+    for name in ("q_proj", "k_proj", "v_proj"):
+        (one,) = [
+            each for each in cost.prefill(BASE).lines if each.name == name and each.part == "tower" and each.layer == 0
+        ]
+        assert (one.kv_bytes, one.activation_bytes) == (0.0, 2 * 2 * 577 * 1024)
+
+
+def test_the_activation_of_the_projector_counts_as_papers_count():
+    got = {one: cost.prefill(BASE, convention=one).parts["projector"].operations for one in cost.CONVENTIONS}
+    assert got["llmviewer"] - got["matmul"] == 2 * 576 * 4096

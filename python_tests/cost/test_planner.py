@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from ficoco_ext import Schedule, cost, get_method
 from ficoco_ext.cost import architecture, planner, scope
+from ficoco_ext.cost.schedules import ranges
 from ficoco_ext.methods import Staged, VisionAndDecoder
 
 TOWER, DECODER = ("ficoco-v", "topk", "tome"), ("ficoco-l", "fastv", "pyramiddrop")
@@ -266,3 +268,31 @@ def test_a_budget_half_way_between_two_schedules_takes_the_one_that_removes_less
     assert cost.plan("llava-1.5-7b", "topk", average_tokens=100.5).schedule.final == 101
     found = cost.plan("llava-1.5-7b", "fastv", average_tokens=576 - 100.5 * 30 / 32).schedule
     assert (found.layers, found.r) == ((1,), (100,))  # each token that leaves is missing in 30 of 32 layers
+
+
+def test_images_count_in_the_language_model_and_in_both_parts():
+    """A schedule of the language model is that of all visual tokens together."""
+    assert cost.plan("llava-1.5-7b", "fastv", average_tokens=1000, images=2).schedule.patches == 2 * 576
+    vision, decoder = cost.plan("llava-1.5-7b", "ficoco-vl", average_tokens=200, images=2).schedule
+    assert (vision.patches, decoder.patches) == (576, 2 * vision.final)
+
+
+def test_ranges_in_messages():
+    for layers, words in (((4,), "layer 4"), ((4, 5, 6), "layers 4 ... 6"), ((4, 6), "layers 4, 6")):
+        assert ranges(layers) == words
+
+
+def test_the_floor_of_both_parts_holds():
+    found = cost.plan("llava-1.5-7b", "ficoco-vl", average_tokens=100, floor=64)
+    assert found.decoder.final >= 64
+    assert found.least == cost.plan("llava-1.5-7b", "ficoco-vl", average_tokens=300, floor=64).least
+
+
+def test_a_tower_without_a_class_token_has_no_schedule():
+    """As of SigLIP: attach refuses it, too."""
+    base = architecture("llava-1.5-7b")
+    shape = dataclasses.replace(base, tower=dataclasses.replace(base.tower, class_token=False))
+    with pytest.raises(
+        ValueError, match=r"the tower of llava-1.5-7b has no class token .* reduce in its language model"
+    ):
+        cost.plan(shape, "topk", average_tokens=100)

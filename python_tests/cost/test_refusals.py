@@ -97,3 +97,9 @@ def test_a_stage_of_ones_own():
 def test_shapes_and_devices_that_cannot_be(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_layer_after_the_last_is_refused():
+    with pytest.raises(ValueError, match=r"decoder must reduce in layers 0 \.\.\. 31, got layer 32"):
+        cost.prefill(BASE, decoder=Schedule(576, (32,), (1,)))
+    assert cost.prefill(BASE, decoder=Schedule(576, (31,), (1,))).tokens.final == 575

@@ -146,3 +146,84 @@ def test_the_arithmetic_needs_no_models():
         "assert not {'models', 'apps', 'viz', 'evaluation', 'cli'} & rooms, rooms"
     )
     subprocess.run([sys.executable, "-c", program, str(PACKAGE)], check=True)
+
+
+def test_what_is_measured_of_a_cpu(monkeypatch):
+    """A product of n x n is 2 n^3 operations, a copy reads and writes each byte, and the best run counts."""
+    hardware, times = sys.modules["ficoco_ext.cost.hardware"], iter([0.5, 0.25])
+    monkeypatch.setattr(hardware, "_best_seconds", lambda run, repeats: next(times))
+    got = hardware.measure_cpu(1, size=8, copy_bytes=64)
+    assert (got.fp16, got.bandwidth, got.int8, got.int4) == (2 * 8**3 / 0.5, 2 * 64 / 0.25, None, None)
+    monkeypatch.undo()
+    clock, runs = iter([0.0, 5.0, 5.0, 7.0, 7.0, 10.0]), []
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(clock))
+    assert hardware._best_seconds(lambda: runs.append(1), 3) == 2.0
+    assert len(runs) == 4  # the first one warms up
+
+
+def config(kind=None, text=None, vision=None, **rest):
+    """A config of a tower of 36 patches with 4 layers."""
+    parts = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    tower = SimpleNamespace(**parts | {"patch_size": 4, "image_size": 24} | (vision or {}))
+    language_model = SimpleNamespace(**parts | {"vocab_size": 60} | (text or {}))
+    kinds = {} if kind is None else {"model_type": kind}
+    return SimpleNamespace(vision_config=tower, text_config=language_model, **kinds, **rest)
+
+
+@pytest.mark.parametrize(
+    ("given", "crops", "visual"),
+    [
+        ({}, 1, 36),
+        ({"vision_feature_select_strategy": "full"}, 1, 37),
+        ({"vision_feature_select_strategy": "full", "vision": {"model_type": "siglip_vision_model"}}, 1, 36),
+        ({"kind": "llava_next"}, 5, 180),
+        ({"kind": "llava_next", "vision_feature_select_strategy": "full"}, 5, 185),
+        ({"kind": "llava_onevision"}, 10, 360),
+        ({"kind": "video_llava"}, 8, 296),
+    ],
+)
+def test_visual_tokens_of_a_config(given, crops, visual):
+    got = cost.architecture(config(**given))
+    assert (got.crops, got.visual_tokens) == (crops, visual)
+
+
+@pytest.mark.parametrize(("layer", "used", "joined"), [(-1, 4, 1), (-2, 3, 1), (2, 2, 1), ([-2, 1], 3, 2)])
+def test_layers_that_are_read(layer, used, joined):
+    got = cost.architecture(config(vision_feature_layer=layer))
+    assert (got.tower.used, got.tower.joined) == (used, joined)
+    assert (got.projector.inputs, got.projector.outputs) == (32 * joined, 32)
+
+
+def test_language_models_of_a_config():
+    assert cost.architecture(config()).language_model.gated
+    assert not cost.architecture(config(text={"model_type": "opt"})).language_model.gated
+    wide = cost.architecture(config(text={"head_dim": 16, "num_key_value_heads": 2})).language_model
+    assert (wide.head_dim, wide.kv_heads, wide.kv_width) == (16, 2, 64)
+
+
+def test_two_kinds_of_qwen():
+    old = {"embed_dim": 16, "mlp_ratio": 3}
+    new = {"hidden_size": 24, "intermediate_size": 40}
+    shared = {"depth": 2, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    for numbers, shape in ((old, (16, 48, False)), (new, (24, 40, True))):
+        got = cost.architecture(
+            SimpleNamespace(vision_config=SimpleNamespace(**shared | numbers), text_config=config().text_config)
+        )
+        assert (got.tower.hidden, got.tower.mlp, got.tower.gated) == shape
+        assert (got.tower.merge, got.tower.channels, got.projector.inputs) == (4, 6, 4 * shape[0])
+
+
+def test_crops_keep_what_each_brings_besides_its_patches():
+    assert cost.architecture("video-llava-7b", crops=2).visual_tokens == 2 * 257
+    assert cost.architecture("llava-1.5-7b", crops=3, image_size=224).visual_tokens == 3 * 256
+
+
+def test_a_model_type_that_is_not_known_is_refused():
+    with pytest.raises(
+        ValueError, match="a model of the type 'blip' makes of a picture is not known; known are llava,"
+    ):
+        cost.architecture(config("blip"))
+
+
+def test_a_cache_is_as_wide_as_activations_unless_it_is_said():
+    assert cost.Precision.parse("W4A8") == cost.Precision(4, 8, 8)

@@ -179,3 +179,11 @@ def test_positions_of_filler_are_no_positions_of_the_caller():
     ids = torch.tensor([[TOKEN] * BEFORE + [12], [11] * 6])
     short = shrink(Prompt(ids, indices=torch.arange(6).expand(2, -1)), RULE, images=1)
     assert short.indices.tolist() == [[-1, -1, -1, 0, 1, 5], list(range(6))]
+
+
+def test_a_whole_conversation_without_a_mask_gets_one_where_rows_come_to_differ():
+    """It covers the ids alone: they begin with what is in the cache."""
+    ids = torch.tensor([[*[TOKEN] * BEFORE, 30, 12], [*[11] * BEFORE, 30, 12]])
+    short = shrink(Prompt(ids), RULE, images=1, past=5, whole=True)
+    assert short.ids.tolist() == [[0, 0, 0, TOKEN, TOKEN, 30, 12], [*[11] * BEFORE, 30, 12]]
+    assert short.mask.tolist() == [[0, 0, 0, 1, 1, 1, 1], [1] * 7]
