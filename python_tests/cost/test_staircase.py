@@ -29,6 +29,8 @@ def test_every_panel_shows_the_layers_of_its_part():
                 values, edges = stairs[label]
                 assert list(values) == [value(one) for one in side.running.layers if one.part == part]
                 assert list(edges) == [index - 0.5 for index in range(count + 1)]
+    assert list(drawn(panels[0])["all tokens"][0]) == [577] * 24
+    assert list(drawn(panels[1])["all tokens"][0]) == [636] * 32
     tokens = list(drawn(panels[1])["reduced"][0])
     assert tokens[:6] == [336.0] * 5 + [236.0]  # 276 and 60 of text enter the layer that reduces
     assert [one.get_title() for one in panels[:2]] == ["vision tower", "language model"]

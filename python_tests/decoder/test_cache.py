@@ -309,3 +309,16 @@ def test_without_a_cache_every_step_is_a_call_of_its_own(model, method):
             direct = model(ids, attention_mask=mask, pixel_values=inputs["pixel_values"], use_cache=False)
             assert close(direct.logits[:, -1], logits)
         assert getattr(direct, "cache", None) is None and getattr(direct, "past_key_values", None) is None
+
+
+def test_a_cache_that_was_emptied_by_other_means_knows_nothing_of_its_pictures(model):
+    """Layer by layer, without the method of the whole cache that we replace."""
+    cache, text = static_cache(model), batch(TEXT, images=0)
+    with torch.no_grad():
+        plain = by_steps(model, text, static_cache(model))
+        with ficoco_ext.attach(model, **L):
+            by_steps(model, batch(TWO), cache)
+            for layer in cache.layers:
+                layer.reset()
+            assert same_steps(by_steps(model, text, cache), plain)
+            assert not any("ficoco" in name for name in vars(cache))

@@ -144,3 +144,9 @@ def test_a_layer_does_not_count_from_the_end():
         class_attention(model, inputs["pixel_values"], -1)
     with pytest.raises(ValueError, match=r"layer must be in 0 \.\.\. 2, got -1"):
         word_attention(model, inputs, range(2, 38), (38,), (-1,))
+
+
+def test_a_layer_without_attention_is_not_the_sharpest():
+    even, sharp = torch.zeros(9), torch.zeros(9)
+    sharp[4] = 0.6
+    assert sharpest({0: even, 1: sharp}) == sharpest({0: sharp / 2, 1: sharp, 2: even}) == 1
