@@ -232,6 +232,32 @@ def test_cropping_takes_the_same_number_from_every_layer(model, method):
             model(**said, attention_mask=mask[:, :-new])
 
 
+@pytest.mark.parametrize("layer", [0, 3])
+def test_a_cache_cropped_in_one_layer_only_is_refused(model, layer):
+    with torch.no_grad(), ficoco_ext.attach(model, **L):
+        out = model(**batch(ONE))
+        cache = model(input_ids=torch.tensor([[12]]), past_key_values=out.past_key_values).past_key_values
+        one = cache.layers[layer]
+        one.keys, one.values = one.keys[:, :, :-1], one.values[:, :, :-1]
+        with pytest.raises(
+            ValueError, match=r"past_key_values must be .* positions, as the prefill left them, and the new"
+        ):
+            model(input_ids=torch.tensor([[13]]), past_key_values=cache)
+
+
+def test_a_cache_that_was_emptied_by_other_means_knows_nothing_of_its_pictures(model):
+    """Layer by layer, without the method of the whole cache that we replace."""
+    cache, text = static_cache(model), batch(TEXT, images=0)
+    with torch.no_grad():
+        plain = by_steps(model, text, static_cache(model))
+        with ficoco_ext.attach(model, **L):
+            by_steps(model, batch(TWO), cache)
+            for layer in cache.layers:
+                layer.reset()
+            assert same_steps(by_steps(model, text, cache), plain)
+            assert not any("ficoco" in name for name in vars(cache))
+
+
 def prefilled(model, rows=(ONE,), **options):
     with ficoco_ext.attach(model, **options):
         return model(**batch(*rows)).past_key_values
@@ -284,19 +310,6 @@ def test_use_cache_false_in_a_direct_call(model):
         assert torch.equal(out.logits, model(**batch(ONE)).logits)
 
 
-@pytest.mark.parametrize("layer", [0, 3])
-def test_a_cache_cropped_in_one_layer_only_is_refused(model, layer):
-    with torch.no_grad(), ficoco_ext.attach(model, **L):
-        out = model(**batch(ONE))
-        cache = model(input_ids=torch.tensor([[12]]), past_key_values=out.past_key_values).past_key_values
-        one = cache.layers[layer]
-        one.keys, one.values = one.keys[:, :, :-1], one.values[:, :, :-1]
-        with pytest.raises(
-            ValueError, match=r"past_key_values must be .* positions, as the prefill left them, and the new"
-        ):
-            model(input_ids=torch.tensor([[13]]), past_key_values=cache)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_without_a_cache_every_step_is_a_call_of_its_own(model, method):
     """Each reads the prompt and what was generated, and reduces that."""
@@ -309,16 +322,3 @@ def test_without_a_cache_every_step_is_a_call_of_its_own(model, method):
             direct = model(ids, attention_mask=mask, pixel_values=inputs["pixel_values"], use_cache=False)
             assert close(direct.logits[:, -1], logits)
         assert getattr(direct, "cache", None) is None and getattr(direct, "past_key_values", None) is None
-
-
-def test_a_cache_that_was_emptied_by_other_means_knows_nothing_of_its_pictures(model):
-    """Layer by layer, without the method of the whole cache that we replace."""
-    cache, text = static_cache(model), batch(TEXT, images=0)
-    with torch.no_grad():
-        plain = by_steps(model, text, static_cache(model))
-        with ficoco_ext.attach(model, **L):
-            by_steps(model, batch(TWO), cache)
-            for layer in cache.layers:
-                layer.reset()
-            assert same_steps(by_steps(model, text, cache), plain)
-            assert not any("ficoco" in name for name in vars(cache))

@@ -11,9 +11,7 @@ from helpers.decoder import tiny
 from helpers.models import batch, close, image, one_image, one_thread, words  # noqa: F401
 
 import ficoco_ext
-from ficoco_ext import get_method
 from ficoco_ext.models.decoder_layer import CALL
-from ficoco_ext.models.reduced_prefill import ReducedPrefill, RowGroup, _Part
 
 pytest.importorskip("transformers")
 
@@ -162,28 +160,3 @@ def test_fastv_says_its_layer_one_way(model):
 def test_stages_need_layers():
     with pytest.raises(ValueError, match="2 layers are too few for 3 stages"):
         ficoco_ext.attach(tiny(layers=2), "pyramiddrop")
-
-
-@pytest.mark.parametrize("static", [True, 18])
-def test_static_counts_of_a_method_of_two_parts(model, static):
-    """What is promised is what the tower leaves, not what the processor wrote."""
-    inputs, options = batch(ONE, ONE), {"method": "ficoco-vl", "keep_ratio": 0.25}
-    with ficoco_ext.attach(model, **options):
-        wanted = model(**inputs).logits
-    with ficoco_ext.attach(model, **options, static_counts=static) as handle:
-        assert handle.attach_plan.per_image == 18
-        assert close(model(**inputs).logits, wanted)
-
-
-def test_a_penalty_counts_the_cells_of_the_images(model):
-    """Also after a reduction, when other tokens stand at the positions; and one image may end in a smaller window."""
-    visual = torch.zeros(1, 10, dtype=torch.bool)
-    visual[:, 2:8] = True  # an image of 2 x 3
-    method, held = get_method("ficoco-l", penalty=2.0, window=1), torch.tensor([[0, 1, 3, 4, 6, 7, 8, 9]])
-    part = _Part(torch.zeros(1, 8, 1), held, None, torch.ones(1, 8, 1))
-    for pictured, height in ((6, 2), (5, 2), (7, 4)):
-        group = RowGroup(None, None, torch.tensor([[2, 3, 4, 5]]), None, pictured, [8])
-        ids, grid = ReducedPrefill(visual, None, [group], (2, 3))._grid(method, part, group.visual, group)
-        assert (ids.tolist(), grid) == ([[1, 2, 4, 5]], (height, 3))
-    with ficoco_ext.attach(model, "ficoco-l", r=5, penalty=2.0, window=4):
-        assert model(**one_image()).logits.isfinite().all()

@@ -14,6 +14,8 @@ from helpers.models import (
 )
 
 import ficoco_ext
+from ficoco_ext import get_method
+from ficoco_ext.models.reduced_prefill import ReducedPrefill, RowGroup, _Part
 
 pytest.importorskip("transformers")
 
@@ -241,3 +243,28 @@ def test_half_precision():
         with torch.no_grad(), ficoco_ext.attach(model, **method):
             assert model(**inputs).logits.isfinite().all()
             assert model.generate(**inputs, **GREEDY).shape == (2, 80)
+
+
+@pytest.mark.parametrize("static", [True, 18])
+def test_static_counts_of_a_method_of_two_parts(model, static):
+    """What is promised is what the tower leaves, not what the processor wrote."""
+    inputs, options = batch(ONE, ONE), {"method": "ficoco-vl", "keep_ratio": 0.25}
+    with torch.no_grad(), ficoco_ext.attach(model, **options):
+        wanted = model(**inputs).logits
+    with torch.no_grad(), ficoco_ext.attach(model, **options, static_counts=static) as handle:
+        assert handle.attach_plan.per_image == 18
+        assert close(model(**inputs).logits, wanted)
+
+
+def test_a_penalty_counts_the_cells_of_the_images(model):
+    """Also after a reduction, when other tokens stand at the positions; and one image may end in a smaller window."""
+    visual = torch.zeros(1, 10, dtype=torch.bool)
+    visual[:, 2:8] = True  # an image of 2 x 3
+    method, held = get_method("ficoco-l", penalty=2.0, window=1), torch.tensor([[0, 1, 3, 4, 6, 7, 8, 9]])
+    part = _Part(torch.zeros(1, 8, 1), held, None, torch.ones(1, 8, 1))
+    for pictured, height in ((6, 2), (5, 2), (7, 4)):
+        group = RowGroup(None, None, torch.tensor([[2, 3, 4, 5]]), None, pictured, [8])
+        ids, grid = ReducedPrefill(visual, None, [group], (2, 3))._grid(method, part, group.visual, group)
+        assert (ids.tolist(), grid) == ([[1, 2, 4, 5]], (height, 3))
+    with torch.no_grad(), ficoco_ext.attach(model, "ficoco-l", r=5, penalty=2.0, window=4):
+        assert model(**batch(ONE)).logits.isfinite().all()
