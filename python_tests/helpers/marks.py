@@ -21,7 +21,7 @@ QUICK = {  # folder: its files without test_ and .py
     "apps": ("loading",),
     "cli": ("methods", "options"),
     "clients": ("need", "saved"),
-    "cost": ("advice", "model", "refusals", "reproduce", "staircase"),
+    "cost": ("advice", "formulas", "model", "refusals", "reproduce", "staircase"),
     "decoder": ("arguments", "scores", "refused_calls"),
     "docs": ("cost_model", "performance_pages"),
     "evaluation": ("data", "gridvqa", "judging", "judging_doubts", "statistics"),

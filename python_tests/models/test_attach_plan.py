@@ -286,3 +286,13 @@ def test_facts_of_a_model_whose_tower_cannot_be_reduced():
 def test_hyperparameters_reach_every_method_of_a_list(model):
     plan = resolve(model, ["ficoco-v", "ficoco-v"], r=3, layers=(1, 3), lam=0.2)
     assert plan.methods == (get_method("ficoco-v", lam=0.2),) * 2
+
+
+def test_two_parts_may_name_their_amount(model):
+    """It counts where none is given, for attach and for the cost model."""
+    named = dataclasses.replace(BOTH, amount=(("keep_ratio", 0.25),))
+    wanted = resolve(model, BOTH, keep_ratio=0.25)
+    assert (resolve(model, named).schedule, resolve(model, named).plan) == (wanted.schedule, wanted.plan)
+    assert resolve(model, named, keep_ratio=0.5).schedule == resolve(model, BOTH, keep_ratio=0.5).schedule
+    shape = cost.architecture(model.config)
+    assert schedules.build(shape, named) == schedules.build(shape, BOTH, keep_ratio=0.25)

@@ -1,12 +1,10 @@
 """LLaVA with a reduced tower: generate and direct calls, against a language model fed by hand."""
 
-import copy
 import inspect
 
 import pytest
 import torch
 from helpers.models import (
-    EOS,
     IMAGE,
     PATCHES,
     batch,
@@ -375,34 +373,6 @@ def test_full_strategy_keeps_the_class_token(model):
     assert features.shape[0] == KEPT + 1 and torch.equal(out[:, : len(row)], inputs["input_ids"])
 
 
-def test_what_is_said_in_the_call_goes_before_the_generation_config(model, handle):
-    """And that one before the model's own, as in generate without reduction."""
-    inputs = one_image()
-    prompt = inputs["input_ids"].shape[1]
-    config, said = copy.deepcopy(model.generation_config), {"do_sample": False}
-    config.max_length = prompt + 9
-    assert model.generate(**inputs, generation_config=config, max_length=prompt + 4, **said).shape[1] == prompt + 4
-    model.generation_config.max_length = prompt + 6
-    try:
-        assert model.generate(**inputs, generation_config=config, **said).shape[1] == prompt + 9
-        assert model.generate(**inputs, max_length=prompt + 4, **said).shape[1] == prompt + 4
-    finally:
-        model.generation_config.max_length = None
-    assert config.max_length == prompt + 9
-
-
-def test_a_pad_token_that_is_the_end_token_hides_nothing(model, handle):
-    """Without a mask generate takes no token for padding where both are one, so neither do we."""
-    row = [*words(1), EOS, *image(), *words(3, EOS - 10, 5)]  # the end token within the prompt
-    shown = batch(row)  # a mask of ones
-    inputs = {name: value for name, value in shown.items() if name != "attention_mask"}
-    said = GREEDY | {"pad_token_id": EOS, "eos_token_id": [EOS, 59]}
-    out = model.generate(**inputs, **said, **DETAILS)
-    wanted = model.generate(**shown, **said, **DETAILS)
-    assert torch.equal(out.sequences, wanted.sequences)
-    assert all(map(close, out.logits, wanted.logits))
-
-
 def test_new_ids_alone_with_an_image_in_one_row_only(model, handle):
     """Padding comes between the cached and the new tokens; where those are, generate counts by the mask."""
     inputs = batch(TWO, ONE)
@@ -418,13 +388,3 @@ def test_new_ids_alone_with_an_image_in_one_row_only(model, handle):
     fresh = model.generate(**again, pixel_values=torch.cat([old[:2], picture, old[2:]]), **GREEDY, **DETAILS)
     assert torch.equal(second.sequences[:, -5:], fresh.sequences[:, -5:])
     assert all(map(close, second.logits, fresh.logits))
-
-
-def test_max_new_tokens_goes_before_max_length(model, handle):
-    """A config that comes with a short max_length is no obstacle, as without reduction."""
-    inputs = one_image()
-    model.generation_config.max_length = 20  # shorter than the prompt
-    try:
-        assert model.generate(**inputs, **GREEDY).shape[1] == inputs["input_ids"].shape[1] + 5
-    finally:
-        model.generation_config.max_length = None

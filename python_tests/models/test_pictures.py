@@ -160,3 +160,10 @@ def test_the_class_token_in_front_of_an_image_is_no_patch():
     left = [position - first for position in row[-1].kept[0].tolist() if first <= position < first + PATCHES]
     assert found[-1].kept[0].tolist() == left
     assert len(left) < PATCHES
+
+
+@pytest.mark.parametrize("first", [-1, 6])
+def test_positions_just_beside_the_prompt_are_refused(first):
+    _, tower, decoder = story([ONE], torch.arange(2, 20), method="ficoco-vl", keep_ratio=0.25)
+    with pytest.raises(ValueError, match=r"positions must be in \[0, 23\), got \["):
+        picture_reductions(tower, decoder, torch.arange(first, first + 18), GRID)

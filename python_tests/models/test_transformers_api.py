@@ -201,3 +201,12 @@ def test_what_all_families_share_must_be_there(what, families, monkeypatch):
     problems = transformers_release.structure_problems()
     assert set(problems) == families
     assert all(what in reason for reason in problems.values())
+
+
+def test_a_cache_by_both_names_is_one():
+    """The new name goes first, as in transformers; and a call without a cache has it by neither."""
+    assert api.cache_of({"cache": 1, api.CACHE: 2}, "cache") == 1
+    assert api.cache_of({api.CACHE: 2, "mask": 3}, "cache") == api.cache_of({api.CACHE: 2}, api.CACHE) == 2
+    assert api.cache_of({"cache": None, api.CACHE: 2}, "cache") is None
+    assert api.without_cache({"cache": 1, api.CACHE: 2, "mask": 3}, "cache") == {"mask": 3, "cache": None}
+    assert api.without_cache({api.CACHE: 2}, api.CACHE) == {api.CACHE: None}
