@@ -72,3 +72,12 @@ def test_three_reductions_of_rows_that_lose_unequally_many_without_a_mask():
         reductions, plan = handle.decoder_reductions, handle.plan
     with torch.no_grad():
         assert worst_error(model, seen, reductions, plan, 5, new_ids=seen.sequences[:, -5:]) <= 2e-5
+
+
+def test_sizes_weigh_a_second_merge():
+    """What a first reduction merged counts as many tokens in the next one; here everything goes into few targets."""
+    options = {"method": "ficoco-l", "r": (17, 17), "layers": (1, 2), "targets": 1}
+    ((first, second),) = told(batch(ONE), **options)
+    merged = first.size[0, :, 0]
+    assert merged.max() > 1
+    assert float(second.size.sum()) == pytest.approx(len(ONE), rel=1e-5)  # merging loses nothing
