@@ -1,0 +1,156 @@
+"""Faults of the prefill that reduces."""
+
+from mutations import Mutation
+
+DECODER = "python_tests/decoder"
+MODELS = "python_tests/models"
+
+MUTATIONS = [
+    Mutation(
+        file="ficoco_ext/models/prompt_reader.py",
+        old="visual = pictured if real is None else pictured & real",
+        new="visual = pictured",
+        tests=(f"{MODELS}/test_masks.py::test_placeholders_that_the_mask_hides_are_padding",),
+        why="Placeholders that the mask hides count as visual tokens.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/prompt_reader.py",
+        old="visual = visual & (index != last)",
+        new="pass",
+        tests=(f"{DECODER}/test_models.py::test_the_last_real_token_always_stays",),
+        why="The token that the answer is read from may leave.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/prompt_reader.py",
+        old="last = length - 1 if real is None else (index * real).amax(1, keepdim=True)",
+        new="last = length - 1",
+        tests=(f"{DECODER}/test_models.py::test_padding_anywhere_in_a_direct_call",),
+        why="With padding on the right the token that the answer is read from may leave.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/prompt_reader.py",
+        old="length - 1 - (index * visual).amax(1), pictured.sum(1)]",
+        new="length - 1 - (index * visual).amax(1), visual.sum(1)]",
+        tests=(f"{DECODER}/test_edges.py::test_a_penalty_counts_pictures_that_end_the_prompt",),
+        why="An image that ends the prompt counts one placeholder too few.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/prompt_reader.py",
+        old="length - 1 - (index * visual).amax(1), pictured",
+        new="length - 2 - (index * visual).amax(1), pictured",
+        tests=(f"{DECODER}/test_eager.py::test_ficoco_l_of_probabilities_by_the_weights_of_the_model",),
+        why="FiCoCo-L does not ask the first word after an image.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/prompt_reader.py",
+        old="uneven = (real[:, 1:] < real[:, :-1]).any(1)",
+        new="uneven = (real[:, 1:] > real[:, :-1]).any(1)",
+        tests=(f"{DECODER}/test_models.py::test_every_cache_is_as_long_as_its_layer_needs",),
+        why="Rows padded on the left keep their padding to the end.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/prompt_reader.py",
+        old="needs = [count[3] if real is not None and not count[4] else length for count in counts]",
+        new="needs = [count[3] if real is not None else length for count in counts]",
+        tests=(f"{DECODER}/test_models.py::test_padding_anywhere_in_a_direct_call",),
+        why="Padding on the right is cut off with real tokens in front of it.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/prompt_reader.py",
+        old="needs = [count[3] if real is not None and not count[4] else length for count in counts]",
+        new="needs = [length for count in counts]",
+        tests=(f"{DECODER}/test_models.py::test_every_cache_is_as_long_as_its_layer_needs",),
+        why="A short row keeps the padding that its neighbour needed.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/prompt_reader.py",
+        old="last = mask[:, 0, -1, :length]",
+        new="last = mask[:, 0, 0, :length]",
+        tests=(f"{DECODER}/test_oracle.py::test_static_cache_equals_dynamic",),
+        why="Of a mask with four dimensions only the first token counts as real.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/prompt_reader.py",
+        old="else last == 0",
+        new="else last < 0",
+        tests=(f"{MODELS}/test_masks.py::test_static_cache_equals_dynamic_cache",),
+        why="An additive mask is read the wrong way round.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/prompt_reader.py",
+        old="count = images // b * self.per_image",
+        new="count = images * self.per_image",
+        tests=(f"{DECODER}/test_refused_calls.py::test_promises_about_counts_are_checked",),
+        why="Static counts of a batch are those of all its rows together.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/prompt_reader.py",
+        old="if images % b:",
+        new="if False:",
+        tests=(f"{DECODER}/test_refused_calls.py::test_promises_about_counts_are_checked",),
+        why="Rows with unequally many images pass as equal ones.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/prompt_reader.py",
+        old="or bool(ends.any()):",
+        new=":",
+        tests=(f"{DECODER}/test_edges.py::test_static_counts_with_a_picture_at_the_end_are_refused",),
+        why="A promise does not hold where an image ends the prompt, and the answer's token leaves.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/reduced_prefill.py",
+        old="F.pad(real, (by, 0)), size)",
+        new="F.pad(real, (by, 0), value=True), size)",
+        tests=(f"{DECODER}/test_models.py::test_a_row_alone_equals_the_row_in_a_batch",),
+        why="Empty positions count as real tokens.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/reduced_prefill.py",
+        old="rank = group.of(self.visual).to(visual.device).cumsum(1) - 1",
+        new="rank = group.of(self.visual).to(visual.device).cumsum(1)",
+        tests=(f"{DECODER}/test_models.py::test_a_penalty_counts_the_cells_of_the_images",),
+        why="A penalty moves by one cell on the grid.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/reduced_prefill.py",
+        old="return rank.gather(1, part.indices.gather(1, visual)), (pictures",
+        new="return rank.gather(1, visual), (pictures",
+        tests=(f"{DECODER}/test_models.py::test_a_penalty_counts_the_cells_of_the_images",),
+        why="After a first reduction a penalty takes other tokens' cells.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/reduced_prefill.py",
+        old="if pictures > 1 and height % method.window:",
+        new="if height % method.window:",
+        tests=(f"{DECODER}/test_refused_calls.py::test_windows_that_would_span_two_pictures_are_refused",),
+        why="A window that does not divide one image's height is refused.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/reduced_prefill.py",
+        old="back = order.argsort()",
+        new="back = order",
+        tests=(f"{DECODER}/test_models.py::test_a_row_alone_equals_the_row_in_a_batch",),
+        why="Rows of a batch change places.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/reduced_prefill.py",
+        old="real = None if part.real is None else part.real.gather(1, reduction.kept)",
+        new="real = None if part.real is None else part.real[:, : reduction.kept.shape[1]]",
+        tests=(f"{DECODER}/test_models.py::test_padding_anywhere_in_a_direct_call",),
+        why="Padding is looked for at the positions before the reduction.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/reduced_prefill.py",
+        old="real = torch.ones_like(indices, dtype=torch.bool)",
+        new="real = torch.zeros_like(indices, dtype=torch.bool)",
+        tests=(f"{DECODER}/test_rows.py::test_three_reductions_of_rows_that_lose_unequally_many_without_a_mask",),
+        why="Where rows come to differ without a mask, everything is hidden.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/row_reductions.py",
+        old="step if not found else step.after(found[-1])",
+        new="step",
+        tests=(f"{DECODER}/test_rows.py::test_a_padded_row_is_told_as_it_is_alone",),
+        why="Each step of the handle's account is in indices of its own.",
+    ),
+]
