@@ -18,13 +18,13 @@ from helpers.backends import NO_GPU
 from helpers.paths import TESTS
 
 QUICK = {  # folder: its files without test_ and .py
-    "apps": ("loading",),
+    "apps": ("loading", "parts"),
     "cli": ("methods", "options"),
     "clients": ("need", "saved"),
     "cost": ("advice", "formulas", "model", "refusals", "reproduce", "staircase"),
     "decoder": ("arguments", "scores", "refused_calls"),
     "docs": ("cost_model", "performance_pages"),
-    "evaluation": ("data", "gridvqa", "judging", "judging_doubts", "statistics"),
+    "evaluation": ("data", "gridvqa", "judging", "judging_doubts", "results", "statistics"),
     "foreign": ("runner",),
     "gpu": ("host_emulation",),
     "io": ("configs", "images"),
@@ -34,7 +34,7 @@ QUICK = {  # folder: its files without test_ and .py
     "packaging": ("csrc_includes", "cuda_build", "marks", "mutations", "versions"),
     "property": ("draws",),
     "reduce": ("errors", "notebook", "reduce", "reduction", "schedule", "stages"),
-    "viz": ("trace", "visualize"),
+    "viz": ("panels", "trace", "visualize"),
 }
 EXCEPT = {  # what takes a second or more in those files
     "test_a_fault_is_found_shrunk_and_written_down",
