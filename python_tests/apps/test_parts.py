@@ -20,6 +20,7 @@ from ficoco_ext.apps import (
     loading,
     machine,
     one_reduction,
+    operator_cases,
     questions,
     show,
     show_request,
@@ -433,3 +434,9 @@ def test_a_part_of_a_model_is_called_one(monkeypatch, layers, said):
     where = (torch.float32, torch.device("cpu"))
     bench._random(request, "llava-1.5-7b", *where, {}, notes.append, lambda *words: None)
     assert len(notes) == 1 + bool(said) and "random weights" in notes[0] and notes[-1].startswith(said)
+
+
+@pytest.mark.parametrize("name", ["compress", "attention_stats", "reduce"])
+def test_what_is_wanted_of_an_operator_is_computed_in_double_precision(name):
+    for probe in operator_cases.probes(operator_cases.SMALL[0], torch.float16, torch.device("cpu"), name):
+        assert {one.dtype for one in probe.wanted() if one.is_floating_point()} == {torch.float64}

@@ -262,7 +262,7 @@ MUTATIONS: list[Mutation] = [
         file="ficoco_ext/apps/operator_cases.py",
         old="change(arg.double()) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in self.args",
         new="change(arg) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in self.args",
-        tests=(_DOCTOR + "test_all_are_right_and_almost_every_value_is_compared",),
+        tests=(_PARTS + "test_what_is_wanted_of_an_operator_is_computed_in_double_precision",),
         why="Kernels are compared with the specification in their own precision.",
     ),
     Mutation(

@@ -100,11 +100,11 @@ def test_text_is_escaped():
 
 
 def test_cells_stand_in_their_columns():
-    drawn = notebook.cells(["left", "merged", "merged", "left", "dropped", "left"], (2, 3))
+    drawn = notebook.cells(["merged", "merged", "left", "left", "dropped", "left"], (2, 3))
     found = {kind: path for path, kind in re.findall(r'd="([^"]*)"><title>(\w+)<', drawn)}
     starts = {kind: re.findall(r"M([\d.]+ [\d.]+)h([\d.]+)", path) for kind, path in found.items()}
     assert starts == {
-        "left": [("0.05 0.05", "0.90"), ("0.05 1.05", "0.90"), ("2.05 1.05", "0.90")],
-        "merged": [("1.05 0.05", "1.90")],
+        "left": [("2.05 0.05", "0.90"), ("0.05 1.05", "0.90"), ("2.05 1.05", "0.90")],
+        "merged": [("0.05 0.05", "1.90")],
         "dropped": [("1.05 1.05", "0.90")],
     }
