@@ -144,3 +144,26 @@ def test_a_method_of_ones_own_is_the_same_in_every_process():
     again = dataclasses.replace(get_method("topk"), filter=Mine())
     assert repr(method) != repr(again)
     assert Setting(method).describe() == Setting(again).describe()
+
+
+def test_results_never_replace_what_is_read(tmp_path):
+    rows = list(grid(1, 1))
+    rows[0].image.save(tmp_path / "a.png")
+    asked = json.dumps({"image": "a.png", "question": rows[0].question, "answer": rows[0].answer})
+    (tmp_path / "rows.jsonl").write_text(asked)
+    for name in ("rows.jsonl", "a.png"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(ValueError, match=f"results must not be what is read, .*{name}"):
+            evaluate(embedded(), tmp_path / "rows.jsonl", FASTV, results=tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+
+
+def test_questions_of_a_later_seed_are_compared_too(tmp_path):
+    path = tmp_path / "out.json"
+    evaluate(embedded(), grid(1, 1), FASTV, seeds=(0, 1), results=path)
+    held = json.loads(path.read_text())
+    held["cells"].pop()
+    held["tables"][1]["questions"] = "other"
+    path.write_text(json.dumps(held))
+    with pytest.raises(ValueError, match="is of another run: its questions of seed 1 differ"):
+        evaluate(embedded(), grid(1, 1), FASTV, seeds=(0, 1), results=path)

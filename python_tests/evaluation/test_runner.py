@@ -391,26 +391,3 @@ def test_a_run_judged_by_older_rules_is_not_continued(tmp_path):
     path.write_text(json.dumps(held))
     with pytest.raises(ValueError, match="'asking' in it differs"):
         evaluate(embedded(), grid(), TWO[:1], judge="contained", results=path)
-
-
-def test_results_never_replace_what_is_read(tmp_path):
-    rows = list(grid(1, 1))
-    rows[0].image.save(tmp_path / "a.png")
-    asked = json.dumps({"image": "a.png", "question": rows[0].question, "answer": rows[0].answer})
-    (tmp_path / "rows.jsonl").write_text(asked)
-    for name in ("rows.jsonl", "a.png"):
-        before = (tmp_path / name).read_bytes()
-        with pytest.raises(ValueError, match=f"results must not be what is read, .*{name}"):
-            evaluate(embedded(), tmp_path / "rows.jsonl", TWO[:1], results=tmp_path / name)
-        assert (tmp_path / name).read_bytes() == before
-
-
-def test_questions_of_a_later_seed_are_compared_too(tmp_path):
-    path = tmp_path / "out.json"
-    evaluate(embedded(), grid(1, 1), TWO[:1], seeds=(0, 1), results=path)
-    held = json.loads(path.read_text())
-    held["cells"].pop()
-    held["tables"][1]["questions"] = "other"
-    path.write_text(json.dumps(held))
-    with pytest.raises(ValueError, match="is of another run: its questions of seed 1 differ"):
-        evaluate(embedded(), grid(1, 1), TWO[:1], seeds=(0, 1), results=path)

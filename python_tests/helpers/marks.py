@@ -18,7 +18,7 @@ from helpers.backends import NO_GPU
 from helpers.paths import TESTS
 
 QUICK = {  # folder: its files without test_ and .py
-    "apps": ("loading", "parts"),
+    "apps": ("loading", "parts", "timing"),
     "cli": ("methods", "options"),
     "clients": ("need", "saved"),
     "cost": ("advice", "formulas", "model", "refusals", "reproduce", "staircase"),

@@ -9,7 +9,7 @@ _DEMO = "python_tests/apps/test_demo.py::"
 _DOCTOR = "python_tests/apps/test_doctor.py::"
 _LOADING = "python_tests/apps/test_loading.py::"
 _PARTS = "python_tests/apps/test_parts.py::"
-_SHOW = "python_tests/apps/test_show.py::"
+_TIMING = "python_tests/apps/test_timing.py::"
 _CLI = "python_tests/cli/test_cli.py::"
 
 MUTATIONS: list[Mutation] = [
@@ -38,21 +38,21 @@ MUTATIONS: list[Mutation] = [
         file="ficoco_ext/apps/bench.py",
         old="if built != true:",
         new="if built == true:",
-        tests=(_PARTS + "test_a_part_of_a_model_is_called_one",),
+        tests=(_TIMING + "test_a_part_of_a_model_is_called_one",),
         why="Times of a part of a model are passed off as those of the whole.",
     ),
     Mutation(
         file="ficoco_ext/apps/bench.py",
         old="name: tensor.repeat_interleave(count, 0)",
         new="name: tensor.repeat_interleave(1, 0)",
-        tests=(_PARTS + "test_a_batch_is_the_one_prompt_many_times",),
+        tests=(_TIMING + "test_a_batch_is_the_one_prompt_many_times",),
         why="Every batch size is timed with one prompt.",
     ),
     Mutation(
         file="ficoco_ext/apps/bench.py",
         old="flops = full.seconds / prefill.seconds, full.flops.total / prefill.flops.total",
         new="flops = full.seconds / prefill.seconds, prefill.flops.total / full.flops.total",
-        tests=(_PARTS + "test_what_is_reached_of_what_the_operations_promise",),
+        tests=(_TIMING + "test_what_is_reached_of_what_the_operations_promise",),
         why="What is reached of the promised speedup is far too good.",
     ),
     Mutation(
@@ -339,49 +339,49 @@ MUTATIONS: list[Mutation] = [
         file="ficoco_ext/apps/timing.py",
         old='return "slower" if sure and speedup <= 1 / FASTER and wins < len(pairs) / 2 else "noise"',
         new='return "slower" if sure and wins < len(pairs) / 2 else "noise"',
-        tests=(_PARTS + "test_a_little_slower_is_noise",),
+        tests=(_TIMING + "test_a_little_slower_is_noise",),
         why="A difference of 1 % is called slower.",
     ),
     Mutation(
         file="ficoco_ext/apps/timing.py",
         old="for index, which in enumerate(order if turn % 2 == 0 else reversed(order)):",
         new="for index, which in enumerate(order):",
-        tests=(_PARTS + "test_ways_take_turns_in_both_orders",),
+        tests=(_TIMING + "test_ways_take_turns_in_both_orders",),
         why="One way always runs on the caches that another one has warmed.",
     ),
     Mutation(
         file="ficoco_ext/apps/timing.py",
         old="while turn < least or (turn < most and time.perf_counter() < start + seconds):",
         new="while turn < least or time.perf_counter() < start + seconds:",
-        tests=(_PARTS + "test_ways_take_turns_in_both_orders",),
+        tests=(_TIMING + "test_ways_take_turns_in_both_orders",),
         why="More seconds are more runs without an end.",
     ),
     Mutation(
         file="ficoco_ext/apps/timing.py",
         old="return min(found, default=None)",
         new="return max(found, default=None)",
-        tests=(_PARTS + "test_a_container_has_less_memory_than_its_machine",),
+        tests=(_TIMING + "test_a_container_has_less_memory_than_its_machine",),
         why="A container is killed because the machine has more memory.",
     ),
     Mutation(
         file="ficoco_ext/apps/timing.py",
         old="before = math.ceil(text_tokens / 2)",
         new="before = text_tokens",
-        tests=(_PARTS + "test_random_inputs_have_text_on_both_sides",),
+        tests=(_TIMING + "test_random_inputs_have_text_on_both_sides",),
         why="No text follows the picture, which methods of the language model go by.",
     ),
     Mutation(
         file="ficoco_ext/apps/word_spans.py",
         old="(more if index > short.index(placeholder) else 0)",
         new="(more if index < short.index(placeholder) else 0)",
-        tests=(_SHOW + "test_words_are_found_where_the_prompt_has_them",),
+        tests=(_PARTS + "test_words_that_touch_have_tokens_of_their_own",),
         why="Attention of a word is that of a visual token.",
     ),
     Mutation(
         file="ficoco_ext/apps/word_spans.py",
         old="if a < right and b > left)",
         new="if a <= right and b >= left)",
-        tests=(_SHOW + "test_words_are_found_where_the_prompt_has_them",),
+        tests=(_PARTS + "test_words_that_touch_have_tokens_of_their_own",),
         why="A word takes its neighbours in.",
     ),
 ]

@@ -220,14 +220,14 @@ MUTATIONS: list[Mutation] = [
         file="ficoco_ext/evaluation/runner.py",
         old="files.require_apart([one for one in read if isinstance(one, (str, Path))], results=path)",
         new="files.require_apart([], results=path)",
-        tests=(_RUNNER + "test_results_never_replace_what_is_read",),
+        tests=(_IDENTITY + "test_results_never_replace_what_is_read",),
         why="evaluate() writes its results over the questions.",
     ),
     Mutation(
         file="ficoco_ext/evaluation/runner.py",
         old='if table["questions"] != asked.digest:',
         new='if table["seed"] != key:',
-        tests=(_RUNNER + "test_questions_of_a_later_seed_are_compared_too",),
+        tests=(_IDENTITY + "test_questions_of_a_later_seed_are_compared_too",),
         why="A run goes on although the questions of a later seed have changed.",
     ),
     Mutation(

@@ -107,3 +107,12 @@ def test_setuptools_that_is_too_old_is_named_in_one_line(backend, monkeypatch, v
         backend.build_wheel("nowhere")
     line = f'ficoco_ext: needs setuptools >= 77, found {version}: pip install -U "setuptools>=77"'
     assert str(told.value) == line
+
+
+@pytest.mark.parametrize("version", ["77.0.1", "80.9", "100.0.0"])
+def test_a_newer_setuptools_is_fine(backend, monkeypatch, version):
+    import prerequisites
+    import setuptools
+
+    monkeypatch.setattr(setuptools, "__version__", version)
+    prerequisites.need_setuptools()
