@@ -83,9 +83,9 @@ def test_random_inputs_have_text_on_both_sides():
 def test_who_has_no_room_is_told_what_helps(monkeypatch):
     monkeypatch.setattr(timing, "available_bytes", lambda device: 2**30)
     for dtype, halves in ((torch.float32, True), (torch.bfloat16, False), (torch.float16, False)):
-        with pytest.raises(MemoryError, match=r"this geometry needs 1,[\d,]{11} bytes") as told:
+        with pytest.raises(MemoryError, match=r"this geometry needs 1,[\d,]{11} bytes") as raised:
             timing._require_memory(torch.nn.Linear(64, 64, dtype=dtype), torch.device("cpu"))
-        assert ("--dtype bfloat16" in str(told.value)) == halves
+        assert ("--dtype bfloat16" in str(raised.value)) == halves
     monkeypatch.setattr(timing, "available_bytes", lambda device: None)
     timing._require_memory(torch.nn.Linear(64, 64), torch.device("cpu"))
 

@@ -35,8 +35,8 @@ def _cells(table):
 def test_errors_name_options_by_their_long_names(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_file({"tokens": torch.ones(1, 17, 8), "attn": torch.rand(1, 17, 17)}, tmp_path / "in")
-    told = run("reduce", "--input", tmp_path / "in", "-o", tmp_path / "in")
-    assert told.exit_code == 2 and told.stderr.startswith("ficoco: error: --output must not be what is read, ")
+    result = run("reduce", "--input", tmp_path / "in", "-o", tmp_path / "in")
+    assert result.exit_code == 2 and result.stderr.startswith("ficoco: error: --output must not be what is read, ")
 
 
 def test_words_inside_of_words_are_no_options():
@@ -132,8 +132,8 @@ def test_data_draws_as_many_scenes_as_asked_for(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("ficoco_ext.gridvqa.sheet.sheet", lambda dataset, rows: drawn.extend(rows))
     monkeypatch.setattr("ficoco_ext.viz.save", lambda *given: None)
-    told = run("data", "--scenes", 3, "--per-scene", 2, "--shown", 2, "-o", tmp_path / "x.png")
-    assert told.exit_code == 0 and {row.scene for row in drawn} == {0, 1}
+    result = run("data", "--scenes", 3, "--per-scene", 2, "--shown", 2, "-o", tmp_path / "x.png")
+    assert result.exit_code == 0 and {row.scene for row in drawn} == {0, 1}
 
 
 # ---- numbers and tables
@@ -232,8 +232,8 @@ def test_doctor_shows_errors_that_are_too_large():
 def test_reduce_fails_if_tokens_are_lost(monkeypatch):
     lost = one_reduction.Conservation(3.0, 4.0, 0, False)
     monkeypatch.setattr(one_reduction, "conservation", lambda reduction: lost)
-    told = run("reduce", "--shape", "1,17,8", "--heads", 2, "--repeats", 1)
-    assert told.exit_code == 1 and "sizes do not add up" in told.stderr and "VIOLATED" in told.stdout
+    result = run("reduce", "--shape", "1,17,8", "--heads", 2, "--repeats", 1)
+    assert result.exit_code == 1 and "sizes do not add up" in result.stderr and "VIOLATED" in result.stdout
 
 
 def _shown(**change):

@@ -185,6 +185,6 @@ def test_short_rows_are_masked_on_their_left():
 
 
 def test_pictures_are_shared_by_the_one_class_that_is_known():
-    """A class of somebody else's may ask for its features in another way."""
+    """A class of another package may ask for its features in another way."""
     known = type(embedded().model)
     assert can_share(embedded().model) and not can_share(object.__new__(type("Theirs", (known,), {})))

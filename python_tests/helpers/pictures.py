@@ -60,15 +60,15 @@ def merge_matrix(reductions, item=0, upto=None):
 
 def reduction(sources=((4, 0), (5, 2)), kept=(0, 1, 2, 3), grid=(2, 3), tokens=None):
     """Of a grid without a class token: each of ``sources`` went to the patch beside it, -1: to none."""
-    place, holder = {patch: index for index, patch in enumerate(kept)}, dict(sources)
-    held = [place.get(holder.get(patch, patch), -1) for patch in range(grid[0] * grid[1])]
+    index_of, holder = {patch: index for index, patch in enumerate(kept)}, dict(sources)
+    held = [index_of.get(holder.get(patch, patch), -1) for patch in range(grid[0] * grid[1])]
     return Reduction(
         tokens=tokens,
         size=torch.ones(1, len(kept), 1),
         kept=torch.tensor([kept]),
         sources=torch.tensor([[source for source, _ in sources]]),
         source_map=torch.tensor([held]),
-        targets=torch.tensor([[[place.get(target, -1)] for _, target in sources]]),
+        targets=torch.tensor([[[index_of.get(target, -1)] for _, target in sources]]),
         weights=torch.ones(1, len(sources), 1),
         class_token=False,
         grid=grid,

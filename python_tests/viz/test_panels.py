@@ -100,10 +100,10 @@ def test_a_stage_colours_what_leaves_in_it():
 
 
 def test_the_legend_of_layers_counts_what_left():
-    axes, told = _axes(), chain(("topk", "topk"), ratio=0.25)
-    viz.draw_layers(axes, picture(), told, [3, 8])
+    axes, records = _axes(), chain(("topk", "topk"), ratio=0.25)
+    viz.draw_layers(axes, picture(), records, [3, 8])
     said = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert said == [f"{layer}: {one.sources.shape[1]}" for layer, one in zip((3, 8), told, strict=True)]
+    assert said == [f"{layer}: {one.sources.shape[1]}" for layer, one in zip((3, 8), records, strict=True)]
 
 
 def test_moves_of_a_traced_patch_lead_to_their_targets():

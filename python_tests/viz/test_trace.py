@@ -131,8 +131,8 @@ def test_equal_shares_are_in_the_order_of_their_patches():
     result = record(tokens, attn, 20, targets=2, alpha="average")
     turned = replace(result, targets=result.targets.flip(-1))
     for patch in (result.sources[0] - 1).tolist():
-        for told in (result, turned):
-            found = trace(told, patch)
+        for one in (result, turned):
+            found = trace(one, patch)
             assert list(found.shares.values()) == [0.5, 0.5]
             assert list(found.shares) == sorted(found.shares)
             assert [move.target for move in found.steps[0].moves] == list(found.shares)
