@@ -46,6 +46,32 @@ def test_attention_stats(b, heads, n, d, dtype, layout, class_token, probs, colu
         assert_close(got, wanted, max(heads[0] * d, n), scale=terms)  # of the terms, which may cancel in a mean
 
 
+def spoiled(data, values):
+    """``values`` with up to two numbers that are not finite."""
+    for _ in range(data.draw(st.integers(0, 2))):
+        index = tuple(data.draw(st.integers(0, size - 1)) for size in values.shape)
+        values[index] = data.draw(st.sampled_from((float("inf"), -float("inf"), float("nan"))))
+    return values
+
+
+@bounded
+@given(heads(), counts, st.integers(1, 20), flags, flags, flags, st.integers(1, 30), flags, seeds, st.data())
+def test_numbers_that_are_not_finite(heads, n, d, class_token, probs, column, count, causal, seed, data):
+    """They make what they are part of NaN or infinite, as in the specification, and nothing else."""
+    torch.manual_seed(seed)
+    query, key = (spoiled(data, one) for one in query_key(2, *heads, n, d))
+    args = (query, key, d**-0.5, class_token, probs, column, True)
+    pairs = list(zip(CPU("attention_stats", *args), oracle("attention_stats", *args), strict=True))
+    lists = torch.randint(n, (2, count)), torch.randint(n, (2, 9))
+    mask = torch.rand(2, n) < data.draw(st.sampled_from((0.3, 0.8, 1.0)))
+    args = (query, key, *lists, torch.rand(2, 2, 9), mask, d**-0.5, probs, column, causal)
+    pairs.append((CPU("token_attention", *args)[0], oracle("token_attention", *args)))
+    for got, wanted in pairs:
+        finite = wanted.isfinite()
+        assert torch.equal(got.isfinite(), finite)
+        assert torch.allclose(got[finite].double(), wanted[finite], rtol=1e-4, atol=1e-4)
+
+
 @bounded
 @given(batches, st.integers(1, 3), counts, dtypes, layouts, flags, flags, flags, seeds)
 def test_attention_stats_map(b, h, n, dtype, layout, class_token, column, patches, seed):
