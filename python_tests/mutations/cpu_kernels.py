@@ -171,7 +171,7 @@ MUTATIONS = [
         "for (int64_t i = count; i < width; ++i) row[i] = 0.f;",
         "",
         (f"{ATTENTION}::test_padding_changes_nothing",),
-        "Padding that is not finite makes all sums NaN if the number of queries is no multiple of 8.",
+        "Padding that is not finite gets NaN if the number of queries is no multiple of 8.",
     ),
     Mutation(
         "csrc/cpu/rows.h",
