@@ -15,8 +15,7 @@ struct AttentionStatsMapCall : Call {
   AttentionStatsMapParams params;
 };
 
-// Allocates the statistics of `count` patches; patch attention that is not wanted is zeros.
-// Room for the statistics of `patches` patches, and where the kernel finds it.
+// Allocates the statistics of `count` patches and shows the kernel where; patch attention without `patches` is zeros.
 template <class Call>
 void allocate_stats(Call& call, const Tensor& like, int64_t batch, int64_t count, bool patches) {
   call.class_attention = floats(like, {batch, count});
