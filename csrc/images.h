@@ -106,6 +106,16 @@ inline ToSequenceParams image(ToSequenceParams p, int64_t b, int64_t count = 1) 
   return p;
 }
 
+inline GreedySelectParams image(GreedySelectParams p, int64_t b, int64_t count = 1) {
+  p.features = image(p.features, b);
+  p.saliency = image(p.saliency, b, p.tokens);
+  p.mask = image(p.mask, b, p.tokens);
+  p.order = image(p.order, b, p.count);
+  p.gains = image(p.gains, b, p.count);
+  p.batch = count;
+  return p;
+}
+
 inline CompressParams image(CompressParams p, int64_t b, int64_t count = 1) {
   p.tokens = image(p.tokens, b);
   p.sources = image(p.sources, b, p.r);

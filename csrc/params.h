@@ -11,6 +11,12 @@ namespace ficoco {
 enum class Dtype { kFloat, kHalf, kBFloat16 };
 enum class Alpha { kSoftmax, kRatio, kAverage };
 enum class Correlation { kLogits, kProbs, kKey, kMap };
+enum class Objective { kMaxMin, kCoverage, kLogDet, kMmr };
+
+// Of greedy_select. A cosine with oneself above kItself is 1: rounding would decide between equals. Of log-det: the least
+// factor of the determinant that is divided by, and the share of the first one below which the rest adds nothing.
+constexpr float kItself = 0.999f;
+constexpr float kSmallestFactor = 1e-10f, kExhausted = 1e-6f;
 
 // Cells of a grid of patches: CUDA kernels give the index of a cell 32 bits.
 constexpr int64_t kMaxCells = INT32_MAX;
@@ -125,6 +131,18 @@ struct MatchParams {
   int64_t* kept;      // (B, M)
   int64_t* targets;   // (B, r)
   float* weights;     // (B, r)
+};
+
+// Tokens that are picked one by one, each for what it adds to those before.
+struct GreedySelectParams {
+  Rows features;          // (B, N, D)
+  const float* saliency;  // (B, N), or nullptr for 1
+  const bool* mask;       // (B, N), or nullptr
+  int64_t batch, tokens, width, count;
+  Objective objective;
+  float trade;
+  int64_t* order;  // (B, T) in the order of picking
+  float* gains;    // (B, T)
 };
 
 struct CompressParams {

@@ -97,6 +97,7 @@ GROUPS = (
     "correlate.key",
     "compress",
     "match",
+    "greedy_select",
     *DECODER_GROUPS,
     "methods",
 )

@@ -13,6 +13,9 @@ namespace ficoco {
 enum class Fault {
   kNone,
   kNegativeRatio,
+  kTooFewTokens,
+  kSaliency,
+  kFeatureNotFinite,
   kCorrelationNotFinite,
   kScoreNotFinite,
   kKeyNotFinite,
@@ -29,6 +32,7 @@ void attention_stats_image(const AttentionStatsMapParams& p);
 Fault filter_image(const FilterParams& p);
 Fault correlate_image(const CorrelateParams& p);
 Fault match_image(const MatchParams& p);
+Fault greedy_select_image(const GreedySelectParams& p);
 void token_attention_image(const TokenAttentionParams& p);
 Fault correlate_tokens_image(const CorrelateTokensParams& p);
 Fault to_sequence_image(const ToSequenceParams& p);

@@ -34,6 +34,9 @@ struct Simd {
   float (*dot)(const float* x, const float* y, int64_t n);
   double (*sum_squares)(const float* x, int64_t n);
 
+  // The sum of x[i] - held[i] where x is larger. If held[i] rises the sum never does: the order of additions is fixed.
+  float (*sum_above)(const float* x, const float* held, int64_t n);
+
   // out[j] = rows[j] at unit length; a row shorter than `least` is divided by `least`. In place if out is rows.
   void (*unit_rows)(const float* rows, int64_t stride, int64_t count, int64_t n, double least, float* out);
 

@@ -218,6 +218,20 @@ double sum_squares(const float* x, int64_t n) {
   return s0 + s1;
 }
 
+float sum_above(const float* x, const float* held, int64_t n) {
+  Vec s0 = {}, s1 = {};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    const Vec a = loadu(x + i), b = loadu(held + i), c = loadu(x + i + kLanes), d = loadu(held + i + kLanes);
+    s0 += a > b ? a - b : Vec{};
+    s1 += c > d ? c - d : Vec{};
+  }
+  s0 += s1;
+  float total = ((s0[0] + s0[4]) + (s0[1] + s0[5])) + ((s0[2] + s0[6]) + (s0[3] + s0[7]));
+  for (; i < n; ++i) total += x[i] > held[i] ? x[i] - held[i] : 0.f;
+  return total;
+}
+
 FICOCO_INLINE float squares_in_float(const float* x, int64_t n) {
   Vec s0 = {}, s1 = {};
   int64_t i = 0;

@@ -42,6 +42,7 @@ size_t workspace_bytes(const AttentionStatsMapParams& p);
 size_t workspace_bytes(const FilterParams& p);
 size_t workspace_bytes(const CorrelateParams& p);
 size_t workspace_bytes(const MatchParams& p);
+size_t workspace_bytes(const GreedySelectParams& p);
 size_t workspace_bytes(const TokenAttentionParams& p);
 size_t workspace_bytes(const CorrelateTokensParams& p);
 size_t workspace_bytes(const ReduceParams& p);
@@ -56,6 +57,8 @@ cudaError_t launch_token_attention(const TokenAttentionParams& p, void* workspac
 cudaError_t launch_correlate_tokens(const CorrelateTokensParams& p, void* workspace, cudaStream_t stream);
 // Two kernels up to 1024 tokens, three beyond.
 cudaError_t launch_match(const MatchParams& p, void* workspace, cudaStream_t stream);
+// Two kernels.
+cudaError_t launch_greedy_select(const GreedySelectParams& p, void* workspace, cudaStream_t stream);
 cudaError_t launch_compress(const CompressParams& p, cudaStream_t stream);
 cudaError_t launch_to_sequence(const ToSequenceParams& p, cudaStream_t stream);
 

@@ -12,6 +12,7 @@ struct FilterCall;
 struct CorrelateCall;
 struct CorrelateTokensCall;
 struct MatchCall;
+struct GreedySelectCall;
 struct CompressCall;
 struct TokenAttentionCall;
 struct ToSequenceCall;
@@ -28,6 +29,7 @@ class Device {
   virtual void run(const CorrelateCall& call) const = 0;
   virtual void run(const CorrelateTokensCall& call) const = 0;
   virtual void run(const MatchCall& call) const = 0;
+  virtual void run(const GreedySelectCall& call) const = 0;
   virtual void run(const CompressCall& call) const = 0;
   virtual void run(const TokenAttentionCall& call) const = 0;
   virtual void run(const ToSequenceCall& call) const = 0;

@@ -14,6 +14,7 @@
 #include "ops/correlate.h"
 #include "ops/correlate_tokens.h"
 #include "ops/filter.h"
+#include "ops/greedy_select.h"
 #include "ops/match.h"
 #include "ops/reduce.h"
 #include "ops/to_sequence.h"
@@ -34,6 +35,12 @@ void raise(Fault fault) {
                "NaN or infinity among them", "check the attention they are made of");
   FICOCO_VALUE(fault != Fault::kKeyNotFinite, "match", "key", "finite", "NaN or infinity among the keys",
                "check the layer they come from");
+  FICOCO_VALUE(fault != Fault::kFeatureNotFinite, "greedy_select", "features", "finite", "NaN or infinity among them",
+               "check the layer they come from");
+  FICOCO_VALUE(fault != Fault::kSaliency, "greedy_select", "saliency", "finite and at least 0", "others",
+               "shift it, or take its exponential");
+  FICOCO_VALUE(fault != Fault::kTooFewTokens, "greedy_select", "count", "at most the real tokens of every row", "more",
+               "lower it");
   FICOCO_VALUE(fault != Fault::kNegativeRatio, "correlate", "attn", "non-negative for alpha='ratio'",
                "a negative correlation", "use softmax");
   FICOCO_VALUE(fault != Fault::kNotAscending, "to_sequence", "visual", "ascending positions in [0, tokens)", "others",
@@ -103,6 +110,8 @@ class Cpu final : public Device {
   }
 
   void run(const MatchCall& call) const override { run_images(call.params, match_image); }
+
+  void run(const GreedySelectCall& call) const override { run_images(call.params, greedy_select_image); }
 
   void run(const CompressCall& call) const override {
     check::in_range("compress", "sources", call.sources, call.params.count);

@@ -13,6 +13,7 @@
 #include "ops/correlate.h"
 #include "ops/correlate_tokens.h"
 #include "ops/filter.h"
+#include "ops/greedy_select.h"
 #include "ops/match.h"
 #include "ops/reduce.h"
 #include "ops/to_sequence.h"
@@ -196,6 +197,12 @@ class Cuda final : public Device {
     check_patches("match", "key", call.params.tokens - call.params.first, call.params.tokens);
     check_grid("match", "key", call.params.key.heads, call.params.tokens, call.params.width);
     launch_images("match", call.redundancy, call.params, launch_match);
+  }
+
+  void run(const GreedySelectCall& call) const override {
+    check_patches("greedy_select", "features", call.params.tokens, call.params.tokens);
+    check_grid("greedy_select", "features", 1, call.params.tokens, call.params.width);
+    launch_images("greedy_select", call.order, call.params, launch_greedy_select);
   }
 
   void run(const CompressCall& call) const override {

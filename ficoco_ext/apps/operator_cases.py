@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..ops import library
+from ..ops._greedy_select import OBJECTIVES
 
 Results = tuple[Tensor, ...]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -193,6 +194,17 @@ def _match(make: Maker, group: str) -> Iterator[Probe]:
     yield make.probe(group, ", no class token", key, min(c.r, c.n // 2), False, False)
 
 
+def _greedy_select(make: Maker, group: str) -> Iterator[Probe]:
+    """Few picks among features that differ in kind, so that float32 leaves no doubt."""
+    c = make.case
+    features, saliency = make.normal(c.b, c.n, c.c), make.uniform(c.b, c.n) + 0.5
+    count = min(6, c.n, c.c)
+    for objective in OBJECTIVES:
+        yield make.probe(group, f", {objective}", features, count, objective, saliency, None, 0.5)
+    mask = torch.arange(c.n, device=make.device).repeat(c.b, 1) < max(c.n - 3, 1)
+    yield make.probe(group, ", masked", features, min(count, max(c.n - 3, 1)), "coverage", None, mask, 0.5)
+
+
 def _reduce(make: Maker, group: str) -> Iterator[Probe]:
     """The composition of the four stages, as FiCoCo-V sets them in both readings, and by keys."""
     c, k = make.case, min(2, make.case.n - make.case.r - int(make.case.class_token))
@@ -288,6 +300,7 @@ OPERATORS: dict[str, Callable[[Maker, str], Iterator[Probe]]] = {
     "correlate.key": _correlate_given,
     "compress": _compress,
     "match": _match,
+    "greedy_select": _greedy_select,
     "reduce": _reduce,
     "reduce.map": _reduce,
     **DECODER_OPERATORS,

@@ -74,6 +74,12 @@ def match(key: Shape, r: int, class_token: bool, distill_token: bool) -> int:
     return _counted(costs.MATCH, b=b, d=d, **costs.pairs(n, class_token=class_token, distill_token=distill_token))
 
 
+def greedy_select(features: Shape, count: int, objective: str, *rest: Any) -> int:
+    """B N^2 D for half of all cosines, and what the picks take; see :func:`ficoco_ext.ops.costs.greedy_select`."""
+    b, n, d = features
+    return _counted(costs.greedy_select(objective), b=b, n=n, h=d, m=count)
+
+
 def compress(tokens: Shape, sources: Shape, kept: Shape, targets: Shape, *rest: Any) -> int:
     """2 B r k C: every source goes into its k targets."""
     b, r, k = targets
@@ -112,6 +118,7 @@ FORMULAS: dict[str, dict[str, Callable[..., int]]] = {
     "attention_stats": {"default": attention_stats, "map": nothing},
     "correlate": {"default": correlate, "map": nothing, "key": correlate_key, "tokens": correlate_tokens},
     "match": {"default": match},
+    "greedy_select": {"default": greedy_select},
     "compress": {"default": compress},
     "reduce": {"default": reduce, "map": reduce_map},
     "token_attention": {"default": token_attention},

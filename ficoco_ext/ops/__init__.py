@@ -12,6 +12,7 @@ from ._compress import compress
 from ._correlate import correlate, correlate_key
 from ._correlate_tokens import correlate_tokens
 from ._filter import filter
+from ._greedy_select import Picked, greedy_select
 from ._match import Matched, match
 from ._reduce import Reduced, reduce
 from ._to_sequence import Placed, to_sequence
@@ -22,6 +23,7 @@ from .library import result_dtype
 __all__ = [
     "Attention",
     "Matched",
+    "Picked",
     "Placed",
     "QueryKey",
     "Reduced",
@@ -31,6 +33,7 @@ __all__ = [
     "correlate_key",
     "correlate_tokens",
     "filter",
+    "greedy_select",
     "match",
     "reduce",
     "result_dtype",

@@ -85,6 +85,13 @@ _CORRELATE_TOKENS = {
     "logits": Operation("correlate", "2*b*(a*d*(r*m+r*e+e*m)+r*e*m)", loads="b*((r+e)*a+(m+e)*k)*d", stores="2*b*r*g"),
     "probs": Operation("correlate", "2*b*(a*d*(r+e)*l+r*e*m)", loads="b*((r+e)*a+l*k)*d", stores="2*b*r*g"),
 }
+_COSINES = {"loads": "b*n*h+b*n*n", "stores": "b*n*n"}
+_GREEDY_SELECT = {  # half of all cosines; coverage computes every gain once, and few of them again, which are not counted
+    "max-min": Operation("greedy_select", "b*n*(n*h+2*m)", **_COSINES),
+    "coverage": Operation("greedy_select", "b*n*(n*h+2*n)", **_COSINES),
+    "log-det": Operation("greedy_select", "b*n*(n*h+m*m)", **_COSINES),
+    "mmr": Operation("greedy_select", "b*n*(n*h+2*m)", **_COSINES),
+}
 MATCH = Operation("match", "2*b*z*o*d", loads="b*n*a*d", stores="2*b*r")
 COMPRESS = Operation("compress", "2*b*r*g*h", loads="b*l*h", stores="b*(l-r)*h")
 
@@ -107,6 +114,11 @@ def token_attention(*, probs: bool, column: bool) -> Operation:
 def correlate_tokens(*, probs: bool) -> Operation:
     """``ficoco::correlate.tokens``."""
     return _CORRELATE_TOKENS["probs" if probs else "logits"]
+
+
+def greedy_select(objective: str) -> Operation:
+    """``ficoco::greedy_select`` of ``m`` among ``n`` tokens whose features have ``h`` channels."""
+    return _GREEDY_SELECT[objective]
 
 
 def pairs(tokens: int, *, class_token: bool, distill_token: bool) -> dict[str, int]:

@@ -45,6 +45,10 @@ def samples(b=2, n=20, dtype=torch.float32):
                      "average", False)  # fmt: skip
     yield "reduce.map", (tokens, attn, ids, size, 6, 2, True, 0.6, False, *rest, "logits", "softmax", False)
     yield "reduce.map", (tokens, attn, ids, None, 6, 0, True, 0.6, False, *rest, "logits", "softmax", False)
+    yield "greedy_select", (tokens, 5, "max-min", None, None, 0.5)
+    yield "greedy_select", (tokens, 7, "coverage", torch.rand(b, n) + 0.5, torch.arange(n).repeat(b, 1) > 3, 0.5)
+    yield "greedy_select", (tokens, 6, "log-det", torch.rand(b, n) + 0.5, None, 0.5)
+    yield "greedy_select", (tokens, 6, "mmr", torch.rand(b, n) + 0.5, None, 0.3)
     yield "match", (key, 6, True, False)
     yield "match", (key, 4, True, True)
     yield "match", (attn.mean(1)[:, None, :, :7], 0, False, False)

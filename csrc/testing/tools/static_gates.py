@@ -36,6 +36,7 @@ BUDGET = {
     "column_kernel": 128,
     "compress_kernel": 128,
     "cosine_kernel": 64,
+    "cosines_kernel": 128,
     "filter_kernel": 64,
     "finish_filter_kernel": 64,
     "finish_kernel": 112,
@@ -44,6 +45,7 @@ BUDGET = {
     "metric_kernel": 80,
     "nearest_kernel": 128,
     "pass_kernel": 80,
+    "pick_kernel": 64,
     "query_dots_kernel": 96,
     "row_kernel": 48,
     "row_softmax_kernel": 128,
@@ -69,7 +71,7 @@ class Wanted(NamedTuple):
 
 
 # Mangled: f float, 6__half, 13__nv_bfloat16; Lb1E true (16-byte accesses).
-TILED = ("score", "row_softmax", "column", "token_pairs", "attention_block")
+TILED = ("score", "row_softmax", "column", "token_pairs", "attention_block", "cosines")
 SASS = [
     *(Wanted("pass_kernel", f"I{t}Lb1E", r"LDG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),
     *(Wanted("query_dots_kernel", f"I{t}Lb1E", r"LDG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),

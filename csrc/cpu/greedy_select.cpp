@@ -1,0 +1,207 @@
+// Tokens picked one by one, each the one with the largest gain; the objectives differ in the gain.
+//
+// All cosines of an image are computed once, half of them: N^2 D FLOPs, bound by arithmetic, nearly all of the time. A
+// pick then reads one row of them. Coverage would read them all for every pick, but a gain only falls while more is
+// covered, also as rounded: so an old gain is an upper bound, and only the candidate with the largest is computed again.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <queue>
+#include <vector>
+
+#include "cpu/buffer.h"
+#include "cpu/choose.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "cpu/rows.h"
+#include "cpu/simd.h"
+
+namespace ficoco {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int64_t kBlock = 64;  // tokens against a panel at once
+
+// Cosines of tokens [begin, begin + count), a panel, with those from `begin` on, both ways.
+void panel_cosines(const float* unit, int64_t tokens, int64_t width, int64_t begin, int64_t count, float* cosine) {
+  const int64_t w = panel_width(count);
+  const float* rows[kPanel];
+  for (int64_t i = 0; i < count; ++i) rows[i] = unit + (begin + i) * width;
+  Buffer<float> packed(width * w), scores(kBlock * w);
+  simd.pack_panel(rows, count, width, w, 1.f, packed.data());
+  for (int64_t j = begin; j < tokens; j += kBlock) {
+    const int64_t block = std::min(kBlock, tokens - j);
+    std::fill_n(scores.data(), block * w, 0.f);
+    simd.panel_dot(packed.data(), w, width, unit + j * width, width, nullptr, block, scores.data());
+    for (int64_t i = 0; i < count; ++i) {
+      float* row = cosine + (begin + i) * tokens + j;
+      for (int64_t t = 0; t < block; ++t) row[t] = scores[t * w + i];
+    }
+    for (int64_t t = 0; t < block; ++t) std::copy_n(scores.data() + t * w, count, cosine + (j + t) * tokens + begin);
+  }
+}
+
+// (tokens, tokens), symmetric. A task has the longest panel left and the shortest.
+void cosines(const float* unit, int64_t tokens, int64_t width, float* cosine) {
+  const int64_t panels = ceil_div(tokens, kPanel);
+  const auto panel = [&](int64_t i) {
+    panel_cosines(unit, tokens, width, i * kPanel, std::min(kPanel, tokens - i * kPanel), cosine);
+  };
+  each(ceil_div(panels, 2), [&](int64_t i) {
+    panel(i);
+    if (panels - 1 - i != i) panel(panels - 1 - i);
+  });
+  for (int64_t j = 0; j < tokens; ++j) {
+    float& itself = cosine[j * (tokens + 1)];
+    if (itself > kItself) itself = 1.f;
+  }
+}
+
+// What every objective works on.
+struct Candidates {
+  const GreedySelectParams& p;
+  const float* cosine;      // (N, N)
+  std::vector<char> free;   // neither picked nor masked
+  std::vector<float> gain;  // scratch
+
+  const float* row(int64_t j) const { return cosine + j * p.tokens; }
+  float saliency(int64_t j) const { return p.saliency ? p.saliency[j] : 1.f; }
+
+  // The free token with the largest value, the lowest of equal ones.
+  int64_t best(const float* value) const {
+    int64_t found = -1;
+    for (int64_t j = 0; j < p.tokens; ++j) {
+      if (free[j] && (found < 0 || value[j] > value[found])) found = j;
+    }
+    return found;
+  }
+
+  void pick(int64_t step, int64_t j, float gained) {
+    p.order[step] = j;
+    p.gains[step] = gained;
+    free[j] = 0;
+  }
+};
+
+// The largest cosine of each token with another one that is there; -1 if it is alone.
+void nearest_neighbours(const Candidates& c, float* nearest) {
+  each(c.p.tokens, [&](int64_t j) {
+    const float* row = c.row(j);
+    float best = -kInfinity;
+    for (int64_t i = 0; i < c.p.tokens; ++i) {
+      if (i != j && c.free[i] && row[i] > best) best = row[i];
+    }
+    nearest[j] = best == -kInfinity ? -1.f : best;
+  });
+}
+
+void by_distance(Candidates& c) {
+  const GreedySelectParams& p = c.p;
+  const int64_t n = p.tokens;
+  const bool mmr = p.objective == Objective::kMmr;
+  std::vector<float> nearest(n, -kInfinity);
+  if (p.count > 0 && !mmr) nearest_neighbours(c, nearest.data());
+  for (int64_t step = 0; step < p.count; ++step) {
+    for (int64_t j = 0; j < n; ++j) {
+      const float far = mmr ? p.trade * c.saliency(j) : c.saliency(j) * (1.f - nearest[j]);
+      c.gain[j] = mmr && step > 0 ? far - (1.f - p.trade) * nearest[j] : far;
+    }
+    const int64_t picked = c.best(mmr && step == 0 ? p.saliency : c.gain.data());
+    if (step == 0) std::fill(nearest.begin(), nearest.end(), -kInfinity);
+    const float* row = c.row(picked);
+    for (int64_t j = 0; j < n; ++j) nearest[j] = row[j] > nearest[j] ? row[j] : nearest[j];
+    c.pick(step, picked, c.gain[picked]);
+  }
+}
+
+void by_coverage(Candidates& c) {
+  const GreedySelectParams& p = c.p;
+  const int64_t n = p.tokens;
+  std::vector<float> covered(n);
+  for (int64_t i = 0; i < n; ++i) covered[i] = c.free[i] ? 0.f : kInfinity;  // what is not there needs no cover
+  const auto gain = [&](int64_t j) { return c.saliency(j) * simd.sum_above(c.row(j), covered.data(), n); };
+  each(n, [&](int64_t j) { c.gain[j] = gain(j); });
+  std::vector<int64_t> computed(n, 0);  // the step at which its gain was
+  std::vector<uint64_t> ranks;
+  for (int64_t j = 0; j < n; ++j) {
+    if (c.free[j]) ranks.push_back(falling_rank(c.gain[j], j));
+  }
+  std::priority_queue bounds(std::greater<uint64_t>(), std::move(ranks));
+  for (int64_t step = 0; step < p.count; ++step) {
+    int64_t first = bounds.top() & 0xffffffffu;
+    while (computed[first] != step) {
+      bounds.pop();
+      c.gain[first] = gain(first);
+      computed[first] = step;
+      bounds.push(falling_rank(c.gain[first], first));
+      first = bounds.top() & 0xffffffffu;
+    }
+    bounds.pop();
+    c.pick(step, first, c.gain[first]);
+    const float* row = c.row(first);
+    for (int64_t i = 0; i < n; ++i) covered[i] = row[i] > covered[i] ? row[i] : covered[i];
+  }
+}
+
+void by_determinant(Candidates& c) {
+  const GreedySelectParams& p = c.p;
+  const int64_t n = p.tokens;
+  std::vector<float> factor(n), saliency(n);
+  for (int64_t j = 0; j < n; ++j) {
+    saliency[j] = c.saliency(j);
+    factor[j] = saliency[j] * c.row(j)[j] * saliency[j];
+  }
+  Buffer<float> columns(p.count * n);  // of the Cholesky factor
+  float first = 0.f;
+  for (int64_t step = 0; step < p.count; ++step) {
+    int64_t picked = c.best(factor.data());
+    if (step == 0) first = factor[picked];
+    const bool exhausted = factor[picked] < kExhausted * first || factor[picked] <= 0.f;
+    if (exhausted) picked = c.best(saliency.data());
+    c.pick(step, picked, factor[picked]);
+    float* column = columns.data() + step * n;
+    if (exhausted) {  // and so will be every further step
+      std::fill_n(column, n, 0.f);
+      continue;
+    }
+    const float *row = c.row(picked), own = saliency[picked];
+    for (int64_t j = 0; j < n; ++j) column[j] = own * row[j] * saliency[j];
+    for (int64_t s = 0; s < step; ++s) simd.axpy(column, -columns[s * n + picked], columns.data() + s * n, n);
+    simd.divide(column, std::sqrt(std::max(factor[picked], kSmallestFactor)), n);
+    for (int64_t j = 0; j < n; ++j) factor[j] -= column[j] * column[j];
+  }
+}
+
+Fault find_fault(const GreedySelectParams& p, const float* unit) {
+  int64_t real = 0;
+  Fault found = Fault::kNone;
+  for (int64_t j = 0; j < p.tokens; ++j) {
+    if (p.mask && !p.mask[j]) continue;
+    ++real;
+    if (p.saliency && !(p.saliency[j] >= 0.f && p.saliency[j] < kInfinity)) found = std::max(found, Fault::kSaliency);
+    if (simd.any_nan(unit + j * p.width, p.width)) found = std::max(found, Fault::kFeatureNotFinite);
+  }
+  return std::max(found, real < p.count ? Fault::kTooFewTokens : Fault::kNone);
+}
+
+}  // namespace
+
+Fault greedy_select_image(const GreedySelectParams& p) {
+  const int64_t n = p.tokens;
+  const Buffer<float> unit = unit_keys(p.features, n, p.width);
+  const Fault fault = find_fault(p, unit.data());
+  if (fault != Fault::kNone || p.count == 0) return fault;
+  Buffer<float> cosine(n * n);
+  cosines(unit.data(), n, p.width, cosine.data());
+  Candidates candidates{p, cosine.data(), std::vector<char>(n, 1), std::vector<float>(n)};
+  if (p.mask) std::copy_n(p.mask, n, candidates.free.begin());
+  switch (p.objective) {
+    case Objective::kMaxMin:
+    case Objective::kMmr: by_distance(candidates); break;
+    case Objective::kCoverage: by_coverage(candidates); break;
+    case Objective::kLogDet: by_determinant(candidates); break;
+  }
+  return Fault::kNone;
+}
+
+}  // namespace ficoco

@@ -1,0 +1,363 @@
+// Tokens picked one by one, each the one with the largest gain; the objectives differ in the gain.
+//
+// First the cosines of all pairs, half of them: a block owns 64 x 64, on tensor cores for halves, and writes them both
+// ways. It adds up the squares of its rows on the way, so features are never normalized in memory. Then one block an
+// image picks: for each pick it reads a row of cosines, updates what it knows of every token, and finds the largest
+// gain. Coverage would read all rows for every pick; but a gain only falls while more is covered, also as rounded, so
+// an old gain is an upper bound. A warp owns every 16th candidate, and computes its best bound again only if that
+// exceeds the best gain of this pick known so far.
+//
+// B N^2 D FLOPs for the cosines: features are read once for every 64 tokens, B N^2 floats are written. Then B T (N + d)
+// numbers with max-min and mmr (d: the latency of two barriers and a read from the second-level cache), B T^2 N FLOPs
+// with log-det. Shared memory of the cosines 74 KB (float), 37 KB (halves).
+#include "cuda/tile.cuh"
+#include "cuda/utils.cuh"
+
+namespace ficoco {
+namespace {
+
+constexpr int kThreads = 512;
+constexpr int kWarps = kThreads / kWarp;
+constexpr float kTiny = 1e-12f;
+
+template <class T, bool kVector>
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
+    cosines_kernel(GreedySelectParams p, View<T> features, float* cosine) {
+  extern __shared__ __align__(128) unsigned char storage[];
+  auto& shared = *reinterpret_cast<TileShared<T, kStages>*>(storage);
+  __shared__ float inverse[2][kTile];
+  using Sums = TileSums<T>;
+  if (blockIdx.x < blockIdx.y) return;  // the other half
+  const int64_t i0 = static_cast<int64_t>(blockIdx.y) * kTile, j0 = static_cast<int64_t>(blockIdx.x) * kTile;
+  const int64_t b = blockIdx.z, n = p.tokens;
+  const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), n - i0));
+  const int columns = static_cast<int>(min(static_cast<int64_t>(kTile), n - j0));
+  const int side = threadIdx.x / (2 * kTile), own = threadIdx.x / 2 % kTile, half = threadIdx.x % 2;  // two a row
+  Sums sums;
+  float squares = 0.f;
+  const auto load = [&](int, int chunk, TileStep<T>& to) {
+    const int64_t c = static_cast<int64_t>(chunk) * kTile;
+    to.a.template load<kVector>([&](int i) { return features.row(b, 0, i0 + i); }, rows, c, p.width);
+    to.b.template load<kVector>([&](int j) { return features.row(b, 0, j0 + j); }, columns, c, p.width);
+  };
+  walk(shared, 1, chunks_of(p.width), load, [&](int, int, const TileStep<T>& from) {
+    sums.add(from.a, from.b);
+    const T* row = (side ? from.b : from.a).x + own * TileRows<T>::kStride + half * kPer<T>;
+#pragma unroll
+    for (int c = 0; c < kTile; c += 2 * kPer<T>) {
+      const Pack<T> pack = *reinterpret_cast<const Pack<T>*>(row + c);
+#pragma unroll
+      for (int e = 0; e < kPer<T>; ++e) squares = fmaf(to_float(pack.x[e]), to_float(pack.x[e]), squares);
+    }
+  });
+  squares += __shfl_xor_sync(kAllLanes, squares, 1);
+  if (half == 0) inverse[side][own] = 1.f / fmaxf(sqrtf(squares), kTiny);
+  __syncthreads();
+  float* out = cosine + b * n * n;
+#pragma unroll
+  for (int i = 0; i < Sums::kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < Sums::kColumns; ++j) {
+      const int row = Sums::row(i), column = Sums::column(j);
+      if (row >= rows || column >= columns) continue;
+      float value = sums.at(i, j) * inverse[0][row] * inverse[1][column];
+      if (i0 + row == j0 + column && value > kItself) value = 1.f;
+      out[(i0 + row) * n + j0 + column] = value;
+      if (i0 != j0) out[(j0 + column) * n + i0 + row] = value;
+    }
+  }
+}
+
+// What a block knows of its image's tokens while it picks.
+struct Picking {
+  const float* cosine;  // (B, N, N)
+  float* value;         // (B, N) largest cosine with a picked token; what is covered; the factor of the determinant
+  float* bound;         // (B, N) gains that are no longer exact
+  int* computed;        // (B, N) the pick at which a bound was computed
+  bool* free;           // (B, N) neither picked nor masked
+  float* columns;       // (B, T, N) of the Cholesky factor
+};
+
+struct BestShared {
+  uint32_t key[kWarps];
+  int index[kWarps];
+  bool exact[kWarps];
+};
+
+// The best of the lanes' pairs, in every lane.
+__device__ __forceinline__ void warp_best(uint32_t& key, int& index) {
+#pragma unroll
+  for (int offset = 1; offset < kWarp; offset *= 2) {
+    const uint32_t other_key = __shfl_xor_sync(kAllLanes, key, offset);
+    const int other_index = __shfl_xor_sync(kAllLanes, index, offset);
+    keep_better(key, index, other_key, other_index);
+  }
+}
+
+// One image's tokens. Thread t owns t, t + kThreads, ...
+struct Image {
+  const GreedySelectParams& p;
+  int64_t b;
+  int n;
+  const float* cosine;
+  float *value, *bound, *columns;
+  int* computed;
+  bool* free;
+
+  __device__ Image(const GreedySelectParams& p, const Picking& w)
+      : p(p),
+        b(blockIdx.x),
+        n(static_cast<int>(p.tokens)),
+        cosine(w.cosine + b * p.tokens * p.tokens),
+        value(w.value + b * p.tokens),
+        bound(w.bound + b * p.tokens),
+        columns(w.columns + b * p.count * p.tokens),
+        computed(w.computed + b * p.tokens),
+        free(w.free + b * p.tokens) {}
+
+  __device__ const float* row(int j) const { return cosine + static_cast<int64_t>(j) * n; }
+  __device__ float saliency(int j) const { return p.saliency ? p.saliency[b * n + j] : 1.f; }
+
+  template <class F>
+  __device__ void each(const F& f) const {
+    for (int j = threadIdx.x; j < n; j += kThreads) f(j);
+  }
+
+  // The free token with the largest rank(j), the lowest of equal ones, in every thread.
+  template <class F>
+  __device__ int best(const F& rank, BestShared& shared) const {
+    uint32_t key = 0;  // below every number
+    int index = INT_MAX;
+    each([&](int j) {
+      if (free[j]) keep_better(key, index, ordered(rank(j)), j);
+    });
+    warp_best(key, index);
+    const int lane = threadIdx.x % kWarp;
+    __syncthreads();
+    if (lane == 0) {
+      shared.key[threadIdx.x / kWarp] = key;
+      shared.index[threadIdx.x / kWarp] = index;
+    }
+    __syncthreads();
+    key = shared.key[lane % kWarps];
+    index = shared.index[lane % kWarps];
+    warp_best(key, index);
+    assert(index < n && "ficoco::greedy_select: count is larger than the number of real tokens of a row");
+    return index;
+  }
+
+  // Called by all threads; the caller has a barrier before anything reads `free` of another thread's token.
+  __device__ void pick(int64_t step, int j, float gain) const {
+    if (j % kThreads == static_cast<int>(threadIdx.x)) free[j] = false;
+    if (threadIdx.x != 0) return;
+    p.order[b * p.count + step] = j;
+    p.gains[b * p.count + step] = gain;
+  }
+};
+
+// max-min and mmr: gains from the largest cosine with a picked token.
+template <bool kMmr>
+__device__ void pick_by_distance(const Image& im, BestShared& shared) {
+  const GreedySelectParams& p = im.p;
+  if (!kMmr) {  // the first pick has the farthest nearest neighbour: a warp looks for one token's at a time
+    const int lane = threadIdx.x % kWarp;
+    for (int j = threadIdx.x / kWarp; j < im.n; j += kWarps) {
+      float nearest = -INFINITY;
+      for (int i = lane; i < im.n; i += kWarp) {
+        if (i != j && im.free[i]) nearest = fmaxf(nearest, im.row(j)[i]);
+      }
+#pragma unroll
+      for (int offset = 1; offset < kWarp; offset *= 2) {
+        nearest = fmaxf(nearest, __shfl_xor_sync(kAllLanes, nearest, offset));
+      }
+      if (lane == 0) im.bound[j] = nearest == -INFINITY ? -1.f : nearest;
+    }
+    __syncthreads();
+  }
+  im.each([&](int j) { im.value[j] = -INFINITY; });
+  const auto gain = [&](int64_t step, int j) {
+    if (kMmr) return p.trade * im.saliency(j) - (step > 0 ? (1.f - p.trade) * im.value[j] : 0.f);
+    return im.saliency(j) * (1.f - (step > 0 ? im.value[j] : im.bound[j]));
+  };
+  for (int64_t step = 0; step < p.count; ++step) {
+    const int picked =
+        im.best([&](int j) { return kMmr && step == 0 ? im.saliency(j) : gain(step, j); }, shared);
+    im.pick(step, picked, gain(step, picked));
+    const float* row = im.row(picked);
+    __syncthreads();  // the first thread has read `value` of another's token
+    im.each([&](int j) { im.value[j] = fmaxf(im.value[j], row[j]); });
+  }
+}
+
+__device__ void pick_by_coverage(const Image& im, BestShared& shared) {
+  const GreedySelectParams& p = im.p;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  im.each([&](int i) { im.value[i] = im.free[i] ? 0.f : INFINITY; });  // what is not there needs no cover
+  __syncthreads();
+  const auto compute = [&](int j, int step) {  // by one warp
+    const float* row = im.row(j);
+    float more = 0.f;
+    for (int i = lane; i < im.n; i += kWarp) {
+      const float x = row[i], covered = im.value[i];
+      more += x > covered ? x - covered : 0.f;
+    }
+    more = warp_sum(more);
+    if (lane == 0) {
+      im.bound[j] = im.saliency(j) * more;
+      im.computed[j] = step;
+    }
+    __syncwarp();
+  };
+  for (int j = warp; j < im.n; j += kWarps) {
+    if (im.free[j]) compute(j, 0);
+  }
+  for (int step = 0; step < static_cast<int>(p.count); ++step) {
+    int picked;
+    while (true) {
+      uint32_t key = 0;
+      int index = INT_MAX;
+      for (int j = warp + kWarps * lane; j < im.n; j += kWarps * kWarp) {
+        if (im.free[j]) keep_better(key, index, ordered(im.bound[j]), j);
+      }
+      warp_best(key, index);
+      if (lane == 0) {
+        shared.key[warp] = key;
+        shared.index[warp] = index;
+        shared.exact[warp] = index < im.n && im.computed[index] == step;
+      }
+      __syncthreads();
+      const bool exact = shared.exact[lane % kWarps];
+      uint32_t top = shared.key[lane % kWarps], known = exact ? top : 0;
+      int top_index = shared.index[lane % kWarps], known_index = exact ? top_index : INT_MAX;
+      warp_best(top, top_index);
+      warp_best(known, known_index);
+      picked = top_index;
+      const bool mine = shared.exact[warp];
+      __syncthreads();  // nobody reads `shared` any more
+      assert(picked < im.n && "ficoco::greedy_select: count is larger than the number of real tokens of a row");
+      if (top_index == known_index) break;
+      if (!mine && (key > known || (key == known && index < known_index))) compute(index, step);
+    }
+    const float* row = im.row(picked);
+    if (picked % kWarps == warp) {
+      if (lane == 0) im.free[picked] = false;
+      __syncwarp();
+    }
+    if (threadIdx.x == 0) {
+      p.order[im.b * p.count + step] = picked;
+      p.gains[im.b * p.count + step] = im.bound[picked];
+    }
+    im.each([&](int i) { im.value[i] = fmaxf(im.value[i], row[i]); });
+    __syncthreads();
+  }
+}
+
+__device__ void pick_by_determinant(const Image& im, BestShared& shared) {
+  const GreedySelectParams& p = im.p;
+  im.each([&](int j) { im.value[j] = im.saliency(j) * im.row(j)[j] * im.saliency(j); });
+  __syncthreads();
+  float first = 0.f;
+  bool exhausted = false;
+  for (int64_t step = 0; step < p.count; ++step) {
+    int picked = -1;
+    float factor = 0.f;
+    if (!exhausted) {
+      picked = im.best([&](int j) { return im.value[j]; }, shared);
+      factor = im.value[picked];
+      if (step == 0) first = factor;
+      exhausted = factor < kExhausted * first || factor <= 0.f;
+    }
+    if (exhausted) {  // and so will be every further pick
+      picked = im.best([&](int j) { return im.saliency(j); }, shared);
+      factor = im.value[picked];
+    }
+    im.pick(step, picked, factor);
+    if (exhausted) continue;
+    const float *row = im.row(picked), own = im.saliency(picked), length = sqrtf(fmaxf(factor, kSmallestFactor));
+    float* column = im.columns + step * im.n;
+    __syncthreads();  // all threads have read `value` of another's token
+    im.each([&](int j) {
+      float x = own * row[j] * im.saliency(j);
+#pragma unroll 4
+      for (int64_t s = 0; s < step; ++s) x = fmaf(-im.columns[s * im.n + picked], im.columns[s * im.n + j], x);
+      column[j] = x / length;
+      im.value[j] = fmaf(-column[j], column[j], im.value[j]);
+    });
+  }
+}
+
+template <Objective kObjective>
+__global__ void __launch_bounds__(kThreads, 1) pick_kernel(GreedySelectParams p, Picking w) {
+  __shared__ BestShared shared;
+  const Image im(p, w);
+  im.each([&](int j) {
+    im.free[j] = !p.mask || p.mask[im.b * im.n + j];
+    assert((!im.free[j] || im.saliency(j) >= 0.f) && "ficoco::greedy_select: saliency is negative or NaN");
+  });
+  __syncthreads();
+  if constexpr (kObjective == Objective::kMaxMin) pick_by_distance<false>(im, shared);
+  if constexpr (kObjective == Objective::kMmr) pick_by_distance<true>(im, shared);
+  if constexpr (kObjective == Objective::kCoverage) pick_by_coverage(im, shared);
+  if constexpr (kObjective == Objective::kLogDet) pick_by_determinant(im, shared);
+}
+
+struct Workspace {
+  float* cosine;
+  Picking picking;
+};
+
+Workspace take(const GreedySelectParams& p, Pieces& pieces) {
+  const bool by_determinant = p.objective == Objective::kLogDet;
+  Workspace w{};
+  w.cosine = pieces.take<float>(p.batch, p.tokens, p.tokens);
+  w.picking.cosine = w.cosine;
+  w.picking.value = pieces.take<float>(p.batch, p.tokens);
+  w.picking.bound = pieces.take<float>(p.batch, p.tokens);
+  w.picking.computed = pieces.take<int>(p.batch, p.tokens);
+  w.picking.free = pieces.take<bool>(p.batch, p.tokens);
+  w.picking.columns = pieces.take<float>(by_determinant ? p.batch : 0, p.count, p.tokens);
+  return w;
+}
+
+template <class T, bool kVector>
+cudaError_t launch_cosines(const GreedySelectParams& p, float* cosine, cudaStream_t stream) {
+  const unsigned tiles = static_cast<unsigned>(ceil_div(p.tokens, kTile));
+  const auto kernel = cosines_kernel<T, kVector>;
+  constexpr size_t kShared = sizeof(TileShared<T, kStages>);
+  FICOCO_TRY(allow_shared(kernel, kShared));
+  kernel<<<dim3(tiles, tiles, static_cast<unsigned>(p.batch)), kTileThreads, kShared, stream>>>(
+      p, view<T>(p.features), cosine);
+  return launched();
+}
+
+cudaError_t launch_picks(const GreedySelectParams& p, const Picking& w, cudaStream_t stream) {
+  const unsigned blocks = static_cast<unsigned>(p.batch);
+  switch (p.objective) {
+    case Objective::kMaxMin: pick_kernel<Objective::kMaxMin><<<blocks, kThreads, 0, stream>>>(p, w); break;
+    case Objective::kCoverage: pick_kernel<Objective::kCoverage><<<blocks, kThreads, 0, stream>>>(p, w); break;
+    case Objective::kLogDet: pick_kernel<Objective::kLogDet><<<blocks, kThreads, 0, stream>>>(p, w); break;
+    case Objective::kMmr: pick_kernel<Objective::kMmr><<<blocks, kThreads, 0, stream>>>(p, w); break;
+  }
+  return launched();
+}
+
+}  // namespace
+
+size_t workspace_bytes(const GreedySelectParams& p) {
+  Pieces pieces(nullptr);
+  take(p, pieces);
+  return pieces.used();
+}
+
+cudaError_t launch_greedy_select(const GreedySelectParams& p, void* workspace, cudaStream_t stream) {
+  if (p.batch * p.count == 0) return cudaSuccess;
+  if (p.tokens > kMaxPatches) return cudaErrorInvalidValue;
+  Pieces pieces(workspace);
+  const Workspace w = take(p, pieces);
+  FICOCO_TRY(with_type(p.features.dtype, vectorised(p.features, p.width), [&](auto type, auto vector) {
+    return launch_cosines<decltype(type), decltype(vector)::value>(p, w.cosine, stream);
+  }));
+  return launch_picks(p, w.picking, stream);
+}
+
+}  // namespace ficoco
