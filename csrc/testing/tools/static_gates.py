@@ -45,7 +45,7 @@ BUDGET = {
     "metric_kernel": 80,
     "nearest_kernel": 128,
     "pass_kernel": 80,
-    "pick_kernel": 64,
+    "pick_kernel": 80,
     "query_dots_kernel": 96,
     "row_kernel": 48,
     "row_softmax_kernel": 128,
