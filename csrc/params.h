@@ -13,8 +13,8 @@ enum class Alpha { kSoftmax, kRatio, kAverage };
 enum class Correlation { kLogits, kProbs, kKey, kMap };
 enum class Objective { kMaxMin, kCoverage, kLogDet, kMmr };
 
-// Of greedy_select. A cosine with oneself above kItself is 1: rounding would decide between equals. Of log-det: the least
-// factor of the determinant that is divided by, and the share of the first one below which the rest adds nothing.
+// Of greedy_select. A cosine with oneself above kItself is 1: rounding would decide between equals. Of log-det: the
+// least factor of the determinant that is divided by, and the share of the first one below which the rest adds nothing.
 constexpr float kItself = 0.999f;
 constexpr float kSmallestFactor = 1e-10f, kExhausted = 1e-6f;
 

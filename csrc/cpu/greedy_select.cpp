@@ -2,7 +2,8 @@
 //
 // All cosines of an image are computed once, half of them: N^2 D FLOPs, bound by arithmetic, nearly all of the time. A
 // pick then reads one row of them. Coverage would read them all for every pick, but a gain only falls while more is
-// covered, also as rounded: so an old gain is an upper bound, and only the candidate with the largest is computed again.
+// covered, also as rounded: so an old gain is an upper bound, and only the candidate with the largest is computed
+// again.
 #include <algorithm>
 #include <cmath>
 #include <limits>

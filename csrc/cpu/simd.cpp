@@ -28,12 +28,12 @@ namespace avx2 {
 #pragma GCC pop_options
 #endif
 
-#define FICOCO_TABLE(name, vnni, isa)                                                                               \
-  Simd {                                                                                                            \
-    name, vnni, isa::load_half, isa::load_bfloat16, isa::store_half, isa::store_bfloat16, isa::add, isa::axpy,      \
-        isa::divide, isa::sum, isa::dot, isa::sum_squares, isa::sum_above, isa::unit_rows, isa::sum_rows,           \
-        isa::dot_rows, isa::pack_panel, isa::panel_dot, isa::exp_columns, isa::add_scaled_columns,                  \
-        isa::max_columns, isa::any_nan, isa::top_columns                                                            \
+#define FICOCO_TABLE(name, vnni, isa)                                                                                \
+  Simd {                                                                                                             \
+    name, vnni, isa::load_half, isa::load_bfloat16, isa::store_half, isa::store_bfloat16, isa::add, isa::axpy,       \
+        isa::divide, isa::sum, isa::dot, isa::sum_squares, isa::sum_above, isa::unit_rows, isa::sum_rows,            \
+        isa::dot_rows, isa::pack_panel, isa::panel_dot, isa::exp_columns, isa::add_scaled_columns, isa::max_columns, \
+        isa::any_nan, isa::top_columns                                                                               \
   }
 
 #ifdef FICOCO_AVX2

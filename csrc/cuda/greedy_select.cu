@@ -180,8 +180,7 @@ __device__ void pick_by_distance(const Image& im, BestShared& shared) {
     return im.saliency(j) * (1.f - (step > 0 ? im.value[j] : im.bound[j]));
   };
   for (int64_t step = 0; step < p.count; ++step) {
-    const int picked =
-        im.best([&](int j) { return kMmr && step == 0 ? im.saliency(j) : gain(step, j); }, shared);
+    const int picked = im.best([&](int j) { return kMmr && step == 0 ? im.saliency(j) : gain(step, j); }, shared);
     im.pick(step, picked, gain(step, picked));
     const float* row = im.row(picked);
     __syncthreads();  // the first thread has read `value` of another's token
@@ -325,8 +324,8 @@ cudaError_t launch_cosines(const GreedySelectParams& p, float* cosine, cudaStrea
   const auto kernel = cosines_kernel<T, kVector>;
   constexpr size_t kShared = sizeof(TileShared<T, kStages>);
   FICOCO_TRY(allow_shared(kernel, kShared));
-  kernel<<<dim3(tiles, tiles, static_cast<unsigned>(p.batch)), kTileThreads, kShared, stream>>>(
-      p, view<T>(p.features), cosine);
+  kernel<<<dim3(tiles, tiles, static_cast<unsigned>(p.batch)), kTileThreads, kShared, stream>>>(p, view<T>(p.features),
+                                                                                                cosine);
   return launched();
 }
 

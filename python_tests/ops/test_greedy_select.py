@@ -139,7 +139,9 @@ def test_a_masked_token_is_not_there(backend, objective):
     order, gains = backend("greedy_select", features, count, objective, saliency, mask, 0.5)
     for i in range(3):
         real = mask[i].nonzero().squeeze(1)
-        alone = backend("greedy_select", features[i : i + 1, real], count, objective, saliency[i : i + 1, real], None, 0.5)
+        alone = backend(
+            "greedy_select", features[i : i + 1, real], count, objective, saliency[i : i + 1, real], None, 0.5
+        )
         assert torch.equal(real[alone[0][0]], order[i])
         assert torch.allclose(alone[1][0], gains[i], atol=1e-5)
 
@@ -225,7 +227,12 @@ def test_scale_of_a_vector_does_not_matter(backend):
 
 BAD = [
     ("features", lambda a: a | {"features": torch.randn(4, 3)}, ValueError, r"features must be \(B, N, D\)"),
-    ("dtype", lambda a: a | {"features": torch.ones(1, 4, 3, dtype=torch.int64)}, TypeError, "features must be float32"),
+    (
+        "dtype",
+        lambda a: a | {"features": torch.ones(1, 4, 3, dtype=torch.int64)},
+        TypeError,
+        "features must be float32",
+    ),
     ("objective", lambda a: a | {"objective": "max"}, ValueError, "objective must be one of max-min, coverage"),
     ("count", lambda a: a | {"count": 5}, ValueError, r"count must be in \[0, 4\]"),
     ("negative", lambda a: a | {"count": -1}, ValueError, r"count must be in \[0, 4\]"),
