@@ -77,7 +77,8 @@ def specification(
       the first one's, the rest of the tokens adds nothing, and saliency alone decides.
     * ``mmr``: trade s_j - (1 - trade) max over C of S_jc; the first has the largest saliency.
 
-    Vectors are divided by their length, or by 1e-12 if that is shorter; S_jj is 1 exactly. Tokens that ``mask`` (B, N) hides are not there.
+    Vectors are divided by their length, or by 1e-12 if that is shorter; S_jj is 1 exactly. Tokens that ``mask`` (B, N)
+    hides are not there.
     """
     _check(features, count, objective, saliency, mask, trade)
     b, n, _ = features.shape
@@ -239,11 +240,12 @@ def greedy_select(
         (B, count) float32, what each added.
 
     Raises:
-        ValueError: a shape, count, objective or trade that does not fit; on the CPU also values that are not finite, and
-            negative saliency. TypeError: a wrong dtype.
+        ValueError: a shape, count, objective or trade that does not fit; on the CPU also values that are not finite,
+            and negative saliency. TypeError: a wrong dtype.
 
-    Ties: the lowest index. Deterministic. Cost an image: N^2 D FLOPs for the cosines, which are held (4 N^2 bytes); then
-    N T, with ``coverage`` at most 2 N^2 T (nearly always far fewer), with ``log-det`` N T^2. Source: see above.
+    Ties: the lowest index. Deterministic. Cost an image: N^2 D FLOPs for the cosines, which are held (4 N^2 bytes);
+    then 2 N T, with ``coverage`` at most 2 N^2 T (nearly always far fewer), with ``log-det`` N T^2. Sources: DivPrune,
+    arXiv 2503.02175; SCOPE, arXiv 2510.24214; CDPruner, arXiv 2506.10967.
 
     Example:
         >>> import torch

@@ -86,7 +86,8 @@ _CORRELATE_TOKENS = {
     "probs": Operation("correlate", "2*b*(a*d*(r+e)*l+r*e*m)", loads="b*((r+e)*a+l*k)*d", stores="2*b*r*g"),
 }
 _COSINES = {"loads": "b*n*h+b*n*n", "stores": "b*n*n"}
-_GREEDY_SELECT = {  # half of all cosines; coverage computes every gain once, and few of them again, which are not counted
+# Half of all cosines. Coverage computes every gain once; the few that it computes again are not counted.
+_GREEDY_SELECT = {
     "max-min": Operation("greedy_select", "b*n*(n*h+2*m)", **_COSINES),
     "coverage": Operation("greedy_select", "b*n*(n*h+2*n)", **_COSINES),
     "log-det": Operation("greedy_select", "b*n*(n*h+m*m)", **_COSINES),
