@@ -346,4 +346,25 @@ MUTATIONS = [
         (f"{STATS}::test_layouts_and_grouped_heads",),
         "From the second image on half precision is read from the wrong memory.",
     ),
+    Mutation(
+        "csrc/ops/greedy_select.h",
+        "count >= 0 && count <= n",
+        "count <= n",
+        ("python_tests/ops/test_greedy_select.py::test_refusals",),
+        "A negative count ends in an error of torch.",
+    ),
+    Mutation(
+        "csrc/ops/greedy_select.h",
+        "trade >= 0 && trade <= 1",
+        "trade >= 0",
+        ("python_tests/ops/test_greedy_select.py::test_refusals",),
+        "A trade above 1 looks for what is alike.",
+    ),
+    Mutation(
+        "csrc/ops/greedy_select.h",
+        'fits("mask", *mask, "one flag for each token");',
+        "",
+        ("python_tests/ops/test_greedy_select.py::test_refusals",),
+        "A mask of another batch is read beyond its end.",
+    ),
 ]

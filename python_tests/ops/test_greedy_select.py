@@ -13,6 +13,7 @@ from helpers.ops import DTYPES, LAYOUTS, laid, needs_kernels
 from helpers.paths import PACKAGE
 
 from ficoco_ext import ops
+from ficoco_ext.cost import flop_counter
 from ficoco_ext.ops import reference
 
 OBJECTIVES = ("max-min", "coverage", "log-det", "mmr")
@@ -172,6 +173,28 @@ def test_ties_take_the_lowest_index(backend, objective):
     assert torch.allclose(gains, torch.full((1, 12), 0.5 if objective == "mmr" else 1.0))
 
 
+def test_equal_vectors_of_any_length_tie(backend):
+    """Their cosines with themselves are 1, not what rounding makes of them."""
+    features = torch.diag_embed(torch.rand(1, 40) + 0.1) @ torch.linalg.qr(torch.randn(40, 40))[0]
+    assert backend("greedy_select", features, 1, "log-det", None, None, 0.5)[0].tolist() == [[0]]
+
+
+def test_the_first_of_mmr_is_the_most_salient_even_if_saliency_weighs_nothing(backend):
+    saliency = torch.tensor([[0.1, 0.2, 0.9, 0.3]])
+    order, gains = backend("greedy_select", torch.eye(4)[None], 2, "mmr", saliency, None, 0.0)
+    assert order.tolist() == [[2, 0]] and gains.tolist() == [[0.0, 0.0]]
+
+
+def test_cost():
+    """4 images of 50 tokens with 30 channels, 7 of them picked."""
+    features, saliency = torch.randn(4, 50, 30), torch.rand(4, 50)
+    picks = {"max-min": 2 * 50 * 7, "coverage": 2 * 50 * 50, "log-det": 50 * 7 * 7, "mmr": 2 * 50 * 7}
+    for objective, more in picks.items():
+        with flop_counter.counter() as counted:
+            ops.greedy_select(features, 7, objective=objective, saliency=saliency)
+        assert counted.get_total_flops() == 4 * (50 * 50 * 30 + more)
+
+
 def test_two_clusters_two_picks(backend):
     """Coverage takes one of each; saliency says which."""
     near = torch.randn(2, 1, 16) + 0.01 * torch.randn(2, 10, 16)
@@ -284,6 +307,7 @@ def test_the_number_of_threads_changes_no_bit():
     code = """
     import torch
     from ficoco_ext import ops
+from ficoco_ext.cost import flop_counter
     torch.manual_seed(0)
     features, saliency = torch.randn(1, 200, 70), torch.rand(1, 200)
     found = {}
