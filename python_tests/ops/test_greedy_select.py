@@ -307,7 +307,6 @@ def test_the_number_of_threads_changes_no_bit():
     code = """
     import torch
     from ficoco_ext import ops
-from ficoco_ext.cost import flop_counter
     torch.manual_seed(0)
     features, saliency = torch.randn(1, 200, 70), torch.rand(1, 200)
     found = {}
