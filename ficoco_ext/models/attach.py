@@ -46,9 +46,9 @@ def attach(
     ``model.generate(**processor(...))`` stays as it is, and what comes back begins with the caller's prompt. So do
     direct calls ``model(**inputs)``; their logits have the length that is left, a shorter row at the right. Beams,
     several returned sequences, dynamic and static caches work; a conversation continues from a returned cache; your own
-    decoding loop counts from ``cache.get_seq_length()``. ``labels`` of the whole prompt give the loss of what is left, in
-    training mode too; the selection is a constant of the gradient. SDPA and eager attention keep running (tested); flash
-    attention is served in the same way and was never run.
+    decoding loop counts from ``cache.get_seq_length()``. ``labels`` of the whole prompt give the loss of what is left,
+    in training mode too; the selection is a constant of the gradient. SDPA and eager attention keep running (tested);
+    flash attention is served in the same way and was never run.
 
     First a plan is made: ``print(handle.attach_plan)`` shows which method removes how many tokens in which layer.
     :func:`ficoco_ext.models.resolve` returns the same plan and does not change the model.
