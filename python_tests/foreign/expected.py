@@ -4,21 +4,15 @@ from foreign.modes import CLASSES
 from foreign.outcomes import Expected
 
 FAMILIES = tuple(CLASSES)
-LANGUAGE_MODEL, TOWER = ("idle-language-model", "language-model"), ("idle-tower", "tower")
-BOTH = LANGUAGE_MODEL + TOWER
+LANGUAGE_MODEL = ("idle-language-model", "language-model")
+ALL = (*LANGUAGE_MODEL, "idle-tower", "tower")
 
 EXPECTED = (
     Expected(
-        BOTH,
+        ALL,
         FAMILIES,
         ("test_attn_implementation_composite_models",),
         "The attention of a reducing layer names our capture, which calls the kernel that the model's config names.",
-    ),
-    Expected(
-        TOWER,
-        ("llava",),
-        ("test_inputs_embeds",),
-        "Embeddings do not say which tokens are visual: input_ids with the pictures are asked for.",
     ),
     Expected(
         LANGUAGE_MODEL,
