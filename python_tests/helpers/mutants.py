@@ -91,6 +91,7 @@ class Scratch:
         self.tree = folder / "tree"
         self._events, self._output = folder / "events", folder / "output"
         self._changed: Mutation | None = None
+        self._originals: dict[str, str] = {}
         self._built: Mutation | str | None = "not here"  # the mutation in the kernels, or None for none
         self._copy()
         inherited = {name: value for name, value in os.environ.items() if name not in OURS}
@@ -138,11 +139,17 @@ class Scratch:
         code, seconds, output = self._ask(tests=tests, events=str(self._events), timeout=timeout)
         return Ran(code, seconds, [json.loads(line) for line in self._events.read_text().splitlines()], output)
 
+    def original(self, name: str) -> str:
+        """The text of a file as it was copied; the checkout may change while this runs."""
+        if name not in self._originals:
+            self._originals[name] = (self.tree / name).read_text()
+        return self._originals[name]
+
     def _write(self, mutation: Mutation | None) -> None:
         """Make the copy the checkout with ``mutation`` and no other."""
         for change, apply in ((self._changed, False), (mutation, True)):
             if change is not None:
-                text, path = (self.root / change.file).read_text(), self.tree / change.file
+                text, path = self.original(change.file), self.tree / change.file
                 path.write_text(text.replace(change.old, change.new) if apply else text)
                 # Python knows a compiled module by time and size, and both may be those of the mutation before.
                 for stale in path.parent.glob(f"__pycache__/{path.stem}.*"):
@@ -173,7 +180,7 @@ class Scratch:
 
     def try_one(self, mutation: Mutation, baselines: Baselines) -> Verdict:
         """Apply ``mutation``, run its tests, and say what became of it."""
-        found = (self.root / mutation.file).read_text().count(mutation.old) if mutation.old else 0
+        found = self.original(mutation.file).count(mutation.old) if mutation.old else 0
         if found != 1:
             return Verdict(mutation, UNUSABLE, 0.0, f"`old` occurs {found} times in {mutation.file}, must be once")
         clean = baselines.get(mutation.tests, lambda: self.baseline(mutation))

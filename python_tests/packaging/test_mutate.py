@@ -158,6 +158,17 @@ def test_a_change_of_csrc_is_compiled_and_undone(checkout):
     assert not (checkout / "toy" / "built.txt").exists()
 
 
+def test_the_checkout_may_change_meanwhile(checkout):
+    """What was copied is what is tried, and what comes back after a mutation."""
+    exact = ("test_toy.py::test_total",)
+    with tempfile.TemporaryDirectory() as folder, mutants.Scratch(checkout, Path(folder), ("pytest",), None) as scratch:
+        baselines, statuses = mutants.Baselines(), []
+        for change in (OFF, SAME, OFF):
+            statuses.append(scratch.try_one(Mutation(*change, exact, "why"), baselines).status)
+            (checkout / "toy" / "sums.py").write_text("def total(n):\n    return 7\n")
+    assert statuses == ["killed", "SURVIVED", "killed"]
+
+
 def test_tests_that_import_the_checkout_itself(checkout):
     (checkout / "test_toy.py").write_text(
         f"import sys\nsys.path.insert(0, {str(checkout)!r})\nfrom toy.sums import total\n"
