@@ -81,3 +81,15 @@ def test_sizes_weigh_a_second_merge():
     merged = first.size[0, :, 0]
     assert merged.max() > 1
     assert float(second.size.sum()) == pytest.approx(len(ONE), rel=1e-5)  # merging loses nothing
+
+
+def test_every_row_asks_all_the_words_after_its_image():
+    """Rows with equally many visual tokens are reduced together, however much text each has after them."""
+    wordy = [*words(9), *image(), *words(*range(14))]
+    inputs = batch(ONE, wordy)
+    together = told(inputs, method="ficoco-l", r=9, beta=0.1)
+    for row, ids in enumerate((ONE, wordy)):
+        alone = batch(ids) | {"pixel_values": inputs["pixel_values"][row : row + 1]}
+        ((*steps,),) = told(alone, method="ficoco-l", r=9, beta=0.1)
+        shift = len(wordy) - len(ids)
+        assert [(step.sources - shift).tolist() for step in together[row]] == [step.sources.tolist() for step in steps]

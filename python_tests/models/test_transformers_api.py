@@ -182,7 +182,10 @@ def gone(monkeypatch, what):
     if what == "Cache.reset":
         monkeypatch.delattr(cache_utils.Cache, "reset")
     elif what == "create_causal_mask":
-        monkeypatch.setattr(masking_utils, what, lambda config, mask, inputs_embeds, cache, layer_idx=0: None)
+        space: dict = {}
+        swapped = "config, attention_mask, inputs_embeds, cache, layer_idx=0, allow_is_causal_skip=True"
+        exec(f"def {what}({swapped}): ...", space)
+        monkeypatch.setattr(masking_utils, what, space[what])
     else:
         module = sys.modules[transformers.LlamaModel.__module__]
         monkeypatch.delattr(module, "eager_attention_forward")
