@@ -63,6 +63,13 @@ MUTATIONS = [
         why="Hyperparameters of a list of methods are ignored.",
     ),
     Mutation(
+        file="ficoco_ext/models/request.py",
+        old="whole = whole if whole.given else",
+        new="whole = whole if True else",
+        tests=(f"{MODELS}/test_attach_plan.py::test_two_parts_may_name_their_amount",),
+        why="A method of two parts that names its amount is refused without one.",
+    ),
+    Mutation(
         file="ficoco_ext/models/model_checks.py",
         old="and type(model) is family.model_class()",
         new="",
@@ -183,6 +190,20 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/models/transformers_api.py",
+        old="return options[name] if name in options else options.get(CACHE)",
+        new="return options.get(name)",
+        tests=(f"{MODELS}/test_transformers_api.py::test_a_cache_by_both_names_is_one",),
+        why="A cache given by its older name is not seen.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/transformers_api.py",
+        old="if key not in (name, CACHE)}",
+        new="if key != name}",
+        tests=(f"{MODELS}/test_transformers_api.py::test_a_cache_by_both_names_is_one",),
+        why="A pass that must not write the cache gets it by its older name.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/transformers_api.py",
         old="return mask.get(FULL_ATTENTION) if isinstance(mask, dict) else mask",
         new="return mask",
         tests=(f"{MODELS}/test_masks.py::test_static_cache_equals_dynamic_cache",),
@@ -285,5 +306,12 @@ MUTATIONS = [
         new="if False]",
         tests=(f"{MODELS}/test_transformers_api.py::test_what_all_families_share_must_be_there",),
         why="A cache without one of the methods that we replace passes as known.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/transformers_release.py",
+        old="tuple(mask[:3]) != _CREATE_MASK or",
+        new="",
+        tests=(f"{MODELS}/test_transformers_api.py::test_what_all_families_share_must_be_there",),
+        why="A mask function with other arguments passes as known.",
     ),
 ]

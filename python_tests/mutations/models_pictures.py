@@ -56,6 +56,13 @@ MUTATIONS = [
         why="A method of both parts cannot be shown.",
     ),
     Mutation(
+        file="ficoco_ext/models/pictures.py",
+        old="int(positions.max()) >= length:",
+        new="int(positions.max()) > length:",
+        tests=(f"{MODELS}/test_pictures.py::test_positions_just_beside_the_prompt_are_refused",),
+        why="A position just beyond the prompt ends in an index error.",
+    ),
+    Mutation(
         file="ficoco_ext/models/attention_rows.py",
         old="if even > 0 else 0.0",
         new="if even >= 0 else 0.0",

@@ -4,6 +4,7 @@ from mutations import Mutation
 
 DECODER = "python_tests/decoder"
 MODELS = "python_tests/models"
+VIZ = "python_tests/viz"
 
 MUTATIONS = [
     Mutation(
@@ -152,6 +153,13 @@ MUTATIONS = [
         new="module.config = api.with_attention(capture.config, _NAME)",
         tests=(f"{MODELS}/test_attach.py::test_detach_is_exact",),
         why="Detach leaves our config on the attention modules.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/qk_capture.py",
+        old="captured, self._captured = self._captured, None",
+        new="captured = self._captured",
+        tests=(f"{VIZ}/test_models.py::test_one_layer_alone_is_read",),
+        why="Drawing attention keeps query and key of every layer in memory.",
     ),
     Mutation(
         file="ficoco_ext/models/callbacks.py",
