@@ -16,8 +16,8 @@ struct Visible {
 };
 
 // scores [keys][width] of the queries of tokens queries[0..count) become softmax numerators of scale * score, 0 for a
-// key that it may not see; inverse[i] becomes 1 / their sum, and 0 for columns from `count` on. A query that sees what
-// has no softmax has NaN for what it sees.
+// key that it may not see; inverse[i] becomes 1 / their sum, and 0 for columns from `count` on. If the softmax of
+// what a query sees is NaN, then all that it sees is NaN, and the rest 0.
 inline void masked_softmax(const Visible& visible, const int64_t* queries, int64_t count, int64_t keys, int64_t width,
                            float scale, float* scores, float* inverse) {
   constexpr float kMasked = -std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();

@@ -9,7 +9,6 @@ CORRELATE, TOKENS = "python_tests/ops/test_correlate.py", "python_tests/ops/test
 STATS, COMPRESS = "python_tests/ops/test_attention_stats.py", "python_tests/ops/test_compress.py"
 FILTER, MATCH = "python_tests/ops/test_filter.py", "python_tests/ops/test_match.py"
 SEQUENCE, ATTENTION = "python_tests/ops/test_to_sequence.py", "python_tests/ops/test_token_attention.py"
-REDUCE = "python_tests/ops/test_reduce.py"
 
 MUTATIONS = [
     # call.h

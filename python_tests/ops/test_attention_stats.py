@@ -118,7 +118,7 @@ def test_products_that_are_all_very_negative(backend):
 
 @pytest.mark.parametrize("n", [8, 10, 17, 25, 30, 49])
 def test_keys_of_minus_infinity(backend, n):
-    """What nobody attends to has probability 0, however many queries are left for the last vector."""
+    """What no query attends to has probability 0, however many queries are left for the last vector."""
     query, key = query_key(2, 2, 2, n, 4)
     query[..., 0], key[:, :, [3, n - 1], 0] = 1.0, float("-inf")
     for class_token in (False, True):

@@ -52,7 +52,7 @@ def at_level(level, path, script=KEYS_OF_ALL_SORTS):
 
 @needs_kernels
 def test_screening_by_bytes_changes_no_bit(tmp_path):
-    """Whoever has AVX-512 VNNI gets what AVX2 alone gives."""
+    """A processor with AVX-512 VNNI gives what AVX2 alone gives."""
     if ficoco_ext.build_info()["cpu_simd"] != "avx512vnni":
         pytest.skip("needs a processor with AVX-512 VNNI")
     used, *results = at_level("", tmp_path / "best.pt")
