@@ -321,8 +321,8 @@ MUTATIONS = [
         "csrc/ops/library.cpp",
         'm.impl("correlate.key", &correlate_key);',
         "",
-        (f"{CORRELATE}::test_zero_tokens",),
-        "An operator has no kernel on the CPU.",
+        (f"{TORCH}::test_it_has_a_kernel",),
+        "Plain PyTorch runs instead of a kernel, and nothing says so.",
     ),
     Mutation(
         "csrc/images.h",

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ficoco_ext import ops
-from ficoco_ext.ops import _reduce, reference
+from ficoco_ext.ops import _reduce, library, reference
 
 
 def run(name, args):
@@ -55,6 +55,13 @@ def test_meta_tensors(index):
     metas = run(name, [arg.to("meta") if isinstance(arg, torch.Tensor) else arg for arg in args])
     for meta, real in zip(metas, run(name, args), strict=True):
         assert (meta.shape, meta.dtype, meta.device.type) == (real.shape, real.dtype, "meta")
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", sorted(library.SCHEMAS))
+def test_it_has_a_kernel(name):
+    """Without one the specification runs instead: the same numbers, later."""
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ficoco::{name}", "CPU")
 
 
 @needs_kernels
