@@ -85,7 +85,7 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/models/decoder_reduction.py",
-        old="            self._now.generating = outer",
+        old="            now.generating = outer",
         new="            pass",
         tests=(f"{DECODER}/test_attach.py::test_an_exception_in_a_forward_leaves_nothing_behind",),
         why="After a generate a mask of one's own making passes unchecked.",

@@ -23,8 +23,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/models/clip_tower.py",
-        old="self._pass.records = self._finished = ()",
-        new="self._pass.records = ()",
+        old="self._pass.here.records = self._finished = ()",
+        new="self._pass.here.records = ()",
         tests=(f"{MODELS}/test_attach.py::test_an_exception_in_a_forward_leaves_nothing_behind",),
         why="After a call that failed the handle shows the call before.",
     ),
@@ -86,8 +86,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/models/clip_tower.py",
-        old="return self._pass.records[number - 1]",
-        new="return self._pass.records[0]",
+        old="return self._known()[number - 1] if number else None",
+        new="return self._known()[0] if number else None",
         tests=(f"{MODELS}/test_tower.py::test_pruning_equals_masking",),
         why="A third reduction is recorded in indices of the first.",
     ),
@@ -156,8 +156,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/models/qk_capture.py",
-        old="captured, self._captured = self._captured, None",
-        new="captured = self._captured",
+        old="        captured = self._captured\n        self.drop()",
+        new="        captured = self._captured",
         tests=(f"{VIZ}/test_models.py::test_one_layer_alone_is_read",),
         why="Drawing attention keeps query and key of every layer in memory.",
     ),
