@@ -133,7 +133,7 @@ def test_help_version_and_completion_load_nothing_heavy(line, environment):
     )
     assert done.returncode == 0 and done.stdout, done.stderr
     assert done.stderr.splitlines()[-1] == "[]"
-    assert time.perf_counter() - start < 20  # a fraction of a second where nothing else runs
+    assert time.perf_counter() - start < 60  # a fraction of a second where nothing else runs
 
 
 @pytest.mark.parametrize(

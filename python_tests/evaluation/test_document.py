@@ -94,10 +94,10 @@ def test_a_good_one_is_read(tmp_path):
 def test_a_fault_is_named(tmp_path, path, value):
     file = tmp_path / "out.json"
     file.write_text(json.dumps(damaged(path, value)))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ValueError) as told:
         Results.load(file).summary()
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     place = path.replace(".0", "[0]").replace(".1", "[1]")
     assert str(told.value).startswith(f"results file {file}: ") and len(str(told.value)) < 400
     first = place.removesuffix("]").rpartition(".")[2].partition("[")[0]
@@ -132,10 +132,10 @@ def test_kinds_have_an_end(tmp_path):
         if count <= 1000:
             Results.load(file)
             continue
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(ValueError, match=rf"tables\[0\]\.kinds must be at most 1,000 names, got {count}"):
             Results.load(file)
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
     halves = copy.deepcopy(GOOD)
     table = halves["tables"][0]
     halves["tables"] = [

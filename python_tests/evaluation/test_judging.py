@@ -278,10 +278,10 @@ def test_anything_is_judged_and_in_time():
         answer, truth = ("".join(draw.choices(characters, k=draw.randrange(12))) for _ in range(2))
         assert contained(answer, truth) in (True, False, None)
         assert contained(truth, truth) is not False or nothing(truth)
-    start = time.perf_counter()
+    start = time.process_time()  # other processes may hold up this one
     for text in ("7 ", "a b ", "猫", "(", "1,", "- ", "no ", "1"):
         assert contained(text * 20000, "7") is not True
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_long_answers_are_judged_up_to_a_thousand_words():

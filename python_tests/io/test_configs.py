@@ -54,10 +54,10 @@ def folder(tmp_path, config):
 @pytest.mark.parametrize(("path", "value"), ABSURD, ids=str)
 def test_absurd_numbers_are_refused_by_name_at_once(tmp_path, path, value):
     where = folder(tmp_path, changed(path, value))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ValueError, match=rf"config\.json: {path} must be (a number|an integer).*, got ") as told:
         cost.architecture(str(where))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     with pytest.raises(ValueError, match=path):
         load(str(where), torch.float32, torch.device("cpu"))
     assert len(str(told.value)) < 300
