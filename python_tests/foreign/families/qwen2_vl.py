@@ -47,8 +47,8 @@ class Qwen2VLTester(Tester):
 
     def prepare_config_and_inputs_for_common(self):
         config, inputs = super().prepare_config_and_inputs_for_common()
-        inputs["input_ids"][:, 0] = VISION_START
-        inputs["input_ids"][:, 1 + self.image_tokens] = VISION_END
+        inputs["input_ids"][:, self.first - 1] = VISION_START
+        inputs["input_ids"][:, self.first + self.image_tokens] = VISION_END
         return config, inputs | {"mm_token_type_ids": (inputs["input_ids"] == IMAGE).int()}
 
 
