@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import typer.main
@@ -121,7 +120,6 @@ PROGRAM = (
     ],
 )
 def test_help_version_and_completion_load_nothing_heavy(line, environment):
-    start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *line.split()],
         cwd=PACKAGE.parent,
@@ -133,7 +131,6 @@ def test_help_version_and_completion_load_nothing_heavy(line, environment):
     )
     assert done.returncode == 0 and done.stdout, done.stderr
     assert done.stderr.splitlines()[-1] == "[]"
-    assert time.perf_counter() - start < 60  # a fraction of a second where nothing else runs
 
 
 @pytest.mark.parametrize(
