@@ -7,6 +7,7 @@ from .compress import Compress
 from .correlate import Correlate, adaptive_targets
 from .decoder import DecoderCorrelate, DecoderFilter, LastTokenFilter, Layout
 from .filter import Filter
+from .greedy import GreedyFilter
 from .match import Match
 from .positional import Cells, RandomFilter
 from .shape import Priced, Shape
@@ -22,6 +23,7 @@ __all__ = [
     "Filter",
     "FilterStage",
     "Fuse",
+    "GreedyFilter",
     "LastTokenFilter",
     "Layout",
     "Links",
