@@ -27,6 +27,7 @@ class Expected:
         tests: names; one that transformers runs with several parameters stands for those that differ, at least one.
         reason: one sentence, for a user.
         releases: the releases of transformers of which that is true, as "5.17"; empty: all.
+        always: False where random weights decide whether they do: such an entry is never stale.
     """
 
     modes: tuple[str, ...]
@@ -34,6 +35,7 @@ class Expected:
     tests: tuple[str, ...]
     reason: str
     releases: tuple[str, ...] = ()
+    always: bool = True
 
     def applies(self, mode: str, family: str, release: str) -> bool:
         """Whether it speaks of this mode, family and release."""
@@ -82,5 +84,5 @@ def judge(unmodified: Results, attached: Results, listed: Iterable[Expected]) ->
         for wanted in entry.tests:
             hits = [name for name in found if wanted in (name, without_parameters(name))]
             reasons |= dict.fromkeys(hits, entry.reason)
-            stale += [] if hits else [wanted]
+            stale += [] if hits or not entry.always else [wanted]
     return Verdict({name: found[name] for name in found if name not in reasons}, tuple(stale), reasons)

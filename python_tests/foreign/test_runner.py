@@ -72,6 +72,13 @@ def test_a_name_stands_for_its_parameters():
     assert judge(base, base, [entry]).stale == ("test_sdpa",)
 
 
+def test_what_random_weights_decide_is_never_stale():
+    base, sometimes = {"test_labels": PASSED}, Expected(**vars(ENTRY) | {"always": False})
+    assert judge(base, base, [sometimes]).stale == ()
+    verdict = judge(base, {"test_labels": FAILED}, [sometimes])
+    assert verdict.reasons == {"test_labels": "Labels are refused."} and not verdict.unexpected
+
+
 def test_where_only_some_tests_ran_the_others_are_not_stale():
     two = Expected(("tower",), ("llava",), ("test_labels", "test_gone", "test_sdpa"), "Refused.")
     [left] = of_those([two], ["test_labels", "test_sdpa_00_fp16"])
