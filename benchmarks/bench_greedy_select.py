@@ -4,8 +4,8 @@
 
 ``growing`` is how published code does it: every pick compares all tokens with all picked ones again. ``incremental``
 remembers the largest similarity, or what is covered, and is the best torch that we could write; ``compiled`` is its
-step under torch.compile. All must choose the same tokens before any is timed. Every row has the FLOPs of half of the
-cosines, which bound it.
+step under torch.compile. All must choose the same tokens before any is timed (with coverage, cover equally much). Every
+row has the FLOPs of half of the cosines, which bound it.
 """
 
 from __future__ import annotations
@@ -112,6 +112,16 @@ def formulations(objective: str, x: Tensor, count: int) -> dict[str, Callable[[]
     }
 
 
+def alike(x: Tensor, found: Tensor, wanted: Tensor) -> bool:
+    """Whether two choices cover equally much to a ten-thousandth: where gains are nearly equal, rounding decides."""
+    similarity = cosines(x.double()).clamp_min(0)
+    n = x.shape[1]
+    covered = [
+        similarity.gather(1, one.unsqueeze(-1).expand(-1, -1, n)).amax(1).sum(1) for one in (found.long(), wanted)
+    ]
+    return torch.allclose(*covered, rtol=1e-4, atol=0)
+
+
 def bench(objective: str, shape: tuple[int, int, int, int], seconds: float) -> dict[str, Any]:
     """One row of the table."""
     torch._dynamo.reset()
@@ -120,9 +130,10 @@ def bench(objective: str, shape: tuple[int, int, int, int], seconds: float) -> d
     cases = formulations(objective, x, count)
     wanted = cases["ours"]()
     for name, run in cases.items():
-        same = (run() == wanted).all(1).double().mean().item()
-        if same < 1:
-            raise SystemExit(f"{name} picks other tokens than ours in {1 - same:.0%} of the images of {shape}")
+        found = run()
+        same = torch.equal(found, wanted) if objective == "max-min" else alike(x, found, wanted)
+        if not same:
+            raise SystemExit(f"{name} picks other tokens than ours in {shape}")
     timings = interleave(cases, seconds=seconds)
     ours = timings["ours"].median_ms
     return {
