@@ -56,6 +56,17 @@ def test_matching():
         said(cells[3:], [row[name] for name in names])
 
 
+def test_greedy_selection():
+    table, found = rows("Greedy selection"), results("greedy_select_cpu")
+    assert len(table) == len(found["results"])
+    for cells, row in zip(table, found["results"], strict=True):
+        shape = f"({', '.join(map(str, row['shape']))})"
+        assert cells[:3] == [f"`{row['objective']}`", shape, str(row["count"])]
+        ratios = [row["speedup"][name] for name in ("incremental", "compiled", "growing") if name in row["speedup"]]
+        said(cells[3 : 5 + len(ratios)], [row["ours_ms"], row["gflop"], *ratios])
+        assert len(ratios) == 3 or cells[-1] == "not run"
+
+
 def test_a_whole_prefill():
     table, found = rows("A whole prefill with reduction in the language model"), results("decoder_cpu")
     assert len(table) == len(found["results"])
@@ -81,7 +92,7 @@ def test_memory():
         said(cells[1:], [row["extra_bytes"] / 1e6])
 
 
-@pytest.mark.parametrize("name", ["ops_cpu", "match_cpu", "decoder_cpu", "decoder_memory_cpu"])
+@pytest.mark.parametrize("name", ["ops_cpu", "match_cpu", "greedy_select_cpu", "decoder_cpu", "decoder_memory_cpu"])
 def test_each_file_is_named_with_its_commit_and_command(name):
     made = results(name)["environment"]
     assert f"`{name}.json`, commit {made['commit']}" in PAGE
