@@ -232,7 +232,7 @@ __device__ void pick_by_coverage(const Image& im, BestShared& shared) {
       warp_best(known, known_index);
       picked = top_index;
       const bool mine = shared.exact[warp];
-      __syncthreads();  // nobody reads `shared` any more
+      __syncthreads();  // all threads have read `shared`
       assert(picked < im.n && "ficoco::greedy_select: count is larger than the number of real tokens of a row");
       if (top_index == known_index) break;
       if (!mine && (key > known || (key == known && index < known_index))) compute(index, step);

@@ -131,8 +131,8 @@ def with_attention(config: Any, name: str) -> Any:
 def checkpointing(layer: Any) -> Callable[..., Any] | None:
     """What runs a function of hidden states so that a backward pass computes it again; None if nothing has to.
 
-    For a layer whose ``forward`` was replaced. Releases that checkpoint in the forward of its class leave that to
-    whoever replaced it; those that checkpoint in ``__call__`` do it around the replacement too.
+    For a layer whose ``forward`` was replaced. Releases that checkpoint in the forward of its class leave that to the
+    replacement; those that checkpoint in ``__call__`` do it around the replacement too.
     """
     on = getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled()
     return layer._gradient_checkpointing_func if on and type(layer).__call__ is nn.Module.__call__ else None

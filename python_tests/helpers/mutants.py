@@ -58,7 +58,7 @@ class Ran:
 
 
 class Baselines:
-    """Runs without a mutation, once for each set of tests, whoever of the workers asks first."""
+    """Runs without a mutation, once for each set of tests, by the worker that asks first."""
 
     def __init__(self) -> None:
         self._lock, self._locks = threading.Lock(), {}  # type: ignore[var-annotated]
