@@ -32,8 +32,7 @@ FICOCO_INLINE IntVec as_bits(Vec value) {
   return v;
 }
 
-// IEEE half (in the low 16 bits) to float. Subnormals go through the integer mantissa, so that a processor set to
-// flush float subnormals keeps them.
+// IEEE half (low 16 bits) to float. Subnormals go by the integer mantissa: a processor may flush those of floats.
 FICOCO_INLINE Vec from_half(IntVec half) {
   const IntVec sign = (half & 0x8000) << 16, exponent = half & 0x7c00, magnitude = half & 0x7fff;
   const IntVec normal = (magnitude << 13) + (112 << 23);

@@ -135,7 +135,7 @@ def test_methods_of_several_layers_agree():
 
 
 def test_stages_that_a_language_model_is_too_small_for():
-    """PyramidDrop's three ratios, which nobody gave, do not fit two layers."""
+    """PyramidDrop's three ratios, which were not given, do not fit two layers."""
     plan, _ = decoder_plan("attach", LANGUAGE, get_method("pyramiddrop"), of())
     assert plan.schedule(35).r == (18, 9, 4) and plan.rounding == "floor" and plan.before_attention
     message = "attach: keep_ratio must be given, for 2 layers are too few for 3 stages, got None; pass keep_ratio and"

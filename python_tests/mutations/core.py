@@ -43,7 +43,7 @@ MUTATIONS = [
         old="            if min(staged) < 0:\n",
         new="            if staged[0] < 0:\n",
         tests=(f"{SCHEDULE}::test_a_rising_ratio_is_refused",),
-        why="A ratio that rises is reported as a negative r that nobody gave.",
+        why="A ratio that rises is reported as a negative r that was not given.",
     ),
     Mutation(
         file="ficoco_ext/schedule.py",
@@ -274,7 +274,7 @@ MUTATIONS = [
         old="    last = facts.used - 1\n",
         new="    last = facts.layers - 1\n",
         tests=(RESOLVE,),
-        why="A layer whose output nobody reads may be named, and nothing is removed.",
+        why="A layer whose output is not read may be named, and nothing is removed.",
     ),
     Mutation(
         file="ficoco_ext/resolve.py",
@@ -309,7 +309,7 @@ MUTATIONS = [
         old="given, int(first.before_attention), last",
         new="given, 0, last",
         tests=(RESOLVE,),
-        why="A method that reduces before attention may be told to in layer 0, where positions are counted.",
+        why="A method that reduces before attention may do so in layer 0, where positions are counted.",
     ),
     Mutation(
         file="ficoco_ext/resolve.py",
@@ -323,7 +323,7 @@ MUTATIONS = [
         old="    if isinstance(stages, tuple) and len(stages) != len(layers):",
         new="    if False:",
         tests=(RESOLVE,),
-        why="A language model of few layers is told that its user gave a wrong number of ratios.",
+        why="For a language model of few layers the error blames ratios that were not given.",
     ),
     Mutation(
         file="ficoco_ext/resolve.py",
@@ -337,7 +337,7 @@ MUTATIONS = [
         old='return _require_layers(op, tuple(layers), 0, last, "the tower", remedy)',
         new="return tuple(layers)",
         tests=("python_tests/methods/test_resolve.py::test_the_second_half_of_a_tower_reduces",),
-        why="A layer whose output nobody reads may be named, and nothing is removed.",
+        why="A layer whose output is not read may be named, and nothing is removed.",
     ),
     Mutation(
         file="ficoco_ext/resolve.py",

@@ -120,7 +120,7 @@ MUTATIONS = [
         old="return (used - 1,)",
         new="return (used,)",
         tests=(f"{TESTS}/test_prumerge.py::test_it_acts_once_by_default",),
-        why="Pooling and PruMerge reduce in a layer whose output nobody reads.",
+        why="Pooling and PruMerge reduce in a layer whose output is not read.",
     ),
     Mutation(
         file=f"{M}/layers.py",

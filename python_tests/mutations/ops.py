@@ -64,7 +64,7 @@ MUTATIONS = [
         old="    if not size_weighted:\n        mass_in",
         new="    if size is None:\n        mass_in",
         tests=(f"{SPEC}::test_compress_is_a_matrix",),
-        why="Merging is weighted by sizes although nobody asked for it.",
+        why="Merging is weighted by sizes although that was not asked for.",
     ),
     Mutation(
         file=COMPRESS,
@@ -271,7 +271,7 @@ MUTATIONS = [
         old='redundancy.new_full((b, height * width), float("-inf")).scatter',
         new="redundancy.new_zeros((b, height * width)).scatter",
         tests=("python_tests/ops/test_spec.py::test_local_penalty",),
-        why="A patch that has left can be the best of its window, so the penalty goes to nobody.",
+        why="A patch that has left can be the best of its window, so no patch gets the penalty.",
     ),
     Mutation(
         file=MATCH,

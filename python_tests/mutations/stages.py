@@ -81,7 +81,7 @@ MUTATIONS = [
         old="        if size is not None and size_weighted:\n",
         new="        if size is not None:\n",
         tests=(f"{UNIVERSAL}::test_two_in_a_row_are_told_in_original_tokens",),
-        why="From the second layer on EViT weighs by size although nobody asked for it.",
+        why="From the second layer on EViT weighs by size although that was not asked for.",
     ),
     Mutation(
         file=f"{STAGES}/class_attention.py",
