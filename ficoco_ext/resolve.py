@@ -8,11 +8,11 @@ takes ``op``, the name of the caller, for its messages.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .methods import LanguageMethod, LayerMethod, TowerMethod
+from .methods import LanguageMethod, LayerMethod, ProjectorMethod, TowerMethod
 from .ops import checks
 from .schedule import Plan, Schedule
 from .stages.needs import WHOLE_GRID
@@ -78,6 +78,47 @@ class Amount:
         return {name: value for name, value in three.items() if value is not None}
 
 
+@dataclass(frozen=True)
+class ProjectorPlan:
+    """What leaves every picture after the projector.
+
+    Attributes:
+        method: who decides which.
+        keep_ratio: the share of a picture's tokens that stays; or
+        tokens: how many stay, a number or a function of the grid (rows, columns), which gets None where a picture's
+            tokens are no whole grid.
+    """
+
+    method: ProjectorMethod
+    keep_ratio: float | None = None
+    tokens: int | Callable[[tuple[int, int] | None], int] | None = None
+
+    def count(self, before: int, grid: tuple[int, int] | None = None) -> int:
+        """Tokens that stay of a picture of ``before``: at least 1, and never more than there are.
+
+        Raises:
+            ValueError, TypeError: the function of the grid gives no number of at least 1.
+        """
+        if self.keep_ratio is not None:
+            return max(math.floor(self.keep_ratio * before + 0.5), 1) if before else 0
+        wanted = self.tokens(grid) if callable(self.tokens) else self.tokens
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+            remedy = f"it is called with the grid, here {grid}"
+            checks.fail("forward", "tokens", "a function that returns an integer >= 1", repr(wanted), remedy, TypeError)
+        return min(wanted, before)
+
+    def removes(self, before: int) -> bool:
+        """Whether a picture of ``before`` tokens loses any."""
+        return callable(self.tokens) or self.count(before) < before
+
+    @property
+    def amount(self) -> str:
+        """How many stay, in words."""
+        if self.keep_ratio is not None:
+            return f"{self.keep_ratio:g} of the tokens of a picture"
+        return "a number of tokens that its grid decides" if callable(self.tokens) else f"{self.tokens} tokens of a picture"
+
+
 def shared_tokens(patches: int, final: int) -> int:
     """Patches that the tower leaves if ``final`` are left in the end and both parts keep the same share of their input.
 
@@ -97,16 +138,28 @@ def require_shareable(op: str, amount: Amount) -> None:
         checks.fail(op, "amount", wanted, got, "or say it for each part: vision={...}, decoder={...}")
 
 
-def equal_shares(op: str, patches: int, amount: Amount) -> tuple[Amount, Amount]:
-    """The amounts of tower and language model that keep the same share of what each of them gets.
+def equal_shares(op: str, patches: int, amount: Amount, parts: int = 2) -> tuple[Amount, ...]:
+    """The amounts of ``parts`` parts, each of which keeps the same share of what it gets, the last one as a ratio.
+
+    Where the number of ``patches`` is not known (0), all of them are ratios.
 
     Raises:
-        ValueError: not one of ``keep_ratio`` and ``tokens`` alone, or a value out of range.
+        ValueError: not one of ``keep_ratio`` and ``tokens`` alone, a value out of range, or ``tokens`` where the number
+            of patches is not known.
     """
     require_shareable(op, amount)
+    if not patches:
+        if "tokens" in amount.given:
+            wanted = "keep_ratio, for the number of visual tokens depends on the picture"
+            checks.fail(op, "amount", wanted, "tokens", "or say it for each part")
+        ratio = Schedule.build(2**20, layers=(0,), **amount.given).keep_ratio
+        return (Amount(keep_ratio=ratio ** (1 / parts)),) * parts
     final = Schedule.build(patches, layers=(0,), **amount.given).final
-    between = shared_tokens(patches, final)
-    return Amount(tokens=between), Amount(keep_ratio=final / between)
+    if parts == 2:
+        left = [shared_tokens(patches, final)]
+    else:
+        left = [math.floor(patches * (final / patches) ** (part / parts) + 0.5) for part in range(1, parts)]
+    return *(Amount(tokens=tokens) for tokens in left), Amount(keep_ratio=final / left[-1])
 
 
 def tower_layers(op: str, facts: TowerFacts, methods: TowerMethods, layers: Sequence[Any] | None) -> tuple[int, ...]:
@@ -218,6 +271,28 @@ def decoder_plan(
     Schedule.build(2**20, layers=layers, **given)  # raises for a wrong amount, in the same words as for the tower
     plan = Plan(layers=layers, rounding=first.rounding, before_attention=first.before_attention, **given)
     return plan, _one_for_each(op, methods, layers)
+
+
+def projector_plan(op: str, method: ProjectorMethod, amount: Amount) -> ProjectorPlan:
+    """What is removed after the projector.
+
+    Raises:
+        ValueError, TypeError: an amount that does not fit.
+    """
+    given = amount.given or dict(method.amount)
+    if amount.layers is not None:
+        remedy = "leave it out"
+        checks.fail(op, "layers", f"None with method {method.name!r}, which acts after the projector", amount.layers, remedy)
+    if len(given) != 1 or "r" in given:
+        got = ", ".join(given) or "nothing"
+        checks.fail(op, "amount", f"one of keep_ratio and tokens with method {method.name!r}", got, "pass keep_ratio=0.25")
+    ((name, value),) = given.items()
+    if name == "tokens" and callable(value):
+        return ProjectorPlan(method, tokens=value)
+    if isinstance(value, tuple):
+        checks.fail(op, name, "one value: it acts once", str(list(value)), "pass one", TypeError)
+    Schedule.build(2**20, layers=(0,), **given)  # raises for a wrong value, in the same words as for the tower
+    return ProjectorPlan(method, **given)
 
 
 def _first(methods: Any) -> Any:

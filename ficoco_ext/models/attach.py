@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from ..methods import AnyMethod
 from ..ops import checks
@@ -17,6 +17,9 @@ from .families import Family
 from .handle import Handle
 from .model_checks import check_parts, family_of
 from .request import OP, Request
+from .count_cutter import CountCutter
+from .feature_cutter import FeatureCutter
+from .feature_reduction import FeatureReduction
 from .short_prompts import ShortPrompts
 
 _OLDEST, _BELOW = (5, 17), (6, 0)
@@ -29,9 +32,11 @@ def attach(
     r: int | Sequence[int] | None = None,
     layers: Iterable[int] | None = None,
     keep_ratio: float | Sequence[float] | None = None,
-    tokens: int | None = None,
+    tokens: int | Callable[[tuple[int, int] | None], int] | None = None,
     vision: Mapping[str, Any] | None = None,
+    projector: Mapping[str, Any] | None = None,
     decoder: Mapping[str, Any] | None = None,
+    positions: Literal["original", "contiguous"] | None = None,
     static_counts: bool | int = False,
     **hyperparameters: Any,
 ) -> Handle:
@@ -105,8 +110,8 @@ def attach(
         layers=layers,
         keep_ratio=keep_ratio,
         tokens=tokens,
-        vision=vision,
-        decoder=decoder,
+        parts={"vision": vision, "projector": projector, "decoder": decoder},
+        positions=positions,
         static_counts=static_counts,
     )
     return _install(model, plan)
@@ -119,9 +124,11 @@ def resolve(
     r: int | Sequence[int] | None = None,
     layers: Iterable[int] | None = None,
     keep_ratio: float | Sequence[float] | None = None,
-    tokens: int | None = None,
+    tokens: int | Callable[[tuple[int, int] | None], int] | None = None,
     vision: Mapping[str, Any] | None = None,
+    projector: Mapping[str, Any] | None = None,
     decoder: Mapping[str, Any] | None = None,
+    positions: Literal["original", "contiguous"] | None = None,
     static_counts: bool | int = False,
     **hyperparameters: Any,
 ) -> AttachPlan:
@@ -146,8 +153,8 @@ def resolve(
         layers=layers,
         keep_ratio=keep_ratio,
         tokens=tokens,
-        vision=vision,
-        decoder=decoder,
+        parts={"vision": vision, "projector": projector, "decoder": decoder},
+        positions=positions,
         static_counts=static_counts,
     )
 
@@ -177,11 +184,25 @@ def _install(model: Any, plan: AttachPlan) -> Handle:
             assert plan.facts.tower is not None
             tower, grid = model.model.vision_tower, plan.facts.tower.grid
             handle._tower = clip_tower.install(tower, plan.schedule, plan.methods, grid, changes)
-            ShortPrompts(model, plan.facts.tower, plan.removed).install(changes)
+        _cut_prompts(model, plan, handle)
     except BaseException:
         handle.detach()
         raise
     return handle
+
+
+def _cut_prompts(model: Any, plan: AttachPlan, handle: Handle) -> None:
+    """Make prompts as short as what tower and projector leave of each picture."""
+    changes, family = handle._changes, family_of(model)
+    if plan.cuts_by_features:
+        handle._features = FeatureReduction(model, family, plan, handle._tower)
+        handle._features.install(changes)
+        cutter = FeatureCutter(model, family, plan, handle._features)
+        cutter.install(changes)
+        ShortPrompts(model, cutter).install(changes)
+    elif plan.removed:
+        assert plan.facts.tower is not None
+        ShortPrompts(model, CountCutter(model, plan.facts.tower, plan.removed)).install(changes)
 
 
 def _require_transformers() -> None:

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..methods import LanguageMethod, LayerMethod
-from ..resolve import decoder_plan, tower_schedule
+from ..resolve import ProjectorPlan, decoder_plan, projector_plan, tower_schedule
 from ..schedule import Plan, Schedule, Step
 from ..stages.needs import GRID
+from ..ops import checks
 from .facts import ModelFacts
 from .model_checks import unsupported
 from .qk_capture import check_bias
@@ -29,6 +30,9 @@ class AttachPlan:
         methods: one for each layer of ``schedule``.
         plan: of the language model, for any number of visual tokens; None if it is left alone.
         decoder_methods: one for each layer of ``plan``.
+        projector: what leaves every picture after the projector; None if nothing does.
+        positions: ``"original"``: tokens that stay after tower and projector keep the positions of the full prompt;
+            ``"contiguous"``: the short prompt is counted from 0. The language model's own reductions keep positions.
         static_counts: False, or the promise that all rows of a prompt have the same number of visual tokens: True, or
             that number.
     """
@@ -38,6 +42,8 @@ class AttachPlan:
     methods: tuple[LayerMethod, ...]
     plan: Plan | None
     decoder_methods: tuple[LanguageMethod, ...]
+    projector: ProjectorPlan | None = None
+    positions: str = "contiguous"
     static_counts: bool | int = False
 
     @property
@@ -51,16 +57,29 @@ class AttachPlan:
         return self.plan is not None and self.plan.removes
 
     @property
+    def changes_features(self) -> bool:
+        """Whether any picture could lose something after the projector."""
+        return self.projector is not None and self.projector.removes(2**20)
+
+    @property
+    def cuts_by_features(self) -> bool:
+        """Whether a prompt can be cut only once it is known which tokens of a picture stay."""
+        return self.changes_features or (self.removed > 0 and self.positions == "original")
+
+    @property
     def per_image(self) -> int | None:
         """Visual tokens of an image that the language model gets; None if that depends on the image."""
         tower = self.facts.tower
-        return None if tower is None else tower.patches + tower.extra - self.removed
+        if tower is None:
+            return None
+        left, whole = tower.patches + tower.extra - self.removed, not (tower.extra or self.removed)
+        return left if self.projector is None else self.projector.count(left, tower.grid if whole else None)
 
     @property
     def picture(self) -> tuple[int, int] | None:
         """The grid of an image's visual tokens in the language model; None if they are no whole grid."""
         tower = self.facts.tower
-        return None if tower is None or tower.extra or self.removed else tower.grid
+        return None if tower is None or tower.extra or self.removed or self.changes_features else tower.grid
 
     @property
     def left_alone(self) -> tuple[str, ...]:
@@ -68,6 +87,7 @@ class AttachPlan:
         reasons = []
         for part, given, removes in (
             ("the vision tower", self.schedule is not None, bool(self.removed)),
+            ("what the projector gives", self.projector is not None, self.changes_features),
             ("the language model", self.plan is not None, self.changes_language_model),
         ):
             if not removes:
@@ -80,6 +100,10 @@ class AttachPlan:
         if self.removed:
             assert self.schedule is not None
             lines += ["vision tower, for every image:", *_staircase(self.schedule, self.methods, "patches")]
+        if self.changes_features:
+            assert self.projector is not None
+            lines += ["after the projector, for every picture:"]
+            lines += [f"  {self.projector.amount} left, {self.positions} positions  {self.projector.method.name}"]
         if self.changes_language_model:
             assert self.plan is not None
             tokens = self.per_image or _EXAMPLE
@@ -98,6 +122,8 @@ class AttachPlan:
         parts = []
         if self.schedule is not None:
             parts.append(f"{_names(self.methods)}, {self.schedule.patches} -> {self.schedule.final} patches")
+        if self.projector is not None:
+            parts.append(f"{self.projector.method.name}, {self.projector.amount} after the projector")
         if self.plan is not None:
             parts.append(f"{_names(self.decoder_methods)} in {len(self.plan.layers)} layers of the language model")
         return "; ".join(parts)
@@ -115,17 +141,32 @@ def make_plan(facts: ModelFacts, request: Request) -> AttachPlan:
     """
     schedule: Schedule | None = None
     plan: Plan | None = None
+    projector: ProjectorPlan | None = None
     methods: tuple[LayerMethod, ...] = ()
     decoder_methods: tuple[LanguageMethod, ...] = ()
-    tower_amount, decoder_amount = request.amounts(0 if facts.tower is None else facts.tower.patches)
+    amounts = request.amounts(0 if facts.tower is None else facts.tower.patches)
     if request.tower is not None:
         assert facts.tower is not None
-        schedule, methods = tower_schedule(OP, facts.tower, request.tower, tower_amount)
+        schedule, methods = tower_schedule(OP, facts.tower, request.tower, amounts["vision"])
+    if request.projector is not None:
+        projector = projector_plan(OP, request.projector, amounts["projector"])
     if request.decoder is not None:
-        plan, decoder_methods = decoder_plan(OP, facts.language_model, request.decoder, decoder_amount)
-    made = AttachPlan(facts, schedule, methods, plan, decoder_methods, request.promise())
+        plan, decoder_methods = decoder_plan(OP, facts.language_model, request.decoder, amounts["decoder"])
+    positions = request.positions or ("contiguous" if projector is None else "original")
+    made = AttachPlan(facts, schedule, methods, plan, decoder_methods, projector, positions, request.promise())
     _check_possible(made)
+    _check_positions(made, request)
     return made
+
+
+def _check_positions(plan: AttachPlan, request: Request) -> None:
+    """Raise for positions that this model, or this plan, cannot have."""
+    if request.positions is not None and plan.schedule is None and plan.projector is None:
+        remedy = "leave it out: reductions inside the language model keep every token's position"
+        checks.fail(OP, "positions", "None for a method of the language model", request.positions, remedy)
+    if plan.positions == "contiguous" and plan.projector is not None and plan.facts.rope_index:
+        remedy = "leave positions out: the row and the column of a token are in its position"
+        unsupported("positions", f"'original' for {plan.facts.family}", "'contiguous'", remedy)
 
 
 def _check_possible(plan: AttachPlan) -> None:

@@ -21,6 +21,7 @@ class ModelFacts:
         tower: its vision tower, if every image has the same number of visual tokens, in the order of its patches.
         tower_attention: the name of the attention kernel of its tower; empty where ``tower`` is None.
         language_model: its language model.
+        rope_index: it computes positions from the whole prompt, several for each token.
     """
 
     family: str
@@ -28,6 +29,7 @@ class ModelFacts:
     tower: TowerFacts | None
     tower_attention: str
     language_model: LanguageModelFacts
+    rope_index: bool = False
 
 
 def read_facts(model: Any, family: Family) -> ModelFacts:
@@ -39,7 +41,8 @@ def read_facts(model: Any, family: Family) -> ModelFacts:
         tuple(getattr(model.config, name) for name in family.placeholders),
         tower_facts(model) if known else None,
         api.attention_name(model.model.vision_tower.config) if known else "",
-        LanguageModelFacts(len(model.model.language_model.layers)),
+        LanguageModelFacts(len(getattr(model.model, family.language_model).layers)),
+        family.rope_index,
     )
 
 

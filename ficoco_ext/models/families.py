@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .transformers_api import model_class
+from . import layouts
+from .layouts import LayoutRule
+from .modalities import IMAGES, VIDEOS, Modality
+from .transformers_api import TOKEN_TYPES, model_class
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,13 @@ class Family:
         name: for messages and tables.
         module: of transformers, below its models.
         model, inner: its class, and the class inside it that joins image and text.
-        language_models: those that it is served with, keys of :data:`LANGUAGE_MODELS`.
-        placeholders: attributes of its config that hold the ids of visual tokens.
+        modalities: what it takes besides text; every one can be reduced after its projector.
+        language_models: those in which methods can reduce, keys of :data:`LANGUAGE_MODELS`. None if none can, and
+            ``why_no_language_model`` is the reason.
+        language_model: the attribute of the inner model that holds its language model.
+        token_types: prompt tensors (B, L) that have one entry for each id, besides mask, positions and labels.
+        rope_index: the inner model computes positions from the whole prompt, several for each token (M-RoPE).
+        layout: how the tokens of a picture lie after the projector.
         tower: the vision tower in which methods can reduce; every image then has its grid of patches as visual tokens.
             None if none can, and ``why_no_tower`` is the reason.
         towers: the model_type of towers that a checkpoint may have; one that is not ``tower`` is left alone.
@@ -66,11 +74,21 @@ class Family:
     module: str
     model: str
     inner: str
-    language_models: tuple[str, ...]
-    placeholders: tuple[str, ...]
+    modalities: tuple[Modality, ...] = (IMAGES,)
+    language_models: tuple[str, ...] = ()
+    why_no_language_model: str | None = None
+    language_model: str = "language_model"
+    token_types: tuple[str, ...] = ()
+    rope_index: bool = False
+    layout: LayoutRule = layouts.unknown
     tower: Transformer | None = None
     why_no_tower: str | None = None
     towers: tuple[str, ...] = ()
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """Attributes of its config that hold the ids of visual tokens."""
+        return tuple(one.placeholder for one in self.modalities)
 
     def model_class(self) -> Any:
         """Its class."""
@@ -82,13 +100,14 @@ class Family:
 
 
 _LLAVA_LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
+_MERGES_BLOCKS = "its tower merges whole blocks of 2 x 2 patches"
 LLAVA = Family(
     name="LLaVA-1.5",
     module="llava.modeling_llava",
     model="LlavaForConditionalGeneration",
     inner="LlavaModel",
     language_models=_LLAVA_LANGUAGE_MODELS,
-    placeholders=("image_token_id",),
+    layout=layouts.square,
     tower=CLIP_TOWER,
     towers=("clip_vision_model", "siglip_vision_model"),
 )
@@ -100,28 +119,46 @@ FAMILIES = (
         model="LlavaNextForConditionalGeneration",
         inner="LlavaNextModel",
         language_models=_LLAVA_LANGUAGE_MODELS,
-        placeholders=("image_token_id",),
         why_no_tower="its crops are laid out as grids after the tower, unpadded and given line ends, which needs every "
-        "patch; only its language model can be reduced",
+        "patch",
     ),
     Family(
         name="Qwen2-VL",
         module="qwen2_vl.modeling_qwen2_vl",
         model="Qwen2VLForConditionalGeneration",
         inner="Qwen2VLModel",
+        modalities=(IMAGES, VIDEOS),
         language_models=("qwen2_vl",),
-        placeholders=("image_token_id", "video_token_id"),
-        why_no_tower="its tower has no class token and merges whole blocks of 2 x 2 patches; only its language model "
-        "can be reduced",
+        token_types=(TOKEN_TYPES,),
+        rope_index=True,
+        layout=layouts.merged_blocks,
+        why_no_tower=f"it has no class token, and {_MERGES_BLOCKS}",
     ),
     Family(
         name="Qwen2.5-VL",
         module="qwen2_5_vl.modeling_qwen2_5_vl",
         model="Qwen2_5_VLForConditionalGeneration",
         inner="Qwen2_5_VLModel",
+        modalities=(IMAGES, VIDEOS),
         language_models=("qwen2_5_vl",),
-        placeholders=("image_token_id", "video_token_id"),
-        why_no_tower="its tower has no class token, attends in windows and merges whole blocks of 2 x 2 patches; only "
-        "its language model can be reduced",
+        token_types=(TOKEN_TYPES,),
+        rope_index=True,
+        layout=layouts.merged_blocks,
+        why_no_tower=f"it has no class token, attends in windows, and {_MERGES_BLOCKS}",
+    ),
+    Family(
+        name="Qwen3-VL",
+        module="qwen3_vl.modeling_qwen3_vl",
+        model="Qwen3VLForConditionalGeneration",
+        inner="Qwen3VLModel",
+        modalities=(
+            IMAGES._replace(planes=("deepstack_features",)),
+            VIDEOS._replace(planes=("deepstack_features",)),
+        ),
+        why_no_language_model="its first layers add features of the tower at the visual tokens",
+        token_types=(TOKEN_TYPES,),
+        rope_index=True,
+        layout=layouts.merged_blocks,
+        why_no_tower=f"it has no class token, and {_MERGES_BLOCKS}",
     ),
 )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 _UNSUPPORTED = ("prefill_chunk_size", "assistant_model", "token_healing")
-_IMAGES = ("pixel_values", "pixel_values_videos")
+_IMAGES = ("pixel_values", "pixel_values_images", "pixel_values_videos")
 
 
 def named(function: Any, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -49,3 +50,12 @@ def refuse_unsupported(model: Any, options: dict[str, Any]) -> None:
         if value:
             message = f"{name} is not supported with images; leave it out, or detach first"
             raise NotImplementedError(f"ficoco::generate: {message}")
+
+
+def filler(model: Any, placeholders: Sequence[int]) -> int:
+    """An id for masked positions: padding if the model has it, never one of ``placeholders``."""
+    for config in (model.generation_config, model.config.get_text_config()):
+        pad = getattr(config, "pad_token_id", None)
+        if isinstance(pad, int) and 0 <= pad and pad not in placeholders:
+            return pad
+    return next(token for token in range(len(placeholders) + 1) if token not in placeholders)

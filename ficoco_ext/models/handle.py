@@ -10,6 +10,7 @@ from ..schedule import Plan, Schedule
 from .attach_plan import AttachPlan
 from .clip_tower import TowerReductions
 from .decoder_reduction import DecoderReduction
+from .feature_reduction import FeatureReduction, Projection
 from .model_changes import ModelChanges
 from .reduced_prefill import ReducedPrefill
 from .row_reductions import row_reductions
@@ -27,8 +28,10 @@ class Handle:
         self._model = model
         self._changes = ModelChanges()
         self._tower: TowerReductions | None = None
+        self._features: FeatureReduction | None = None
         self._decoder: DecoderReduction | None = None
         self._tower_reductions: tuple[Reduction, ...] = ()  # kept at detach
+        self._projections: tuple[Projection, ...] = ()
         self._last_prefill: ReducedPrefill | None = None
 
     @property
@@ -65,6 +68,14 @@ class Handle:
         return self._tower_reductions if self._tower is None else self._tower.finished()
 
     @property
+    def projections(self) -> tuple[Projection, ...]:
+        """What the last call with images kept of each picture, then of each video, for a method after the projector.
+
+        Also for a method of the tower with ``positions="original"``. Empty before the first image.
+        """
+        return self._projections if self._features is None else self._features.last
+
+    @property
     def decoder_reductions(self) -> tuple[tuple[Reduction, ...], ...]:
         """What the last prefill did in the language model: for each row its reductions, without the tokens.
 
@@ -87,9 +98,9 @@ class Handle:
         """
         if self._model is not None:
             self._changes.undo()
-            self._tower_reductions = self.reductions
+            self._tower_reductions, self._projections = self.reductions, self.projections
             self._last_prefill = None if self._decoder is None else self._decoder.last
-            self._model = self._tower = self._decoder = None  # a handle that is kept must not keep the model
+            self._model = self._tower = self._features = self._decoder = None  # a handle that is kept must not keep the model
 
     def __enter__(self) -> Handle:
         return self

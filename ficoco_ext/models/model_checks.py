@@ -46,14 +46,13 @@ def check_parts(model: Any, family: Family, *, tower: bool, language_model: bool
     if tower:
         _check_tower(model, family)
     if language_model:
-        _check_language_model(model.model.language_model, family)
+        _check_language_model(getattr(model.model, family.language_model), family)
 
 
 def _check_tower(model: Any, family: Family) -> None:
     """A tower that is only similar to the known one would go wrong without an error."""
     if family.tower is None:
-        remedy = "use a method for the language model, such as 'ficoco-l'"
-        unsupported("method", f"one for the language model of {family.name}", family.why_no_tower, remedy)
+        unsupported("method", f"one for another part of {family.name}", family.why_no_tower, instead_of_tower(family))
     layer, strategy = one_layer(model.config.vision_feature_layer), model.config.vision_feature_select_strategy
     if isinstance(layer, bool) or not isinstance(layer, int):
         unsupported("vision_feature_layer", "one integer", layer, "layers of different lengths cannot be concatenated")
@@ -67,8 +66,17 @@ def _check_tower(model: Any, family: Family) -> None:
         _check_layer(f"vision layer {index}", layer, layer_class, attention_class)
 
 
+def instead_of_tower(family: Family) -> str:
+    """What to use where nothing can be reduced inside the vision tower."""
+    language = ", or one inside the language model, such as 'ficoco-l'" if family.language_models else ""
+    return f"use a method after the projector, such as 'divprune'{language}"
+
+
 def _check_language_model(language_model: Any, family: Family) -> None:
     """Every layer must be one whose body we know, and attend to all tokens before it."""
+    if not family.language_models:
+        remedy = "use a method after the projector, such as 'divprune'"
+        unsupported("method", f"one for another part of {family.name}", family.why_no_language_model, remedy)
     for known in (LANGUAGE_MODELS[key] for key in family.language_models):
         if type(language_model).__name__ == known.model:
             model_class, layer_class, attention_class = known.classes()

@@ -176,11 +176,11 @@ def fits_images(op: str, token: int, images: int, each: int, total: int) -> None
         wanted = f"{images} x {each} placeholders (id {token}) for {images} images"
         got = f"{total} placeholders (Image features and image tokens do not match, tokens: {total}, "
         got += f"features: {images * each})"
-        checks.fail(op, "input_ids", f"ids with {wanted}", got, _REMEDY)
+        checks.fail(op, "input_ids", f"ids with {wanted}", got, REMEDY)
 
 
 _TOWER_ALONE = "trace model.model.vision_tower alone, or take a method for the language model with static_counts"
-_REMEDY = (
+REMEDY = (
     "pass the processor's input_ids and pixel_values of the same call; if they are, the prompt was truncated, or the "
     "processor's patch_size, num_additional_image_tokens or vision_feature_select_strategy do not fit the model"
 )

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..methods import AnyMethod, get_method
+from ..methods import AnyMethod, ProjectorMethod, get_method
 from ..ops import checks
 from ..resolve import Amount, DecoderMethods, TowerMethods, equal_shares, require_shareable
 
 OP = "attach"  # in messages
+
+
+PARTS = ("vision", "projector", "decoder")  # the arguments of attach that say how much each part removes
 
 
 @dataclass(frozen=True)
@@ -19,17 +22,20 @@ class Request:
 
     Attributes:
         tower: of the vision tower: a method for all its layers, or a tuple with one for each; None: it is left alone.
-        decoder: the same for the language model.
-        amount: what the one part removes, or both together.
-        tower_amount, decoder_amount: what each of two parts removes; None: ``amount`` is divided.
+        projector: after the projector, or None.
+        decoder: of the language model, as of the tower.
+        amount: what the one part removes, or all together.
+        each: what each part removes, by the names of :data:`PARTS`; empty: ``amount`` is divided.
+        positions: ``"original"``, ``"contiguous"``, or None for the default.
         static_counts: as ``attach`` takes it.
     """
 
     tower: TowerMethods | None
+    projector: ProjectorMethod | None
     decoder: DecoderMethods | None
     amount: Amount
-    tower_amount: Amount | None = None
-    decoder_amount: Amount | None = None
+    each: tuple[tuple[str, Amount], ...] = ()
+    positions: str | None = None
     static_counts: Any = False
 
     @classmethod
@@ -38,30 +44,38 @@ class Request:
         method: Any,
         hyperparameters: Mapping[str, Any],
         *,
-        vision: Any,
-        decoder: Any,
+        parts: Mapping[str, Any],
+        positions: Any,
         static_counts: Any,
         **amount: Any,
     ) -> Request:
-        """From the arguments of ``attach``; ``amount``: ``r``, ``keep_ratio``, ``tokens`` and ``layers``.
+        """From the arguments of ``attach``.
+
+        Args:
+            method, hyperparameters, positions, static_counts: as of attach. parts: its arguments of :data:`PARTS`.
+            **amount: ``r``, ``keep_ratio``, ``tokens`` and ``layers``.
 
         Raises:
             ValueError, TypeError: a method or an argument that cannot be right for any model.
         """
-        tower, language_model, own_amount = _parts(method, hyperparameters)
+        tower, projector, language_model, own_amount = _parts(method, hyperparameters)
         whole = Amount.of(OP, **amount)
-        each: tuple[Amount | None, Amount | None] = None, None
-        if tower is None or language_model is None:
-            for name, value in (("vision", vision), ("decoder", decoder)):
-                if value is not None:
-                    remedy = "pass r, keep_ratio, tokens and layers themselves"
-                    checks.fail(OP, name, "None unless the method has two parts", value, remedy)
-        elif vision is not None or decoder is not None:
-            each = _amount_of_each(whole, vision, decoder)
+        there = dict(zip(PARTS, (tower, projector, language_model), strict=True))
+        several = [name for name in PARTS if there[name] is not None]
+        given = {name: value for name, value in parts.items() if value is not None}
+        each: tuple[tuple[str, Amount], ...] = ()
+        if len(several) == 1:
+            for name, value in given.items():
+                remedy = "pass r, keep_ratio, tokens and layers themselves"
+                checks.fail(OP, name, "None unless the method has several parts", value, remedy)
+        elif given:
+            each = _amount_of_each(whole, several, given)
         else:
             whole = whole if whole.given else Amount.of(OP, layers=whole.layers, **dict(own_amount))
             require_shareable(OP, whole)
-        return cls(tower, language_model, whole, *each, static_counts)
+        if positions not in (None, "original", "contiguous"):
+            checks.fail(OP, "positions", "'original', 'contiguous' or None", positions, "pass one of them")
+        return cls(tower, projector, language_model, whole, each, positions, static_counts)
 
     def promise(self) -> bool | int:
         """``static_counts``, checked.
@@ -80,46 +94,48 @@ class Request:
             checks.fail(OP, "static_counts", "True, False or an integer >= 1", given, remedy, TypeError)
         return given
 
-    def amounts(self, patches: int) -> tuple[Amount, Amount]:
-        """What the tower, of ``patches`` patches, and the language model remove."""
-        if self.tower is None or self.decoder is None:
-            return self.amount, self.amount
-        if self.tower_amount is not None and self.decoder_amount is not None:
-            return self.tower_amount, self.decoder_amount
-        return equal_shares(OP, patches, self.amount)
+    def amounts(self, patches: int) -> dict[str, Amount]:
+        """What each part removes, by the names of :data:`PARTS`. ``patches``: of an image; 0 where it depends on it."""
+        if self.each:
+            return dict(self.each)
+        there = dict(zip(PARTS, (self.tower, self.projector, self.decoder), strict=True))
+        several = [name for name in PARTS if there[name] is not None]
+        if len(several) == 1:
+            return {several[0]: self.amount}
+        return dict(zip(several, equal_shares(OP, patches, self.amount, len(several)), strict=True))
 
 
-def _parts(method: Any, hyperparameters: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """Methods of the tower and of the language model: one for all layers, or a tuple with one for each, or None.
+def _parts(method: Any, hyperparameters: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """Methods of tower, projector and language model: one, or a tuple with one for each layer, or None.
 
-    And the amount that a method with both parts names for itself.
+    And the amount that a method with several parts names for itself.
     """
     if isinstance(method, (str, AnyMethod)):
         one = get_method(method, **hyperparameters)
-        return one.tower, one.language_model, one.amount
+        return one.tower, one.projector, one.language_model, one.amount
     if not isinstance(method, Sequence):
-        wanted = "a name, a Method, Split, Staged, DecoderMethod, or a sequence of these"
+        wanted = "a name, a method, or a sequence of these"
         checks.fail(OP, "method", wanted, method, "pass 'ficoco-v'", TypeError)
     chosen = tuple(get_method(one, **hyperparameters) for one in method)
     for one in chosen:
         if one.tower is not None and one.tower.varies:
             wanted, remedy = "one method for each layer", "pass it alone: it has a method for every layer itself"
             checks.fail(OP, "method", wanted, f"{one.name}, which is for all layers", remedy)
-    if chosen and all(one.language_model is None for one in chosen):
-        return chosen, None, ()
-    if chosen and all(one.tower is None for one in chosen):
-        return None, chosen, ()
+    if chosen and all(one.projector is None and one.language_model is None for one in chosen):
+        return chosen, None, None, ()
+    if chosen and all(one.tower is None and one.projector is None for one in chosen):
+        return None, None, chosen, ()
     names = ", ".join(one.name for one in chosen) or "none"
-    remedy = "for both, pass one VisionAndDecoder(vision, decoder)"
+    remedy = "for both, pass one name such as 'topk+fastv', or one Combined"
     checks.fail(OP, "method", "methods that are all for the tower or all for the decoder", names, remedy)
 
 
-def _amount_of_each(whole: Amount, vision: Any, decoder: Any) -> tuple[Amount, Amount]:
-    if vision is None or decoder is None or whole.given or whole.layers is not None:
-        wanted = "both given, and no amount or layers besides"
-        remedy = 'pass vision={"keep_ratio": 0.5}, decoder={"keep_ratio": 0.5}'
-        checks.fail(OP, "vision and decoder", wanted, whole.given, remedy)
-    return _amount_of("vision", vision), _amount_of("decoder", decoder)
+def _amount_of_each(whole: Amount, several: Sequence[str], given: Mapping[str, Any]) -> tuple[tuple[str, Amount], ...]:
+    if set(given) != set(several) or whole.given or whole.layers is not None:
+        wanted = "all given, and no amount or layers besides"
+        example = ", ".join(f'{name}={{"keep_ratio": 0.5}}' for name in several)
+        checks.fail(OP, " and ".join(several), wanted, whole.given or given, f"pass {example}")
+    return tuple((name, _amount_of(name, given[name])) for name in several)
 
 
 def _amount_of(name: str, given: Any) -> Amount:

@@ -17,7 +17,7 @@ REMEDY = f'pip install "transformers<={TESTED_NEWEST}"'
 
 # Arguments that must be there.
 _TOWER_LAYER = ("self", "hidden_states", "attention_mask", "kwargs")
-_MODEL = {"input_ids", "pixel_values", "attention_mask", "position_ids", "inputs_embeds"}
+_MODEL = {"input_ids", "attention_mask", "position_ids", "inputs_embeds"}
 _HEAD = {"labels", "logits_to_keep"}
 _LANGUAGE_MODEL = {"input_ids", "attention_mask", "position_ids", "inputs_embeds"}
 _LAYER = {"hidden_states", "attention_mask", "position_ids", "position_embeddings"}
@@ -100,9 +100,15 @@ def _takes(owner: Any, wanted: Iterable[str], function: str = "forward", cache: 
 def _check_model(family: Family) -> None:
     model = family.model_class()
     cache = cache_name(model.forward)
-    _takes(model, _MODEL | _HEAD, cache=cache)
+    inner = model_class(family.module, family.inner)
+    also = {one.pixels for one in family.modalities} | set(family.token_types)
+    _takes(model, _MODEL | _HEAD | also, cache=cache)
     _takes(model, _GENERATE, "generate")
-    _takes(model_class(family.module, family.inner), _MODEL, cache=cache)
+    _takes(inner, _MODEL | also, cache=cache)
+    for one in family.modalities:
+        _takes(inner, {one.pixels}, one.method)
+    if family.rope_index:
+        _takes(inner, {"input_ids", "attention_mask"}, "get_rope_index")
     for whole, layer, attention in (LANGUAGE_MODELS[name].classes() for name in family.language_models):
         _takes(whole, _LANGUAGE_MODEL, cache=cache)
         _takes(layer, _LAYER, cache=cache)

@@ -1,0 +1,99 @@
+"""Prompts of LLaVA-1.5 after a reduction in its tower: as many placeholders as the tower leaves patches.
+
+The numbers are known before anything is encoded, so a prompt is cut by counting alone.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops import checks
+from ..resolve import TowerFacts
+from . import placeholders
+from . import transformers_api as api
+from .generate_options import filler, images_of
+from .model_checks import one_layer
+from .placeholders import Placeholders, Prompt
+
+_OVERRIDES = ("vision_feature_layer", "vision_feature_select_strategy")
+
+
+class CountCutter:
+    """Cuts a prompt by the number of patches that the tower leaves of every image.
+
+    Args:
+        model: the whole model. tower: its facts. removed: patches of every image that leave.
+    """
+
+    def __init__(self, model: Any, tower: TowerFacts, removed: int) -> None:
+        before = tower.patches + tower.extra
+        self.model = model
+        self.selection = {name: one_layer(getattr(model.config, name)) for name in _OVERRIDES}
+        token = model.config.image_token_id
+        self.rule = Placeholders(token, before, before - removed, filler(model, (token,)))
+        self.cache_name = api.cache_name(type(model).forward)
+
+    def check(self, op: str, options: dict[str, Any]) -> None:
+        """Raise for what a call with images cannot have."""
+        for name, attached in self.selection.items():
+            asked = options.get(name)
+            asked = one_layer(getattr(self.model.config, name) if asked is None else asked)
+            if asked != attached:
+                remedy = "detach, change model.config, attach again"
+                checks.fail(op, name, f"{attached!r}, its value at attach", repr(asked), remedy)
+
+    def generating(self) -> AbstractContextManager[Any]:
+        """Nothing is remembered."""
+        return nullcontext()
+
+    def cached(self, options: dict[str, Any]) -> None:
+        """A mask must cover the tokens that are in the cache: one over the caller's prompt would hide wrong ones."""
+        ids, cache = options.get("input_ids"), api.cache_of(options, self.cache_name)
+        mask = options.get("attention_mask")
+        past = 0 if cache is None else cache.get_seq_length()
+        if ids is None or not isinstance(past, int) or not past or not isinstance(mask, Tensor) or mask.dim() != 2:
+            return  # a static cache keeps its length on the device, and generate builds its masks itself
+        if mask.shape[1] != past + ids.shape[1]:
+            wanted = f"({ids.shape[0]}, {past} cached + {ids.shape[1]})"
+            remedy = "the cache holds the shortened prompt: count from its length"
+            checks.fail("forward", "attention_mask", wanted, mask, remedy)
+
+    def shorten(self, op: str, options: dict[str, Any]) -> dict[str, Any] | None:
+        """The arguments of a call that has to change, ids or embeddings among them; None if none has to."""
+        cache, keep = api.cache_of(options, self.cache_name), options.get("logits_to_keep")
+        mask, position_ids, labels = (options.get(name) for name in ("attention_mask", "position_ids", "labels"))
+        embeddings: Any = options.get("inputs_embeds")
+        ids = options["input_ids"] if embeddings is None else self._placeholders_in(embeddings)
+        indices = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        prompt = Prompt(ids, mask, position_ids, labels, indices)
+        past = 0 if cache is None else int(cache.get_seq_length())
+        whole = op == "generate" and embeddings is None
+        short = placeholders.shrink(prompt, self.rule, images=images_of(options), past=past, whole=whole, op=op)
+        if short is prompt:
+            return None
+        assert short.indices is not None
+        names = {"attention_mask": short.mask, "position_ids": short.position_ids, "labels": short.labels}
+        if embeddings is None:
+            names["input_ids"] = short.ids
+        else:
+            names["inputs_embeds"] = self._moved(embeddings, short)
+        if isinstance(keep, Tensor):
+            names["logits_to_keep"] = placeholders.moved(short.indices, keep, ids.shape[1])
+        return {name: value for name, value in names.items() if value is not None}
+
+    def _placeholders_in(self, embeddings: Tensor) -> Tensor:
+        """(B, L) ids that have a placeholder where ``embeddings`` (B, L, C) are those of one, and a word elsewhere."""
+        embed = self.model.get_input_embeddings()
+        found = placeholders.embedded_placeholders(embeddings, (self.rule.token,), embed)
+        return torch.where(found, self.rule.token, self.rule.filler)
+
+    def _moved(self, embeddings: Tensor, short: Prompt) -> Tensor:
+        """(B, L', C) the embeddings of a short prompt; those of the filler where padding was added."""
+        assert short.indices is not None
+        index = short.indices.clamp(min=0).unsqueeze(-1).expand(-1, -1, embeddings.shape[-1])
+        filled = self.model.get_input_embeddings()(short.ids.new_tensor(self.rule.filler))
+        return torch.where((short.indices < 0).unsqueeze(-1), filled.to(embeddings), embeddings.gather(1, index))

@@ -1,0 +1,270 @@
+"""Prompts cut by what the encoders kept of each picture, with the positions that its tokens had, or contiguous ones."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import checks
+from . import placeholders, prompt_cut, tracing
+from . import transformers_api as api
+from .attach_plan import AttachPlan
+from .families import Family
+from .feature_reduction import FeatureReduction, Reduced
+from .generate_options import filler, images_of
+from .model_changes import ModelChanges
+from .per_thread import PerThread
+from .prompt_cut import Cut
+
+_RECORD = "_ficoco_prompt"
+
+
+class CutPrompt(NamedTuple):
+    """What a cache holds of a prompt that was cut.
+
+    Attributes:
+        cut: the columns that are left.
+        positions: (..., B, W) their position ids; None: contiguous ones.
+        next: (B, 1) the position of the token after them; None where ``positions`` is.
+    """
+
+    cut: Cut
+    positions: Tensor | None
+    next: Tensor | None
+
+
+class _Now:
+    """State of a thread: whether it is in ``generate``, and the prompt that its call has cut, for the cache."""
+
+    def __init__(self) -> None:
+        self.generating = False
+        self.record: CutPrompt | None = None
+
+
+class FeatureCutter:
+    """Cuts the prompt of a call by what the encoders kept, which run before it.
+
+    Args:
+        model: the whole model. family: of it. plan: what to do. features: the reduction of what the encoders return.
+    """
+
+    def __init__(self, model: Any, family: Family, plan: AttachPlan, features: FeatureReduction) -> None:
+        self.model, self.family, self.features = model, family, features
+        self.tokens = dict(zip((one.name for one in family.modalities), plan.facts.placeholders, strict=True))
+        self.static_counts, self.original = bool(plan.static_counts), plan.positions == "original"
+        self.filler = filler(model, plan.facts.placeholders)
+        self.cache_name = api.cache_name(type(model).forward)
+        self._now = PerThread(_Now)
+
+    def install(self, changes: ModelChanges) -> None:
+        """After each call of the inner model, store on its cache what the prompt became."""
+        changes.hook(self.model.model.register_forward_hook(self.after, with_kwargs=True))
+
+    def check(self, op: str, options: dict[str, Any]) -> None:
+        """Raise for what a call with images cannot have."""
+        cache, mask = api.cache_of(options, self.cache_name), options.get("attention_mask")
+        if self._now.here.generating:
+            return
+        if cache is not None and not api.is_static(cache) and int(cache.get_seq_length()) > 0:
+            message = "new images on a cache that is not empty are not supported; pass the whole conversation again"
+            raise NotImplementedError(f"ficoco::{op}: {message}")
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+            wanted = "None or (B, L), as the processor made it"
+            checks.fail(op, "attention_mask", wanted, mask, "rows and columns leave, which only a 2-D mask can follow")
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Direct calls inside have prompts that are short already."""
+        now = self._now.here
+        outer, now.generating = now.generating, True
+        try:
+            yield
+        finally:
+            now.generating, now.record = outer, None
+            self.features.forget()
+
+    def cached(self, options: dict[str, Any]) -> dict[str, Any] | None:
+        """New tokens after a cut prompt continue from its last position."""
+        cache = api.cache_of(options, self.cache_name)
+        record: CutPrompt | None = getattr(cache, _RECORD, None)
+        ids = options.get("input_ids")
+        given = options.get("inputs_embeds") if ids is None else ids
+        if record is None or given is None or self._now.here.generating:
+            return None
+        if (given.shape[1] > 1 or not api.is_static(cache)) and int(cache.get_seq_length()) == 0:
+            _forget(cache)  # it was emptied; this is another prompt, of text alone
+            return None
+        if record.next is None or options.get("position_ids") is not None:
+            return None
+        return {"position_ids": self._continued(record, cache.get_seq_length(), given.shape[1])}
+
+    def shorten(self, op: str, options: dict[str, Any]) -> dict[str, Any] | None:
+        """The arguments of a call that has to change, ids or embeddings among them; None if none has to."""
+        now = self._now.here
+        if now.generating:
+            return None
+        if not images_of(options):
+            return self._conversation(options)
+        self.features.forget()
+        now.record = None
+        _forget(api.cache_of(options, self.cache_name))
+        found = self.features.encode(options)
+        if not any(one.removed for one in found.values()):
+            return None
+        embeddings: Any = options.get("inputs_embeds")
+        ids = options["input_ids"] if embeddings is None else self._placeholders_in(embeddings)
+        cut = self._cut(op, ids, options.get("attention_mask"), found)
+        changed = self._tensors(ids, options, cut)
+        if embeddings is None:
+            changed["input_ids"] = cut.of(ids, self.filler)
+        else:
+            changed["inputs_embeds"] = cut.of_vectors(embeddings, self._embedded(ids.new_tensor(self.filler)))
+        if options.get("mm_encoder_outputs"):
+            outputs = {name: one.output for name, one in found.items()}
+            changed["mm_encoder_outputs"] = {**options["mm_encoder_outputs"], **outputs}
+        if isinstance(options.get("logits_to_keep"), Tensor):
+            changed["logits_to_keep"] = placeholders.moved(cut.indices, options["logits_to_keep"], cut.length)
+        positions = changed.get("position_ids") if self.original else None
+        now.record = CutPrompt(cut, positions, None if positions is None else _next(positions))
+        return changed
+
+    def after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Store on the cache which prompt it holds."""
+        now = self._now.here
+        record, now.record = now.record, None
+        if record is not None:
+            cache = api.output_cache(output)
+            cache = api.cache_of(kwargs, self.cache_name) if cache is None else cache
+            if cache is not None:
+                setattr(cache, _RECORD, record)
+        if not now.generating:
+            self.features.forget()
+
+    def _cut(self, op: str, ids: Tensor, mask: Tensor | None, found: dict[str, Reduced]) -> Cut:
+        """Which columns stay. Reads the device once, unless counts are static."""
+        keep = torch.ones_like(ids, dtype=torch.bool)
+        every = torch.zeros_like(keep)
+        facts = []
+        for name, one in found.items():
+            visual = ids == self.tokens[name]
+            facts.append(visual.sum(1))
+            keep &= prompt_cut.kept_columns(visual, [each.kept for each in one.projections], one.counts)
+            every |= visual
+        b, length = ids.shape
+        if self.static_counts:
+            removed = sum(one.removed for one in found.values())
+            if removed % b:
+                wanted = f"equally many tokens to leave each of {b} rows, as static_counts promises"
+                checks.fail(op, "images", wanted, f"{removed} in all", "attach without static_counts")
+            return prompt_cut.cut(keep, [length - removed // b] * b)
+        tracing.require_counts(op, ids, "attach with static_counts=True, and nothing is counted")
+        keep = prompt_cut.drop_padding(keep, every, mask)
+        *counts, widths = torch.stack([*facts, keep.sum(1)]).tolist()
+        for (name, one), rows in zip(found.items(), counts, strict=True):
+            self._require_fit(op, name, one, sum(rows))
+        return prompt_cut.cut(keep, widths)
+
+    def _require_fit(self, op: str, name: str, reduced: Reduced, total: int) -> None:
+        """Raise unless there are as many placeholders as features."""
+        if total != sum(reduced.counts):
+            wanted = f"{sum(reduced.counts)} placeholders (id {self.tokens[name]}), one for each {name} feature"
+            got = f"{total} placeholders (Image features and image tokens do not match, tokens: {total}, "
+            got += f"features: {sum(reduced.counts)})"
+            checks.fail(op, "input_ids", wanted, got, placeholders.REMEDY)
+
+    def _tensors(self, ids: Tensor, options: dict[str, Any], cut: Cut) -> dict[str, Any]:
+        """Mask, positions, token types and labels of what is left."""
+        changed: dict[str, Any] = {}
+        mask, labels = options.get("attention_mask"), options.get("labels")
+        positions = options.get("position_ids")
+        if positions is None and self.original:
+            positions = self._positions(ids, mask, options)
+        if positions is not None and not self.original:
+            positions = positions - cut.left_out.cumsum(1)
+        if mask is None and (self.original or cut.valid is not None):
+            mask = torch.ones_like(ids)  # without one, positions that jump mean several sequences in one row
+        if mask is not None:
+            changed["attention_mask"] = cut.of(mask)
+        if positions is not None:
+            changed["position_ids"] = cut.of(positions)
+        for name in self.family.token_types:
+            if options.get(name) is not None:
+                changed[name] = cut.of(options[name])
+        if labels is not None:
+            real = None if mask is None else changed["attention_mask"] != 0
+            changed["labels"] = placeholders.after_the_first(cut.of(labels, -100), real)
+        return changed
+
+    def _positions(self, ids: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
+        """(..., B, L) the positions that the model would give the full prompt."""
+        if self.family.rope_index:
+            function = self.model.model.get_rope_index
+            taken = {name: options.get(name) for name in inspect.signature(function).parameters if name != "kwargs"}
+            positions, _ = function(**{**taken, "input_ids": ids, "attention_mask": mask})
+            return positions
+        if mask is None:
+            return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+
+    def _conversation(self, options: dict[str, Any]) -> dict[str, Any] | None:
+        """``generate`` on a cache without new images: the ids begin with a prompt that was cut, or are new ones."""
+        cache = api.cache_of(options, self.cache_name)
+        record: CutPrompt | None = getattr(cache, _RECORD, None)
+        if record is None:
+            return None
+        ids, mask, past = options["input_ids"], options.get("attention_mask"), cache.get_seq_length()
+        if isinstance(mask, Tensor) and mask.shape[-1] > ids.shape[1]:  # over cached and new tokens
+            if record.next is None:
+                return None
+            return {"input_ids": ids, "attention_mask": mask, "position_ids": self._continued(record, past, ids.shape[1])}
+        before, after = ids[:, : record.cut.length], ids[:, record.cut.length :]
+        if before.shape != (record.cut.order.shape[0], record.cut.length) or not after.shape[1]:
+            wanted = f"a conversation that begins with the {record.cut.length} tokens of the prompt in the cache"
+            remedy = "append to what generate returned (and to its attention_mask)"
+            checks.fail("generate", "input_ids", wanted, ids, remedy)
+        changed = {"input_ids": torch.cat([record.cut.of(before, self.filler), after], 1)}
+        mask = torch.ones_like(ids) if mask is None else mask
+        for name, tensor in (("attention_mask", mask), *((name, options.get(name)) for name in self.family.token_types)):
+            if tensor is not None:
+                head, tail = tensor[:, : record.cut.length], tensor[:, record.cut.length :]
+                changed[name] = torch.cat([record.cut.of(head), tail], 1)
+        if record.positions is not None:
+            width = record.cut.order.shape[1]
+            tail = self._continued(record, width, after.shape[1])
+            changed["position_ids"] = torch.cat([record.positions, tail], -1)
+        return changed
+
+    def _continued(self, record: CutPrompt, past: Any, count: int) -> Tensor:
+        """(..., B, count) positions of new tokens where ``past`` are in the cache."""
+        assert record.positions is not None and record.next is not None
+        new = torch.arange(count, device=record.next.device)
+        positions = record.next + new + (past - record.cut.order.shape[1])
+        return positions.expand(*record.positions.shape[:-1], count)
+
+    def _placeholders_in(self, embeddings: Tensor) -> Tensor:
+        """(B, L) ids that have placeholders where ``embeddings`` (B, L, C) are those of one, and a word elsewhere."""
+        ids = torch.full(embeddings.shape[:2], self.filler, device=embeddings.device)
+        for token in self.tokens.values():
+            found = placeholders.embedded_placeholders(embeddings, (token,), self._embedded)
+            ids = torch.where(found, token, ids)
+        return ids
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        vectors: Tensor = self.model.get_input_embeddings()(ids)
+        return vectors
+
+
+def _next(positions: Tensor) -> Tensor:
+    """(B, 1) the position after all of ``positions`` (B, W), or (3, B, W)."""
+    last = positions.amax(-1, keepdim=True)
+    return (last.amax(0) if last.dim() == 3 else last) + 1
+
+
+def _forget(cache: Any) -> None:
+    if _RECORD in getattr(cache, "__dict__", {}):
+        delattr(cache, _RECORD)

@@ -1,0 +1,226 @@
+"""Reduction after the projector: the encoders of a model return fewer features for each picture.
+
+The prompt must be cut before the model counts it, so the encoders run first, once a call: what they returned is kept
+until the model itself asks for it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ops import checks
+from ..stages import VisualFeatures
+from . import modalities
+from .attach_plan import AttachPlan
+from .clip_tower import TowerReductions
+from .families import Family
+from .layouts import Layout
+from .modalities import Encoded, Modality
+from .model_changes import ModelChanges
+from .per_thread import PerThread
+
+
+class Projection(NamedTuple):
+    """What was kept of one picture, or of one video.
+
+    Attributes:
+        modality: its kind, ``"image"`` or ``"video"``.
+        before: its visual tokens before.
+        kept: (T,) int64, ascending: those that stayed, indices into the tokens that the projector gave.
+        grid: (rows, columns) of its tokens, if they are a whole grid.
+    """
+
+    modality: str
+    before: int
+    kept: Tensor
+    grid: tuple[int, int] | None
+
+
+class Reduced(NamedTuple):
+    """What an encoder returned, reduced: ``output`` in the model's own form, and what became of each picture."""
+
+    pixels: Any
+    output: Any
+    projections: tuple[Projection, ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Visual tokens of each picture before."""
+        return tuple(one.before for one in self.projections)
+
+    @property
+    def removed(self) -> int:
+        """Visual tokens that left."""
+        return sum(one.before - len(one.kept) for one in self.projections)
+
+
+class _Prepared:
+    """What this thread's call has encoded already, by the name of the modality."""
+
+    def __init__(self) -> None:
+        self.reduced: dict[str, Reduced] = {}
+
+
+class EncoderCall:
+    """Stands in for ``get_image_features`` or ``get_video_features`` of the inner model."""
+
+    def __init__(self, owner: FeatureReduction, inner: Any, modality: Modality) -> None:
+        self.owner, self.inner, self.modality = owner, inner, modality
+        self.function = getattr(type(inner), modality.method)
+        signature = inspect.signature(self.function)
+        self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+        self.__name__ = modality.method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        options = self.arguments(*args, **kwargs)
+        held = self.owner.prepared.get(self.modality.name)
+        if held is None or held.pixels is not options.get(self.modality.pixels):
+            held = self.run(options)
+        as_tuple = kwargs.get("return_dict") is False
+        return held.output.to_tuple() if as_tuple else held.output
+
+    def arguments(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Arguments by name."""
+        found = dict(self.__signature__.bind(*args, **kwargs).arguments)
+        return found | found.pop("kwargs", {})
+
+    def run(self, options: Mapping[str, Any]) -> Reduced:
+        """Encode and reduce."""
+        taken = {**options, "return_dict": True}
+        return self.owner.reduced(self.modality, self.function(self.inner, **taken), options)
+
+    def run_for(self, options: Mapping[str, Any]) -> Reduced:
+        """Encode what comes with a call of the model, whose arguments are ``options``."""
+        names = [name for name in self.__signature__.parameters if name != "kwargs"]
+        return self.run({name: options[name] for name in names if options.get(name) is not None})
+
+
+class FeatureReduction:
+    """The reduction of one model after its projector.
+
+    Args:
+        model: the whole model. family: of it. plan: what to do.
+        tower: the reductions of its vision tower, if patches leave there before.
+    """
+
+    def __init__(self, model: Any, family: Family, plan: AttachPlan, tower: TowerReductions | None = None) -> None:
+        self.inner, self.family, self.plan = model.model, family, plan.projector
+        self.tower, self.facts = tower, plan.facts.tower
+        self.calls = {one.name: EncoderCall(self, self.inner, one) for one in family.modalities}
+        self._now = PerThread(_Prepared)
+        self.last: tuple[Projection, ...] = ()
+
+    @property
+    def prepared(self) -> dict[str, Reduced]:
+        """What this thread's call has encoded already."""
+        return self._now.here.reduced
+
+    def install(self, changes: ModelChanges) -> None:
+        """Put our calls in front of the encoders."""
+        for one in self.family.modalities:
+            changes.set(self.inner, one.method, self.calls[one.name])
+
+    def encode(self, options: Mapping[str, Any]) -> dict[str, Reduced]:
+        """Everything visual that comes with a call, encoded and reduced, by the name of the modality."""
+        found: dict[str, Reduced] = {}
+        given = options.get("mm_encoder_outputs") or {}
+        for one in self.family.modalities:
+            if given.get(one.name) is not None:
+                found[one.name] = self.reduced(one, given[one.name], options)
+            elif options.get(one.pixels) is not None:
+                found[one.name] = self.calls[one.name].run_for(options)
+        self.forget()
+        self.prepared.update(found)
+        self.last = tuple(projection for reduced in found.values() for projection in reduced.projections)
+        return found
+
+    def forget(self) -> None:
+        """What was encoded is not needed any more."""
+        self.prepared.clear()
+
+    def reduced(self, modality: Modality, output: Any, options: Mapping[str, Any]) -> Reduced:
+        """What an encoder returned, with fewer features."""
+        encoded = modalities.read(output, modality)
+        counts = encoded.counts
+        layouts = [Layout()] * len(counts)
+        if self.tower is None:
+            layouts = self.family.layout(self.inner, options, modality, counts)
+        features, planes = list(encoded.features), [list(plane) for plane in encoded.planes]
+        kept = [torch.arange(count, device=one.device) for count, one in zip(counts, features, strict=True)]
+        members: dict[tuple[int, Layout, int], list[int]] = {}
+        for number, (before, layout) in enumerate(zip(counts, layouts, strict=True)):
+            free = before - len(layout.line_ends)
+            count = free if self.plan is None else self.plan.count(free, layout.grid)
+            if count < free:
+                members.setdefault((before, layout, count), []).append(number)
+        for (before, layout, count), numbers in members.items():
+            self._reduce(numbers, before, layout, count, features, planes, kept)
+        if members:
+            made = Encoded(tuple(features), tuple(tuple(plane) for plane in planes))
+            output = modalities.written(output, modality, made)
+        if self.tower is not None:
+            counts, kept = self._of_the_tower(kept)
+        projections = zip(counts, kept, layouts, strict=True)
+        return Reduced(
+            options.get(modality.pixels),
+            output,
+            tuple(Projection(modality.name, before, one, layout.grid) for before, one, layout in projections),
+        )
+
+    def _of_the_tower(self, kept: list[Tensor]) -> tuple[tuple[int, ...], list[Tensor]]:
+        """Tokens of each picture before the tower reduced, and what is left of them."""
+        assert self.tower is not None and self.facts is not None
+        extra = self.facts.extra
+        ids = self.tower.finished()[-1].patch_ids
+        left = torch.nn.functional.pad(ids + extra, (extra, 0))  # a class token, if it is passed on, is token 0
+        return (self.facts.patches + extra,) * len(kept), [row[one] for row, one in zip(left, kept, strict=True)]
+
+    def _reduce(
+        self,
+        numbers: list[int],
+        before: int,
+        layout: Layout,
+        count: int,
+        features: list[Tensor],
+        planes: list[list[Tensor]],
+        kept: list[Tensor],
+    ) -> None:
+        """Reduce the pictures ``numbers``, which are alike, in the lists of all pictures."""
+        assert self.plan is not None
+        device = features[numbers[0]].device
+        free = torch.arange(before, device=device)
+        if layout.line_ends:
+            ends = set(layout.line_ends)
+            free = torch.tensor([index for index in range(before) if index not in ends], device=device)
+        together = torch.stack([features[number] for number in numbers])
+        of_planes = [torch.stack([plane[number] for number in numbers]) for plane in planes]
+        visual = VisualFeatures(together.index_select(1, free), grid=layout.grid)
+        result = self.plan.method(visual, count, [plane.index_select(1, free) for plane in of_planes])
+        chosen = free[result.kept]
+        if layout.line_ends:
+            ends_at = torch.tensor(layout.line_ends, device=device).expand(len(numbers), -1)
+            chosen, order = torch.cat([chosen, ends_at], 1).sort(1)
+            parts = [(together, result.features), *zip(of_planes, result.planes, strict=True)]
+            made = [_in_order(whole, part, ends_at, order) for whole, part in parts]
+        else:
+            made = [result.features, *result.planes]
+        for row, number in enumerate(numbers):
+            kept[number], features[number] = chosen[row], made[0][row]
+            for plane, values in zip(planes, made[1:], strict=True):
+                plane[number] = values[row]
+
+
+def _in_order(whole: Tensor, part: Tensor, ends: Tensor, order: Tensor) -> Tensor:
+    """(B, T + E, D): what is left of the picture, ``part`` (B, T, D), and its line ends, taken from ``whole``."""
+
+    def at(tensor: Tensor, index: Tensor) -> Tensor:
+        return tensor.gather(1, index.unsqueeze(-1).expand(-1, -1, tensor.shape[-1]))
+
+    return at(torch.cat([part, at(whole, ends)], 1), order)
+
+

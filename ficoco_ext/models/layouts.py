@@ -1,0 +1,58 @@
+"""How the tokens of a picture lie: functions that a :class:`~ficoco_ext.models.families.Family` names.
+
+Each takes the inner model, the arguments of the call by name, the modality, and the number of tokens of each picture,
+and returns one :class:`Layout` for each picture. All of it is known on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .modalities import Modality
+
+
+class Layout(NamedTuple):
+    """How the tokens of one picture lie.
+
+    Attributes:
+        grid: (rows, columns) of the tokens that may leave, line by line; None: they are no whole grid, or unknown.
+        line_ends: indices of tokens that are no part of the picture, such as ends of lines: they always stay.
+    """
+
+    grid: tuple[int, int] | None = None
+    line_ends: tuple[int, ...] = ()
+
+
+LayoutRule = Callable[[Any, Mapping[str, Any], Modality, Sequence[int]], list[Layout]]
+
+
+def unknown(inner: Any, options: Mapping[str, Any], modality: Modality, counts: Sequence[int]) -> list[Layout]:
+    """Nothing is known."""
+    return [Layout()] * len(counts)
+
+
+def square(inner: Any, options: Mapping[str, Any], modality: Modality, counts: Sequence[int]) -> list[Layout]:
+    """Squares; a picture of another number of tokens has no known grid."""
+    return [Layout(side(count)) for count in counts]
+
+
+def side(count: int) -> tuple[int, int] | None:
+    """(s, s) if ``count`` is s * s."""
+    root = int(count**0.5 + 0.5)
+    return (root, root) if root * root == count else None
+
+
+def merged_blocks(inner: Any, options: Mapping[str, Any], modality: Modality, counts: Sequence[int]) -> list[Layout]:
+    """Grids of merged blocks, from ``image_grid_thw`` or ``video_grid_thw``; a video's frames are one above the other.
+
+    Reads the grids, as the model itself does.
+    """
+    grids = options.get(f"{modality.name}_grid_thw")
+    if grids is None:
+        return unknown(inner, options, modality, counts)
+    merge = int(inner.config.vision_config.spatial_merge_size)
+    laid = [(int(t) * (int(h) // merge), int(w) // merge) for t, h, w in grids.tolist()]
+    if len(laid) != len(counts):
+        return unknown(inner, options, modality, counts)
+    return [Layout((h, w) if h * w == count else None) for (h, w), count in zip(laid, counts, strict=True)]

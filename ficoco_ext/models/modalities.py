@@ -1,0 +1,93 @@
+"""What the vision side of a model hands to its language model: features, one tensor for each picture or video.
+
+Every family gives them in the ``pooler_output`` of ``get_image_features`` and ``get_video_features``, as a list of
+(n, D) or as one (I, n, D), and further tensors of the same tokens (planes) beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Modality(NamedTuple):
+    """One kind of visual input of a family.
+
+    Attributes:
+        name: its key in ``mm_encoder_outputs``.
+        method: of the inner model, which encodes it.
+        pixels: the argument that holds its pixels.
+        placeholder: the attribute of the config with the id of its tokens in a prompt.
+        planes: attributes of the output with further features of the same tokens, each a list of planes.
+    """
+
+    name: str
+    method: str
+    pixels: str
+    placeholder: str
+    planes: tuple[str, ...] = ()
+
+
+IMAGES = Modality("image", "get_image_features", "pixel_values", "image_token_id")
+VIDEOS = Modality("video", "get_video_features", "pixel_values_videos", "video_token_id")
+
+
+class Encoded(NamedTuple):
+    """Features of pictures, and their planes in the same order.
+
+    ``features``: one (n, D) for each picture. ``planes``: for each plane one (n, E) for each picture.
+    """
+
+    features: tuple[Tensor, ...]
+    planes: tuple[tuple[Tensor, ...], ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Tokens of each picture. Host values."""
+        return tuple(int(one.shape[0]) for one in self.features)
+
+
+def read(output: Any, modality: Modality) -> Encoded:
+    """The features in what an encoder returned."""
+    planes = [plane for name in modality.planes for plane in getattr(output, name, None) or ()]
+    return Encoded(_each(output.pooler_output), tuple(_each(plane) for plane in planes))
+
+
+def written(output: Any, modality: Modality, encoded: Encoded) -> Any:
+    """A copy of ``output`` with other features, in the form that it had; the output itself is not changed.
+
+    One tensor for all pictures stays one if they have equally many tokens, and becomes (tokens, D) otherwise.
+    """
+    output = copy.copy(output)
+    _put(output, "pooler_output", _like(output.pooler_output, encoded.features))
+    planes = iter(encoded.planes)
+    for name in modality.planes:
+        held = getattr(output, name, None)
+        if held:
+            _put(output, name, [_like(plane, next(planes)) for plane in held])
+    return output
+
+
+def _put(output: Any, name: str, value: Any) -> None:
+    if isinstance(output, Mapping):
+        output[name] = value  # a ModelOutput keeps its attributes as items
+    else:
+        setattr(output, name, value)
+
+
+def _each(held: Any) -> tuple[Tensor, ...]:
+    if isinstance(held, Tensor):
+        return tuple(held) if held.dim() == 3 else (held,)
+    return tuple(one.reshape(-1, one.shape[-1]) for one in held)
+
+
+def _like(held: Any, features: Sequence[Tensor]) -> Any:
+    if not isinstance(held, Tensor):
+        return type(held)(features) if isinstance(held, (list, tuple)) else list(features)
+    if held.dim() == 3 and len({one.shape[0] for one in features}) == 1:
+        return torch.stack(list(features))
+    return torch.cat(list(features))

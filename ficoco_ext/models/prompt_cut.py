@@ -1,0 +1,90 @@
+"""A prompt without some of its columns. Pure functions of tensors, without a model.
+
+Rows may lose different columns and different numbers of them; shorter rows are padded on the left. Padding that all
+rows have stays, so that a prompt that loses nothing is not changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Cut(NamedTuple):
+    """Which columns of a prompt (B, L) a shorter one has.
+
+    Attributes:
+        order: (B, W) the old column of each new one.
+        valid: (B, W) bool, False for padding that was added; None: none was.
+        length: L.
+    """
+
+    order: Tensor
+    valid: Tensor | None
+    length: int
+
+    @property
+    def indices(self) -> Tensor:
+        """(B, W) the old column of each new one, -1 for padding that was added."""
+        return self.order if self.valid is None else self.order.masked_fill(~self.valid, -1)
+
+    @property
+    def left_out(self) -> Tensor:
+        """(B, L) int64, 1 for the columns that left."""
+        stays = torch.zeros(self.order.shape[0], self.length, dtype=torch.long, device=self.order.device)
+        valid = torch.ones_like(self.order) if self.valid is None else self.valid.long()
+        return 1 - stays.scatter_reduce(1, self.order, valid, "amax")
+
+    def of(self, tensor: Tensor, filler: float = 0) -> Tensor:
+        """(..., B, W) of a tensor (..., B or 1, L); ``filler`` where padding was added."""
+        b, w = self.order.shape
+        wide = tensor.expand(*tensor.shape[:-2], b, tensor.shape[-1])
+        cut = wide.gather(-1, self.order.expand(*tensor.shape[:-2], b, w))
+        return cut if self.valid is None else cut.masked_fill(~self.valid, filler)
+
+    def of_vectors(self, tensor: Tensor, filler: Tensor) -> Tensor:
+        """(B, W, C) of vectors (B, L, C); the vector ``filler`` (C,) where padding was added."""
+        cut = tensor.gather(1, self.order.unsqueeze(-1).expand(-1, -1, tensor.shape[-1]))
+        return cut if self.valid is None else torch.where(self.valid.unsqueeze(-1), cut, filler.to(cut))
+
+
+def drop_padding(keep: Tensor, visual: Tensor, mask: Tensor | None) -> Tensor:
+    """``keep`` (B, L) without left padding that some row does not have. Placeholders in it stay.
+
+    A row whose visual tokens are hidden by the mask keeps them: their features come with the call.
+    """
+    if mask is None:
+        return keep
+    leading = mask.cumsum(1) == 0
+    return keep & (visual | ~(leading & ~leading.all(0)))
+
+
+def cut(keep: Tensor, widths: list[int]) -> Cut:
+    """The columns where ``keep`` (B, L) is True.
+
+    Args:
+        keep: what stays. widths: how many columns of each row that are. Host values.
+    """
+    width = max(widths)
+    order = keep.to(torch.uint8).argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
+    valid = None if min(widths) == width else keep.gather(1, order)
+    return Cut(order, valid, keep.shape[1])
+
+
+def kept_columns(visual: Tensor, kept: Mapping[int, Tensor] | list[Tensor], counts: tuple[int, ...]) -> Tensor:
+    """(B, L) True but for the placeholders of visual tokens that left.
+
+    Args:
+        visual: (B, L) placeholders of one kind; they belong to the pictures in the order of rows and columns.
+        kept: for each picture the tokens that stay, indices into its own.
+        counts: tokens of each picture before. Host values.
+    """
+    starts = [sum(counts[:number]) for number in range(len(counts))]
+    stays = torch.zeros(sum(counts), dtype=torch.bool, device=visual.device)
+    chosen = [one.to(visual.device) + start for one, start in zip(kept, starts, strict=True)]
+    stays = stays.index_fill(0, torch.cat(chosen), True) if chosen else stays
+    rank = visual.flatten().cumsum(0) - 1
+    return ~visual | stays[rank.clamp(0, max(len(stays) - 1, 0))].view_as(visual) if len(stays) else ~visual
