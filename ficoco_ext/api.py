@@ -176,8 +176,11 @@ def reduce(
         torch.Size([1, 49, 32])
     """
     chosen = get_method(method, **hyperparameters)
-    if chosen.tower is not None and chosen.language_model is not None:
+    if sum(part is not None for part in (chosen.tower, chosen.projector, chosen.language_model)) > 1:
         wanted, remedy = "one reduction", "reduce with its vision or its decoder method, as 'ficoco-v' and 'ficoco-l'"
+        checks.fail("reduce", "method", wanted, chosen.name, remedy)
+    if chosen.projector is not None:
+        wanted, remedy = "a method of layers with attention", "it acts after the projector: call select or merge"
         checks.fail("reduce", "method", wanted, chosen.name, remedy)
     if chosen.tower is None:
         assert chosen.language_model is not None

@@ -61,7 +61,7 @@ def _methods(make: Maker) -> Iterator[Method]:
     for name, settings in names:
         needs, method = describe(name).needs, ficoco_ext.get_method(name, **settings)
         in_decoder = isinstance(method, ficoco_ext.methods.DecoderMethod)
-        if isinstance(method, ficoco_ext.methods.VisionAndDecoder) or in_decoder != (c.sequence is not None):
+        if isinstance(method, ficoco_ext.methods.Combined) or in_decoder != (c.sequence is not None):
             continue  # a pair of methods is both of them; each is called where it belongs
         if "class token" in needs and not c.class_token:
             continue

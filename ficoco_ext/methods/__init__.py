@@ -9,8 +9,10 @@ import importlib
 import pkgutil
 
 from .base import AnyMethod, LanguageMethod, LayerMethod, TowerMethod, Words
+from .combined import Combined
 from .decoder_method import DecoderMethod
 from .description import Description, describe
+from .divprune import divprune
 from .evit import evit
 from .fastv import fastv
 from .ficoco_l import ficoco_l
@@ -18,6 +20,7 @@ from .ficoco_v import ficoco_v
 from .ficoco_vl import ficoco_vl
 from .method import Method, square_grid
 from .pool import pool
+from .projector_method import Projected, ProjectorMethod
 from .prumerge import prumerge, prumerge_plus
 from .prune_then_merge import prune_then_merge
 from .pyramiddrop import pyramiddrop
@@ -27,7 +30,6 @@ from .split import Split
 from .staged import Staged
 from .tome import tome
 from .topk import topk
-from .vision_and_decoder import VisionAndDecoder
 
 for _found in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_found.name}")
@@ -35,18 +37,21 @@ for _found in pkgutil.iter_modules(__path__):
 __all__ = [
     "METHODS",
     "AnyMethod",
+    "Combined",
     "DecoderMethod",
     "Description",
     "LanguageMethod",
     "LayerMethod",
     "Method",
+    "Projected",
+    "ProjectorMethod",
     "Split",
     "Staged",
     "TowerMethod",
-    "VisionAndDecoder",
     "Words",
     "describe",
     "distinct",
+    "divprune",
     "evit",
     "fastv",
     "ficoco_l",

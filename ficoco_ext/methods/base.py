@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from ..ops import Attention
 from ..reduction import Reduction
 from ..stages import Layout, Priced, Shape
+
+if TYPE_CHECKING:
+    from .projector_method import ProjectorMethod
 
 
 class Words(NamedTuple):
@@ -28,7 +31,7 @@ class AnyMethod:
         source: where it comes from.
         amount: what attach and cost take for ``r``, ``keep_ratio`` or ``tokens`` where they are given none of them, as
             pairs of name and value; empty: an amount has to be given.
-        tower, language_model: its two parts, of which one may be None.
+        tower, projector, language_model: its three parts, of which one at least is not None.
         needs: what tokens and attention must have.
     """
 
@@ -47,6 +50,11 @@ class AnyMethod:
     @property
     def tower(self) -> TowerMethod | None:
         """The part that acts in the vision tower, or None."""
+        return None
+
+    @property
+    def projector(self) -> ProjectorMethod | None:
+        """The part that acts between the projector and the language model, or None."""
         return None
 
     @property

@@ -21,7 +21,7 @@ class Description:
 
     Attributes:
         name: of the method.
-        acts_in: ``"tower"``, ``"language model"``, or both.
+        acts_in: ``"tower"``, ``"projector"``, ``"language model"``, or several of them.
         summary: one sentence or a few.
         filter, correlate, compress: its stages.
         needs: what tokens and attention must have, besides query and key or a map.
@@ -55,13 +55,15 @@ def _layers(method: AnyMethod) -> str:
     if method.tower is not None:
         own = method.tower.layers
         said.append(_SECOND_HALF if own is None else f"{_at(own(_USED))} of {_USED} layers that are read")
+    if method.projector is not None:
+        said.append("none: after the projector")
     if method.language_model is not None:
         said.append(f"{_at(method.language_model.layers(_DEEP))} of {_DEEP} of the language model")
     return "; ".join(said)
 
 
 def _acts_in(method: AnyMethod) -> str:
-    parts = {"tower": method.tower, "language model": method.language_model}
+    parts = {"tower": method.tower, "projector": method.projector, "language model": method.language_model}
     return " and ".join(name for name, part in parts.items() if part is not None)
 
 

@@ -64,7 +64,7 @@ def attach(
             handle reports the call that ended last. Attach and detach while none runs. A deep copy is attached too,
             through its own ``copy.ficoco_handle``.
         method: a name (``ficoco_ext.METHODS``), a :class:`Method`, :class:`Split`, :class:`Staged`,
-            :class:`DecoderMethod` or :class:`VisionAndDecoder`, or a sequence with one for each layer.
+            :class:`DecoderMethod` or :class:`Combined`, or a sequence with one for each layer.
         r, keep_ratio, tokens: exactly one, as in :meth:`Schedule.build`: tokens removed in each layer; visual tokens
             kept at the end as a ratio, or one after each layer; or as a number. In the tower that is of every image, in
             the language model of every row of the prompt, all its images together. A row with fewer visual tokens than

@@ -126,7 +126,7 @@ def _parts(method: Any, hyperparameters: Mapping[str, Any]) -> tuple[Any, Any, A
     if chosen and all(one.tower is None and one.projector is None for one in chosen):
         return None, None, chosen, ()
     names = ", ".join(one.name for one in chosen) or "none"
-    remedy = "for both, pass one name such as 'topk+fastv', or one Combined"
+    remedy = "for both, pass one Combined.of(vision, decoder)"
     checks.fail(OP, "method", "methods that are all for the tower or all for the decoder", names, remedy)
 
 

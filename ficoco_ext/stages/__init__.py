@@ -6,10 +6,12 @@ from .class_attention import Fuse, Neighbours, SingleHeadFilter, outlier_count, 
 from .compress import Compress
 from .correlate import Correlate, adaptive_targets
 from .decoder import DecoderCorrelate, DecoderFilter, LastTokenFilter, Layout
+from .features import SelectStage, VisualFeatures
 from .filter import Filter
 from .greedy import GreedyFilter
 from .match import Match
 from .positional import Cells, RandomFilter
+from .select import GreedySelect
 from .shape import Priced, Shape
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "FilterStage",
     "Fuse",
     "GreedyFilter",
+    "GreedySelect",
     "LastTokenFilter",
     "Layout",
     "Links",
@@ -31,10 +34,12 @@ __all__ = [
     "Neighbours",
     "Priced",
     "RandomFilter",
+    "SelectStage",
     "Selection",
     "Shape",
     "SingleHeadFilter",
     "Stage",
+    "VisualFeatures",
     "adaptive_targets",
     "needs",
     "outlier_count",

@@ -161,6 +161,10 @@ class CorrelateStage(Stage):
         """Whether sources go into no other token."""
         return False
 
+    def in_words(self, keys: str) -> str:
+        """Who inherits a source, with a word for what it compares as keys."""
+        return self.describe()
+
     def count(self, candidates: int) -> int | None:
         """Targets of each source when ``candidates`` tokens are kept; None: not known before it runs."""
         return None

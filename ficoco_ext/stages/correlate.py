@@ -98,11 +98,15 @@ class Correlate(CorrelateStage):
 
     def describe(self) -> str:
         """Who inherits a source."""
+        return self.in_words("keys")
+
+    def in_words(self, keys: str) -> str:
+        """Who inherits a source, with a word for what it compares by ``by="key"``."""
         if self.drops:
             return "none"
         if self.by == "convergent":
             return "one token for all"
-        how = "cosine of keys" if self.by == "key" else f"attention ({self.attention})"
+        how = f"cosine of {keys}" if self.by == "key" else f"attention ({self.attention})"
         return f"{targets_in_words(self.targets)} by {how}"
 
     def operations(self, shape: Shape) -> list[Priced]:

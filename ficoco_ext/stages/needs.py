@@ -10,8 +10,19 @@ QUERY_AND_KEY = "query and key"
 WHOLE_GRID = "whole grid"  # of which no patch has left before
 GRID = "grid"
 PLAIN_ATTENTION = "SDPA or eager attention"  # that takes a bias on its logits, in layers of a model
+SALIENCY = "saliency of the vision tower"  # of each projected token
+TEXT = "words of the prompt"  # their embeddings
 
-NEEDS = (CLASS_TOKEN, CLASS_TOKEN_OR_KEYS, QUERY_AND_KEY, WHOLE_GRID, GRID, PLAIN_ATTENTION)
+NEEDS = (
+    CLASS_TOKEN,
+    CLASS_TOKEN_OR_KEYS,
+    QUERY_AND_KEY,
+    WHOLE_GRID,
+    GRID,
+    PLAIN_ATTENTION,
+    SALIENCY,
+    TEXT,
+)
 _IMPLIED = {CLASS_TOKEN: CLASS_TOKEN_OR_KEYS, WHOLE_GRID: GRID}
 
 

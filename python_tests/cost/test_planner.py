@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ficoco_ext import Schedule, cost, get_method
 from ficoco_ext.cost import architecture, planner, scope
 from ficoco_ext.cost.schedules import ranges
-from ficoco_ext.methods import Staged, VisionAndDecoder
+from ficoco_ext.methods import Combined, Staged
 
 TOWER, DECODER = ("ficoco-v", "topk", "tome"), ("ficoco-l", "fastv", "pyramiddrop")
 MODELS = ("llava-1.5-7b", "llava-1.5-13b", "llava-next-7b")
@@ -217,7 +217,7 @@ def test_the_two_conventions_cover_different_parts():
 
 
 def test_methods_as_values():
-    both = VisionAndDecoder(get_method("tome"), get_method("fastv", layer=4))
+    both = Combined.of(get_method("tome"), get_method("fastv", layer=4))
     vision, decoder = cost.plan("llava-1.5-7b", both, average_tokens=100).schedule
     assert decoder.layers == (3,)
     assert all(2 * step.r <= step.before for step in vision.steps)

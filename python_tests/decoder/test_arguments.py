@@ -7,7 +7,7 @@ import torch
 from helpers.scores import HK, LENGTH, VISUAL, B, N, sequence
 
 from ficoco_ext import QueryKey, get_method, reduce
-from ficoco_ext.methods import DecoderMethod, VisionAndDecoder
+from ficoco_ext.methods import Combined, DecoderMethod
 
 TOKENS, ATTN = sequence()
 FLAGS = torch.zeros(B, N, dtype=torch.bool)
@@ -133,7 +133,7 @@ def test_arguments_of_the_other_side_are_refused(method):
 
 
 def test_two_methods_at_once_are_refused():
-    both = VisionAndDecoder(get_method("topk"), get_method("fastv"))
+    both = Combined.of(get_method("topk"), get_method("fastv"))
     for method in ("ficoco-vl", both):
         with pytest.raises(ValueError, match=r"reduce: method must be one reduction, got .* \+ .*; reduce with its"):
             reduce(TOKENS, ATTN, 3, method=method, visual=VISUAL)
@@ -213,8 +213,8 @@ def test_hyperparameters_that_nobody_has():
 
 def test_hyperparameters_of_ficoco_vl_reach_their_sides():
     both = get_method("ficoco-vl", lam=0.2, beta=0.3, eps=0.9)
-    assert both == VisionAndDecoder(get_method("ficoco-v", lam=0.2, eps=0.9), get_method("ficoco-l", beta=0.3, eps=0.9))
-    assert both.name == "ficoco-v + ficoco-l" and isinstance(both.decoder, DecoderMethod)
+    assert both == Combined.of(get_method("ficoco-v", lam=0.2, eps=0.9), get_method("ficoco-l", beta=0.3, eps=0.9))
+    assert both.name == "ficoco-v + ficoco-l" and isinstance(both.language_method, DecoderMethod)
 
 
 def test_targets_are_capped_by_what_is_kept():

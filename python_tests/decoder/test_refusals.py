@@ -18,7 +18,7 @@ from helpers.models import (
 
 import ficoco_ext
 from ficoco_ext import get_method
-from ficoco_ext.methods import VisionAndDecoder
+from ficoco_ext.methods import Combined
 
 pytest.importorskip("transformers")
 
@@ -226,7 +226,7 @@ VALUES = [
         ValueError,
         "for the tower or all for the decoder, got ficoco-l, topk",
     ),
-    ({"method": ["ficoco-l", "ficoco-vl"], "r": 3}, ValueError, "for both, pass one VisionAndDecoder(vision, decoder)"),
+    ({"method": ["ficoco-l", "ficoco-vl"], "r": 3}, ValueError, "for both, pass one Combined.of(vision, decoder)"),
     ({"method": [], "r": 3}, ValueError, "all for the tower or all for the decoder, got none"),
     ({"method": ["ficoco-l", "fastv"], "r": 3}, ValueError, "one for each of the 3 layers, got 2"),
     (
@@ -257,7 +257,7 @@ def test_a_penalty_needs_a_grid():
             ficoco_ext.attach(model, **L, penalty=2.0)
         assert snapshot(model) == before
     model = tiny()
-    both = VisionAndDecoder(get_method("topk"), get_method("ficoco-l", penalty=2.0))
+    both = Combined.of(get_method("topk"), get_method("ficoco-l", penalty=2.0))
     before = snapshot(model)
     with pytest.raises(NotImplementedError, match=message):  # what the tower leaves is no grid
         ficoco_ext.attach(model, both, keep_ratio=0.5)

@@ -25,7 +25,7 @@ from helpers.models import (
 
 import ficoco_ext
 from ficoco_ext import Method, get_method
-from ficoco_ext.methods import Split, Staged, VisionAndDecoder
+from ficoco_ext.methods import Combined, Split, Staged
 from ficoco_ext.stages import Match
 
 pytest.importorskip("transformers")
@@ -180,7 +180,7 @@ def test_a_copy_is_attached_too(model):
 def test_of_two_parts(model):
     """A method of layers of its own and a staged one go with a method of the language model."""
     for vision in ("pool", "prune-then-merge"):
-        both = VisionAndDecoder(get_method(vision), get_method("fastv"))
+        both = Combined.of(get_method(vision), get_method("fastv"))
         with ficoco_ext.attach(model, both, keep_ratio=0.25) as handle:
             assert handle.schedule.layers == ((LAST,) if vision == "pool" else (3, 4))
             assert answers(model)[1].shape[-2] == 18

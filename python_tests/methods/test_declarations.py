@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ficoco_ext import describe, get_method
-from ficoco_ext.methods import Split, VisionAndDecoder
+from ficoco_ext.methods import Combined, Split
 from ficoco_ext.ops.costs import evaluate
 from ficoco_ext.stages import Shape, needs
 
@@ -65,7 +65,7 @@ def test_two_parts_are_described_in_the_order_in_which_they_act():
     for name, text in {**decoder.meanings, **vision.meanings}.items():  # of what both have, the first one's words
         assert both.meanings[name] == text, name
     assert decoder.meanings["alpha"] != vision.meanings["alpha"]
-    assert VisionAndDecoder(get_method("topk"), get_method("fastv")).name == "topk + fastv"
+    assert Combined.of(get_method("topk"), get_method("fastv")).name == "topk + fastv"
 
 
 def operations(method, shape):

@@ -7,7 +7,7 @@ import torch
 from helpers.reductions import inputs, record, same
 
 from ficoco_ext import Method, QueryKey, get_method, reduce
-from ficoco_ext.methods import Split, Staged, VisionAndDecoder, hyperparameters
+from ficoco_ext.methods import Combined, Split, Staged, hyperparameters
 from ficoco_ext.stages import Match
 
 TOPK, TOME = get_method("topk"), get_method("tome")
@@ -156,7 +156,7 @@ def test_staged():
         Staged("odd", lambda layers: ("topk",) * layers).of_layers(1)
     with pytest.raises(TypeError, match="can be given with a method's name"):
         get_method(staged, split=0.5)
-    assert VisionAndDecoder(staged, get_method("fastv")).name == "own + fastv"
+    assert Combined.of(staged, get_method("fastv")).name == "own + fastv"
 
 
 PLAIN = {"merge_layers": 1 / 3, "split": 0.0, "prune": "topk"}

@@ -22,13 +22,13 @@ from helpers.models import (
 import ficoco_ext
 from ficoco_ext import cost, get_method
 from ficoco_ext.cost import schedules
-from ficoco_ext.methods import VisionAndDecoder
+from ficoco_ext.methods import Combined
 from ficoco_ext.models import AttachPlan, resolve
 from ficoco_ext.models.families import FAMILIES, LANGUAGE_MODELS
 
 pytest.importorskip("transformers")
 
-BOTH = VisionAndDecoder(get_method("topk"), get_method("fastv"))
+BOTH = Combined.of(get_method("topk"), get_method("fastv"))
 
 
 @pytest.fixture(scope="module")

@@ -69,9 +69,7 @@ CASES = {
     "several targets": ({"method": "ficoco-l", "r": 9, "targets": 3}, 36),
     "both, pruning in the tower": (
         {
-            "method": ficoco_ext.methods.VisionAndDecoder(
-                ficoco_ext.get_method("topk"), ficoco_ext.get_method("ficoco-l")
-            ),
+            "method": ficoco_ext.methods.Combined.of(ficoco_ext.get_method("topk"), ficoco_ext.get_method("ficoco-l")),
             "keep_ratio": 0.25,
         },
         18,

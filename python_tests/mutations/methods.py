@@ -94,8 +94,8 @@ MUTATIONS = [
     ),
     Mutation(
         file=f"{M}/ficoco_vl.py",
-        old="return VisionAndDecoder(ficoco_v(**vision), ficoco_l(**decoder))",
-        new="return VisionAndDecoder(ficoco_v(**vision), ficoco_l())",
+        old="language_method=ficoco_l(**language)",
+        new="language_method=ficoco_l()",
         tests=(f"{ARGUMENTS}::test_hyperparameters_of_ficoco_vl_reach_their_sides",),
         why="Hyperparameters of the language model's part are ignored.",
     ),

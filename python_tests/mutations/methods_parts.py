@@ -290,16 +290,16 @@ MUTATIONS = [
         why="A method of several kinds of layers is described, and its needs are checked, by one of them.",
     ),
     Mutation(
-        file=f"{M}/vision_and_decoder.py",
-        old="return *self.vision.members, *self.decoder.members",
-        new="return *self.decoder.members, *self.vision.members",
+        file=f"{M}/combined.py",
+        old="for one in self._methods for member in",
+        new="for one in reversed(self._methods) for member in",
         tests=(DECLARED,),
         why="What acts first is described last.",
     ),
     Mutation(
-        file="ficoco_ext/methods/vision_and_decoder.py",
-        old='return f"{self.vision.name} + {self.decoder.name}"',
-        new="return self.vision.name",
+        file=f"{M}/combined.py",
+        old='return " + ".join(one.name for one in self._methods)',
+        new="return self._methods[0].name",
         tests=(
             "python_tests/methods/test_declarations.py::test_two_parts_are_described_in_the_order_in_which_they_act",
         ),

@@ -11,7 +11,7 @@ from helpers.models import EOS, IMAGE, PAD, VOCABULARY, sharpened
 from property.cases import LLAVA, NEXT, QWEN2, Case
 
 import ficoco_ext
-from ficoco_ext.methods import VisionAndDecoder
+from ficoco_ext.methods import Combined
 
 
 class NotHereError(Exception):
@@ -203,7 +203,7 @@ def method_of(case: Case):
     if case.each:
         return list(case.method), {}
     vision, decoder = map(ficoco_ext.get_method, case.method)
-    return VisionAndDecoder(vision, decoder), {}
+    return Combined.of(vision, decoder), {}
 
 
 def attached(case: Case, model, **instead):
