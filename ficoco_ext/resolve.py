@@ -116,7 +116,11 @@ class ProjectorPlan:
         """How many stay, in words."""
         if self.keep_ratio is not None:
             return f"{self.keep_ratio:g} of the tokens of a picture"
-        return "a number of tokens that its grid decides" if callable(self.tokens) else f"{self.tokens} tokens of a picture"
+        return (
+            "a number of tokens that its grid decides"
+            if callable(self.tokens)
+            else f"{self.tokens} tokens of a picture"
+        )
 
 
 def shared_tokens(patches: int, final: int) -> int:
@@ -282,10 +286,14 @@ def projector_plan(op: str, method: ProjectorMethod, amount: Amount) -> Projecto
     given = amount.given or dict(method.amount)
     if amount.layers is not None:
         remedy = "leave it out"
-        checks.fail(op, "layers", f"None with method {method.name!r}, which acts after the projector", amount.layers, remedy)
+        checks.fail(
+            op, "layers", f"None with method {method.name!r}, which acts after the projector", amount.layers, remedy
+        )
     if len(given) != 1 or "r" in given:
         got = ", ".join(given) or "nothing"
-        checks.fail(op, "amount", f"one of keep_ratio and tokens with method {method.name!r}", got, "pass keep_ratio=0.25")
+        checks.fail(
+            op, "amount", f"one of keep_ratio and tokens with method {method.name!r}", got, "pass keep_ratio=0.25"
+        )
     ((name, value),) = given.items()
     if name == "tokens" and callable(value):
         return ProjectorPlan(method, tokens=value)

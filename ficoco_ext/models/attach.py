@@ -11,15 +11,15 @@ from ..ops import checks
 from . import clip_tower
 from . import transformers_release as release
 from .attach_plan import AttachPlan, make_plan
+from .count_cutter import CountCutter
 from .decoder_reduction import DecoderReduction
 from .facts import read_facts
 from .families import Family
+from .feature_cutter import FeatureCutter
 from .handle import Handle
 from .model_checks import check_parts, family_of
+from .projector_reduction import ProjectorReduction
 from .request import OP, Request
-from .count_cutter import CountCutter
-from .feature_cutter import FeatureCutter
-from .feature_reduction import FeatureReduction
 from .short_prompts import ShortPrompts
 
 _OLDEST, _BELOW = (5, 17), (6, 0)
@@ -195,7 +195,7 @@ def _cut_prompts(model: Any, plan: AttachPlan, handle: Handle) -> None:
     """Make prompts as short as what tower and projector leave of each picture."""
     changes, family = handle._changes, family_of(model)
     if plan.cuts_by_features:
-        handle._features = FeatureReduction(model, family, plan, handle._tower)
+        handle._features = ProjectorReduction(model, family, plan, handle._tower)
         handle._features.install(changes)
         cutter = FeatureCutter(model, family, plan, handle._features)
         cutter.install(changes)

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..methods import LanguageMethod, LayerMethod
+from ..ops import checks
 from ..resolve import ProjectorPlan, decoder_plan, projector_plan, tower_schedule
 from ..schedule import Plan, Schedule, Step
 from ..stages.needs import GRID
-from ..ops import checks
 from .facts import ModelFacts
 from .model_checks import unsupported
 from .qk_capture import check_bias
@@ -87,12 +87,13 @@ class AttachPlan:
         reasons = []
         for part, given, removes in (
             ("the vision tower", self.schedule is not None, bool(self.removed)),
-            ("what the projector gives", self.projector is not None, self.changes_features),
             ("the language model", self.plan is not None, self.changes_language_model),
         ):
             if not removes:
                 why = "nothing is to be removed" if given else "the method has no part in it"
                 reasons.append(f"{part} is left alone: {why}")
+        if self.projector is not None and not self.changes_features:
+            reasons.append("what the projector gives is left alone: nothing is to be removed")
         return tuple(reasons)
 
     def __str__(self) -> str:

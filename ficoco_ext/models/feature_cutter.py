@@ -15,10 +15,10 @@ from . import placeholders, prompt_cut, tracing
 from . import transformers_api as api
 from .attach_plan import AttachPlan
 from .families import Family
-from .feature_reduction import FeatureReduction, Reduced
 from .generate_options import filler, images_of
 from .model_changes import ModelChanges
 from .per_thread import PerThread
+from .projector_reduction import ProjectorReduction, Reduced
 from .prompt_cut import Cut
 
 _RECORD = "_ficoco_prompt"
@@ -53,7 +53,7 @@ class FeatureCutter:
         model: the whole model. family: of it. plan: what to do. features: the reduction of what the encoders return.
     """
 
-    def __init__(self, model: Any, family: Family, plan: AttachPlan, features: FeatureReduction) -> None:
+    def __init__(self, model: Any, family: Family, plan: AttachPlan, features: ProjectorReduction) -> None:
         self.model, self.family, self.features = model, family, features
         self.tokens = dict(zip((one.name for one in family.modalities), plan.facts.placeholders, strict=True))
         self.static_counts, self.original = bool(plan.static_counts), plan.positions == "original"
@@ -221,7 +221,11 @@ class FeatureCutter:
         if isinstance(mask, Tensor) and mask.shape[-1] > ids.shape[1]:  # over cached and new tokens
             if record.next is None:
                 return None
-            return {"input_ids": ids, "attention_mask": mask, "position_ids": self._continued(record, past, ids.shape[1])}
+            return {
+                "input_ids": ids,
+                "attention_mask": mask,
+                "position_ids": self._continued(record, past, ids.shape[1]),
+            }
         before, after = ids[:, : record.cut.length], ids[:, record.cut.length :]
         if before.shape != (record.cut.order.shape[0], record.cut.length) or not after.shape[1]:
             wanted = f"a conversation that begins with the {record.cut.length} tokens of the prompt in the cache"
@@ -229,7 +233,10 @@ class FeatureCutter:
             checks.fail("generate", "input_ids", wanted, ids, remedy)
         changed = {"input_ids": torch.cat([record.cut.of(before, self.filler), after], 1)}
         mask = torch.ones_like(ids) if mask is None else mask
-        for name, tensor in (("attention_mask", mask), *((name, options.get(name)) for name in self.family.token_types)):
+        for name, tensor in (
+            ("attention_mask", mask),
+            *((name, options.get(name)) for name in self.family.token_types),
+        ):
             if tensor is not None:
                 head, tail = tensor[:, : record.cut.length], tensor[:, record.cut.length :]
                 changed[name] = torch.cat([record.cut.of(head), tail], 1)

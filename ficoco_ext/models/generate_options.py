@@ -56,6 +56,6 @@ def filler(model: Any, placeholders: Sequence[int]) -> int:
     """An id for masked positions: padding if the model has it, never one of ``placeholders``."""
     for config in (model.generation_config, model.config.get_text_config()):
         pad = getattr(config, "pad_token_id", None)
-        if isinstance(pad, int) and 0 <= pad and pad not in placeholders:
+        if isinstance(pad, int) and pad >= 0 and pad not in placeholders:
             return pad
     return next(token for token in range(len(placeholders) + 1) if token not in placeholders)

@@ -10,8 +10,8 @@ from ..schedule import Plan, Schedule
 from .attach_plan import AttachPlan
 from .clip_tower import TowerReductions
 from .decoder_reduction import DecoderReduction
-from .feature_reduction import FeatureReduction, Projection
 from .model_changes import ModelChanges
+from .projector_reduction import Projection, ProjectorReduction
 from .reduced_prefill import ReducedPrefill
 from .row_reductions import row_reductions
 
@@ -28,7 +28,7 @@ class Handle:
         self._model = model
         self._changes = ModelChanges()
         self._tower: TowerReductions | None = None
-        self._features: FeatureReduction | None = None
+        self._features: ProjectorReduction | None = None
         self._decoder: DecoderReduction | None = None
         self._tower_reductions: tuple[Reduction, ...] = ()  # kept at detach
         self._projections: tuple[Projection, ...] = ()
@@ -100,7 +100,9 @@ class Handle:
             self._changes.undo()
             self._tower_reductions, self._projections = self.reductions, self.projections
             self._last_prefill = None if self._decoder is None else self._decoder.last
-            self._model = self._tower = self._features = self._decoder = None  # a handle that is kept must not keep the model
+            self._model = self._tower = self._features = self._decoder = (
+                None  # a handle that is kept must not keep the model
+            )
 
     def __enter__(self) -> Handle:
         return self

@@ -23,6 +23,7 @@ class Modality(NamedTuple):
         pixels: the argument that holds its pixels.
         placeholder: the attribute of the config with the id of its tokens in a prompt.
         planes: attributes of the output with further features of the same tokens, each a list of planes.
+        other_pixels: another name of ``pixels``, which the whole model alone takes.
     """
 
     name: str
@@ -30,6 +31,12 @@ class Modality(NamedTuple):
     pixels: str
     placeholder: str
     planes: tuple[str, ...] = ()
+    other_pixels: str | None = None
+
+    def pixels_of(self, options: Mapping[str, Any]) -> Any:
+        """The pixels among the arguments of a call; None: it has none."""
+        found = options.get(self.pixels)
+        return options.get(self.other_pixels) if found is None and self.other_pixels else found
 
 
 IMAGES = Modality("image", "get_image_features", "pixel_values", "image_token_id")
@@ -73,7 +80,7 @@ def written(output: Any, modality: Modality, encoded: Encoded) -> Any:
 
 
 def _put(output: Any, name: str, value: Any) -> None:
-    if isinstance(output, Mapping):
+    if isinstance(output, dict):
         output[name] = value  # a ModelOutput keeps its attributes as items
     else:
         setattr(output, name, value)

@@ -6,7 +6,7 @@ rows have stays, so that a prompt that loses nothing is not changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -74,7 +74,7 @@ def cut(keep: Tensor, widths: list[int]) -> Cut:
     return Cut(order, valid, keep.shape[1])
 
 
-def kept_columns(visual: Tensor, kept: Mapping[int, Tensor] | list[Tensor], counts: tuple[int, ...]) -> Tensor:
+def kept_columns(visual: Tensor, kept: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
     """(B, L) True but for the placeholders of visual tokens that left.
 
     Args:

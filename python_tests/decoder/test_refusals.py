@@ -147,7 +147,7 @@ def test_a_layer_whose_arguments_changed_is_refused(monkeypatch):
 def test_towers_that_cannot_be_reduced(make, method):
     model = make()
     before = snapshot(model)
-    message = r"method must be one for the language model of (LLaVA-NeXT|Qwen2(\.5)?-VL), got its .*such as 'ficoco-l'"
+    message = r"method must be one for another part of (LLaVA-NeXT|Qwen2(\.5)?-VL), got it.*such as 'ficoco-l'"
     with pytest.raises(NotImplementedError, match=message):
         ficoco_ext.attach(model, method, keep_ratio=0.5)
     assert snapshot(model) == before
@@ -198,8 +198,8 @@ VALUES = [
     (FASTV | {"layer": 0}, ValueError, "layer must be an integer >= 1, got 0"),
     (FASTV | {"beta": 0.5}, TypeError, "no hyperparameter 'beta'"),
     (L | {"beta": 2.0}, ValueError, "beta must be"),
-    (L | {"vision": {"r": 3}}, ValueError, "vision must be None unless the method has two parts"),
-    (L | {"decoder": {"r": 3}}, ValueError, "decoder must be None unless the method has two parts"),
+    (L | {"vision": {"r": 3}}, ValueError, "vision must be None unless the method has several parts"),
+    (L | {"decoder": {"r": 3}}, ValueError, "decoder must be None unless the method has several parts"),
     ({"method": "topk", "r": 3, "decoder": {"r": 3}}, ValueError, "decoder must be None unless"),
     (VL, ValueError, "amount must be one of keep_ratio and tokens for both parts together, got nothing"),
     (VL | {"r": 3}, ValueError, "for both parts together, got r; or say it for each part"),
@@ -207,8 +207,8 @@ VALUES = [
     (VL | {"keep_ratio": 0.5, "layers": (1, 2)}, ValueError, "got keep_ratio, layers"),
     (VL | {"keep_ratio": 1.5}, ValueError, "keep_ratio must be in (0, 1]"),
     (VL | {"tokens": 37}, ValueError, "tokens must be in [1, 36]"),
-    (VL | {"vision": {"r": 3}}, ValueError, "vision and decoder must be both given"),
-    (VL | {"decoder": {"r": 3}}, ValueError, "vision and decoder must be both given"),
+    (VL | {"vision": {"r": 3}}, ValueError, "vision and decoder must be all given"),
+    (VL | {"decoder": {"r": 3}}, ValueError, "vision and decoder must be all given"),
     (VL | ANYTHING | {"keep_ratio": 0.5}, ValueError, "no amount or layers beside"),
     (VL | ANYTHING | {"layers": (1,)}, ValueError, "no amount or layers beside"),
     (VL | ANYTHING | {"vision": 0.5}, TypeError, "vision must be a dict with some of r, keep_ratio, tokens, layers"),

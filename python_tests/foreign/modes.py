@@ -9,6 +9,7 @@ from typing import Any
 
 import ficoco_ext
 from ficoco_ext.models import clip_tower
+from ficoco_ext.models.count_cutter import CountCutter
 from ficoco_ext.models.short_prompts import ShortPrompts
 from ficoco_ext.schedule import Step
 
@@ -35,7 +36,7 @@ def idle_tower(model: Any) -> None:
     step, reductions = Step(0, patches, 0, patches), clip_tower.TowerReductions(1)
     hooked = clip_tower.TowerLayer(layer, capture, handle.methods[0], step, tower.grid, reductions, 0)
     changes.set_forward(layer, hooked.forward)
-    ShortPrompts(model, tower, 0).install(changes)
+    ShortPrompts(model, CountCutter(model, tower, 0)).install(changes)
 
 
 def reducing_language_model(model: Any) -> None:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ficoco_ext.models.generate_options import filler as filler_of
 from ficoco_ext.models.placeholders import Placeholders, Prompt, moved, restore, shrink
-from ficoco_ext.models.short_prompts import _filler
 
 TOKEN, BEFORE, AFTER = 3, 5, 2
 RULE = Placeholders(TOKEN, BEFORE, AFTER, filler=0)
@@ -151,8 +151,8 @@ def test_a_hidden_image_in_front_keeps_what_its_features_need():
 def test_what_fills_masked_positions_is_never_a_placeholder(pads, image, filler):
     """Else there would be more placeholders than features."""
     own, text = (SimpleNamespace(pad_token_id=pad) for pad in pads)
-    model = SimpleNamespace(generation_config=own, config=SimpleNamespace(text_config=text, image_token_id=image))
-    assert _filler(model) == filler
+    model = SimpleNamespace(generation_config=own, config=SimpleNamespace(get_text_config=lambda: text))
+    assert filler_of(model, (image,)) == filler
 
 
 def test_a_mask_may_hide_one_image_and_show_its_neighbour():

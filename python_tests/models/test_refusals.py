@@ -80,7 +80,7 @@ def other_attention(model):
 
 UNSUPPORTED = {
     "another class": (lambda: torch.nn.Linear(2, 2), "model must be one of LlavaForConditionalGeneration, LlavaNext"),
-    "LLaVA-NeXT": (next_model, "method must be one for the language model of LLaVA-NeXT"),
+    "LLaVA-NeXT": (next_model, "method must be one for another part of LLaVA-NeXT"),
     "the inner model": (lambda: tiny_llava().model, "got LlavaModel"),
     "DataParallel": (lambda: torch.nn.DataParallel(tiny_llava()), "got DataParallel; attach to model.module"),
     "compiled": (lambda: torch.compile(tiny_llava()), "got OptimizedModule"),

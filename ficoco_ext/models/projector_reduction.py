@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops import checks
 from ..stages import VisualFeatures
 from . import modalities
 from .attach_plan import AttachPlan
@@ -69,7 +68,7 @@ class _Prepared:
 class EncoderCall:
     """Stands in for ``get_image_features`` or ``get_video_features`` of the inner model."""
 
-    def __init__(self, owner: FeatureReduction, inner: Any, modality: Modality) -> None:
+    def __init__(self, owner: ProjectorReduction, inner: Any, modality: Modality) -> None:
         self.owner, self.inner, self.modality = owner, inner, modality
         self.function = getattr(type(inner), modality.method)
         signature = inspect.signature(self.function)
@@ -79,7 +78,7 @@ class EncoderCall:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         options = self.arguments(*args, **kwargs)
         held = self.owner.prepared.get(self.modality.name)
-        if held is None or held.pixels is not options.get(self.modality.pixels):
+        if held is None or held.pixels is not self.modality.pixels_of(options):
             held = self.run(options)
         as_tuple = kwargs.get("return_dict") is False
         return held.output.to_tuple() if as_tuple else held.output
@@ -100,7 +99,7 @@ class EncoderCall:
         return self.run({name: options[name] for name in names if options.get(name) is not None})
 
 
-class FeatureReduction:
+class ProjectorReduction:
     """The reduction of one model after its projector.
 
     Args:
@@ -132,7 +131,7 @@ class FeatureReduction:
         for one in self.family.modalities:
             if given.get(one.name) is not None:
                 found[one.name] = self.reduced(one, given[one.name], options)
-            elif options.get(one.pixels) is not None:
+            elif one.pixels_of(options) is not None:
                 found[one.name] = self.calls[one.name].run_for(options)
         self.forget()
         self.prepared.update(found)
@@ -167,7 +166,7 @@ class FeatureReduction:
             counts, kept = self._of_the_tower(kept)
         projections = zip(counts, kept, layouts, strict=True)
         return Reduced(
-            options.get(modality.pixels),
+            modality.pixels_of(options),
             output,
             tuple(Projection(modality.name, before, one, layout.grid) for before, one, layout in projections),
         )
@@ -222,5 +221,3 @@ def _in_order(whole: Tensor, part: Tensor, ends: Tensor, order: Tensor) -> Tenso
         return tensor.gather(1, index.unsqueeze(-1).expand(-1, -1, tensor.shape[-1]))
 
     return at(torch.cat([part, at(whole, ends)], 1), order)
-
-
