@@ -6,6 +6,7 @@ imports transformers before one of the classes is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,8 @@ class Family:
         token_types: prompt tensors (B, L) that have one entry for each id, besides mask, positions and labels.
         rope_index: the inner model computes positions from the whole prompt, several for each token (M-RoPE).
         layout: how the tokens of a picture lie after the projector.
+        unit: function (inner model) -> tokens of a picture, where encoders may give those of several as one tensor.
+        first_position: the position of the first token, where callers pass none.
         tower: the vision tower in which methods can reduce; every image then has its grid of patches as visual tokens.
             None if none can, and ``why_no_tower`` is the reason.
         towers: the model_type of towers that a checkpoint may have; one that is not ``tower`` is left alone.
@@ -81,6 +84,8 @@ class Family:
     token_types: tuple[str, ...] = ()
     rope_index: bool = False
     layout: LayoutRule = layouts.unknown
+    unit: Callable[[Any], int] | None = None
+    first_position: int = 0
     tower: Transformer | None = None
     why_no_tower: str | None = None
     towers: tuple[str, ...] = ()
@@ -100,6 +105,7 @@ class Family:
 
 
 _LLAVA_LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
+_GLM_MODALITIES = (IMAGES, VIDEOS._replace(placeholder="image_token_id"))  # token types tell them apart
 _WITH_DEEPSTACK = tuple(one._replace(planes=("deepstack_features",)) for one in (IMAGES, VIDEOS))
 _ADDS_DEEPSTACK = "its first layers add features of the tower at the visual tokens"
 _LINEAR_LAYERS = "layers with linear attention have no keys to leave out"
@@ -191,7 +197,7 @@ FAMILIES = (
         module="glm4v.modeling_glm4v",
         model="Glm4vForConditionalGeneration",
         inner="Glm4vModel",
-        modalities=(IMAGES, VIDEOS),
+        modalities=_GLM_MODALITIES,
         why_no_language_model="its layers normalize what attention and MLP return, which reductions do not know",
         token_types=(TOKEN_TYPES,),
         rope_index=True,
@@ -203,7 +209,7 @@ FAMILIES = (
         module="glm46v.modeling_glm46v",
         model="Glm46VForConditionalGeneration",
         inner="Glm46VModel",
-        modalities=(IMAGES, VIDEOS),
+        modalities=_GLM_MODALITIES,
         why_no_language_model="its layers normalize what attention and MLP return, which reductions do not know",
         token_types=(TOKEN_TYPES,),
         rope_index=True,
@@ -216,6 +222,7 @@ FAMILIES = (
         model="LlavaOnevisionForConditionalGeneration",
         inner="LlavaOnevisionModel",
         modalities=(IMAGES, VIDEOS),
+        layout=layouts.pooled_videos,
         why_no_language_model="it was never tried",
         why_no_tower="its crops are laid out as grids after the tower, unpadded and given line ends, which needs every "
         "patch",
@@ -254,6 +261,7 @@ FAMILIES = (
         model="SmolVLMForConditionalGeneration",
         inner="SmolVLMModel",
         language_model="text_model",
+        unit=layouts.pixel_shuffled,
         why_no_language_model="it was never tried",
         layout=layouts.square,
         why_no_tower="its projector joins blocks of a whole grid",
@@ -264,6 +272,7 @@ FAMILIES = (
         model="Idefics3ForConditionalGeneration",
         inner="Idefics3Model",
         language_model="text_model",
+        unit=layouts.pixel_shuffled,
         why_no_language_model="it was never tried",
         layout=layouts.square,
         why_no_tower="its projector joins blocks of a whole grid",
@@ -283,6 +292,7 @@ FAMILIES = (
         inner="PaliGemmaModel",
         why_no_language_model="its prompt is read in both directions",
         token_types=("token_type_ids",),
+        first_position=1,
         layout=layouts.square,
         why_no_tower="it was never tried",
     ),

@@ -101,7 +101,8 @@ class FeatureCutter:
             return None
         if record.next is None or options.get("position_ids") is not None:
             return None
-        return {"position_ids": self._continued(record, cache.get_seq_length(), given.shape[1])}
+        positions = self._continued(record, cache.get_seq_length(), given.shape[1])
+        return {"position_ids": positions + self.family.first_position}
 
     def shorten(self, op: str, options: dict[str, Any]) -> dict[str, Any] | None:
         """The arguments of a call that has to change, ids or embeddings among them; None if none has to."""
@@ -119,7 +120,9 @@ class FeatureCutter:
         embeddings: Any = options.get("inputs_embeds")
         ids = options["input_ids"] if embeddings is None else self._placeholders_in(embeddings)
         cut = self._cut(op, ids, options.get("attention_mask"), found)
-        changed = self._tensors(ids, options, cut)
+        # ``generate`` itself adds the first position to what it is given.
+        first = self.family.first_position if op == "forward" else 0
+        changed = self._tensors(ids, options, cut, first)
         if embeddings is None:
             changed["input_ids"] = cut.of(ids, self.filler)
         else:
@@ -129,8 +132,13 @@ class FeatureCutter:
             changed["mm_encoder_outputs"] = {**options["mm_encoder_outputs"], **outputs}
         if isinstance(options.get("logits_to_keep"), Tensor):
             changed["logits_to_keep"] = placeholders.moved(cut.indices, options["logits_to_keep"], cut.length)
-        positions = changed.get("position_ids") if self.original else None
-        now.record = CutPrompt(cut, positions, None if positions is None else _next(positions))
+        now.record = CutPrompt(cut, None, None)
+        if self.original:
+            positions = changed["position_ids"] - first
+            now.record = CutPrompt(cut, positions, _next(positions))
+            if self.family.rope_index:  # what the model remembers of its last prompt
+                deltas = _next(positions) - changed["attention_mask"].sum(1, keepdim=True)
+                self.model.model.rope_deltas = deltas
         return changed
 
     def after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -177,13 +185,13 @@ class FeatureCutter:
             got += f"features: {sum(reduced.counts)})"
             checks.fail(op, "input_ids", wanted, got, placeholders.REMEDY)
 
-    def _tensors(self, ids: Tensor, options: dict[str, Any], cut: Cut) -> dict[str, Any]:
+    def _tensors(self, ids: Tensor, options: dict[str, Any], cut: Cut, first: int) -> dict[str, Any]:
         """Mask, positions, token types and labels of what is left."""
         changed: dict[str, Any] = {}
         mask, labels = options.get("attention_mask"), options.get("labels")
         positions = options.get("position_ids")
         if positions is None and self.original:
-            positions = self._positions(ids, mask, options)
+            positions = self._positions(ids, mask, options) + first
         if positions is not None and not self.original:
             positions = positions - cut.left_out.cumsum(1)
         if mask is None and (self.original or cut.valid is not None):

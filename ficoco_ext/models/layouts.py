@@ -18,10 +18,12 @@ class Layout(NamedTuple):
     Attributes:
         grid: (rows, columns) of the tokens that may leave, line by line; None: they are no whole grid, or unknown.
         line_ends: indices of tokens that are no part of the picture, such as ends of lines: they always stay.
+        appended: tokens that the model itself adds after those that the projector gives.
     """
 
     grid: tuple[int, int] | None = None
     line_ends: tuple[int, ...] = ()
+    appended: int = 0
 
 
 LayoutRule = Callable[[Any, Mapping[str, Any], Modality, Sequence[int]], list[Layout]]
@@ -56,3 +58,22 @@ def merged_blocks(inner: Any, options: Mapping[str, Any], modality: Modality, co
     if len(laid) != len(counts):
         return unknown(inner, options, modality, counts)
     return [Layout((h, w) if h * w == count else None) for (h, w), count in zip(laid, counts, strict=True)]
+
+
+def pixel_shuffled(inner: Any) -> int:
+    """Tokens of a picture whose patches are joined in blocks of ``scale_factor`` on each side."""
+    vision = inner.config.vision_config
+    return int((vision.image_size // vision.patch_size // inner.config.scale_factor) ** 2)
+
+
+def pooled_videos(inner: Any, options: Mapping[str, Any], modality: Modality, counts: Sequence[int]) -> list[Layout]:
+    """Videos whose frames are halved on each side and one end of line for all, which older releases add themselves."""
+    videos = options.get(modality.pixels)
+    if modality.name != "video" or videos is None:
+        return unknown(inner, options, modality, counts)
+    vision = inner.config.vision_config
+    half = -(-(vision.image_size // vision.patch_size) // 2)
+    frames = int(videos.shape[1])
+    grid, tokens = (frames * half, half), frames * half * half
+    laid = {tokens: Layout(grid, appended=1), tokens + 1: Layout(grid, line_ends=(tokens,))}
+    return [laid.get(count, Layout()) for count in counts]

@@ -46,22 +46,40 @@ VIDEOS = Modality("video", "get_video_features", "pixel_values_videos", "video_t
 class Encoded(NamedTuple):
     """Features of pictures, and their planes in the same order.
 
-    ``features``: one (n, D) for each picture. ``planes``: for each plane one (n, E) for each picture.
+    Attributes:
+        features: one (n, D) for each picture. planes: for each plane one (n, E) for each picture.
+        entries: how many pictures each entry of the encoder's output holds. Host values, as all numbers here.
     """
 
     features: tuple[Tensor, ...]
     planes: tuple[tuple[Tensor, ...], ...]
+    entries: tuple[int, ...]
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Tokens of each picture. Host values."""
+        """Tokens of each picture."""
         return tuple(int(one.shape[0]) for one in self.features)
 
 
-def read(output: Any, modality: Modality) -> Encoded:
-    """The features in what an encoder returned."""
-    planes = [plane for name in modality.planes for plane in getattr(output, name, None) or ()]
-    return Encoded(_each(output.pooler_output), tuple(_each(plane) for plane in planes))
+def read(output: Any, modality: Modality, unit: int | None = None) -> Encoded:
+    """The features in what an encoder returned.
+
+    Args:
+        output: of the encoder. modality: which it is.
+        unit: tokens of a picture, where an entry of the output may hold several; None: an entry is a picture.
+    """
+    held = output.pooler_output
+    each = (
+        tuple(held) if isinstance(held, Tensor) and held.dim() == 3 else (held,) if isinstance(held, Tensor) else held
+    )
+    flat = [one.reshape(-1, one.shape[-1]) for one in each]
+    sizes = [[unit] * (len(one) // unit) if unit and len(one) % unit == 0 else [len(one)] for one in flat]
+    counts = [count for entry in sizes for count in entry]
+    found = [plane for name in modality.planes for plane in getattr(output, name, None) or ()]
+    planes = [plane if isinstance(plane, Tensor) else torch.cat(list(plane)) for plane in found]
+    features = torch.cat(flat).split(counts) if unit else flat
+    split = (plane.reshape(-1, plane.shape[-1]).split(counts) for plane in planes)
+    return Encoded(tuple(features), tuple(split), tuple(len(entry) for entry in sizes))
 
 
 def written(output: Any, modality: Modality, encoded: Encoded) -> Any:
@@ -70,12 +88,12 @@ def written(output: Any, modality: Modality, encoded: Encoded) -> Any:
     One tensor for all pictures stays one if they have equally many tokens, and becomes (tokens, D) otherwise.
     """
     output = copy.copy(output)
-    _put(output, "pooler_output", _like(output.pooler_output, encoded.features))
+    _put(output, "pooler_output", _like(output.pooler_output, _joined(encoded.features, encoded.entries)))
     planes = iter(encoded.planes)
     for name in modality.planes:
         held = getattr(output, name, None)
         if held:
-            _put(output, name, [_like(plane, next(planes)) for plane in held])
+            _put(output, name, [_like(plane, _joined(next(planes), encoded.entries)) for plane in held])
     return output
 
 
@@ -86,15 +104,17 @@ def _put(output: Any, name: str, value: Any) -> None:
         setattr(output, name, value)
 
 
-def _each(held: Any) -> tuple[Tensor, ...]:
-    if isinstance(held, Tensor):
-        return tuple(held) if held.dim() == 3 else (held,)
-    return tuple(one.reshape(-1, one.shape[-1]) for one in held)
+def _joined(features: Sequence[Tensor], entries: Sequence[int]) -> list[Tensor]:
+    """One tensor for each entry, which holds as many pictures."""
+    if all(number == 1 for number in entries):
+        return list(features)
+    rest = iter(features)
+    return [torch.cat([features[0][:0], *(next(rest) for _ in range(number))]) for number in entries]
 
 
-def _like(held: Any, features: Sequence[Tensor]) -> Any:
+def _like(held: Any, features: list[Tensor]) -> Any:
     if not isinstance(held, Tensor):
-        return type(held)(features) if isinstance(held, (list, tuple)) else list(features)
+        return tuple(features) if isinstance(held, tuple) else features
     if held.dim() == 3 and len({one.shape[0] for one in features}) == 1:
-        return torch.stack(list(features))
-    return torch.cat(list(features))
+        return torch.stack(features)
+    return torch.cat(features)

@@ -7,7 +7,7 @@ until the model itself asks for it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -58,11 +58,12 @@ class Reduced(NamedTuple):
         return sum(one.before - len(one.kept) for one in self.projections)
 
 
-class _Prepared:
-    """What this thread's call has encoded already, by the name of the modality."""
+class _Now:
+    """State of a thread: what its call has encoded already, by the name of the modality, and whether it is encoding."""
 
     def __init__(self) -> None:
         self.reduced: dict[str, Reduced] = {}
+        self.encoding = False
 
 
 class EncoderCall:
@@ -74,8 +75,12 @@ class EncoderCall:
         signature = inspect.signature(self.function)
         self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
         self.__name__ = modality.method
+        # Older releases pass it among the keywords, where the tower takes it.
+        self.also = {"image_sizes"} & set(inspect.signature(type(inner).forward).parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.owner.encoding:  # some encode a video by the encoder of pictures
+            return self.function(self.inner, *args, **kwargs)
         options = self.arguments(*args, **kwargs)
         held = self.owner.prepared.get(self.modality.name)
         if held is None or held.pixels is not self.modality.pixels_of(options):
@@ -90,13 +95,13 @@ class EncoderCall:
 
     def run(self, options: Mapping[str, Any]) -> Reduced:
         """Encode and reduce."""
-        taken = {**options, "return_dict": True}
-        return self.owner.reduced(self.modality, self.function(self.inner, **taken), options)
+        output = self.owner.encoded(self.function, {**options, "return_dict": True})
+        return self.owner.reduced(self.modality, output, options)
 
     def run_for(self, options: Mapping[str, Any]) -> Reduced:
         """Encode what comes with a call of the model, whose arguments are ``options``."""
-        names = [name for name in self.__signature__.parameters if name != "kwargs"]
-        return self.run({name: options[name] for name in names if options.get(name) is not None})
+        taken = {name: options.get(name) for name in (*self.__signature__.parameters, *self.also)}
+        return self.run({name: value for name, value in taken.items() if value is not None})
 
 
 class ProjectorReduction:
@@ -111,7 +116,7 @@ class ProjectorReduction:
         self.inner, self.family, self.plan = model.model, family, plan.projector
         self.tower, self.facts = tower, plan.facts.tower
         self.calls = {one.name: EncoderCall(self, self.inner, one) for one in family.modalities}
-        self._now = PerThread(_Prepared)
+        self._now = PerThread(_Now)
         self.last: tuple[Projection, ...] = ()
 
     @property
@@ -138,13 +143,27 @@ class ProjectorReduction:
         self.last = tuple(projection for reduced in found.values() for projection in reduced.projections)
         return found
 
+    @property
+    def encoding(self) -> bool:
+        """Whether this thread is in an encoder."""
+        return self._now.here.encoding
+
+    def encoded(self, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+        """What an encoder returns, not reduced."""
+        now = self._now.here
+        now.encoding = True
+        try:
+            return function(self.inner, **options)
+        finally:
+            now.encoding = False
+
     def forget(self) -> None:
         """What was encoded is not needed any more."""
         self.prepared.clear()
 
     def reduced(self, modality: Modality, output: Any, options: Mapping[str, Any]) -> Reduced:
         """What an encoder returned, with fewer features."""
-        encoded = modalities.read(output, modality)
+        encoded = modalities.read(output, modality, self.family.unit and self.family.unit(self.inner))
         counts = encoded.counts
         layouts = [Layout()] * len(counts)
         if self.tower is None:
@@ -160,16 +179,12 @@ class ProjectorReduction:
         for (before, layout, count), numbers in members.items():
             self._reduce(numbers, before, layout, count, features, planes, kept)
         if members:
-            made = Encoded(tuple(features), tuple(tuple(plane) for plane in planes))
+            made = Encoded(tuple(features), tuple(tuple(plane) for plane in planes), encoded.entries)
             output = modalities.written(output, modality, made)
         if self.tower is not None:
             counts, kept = self._of_the_tower(kept)
-        projections = zip(counts, kept, layouts, strict=True)
-        return Reduced(
-            modality.pixels_of(options),
-            output,
-            tuple(Projection(modality.name, before, one, layout.grid) for before, one, layout in projections),
-        )
+        projections = (_projection(modality, *one) for one in zip(counts, kept, layouts, strict=True))
+        return Reduced(modality.pixels_of(options), output, tuple(projections))
 
     def _of_the_tower(self, kept: list[Tensor]) -> tuple[tuple[int, ...], list[Tensor]]:
         """Tokens of each picture before the tower reduced, and what is left of them."""
@@ -212,6 +227,14 @@ class ProjectorReduction:
             kept[number], features[number] = chosen[row], made[0][row]
             for plane, values in zip(planes, made[1:], strict=True):
                 plane[number] = values[row]
+
+
+def _projection(modality: Modality, before: int, kept: Tensor, layout: Layout) -> Projection:
+    """With the tokens that the model itself adds after the features, which stay."""
+    after = before + layout.appended
+    if layout.appended:
+        kept = torch.cat([kept, torch.arange(before, after, device=kept.device)])
+    return Projection(modality.name, after, kept, layout.grid)
 
 
 def _in_order(whole: Tensor, part: Tensor, ends: Tensor, order: Tensor) -> Tensor:

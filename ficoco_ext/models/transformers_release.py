@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .families import FAMILIES, LANGUAGE_MODELS, Family, Transformer
+from .modalities import Modality
 from .transformers_api import CACHE, CACHE_NEW, cache_name, model_class
 
 TESTED_OLDEST = "5.17.0"
@@ -97,16 +98,23 @@ def _takes(owner: Any, wanted: Iterable[str], function: str = "forward", cache: 
         raise _UnknownError(f"{what} must be one that takes {', '.join(missing)}, got ({', '.join(given)})")
 
 
+def _takes_pixels(owner: Any, modality: Modality, function: str = "forward") -> None:
+    """By one of its two names."""
+    given = _parameters(getattr(owner, function), f"{owner.__name__}.{function}")
+    _takes(owner, () if modality.other_pixels in given else (modality.pixels,), function)
+
+
 def _check_model(family: Family) -> None:
     model = family.model_class()
     cache = cache_name(model.forward)
     inner = model_class(family.module, family.inner)
-    also = {one.pixels for one in family.modalities} | set(family.token_types)
-    _takes(model, _MODEL | _HEAD | also, cache=cache)
+    _takes(model, _MODEL | _HEAD | set(family.token_types), cache=cache)
     _takes(model, _GENERATE, "generate")
-    _takes(inner, _MODEL | also, cache=cache)
+    _takes(inner, _MODEL | set(family.token_types), cache=cache)
     for one in family.modalities:
-        _takes(inner, {one.pixels}, one.method)
+        _takes_pixels(model, one)
+        _takes_pixels(inner, one)
+        _takes_pixels(inner, one, one.method)
     if family.rope_index:
         _takes(inner, {"input_ids", "attention_mask"}, "get_rope_index")
     for whole, layer, attention in (LANGUAGE_MODELS[name].classes() for name in family.language_models):
