@@ -25,6 +25,7 @@ QUICK = {  # folder: its files without test_ and .py
     "decoder": ("arguments", "scores", "refused_calls"),
     "docs": ("cost_model", "performance_pages"),
     "evaluation": ("data", "gridvqa", "judging", "judging_doubts", "results", "statistics"),
+    "families": ("kit",),
     "foreign": ("runner",),
     "gpu": ("host_emulation",),
     "io": ("configs", "images"),
@@ -39,6 +40,8 @@ QUICK = {  # folder: its files without test_ and .py
 EXCEPT = {  # what takes a second or more in those files
     "test_a_fault_is_found_shrunk_and_written_down",
     "test_demo",
+    "test_placeholders_are_as_many_as_features_for_random_pictures",
+    "test_what_is_taken_away_is_missed",
     "test_few_draws_are_refused",
     "test_long_sequences",
     "test_overview_is_written_and_not_blank",
