@@ -16,6 +16,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from . import cost, methods, ops, stages
     from .api import reduce
+    from .features import merge, select
     from .methods import METHODS, Method, describe, get_method
     from .models.attach import attach
     from .ops import QueryKey
@@ -35,7 +36,9 @@ _HOMES = {  # of the other public names
     "build_info": "ops.backend",
     "describe": "methods",
     "get_method": "methods",
+    "merge": "features",
     "reduce": "api",
+    "select": "features",
 }
 
 
@@ -70,9 +73,11 @@ __all__ = [
     "cost",
     "describe",
     "get_method",
+    "merge",
     "methods",
     "ops",
     "reduce",
+    "select",
     "stages",
 ]
 

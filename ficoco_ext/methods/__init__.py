@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from .base import AnyMethod, LanguageMethod, LayerMethod, TowerMethod, Words
+from .base import AnyMethod, FeatureMethod, LanguageMethod, LayerMethod, Projected, TowerMethod, Words
 from .combined import Combined
 from .decoder_method import DecoderMethod
 from .description import Description, describe
@@ -20,14 +20,16 @@ from .ficoco_v import ficoco_v
 from .ficoco_vl import ficoco_vl
 from .method import Method, square_grid
 from .pool import pool
-from .projector_method import Projected, ProjectorMethod
+from .projector_method import ProjectorMethod
 from .prumerge import prumerge, prumerge_plus
 from .prune_then_merge import prune_then_merge
 from .pyramiddrop import pyramiddrop
 from .random import random
-from .registry import METHODS, distinct, get_method, hyperparameters, load_plugins, register
+from .registry import METHODS, distinct, get_method, hyperparameters, joined_names, load_plugins, register
+from .scope import scope
 from .split import Split
 from .staged import Staged
+from .stride import stride
 from .tome import tome
 from .topk import topk
 
@@ -40,6 +42,7 @@ __all__ = [
     "Combined",
     "DecoderMethod",
     "Description",
+    "FeatureMethod",
     "LanguageMethod",
     "LayerMethod",
     "Method",
@@ -59,6 +62,7 @@ __all__ = [
     "ficoco_vl",
     "get_method",
     "hyperparameters",
+    "joined_names",
     "load_plugins",
     "pool",
     "prumerge",
@@ -67,7 +71,9 @@ __all__ = [
     "pyramiddrop",
     "random",
     "register",
+    "scope",
     "square_grid",
+    "stride",
     "tome",
     "topk",
 ]

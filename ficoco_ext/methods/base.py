@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from ..ops import Attention
 from ..reduction import Reduction
-from ..stages import Layout, Priced, Shape
-
-if TYPE_CHECKING:
-    from .projector_method import ProjectorMethod
+from ..stages import Layout, Priced, Shape, VisualFeatures
 
 
 class Words(NamedTuple):
@@ -53,7 +50,7 @@ class AnyMethod:
         return None
 
     @property
-    def projector(self) -> ProjectorMethod | None:
+    def projector(self) -> FeatureMethod | None:
         """The part that acts between the projector and the language model, or None."""
         return None
 
@@ -156,6 +153,44 @@ class LayerMethod(TowerMethod):
         previous: Reduction | None = None,
     ) -> Reduction:
         """Remove ``r`` tokens; see :func:`ficoco_ext.reduce`, which checks the arguments first."""
+        raise NotImplementedError
+
+
+class Projected(NamedTuple):
+    """What a method between the projector and the language model returns.
+
+    Attributes:
+        kept: (B, T) int64, indices of the tokens that stay, ascending.
+        features: (B, T, D), those of the tokens that stay, copied bit for bit or merged with what left.
+        planes: the other features of the same tokens, each (B, T, E), cut or merged by the same indices and weights.
+        reduction: where every token went, without tokens.
+    """
+
+    kept: Tensor
+    features: Tensor
+    planes: tuple[Tensor, ...]
+    reduction: Reduction
+
+
+class FeatureMethod(AnyMethod):
+    """A method between the projector and the language model; see :class:`ficoco_ext.methods.ProjectorMethod`."""
+
+    @property
+    def projector(self) -> FeatureMethod:
+        """This method."""
+        return self
+
+    @property
+    def drops(self) -> bool:
+        """Whether what leaves goes into no other token."""
+        return False
+
+    def keep(self, visual: VisualFeatures, count: int) -> Tensor:
+        """(B, ``count``) indices of the tokens that stay, ascending."""
+        raise NotImplementedError
+
+    def __call__(self, visual: VisualFeatures, count: int, planes: Sequence[Tensor] = ()) -> Projected:
+        """Keep ``count`` tokens of each picture, and merge what leaves if the method does."""
         raise NotImplementedError
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..stages.frozen import value
-from .base import AnyMethod, LanguageMethod, TowerMethod
-from .projector_method import ProjectorMethod
+from .base import AnyMethod, FeatureMethod, LanguageMethod, TowerMethod
 
 PARTS = {"tower": "vision tower", "projector": "projector", "language_model": "language model"}  # as they act
 
@@ -32,7 +31,7 @@ class Combined(AnyMethod):
     """
 
     tower_method: TowerMethod | None = None
-    projector_method: ProjectorMethod | None = None
+    projector_method: FeatureMethod | None = None
     language_method: LanguageMethod | None = None
     amount: tuple[tuple[str, Any], ...] = ()
 
@@ -102,7 +101,7 @@ class Combined(AnyMethod):
         return self.tower_method
 
     @property
-    def projector(self) -> ProjectorMethod | None:
+    def projector(self) -> FeatureMethod | None:
         """The method between the projector and the language model."""
         return self.projector_method
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .base import AnyMethod
-from .registry import METHODS, factories, get_method, hyperparameters
+from .registry import METHODS, factories, get_method, hyperparameters, joined_names
 
 _SECOND_HALF = "the second half of the tower, up to the layer that is read"
 _USED, _DEEP = 23, 32  # layers of LLaVA-1.5: those of its tower that are read, those of its language model
@@ -104,7 +104,7 @@ def describe(name: str, **given: Any) -> Description:
     return Description(
         name=name,
         acts_in=_acts_in(method),
-        summary=_summary(METHODS[name]),
+        summary=" ".join(_summary(METHODS[one]) for one in joined_names(name)),
         filter=said.filter,
         correlate=said.correlate,
         compress=said.compress,

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from ..stages import Compress, Correlate, GreedyFilter, GreedySelect
-from ..stages.frozen import require_one_of
+from ..stages import GreedyFilter, GreedySelect
 from .base import AnyMethod
-from .method import Method
-from .projector_method import ProjectorMethod
+from .parts import in_part
 from .registry import register
 
-_SOURCE = "DivPrune, arXiv 2503.02175"
 
-
-@register("divprune", rank=150)
+@register("divprune", rank=140)
 def divprune(*, part: str = "projector", merge: bool = False) -> AnyMethod:
     """DivPrune: keep the tokens that differ most, picked one by one, each as far as can be from those before.
 
-    The first is the one whose nearest neighbour is farthest. It reads features alone, no attention and no text.
+    The first is the one whose nearest neighbour is farthest. It reads features alone: no attention, no text.
 
     Args:
         part: ``"projector"``: after it, by the projected features, as published. ``"tower"``: in layers of the vision
@@ -25,21 +21,15 @@ def divprune(*, part: str = "projector", merge: bool = False) -> AnyMethod:
             tower with proportional attention. False drops it, as published.
 
     Raises:
-        ValueError: a value of neither.
+        ValueError: another part, or a ``merge`` that is neither True nor False.
+
+    Cost an image: N^2 D FLOPs for the cosines of N tokens, then 2 N for each that stays.
     """
-    require_one_of("divprune", "part", part, ("projector", "tower"))
-    require_one_of("divprune", "merge", merge, (True, False))
-    correlate, compress = Correlate(by="key", targets=1), Compress(size_weighted=True)
-    if part == "projector":
-        select = GreedySelect("max-min")
-        if not merge:
-            return ProjectorMethod("divprune", select, source=_SOURCE)
-        return ProjectorMethod("divprune", select, correlate, compress, source=_SOURCE)
-    return Method(
-        name="divprune",
+    return in_part(
+        "divprune",
+        part,
+        select=GreedySelect("max-min"),
         filter=GreedyFilter("max-min"),
-        correlate=correlate if merge else Correlate(targets=0),
-        compress=compress,
-        source=_SOURCE,
-        proportional_attention=merge,
+        merge=merge,
+        source="DivPrune, arXiv 2503.02175",
     )

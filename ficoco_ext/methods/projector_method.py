@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,29 +13,13 @@ from .. import ops
 from ..ops import QueryKey
 from ..reduction import Reduction
 from ..stages import Compress, CompressStage, CorrelateStage, Links, Priced, Selection, Shape, needs
-from ..stages.features import SelectStage, VisualFeatures
+from ..stages.features import SelectStage, VisualFeatures, check_planes, check_shapes, check_values
 from ..stages.frozen import reject, value
-from .base import AnyMethod, Words
-
-
-class Projected(NamedTuple):
-    """What a :class:`ProjectorMethod` returns.
-
-    Attributes:
-        kept: (B, T) int64, indices of the tokens that stay, ascending.
-        features: (B, T, D), those of the tokens that stay, copied bit for bit or merged with what left.
-        planes: the other features of the same tokens, each (B, T, E), cut or merged by the same indices and weights.
-        reduction: where every token went, without tokens.
-    """
-
-    kept: Tensor
-    features: Tensor
-    planes: tuple[Tensor, ...]
-    reduction: Reduction
+from .base import FeatureMethod, Projected, Words
 
 
 @value
-class ProjectorMethod(AnyMethod):
+class ProjectorMethod(FeatureMethod):
     """A method that acts after the projector, before the language model. It needs no attention of either.
 
     Args:
@@ -75,11 +59,6 @@ class ProjectorMethod(AnyMethod):
             reject("ProjectorMethod", "correlate", "by='key', as there is no attention here", self.correlate)
 
     @property
-    def projector(self) -> ProjectorMethod:
-        """This method."""
-        return self
-
-    @property
     def drops(self) -> bool:
         """Whether what leaves goes into no other token."""
         return self.correlate is None or CorrelateStage.of(self.correlate).drops
@@ -103,58 +82,78 @@ class ProjectorMethod(AnyMethod):
     def operations(self, shape: Shape) -> list[Priced]:
         """What its stages call for one reduction of features as wide as the model, which are one head.
 
-        ``shape`` has as many ``tokens`` as ``visual`` ones.
+        Of ``shape`` the visual tokens, those that leave, and ``channels``, the width of the model, count. Planes are
+        not in it.
         """
-        shape = replace(shape, heads=1, kv_heads=1, head_dim=shape.channels, class_token=False, text=0)
+        one_head = {"heads": 1, "kv_heads": 1, "head_dim": shape.channels}
+        shape = replace(shape, tokens=shape.visual, class_token=False, text=0, targets=0, **one_head)
         found = SelectStage.of(self.select).operations(shape)
         if self.correlate is not None:
             links = CorrelateStage.of(self.correlate)
             shape = replace(shape, targets=links.count(shape.kept) or 0)
-            found = [*found, *links.operations(shape), *CompressStage.of(self.compress).operations(shape)]
-        return found
+            found = [*found, *links.operations(shape)]
+        return [*found, *CompressStage.of(self._compress).operations(shape)]
+
+    @property
+    def _compress(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        return Compress() if self.compress is None else self.compress
+
+    def keep(self, visual: VisualFeatures, count: int) -> Tensor:
+        """(B, ``count``) indices of the tokens that stay, ascending.
+
+        Args:
+            visual: what there is of B pictures.
+            count: tokens that stay, 1 <= count <= N, and no more than any picture has real ones.
+
+        Raises:
+            ValueError, TypeError: shapes, dtypes and a ``count`` that do not fit; what the stages say; on the CPU also
+                features that are not finite, negative saliency, and a mask that leaves fewer than ``count``.
+        """
+        check_shapes(self.name, visual, count, needs=self.needs)
+        check_values(self.name, visual, count)
+        with torch.no_grad():
+            return self.select(visual, count)
 
     def __call__(self, visual: VisualFeatures, count: int, planes: Sequence[Tensor] = ()) -> Projected:
         """Keep ``count`` of the N tokens of each picture.
 
         Args:
             visual: what there is of B pictures.
-            count: tokens that stay, 1 <= count <= N, and no more than any picture has real ones.
+            count: as of :meth:`keep`.
             planes: other features of the same tokens, each (B, N, E), such as DeepStack's levels.
 
         Raises:
-            ValueError: a ``count`` or a plane that does not fit, and what the stages say.
+            ValueError, TypeError: as :meth:`keep`, and planes that do not fit.
 
         Features and planes are differentiable; selection and weights are constants of the gradient.
         """
-        _check(self.name, visual, count, planes)
+        kept = self.keep(visual, count)
+        check_planes(self.name, visual, planes)
+        mask = visual.mask
+        features, *others = (_real(one, mask) for one in (visual.features, *planes))
         with torch.no_grad():
-            features = visual.features.detach()
-            if visual.mask is not None:
-                features = features.masked_fill(~visual.mask.unsqueeze(-1), 0)
-            selection = _selection(self.select(visual, count), features)
-            links = self._links(features, selection)
-        compress = Compress() if self.compress is None else self.compress
-        size = None if visual.mask is None else visual.mask.unsqueeze(-1).to(ops.result_dtype(features))
-        merged, size_out, source_map = _compressed(compress, visual.features, selection, links, visual.mask, size)
+            selection = _selection(kept, features)
+            links = self._links(features.detach(), selection)
+        size = None if mask is None else mask.unsqueeze(-1).to(ops.result_dtype(features))
+        weighed: dict[str, Any] = {"size": size, "size_weighted": size is not None}
+        merged, size_out, source_map = self._compress(features, selection, links, **weighed)
+        weights = links.weights
+        if mask is not None:  # what is not there goes nowhere
+            source_map = source_map.masked_fill(~mask, -1)
+            weights = weights.masked_fill(~mask.gather(1, selection.sources).unsqueeze(-1), 0.0)
         reduction = Reduction(
             tokens=None,
             size=size_out,
-            kept=selection.kept,
+            kept=kept,
             sources=selection.sources,
             source_map=source_map,
             targets=links.targets,
-            weights=links.weights,
+            weights=weights,
             class_token=False,
             grid=visual.grid,
         )
-        others = (_compressed(compress, plane, selection, links, visual.mask, size)[0] for plane in planes)
-        if visual.mask is not None:  # what is not there went nowhere
-            reduction = replace(
-                reduction,
-                source_map=source_map.masked_fill(~visual.mask, -1),
-                weights=links.weights.masked_fill(~visual.mask.gather(1, selection.sources).unsqueeze(-1), 0.0),
-            )
-        return Projected(selection.kept, merged, tuple(others), reduction)
+        merged_planes = tuple(self._compress(plane, selection, links, **weighed)[0] for plane in others)
+        return Projected(kept, merged, merged_planes, reduction)
 
     def _links(self, features: Tensor, selection: Selection) -> Links:
         if self.correlate is None:
@@ -164,16 +163,9 @@ class ProjectorMethod(AnyMethod):
         return self.correlate(QueryKey(keys, keys), selection, class_token=False)
 
 
-def _check(name: str, visual: VisualFeatures, count: int, planes: Sequence[Tensor]) -> None:
-    b, n, _ = visual.features.shape
-    if not 1 <= count <= n:
-        raise ValueError(f"{name}: count must be in [1, {n}], the number of tokens, got {count}; lower it")
-    for plane in planes:
-        if plane.dim() != 3 or tuple(plane.shape[:2]) != (b, n):
-            raise ValueError(
-                f"{name}: each of planes must be ({b}, {n}, E), like features, got {tuple(plane.shape)}; pass those of "
-                "the same tokens"
-            )
+def _real(features: Tensor, mask: Tensor | None) -> Tensor:
+    """0 where ``mask`` says that no token is, so that nothing there counts, whatever it holds."""
+    return features if mask is None else features.masked_fill(~mask.unsqueeze(-1), 0)
 
 
 def _selection(kept: Tensor, features: Tensor) -> Selection:
@@ -181,17 +173,3 @@ def _selection(kept: Tensor, features: Tensor) -> Selection:
     b, n, _ = features.shape
     leaves = torch.ones(b, n, device=features.device, dtype=ops.result_dtype(features)).scatter(1, kept, 0.0)
     return Selection(*ops.filter(leaves, leaves, n - kept.shape[1], lam=1.0, class_token=False))
-
-
-def _compressed(
-    compress: Callable[..., tuple[Tensor, Tensor, Tensor]],
-    features: Tensor,
-    selection: Selection,
-    links: Links,
-    mask: Tensor | None,
-    size: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of tokens that are not there count for nothing, whatever they hold."""
-    if mask is not None:
-        features = features.masked_fill(~mask.unsqueeze(-1), 0)
-    return compress(features, selection, links, size=size, size_weighted=size is not None)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ..stages import Compress, Correlate, RandomFilter
-from .method import Method
+from ..stages import RandomFilter, RandomSelect
+from .base import AnyMethod
+from .parts import in_part
 from .registry import register
 
 
 @register("random", rank=110)
-def random(*, seed: int = 0) -> Method:
+def random(*, seed: int = 0, part: str = "tower") -> AnyMethod:
     """Drop patches at random: the floor under every method.
 
     The choice is a hash of seed and position, so all images of a run lose the same positions: a fair figure needs
@@ -16,16 +17,18 @@ def random(*, seed: int = 0) -> Method:
 
     Args:
         seed: an integer in [0, 2**32).
+        part: ``"tower"``: in layers of the vision tower. ``"projector"``: after it.
 
     Raises:
-        ValueError: another seed.
+        ValueError: another seed, or another part.
 
     Cost: a sort of the positions, and the survivors copied.
     """
-    return Method(
-        name="random",
+    return in_part(
+        "random",
+        part,
+        select=RandomSelect(seed),
         filter=RandomFilter(seed),
-        correlate=Correlate(targets=0),
-        compress=Compress(),
+        merge=False,
         source="a baseline: no method",
     )

@@ -21,6 +21,7 @@ import torch
 
 from ..io.suggest import did_you_mean
 from .base import AnyMethod
+from .combined import Combined
 
 Factory = Callable[..., AnyMethod]
 F = TypeVar("F", bound=Factory)
@@ -113,9 +114,44 @@ def distinct() -> tuple[str, ...]:
     return tuple(name for name in METHODS if _entry(name).preset_of is None)
 
 
+def joined_names(method: str) -> tuple[str, ...]:
+    """The names of the methods in ``method``: itself, or several joined by "+", each for a part of the model.
+
+    Raises:
+        ValueError: a name that is not known.
+
+    Example:
+        >>> from ficoco_ext.methods import joined_names
+        >>> joined_names("prumerge+"), joined_names("divprune + ficoco-l"), joined_names("prumerge++fastv")
+        (('prumerge+',), ('divprune', 'ficoco-l'), ('prumerge+', 'fastv'))
+    """
+    found = _split(method) if isinstance(method, str) else ()
+    if found:
+        return found
+    pieces = [piece.strip() for piece in method.split("+")] if isinstance(method, str) else []
+    unknown = next((piece for piece in pieces if piece and piece not in METHODS), None)
+    if len(pieces) > 1 and unknown is not None:
+        near = did_you_mean(unknown, METHODS)
+        raise ValueError(f"method must be names of methods joined by '+', got {method!r} with {unknown!r}{near}")
+    near = did_you_mean(method, METHODS)
+    raise ValueError(f"method must be a Method or one of {', '.join(map(repr, METHODS))}, got {method!r}{near}")
+
+
+def _split(method: str) -> tuple[str, ...]:
+    """Every way to cut the text is tried, because a name may end with "+" itself. Empty: none gives names alone."""
+    method = method.strip()
+    if method in METHODS:
+        return (method,)
+    for at in (at for at, letter in enumerate(method) if letter == "+"):
+        first = method[:at].strip()
+        if first in METHODS and (rest := _split(method[at + 1 :])):
+            return (first, *rest)
+    return ()
+
+
 def factories(name: str) -> tuple[Factory, ...]:
     """Those that have the hyperparameters of the method ``name``: its own, or those that it passes them to."""
-    return _entry(name).passes_to or (METHODS[name],)
+    return tuple(one for part in joined_names(name) for one in _entry(part).passes_to or (METHODS[part],))
 
 
 def hyperparameters(name: str) -> dict[str, Any]:
@@ -138,8 +174,11 @@ def hyperparameters(name: str) -> dict[str, Any]:
 def get_method(method: str | AnyMethod, **hyperparameters: Any) -> AnyMethod:
     """The method of that name with these hyperparameters, or the given method as it is.
 
+    Names joined by "+", such as ``"divprune+ficoco-l"``, make a :class:`ficoco_ext.methods.Combined`, whose methods act
+    in a part of the model each. Of the hyperparameters each gets those that it has.
+
     Raises:
-        ValueError: unknown name. TypeError: a hyperparameter that the method does not have.
+        ValueError: unknown name; two methods for one part. TypeError: a hyperparameter that the method does not have.
     """
     if isinstance(method, AnyMethod):
         if hyperparameters:
@@ -148,20 +187,20 @@ def get_method(method: str | AnyMethod, **hyperparameters: Any) -> AnyMethod:
                 f"method: {names} can be given with a method's name, not with a Method, whose stages hold them"
             )
         return method
-    if not isinstance(method, str) or method not in METHODS:
-        near = did_you_mean(method, METHODS)
-        raise ValueError(f"method must be a Method or one of {', '.join(map(repr, METHODS))}, got {method!r}{near}")
+    parts = joined_names(method)
     if not torch.compiler.is_compiling():  # tracing looks through the cache and warns of it
         try:
             kinds = tuple(map(type, hyperparameters.values()))  # 1 == True, but only one of them may be legal
-            return _built(METHODS[method], method, tuple(hyperparameters.items()), kinds)
+            return _built(tuple(METHODS[name] for name in parts), method, tuple(hyperparameters.items()), kinds)
         except TypeError:  # a value that cannot be hashed, or a name that is not known: say so below
             pass
     return _build(method, hyperparameters)
 
 
 @functools.lru_cache(maxsize=256)
-def _built(factory: Any, method: str, given: tuple[tuple[str, Any], ...], kinds: tuple[type, ...]) -> AnyMethod:
+def _built(
+    factories: tuple[Any, ...], method: str, given: tuple[tuple[str, Any], ...], kinds: tuple[type, ...]
+) -> AnyMethod:
     return _build(method, dict(given))
 
 
@@ -172,4 +211,13 @@ def _build(method: str, given: dict[str, Any]) -> AnyMethod:
             has = ", ".join(known) or "none"
             near = did_you_mean(name, known)
             raise TypeError(f"method {method!r} has no hyperparameter {name!r}; it has {has}{near}")
-    return METHODS[method](**given)
+    parts = joined_names(method)
+    if len(parts) == 1:
+        return METHODS[parts[0]](**given)
+    own = (hyperparameters(name) for name in parts)
+    return Combined.of(
+        *(
+            METHODS[name](**{key: value for key, value in given.items() if key in has})
+            for name, has in zip(parts, own, strict=True)
+        )
+    )

@@ -1,17 +1,11 @@
-"""Whether the values of a tensor can be read now: not while a graph is recorded, and a fake tensor has none."""
+"""What a graph cannot record: counts of visual tokens."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-
-def has_values(tensor: Tensor) -> bool:
-    """Whether ``tensor`` has values that Python may read. Not asked of the device."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
+from ..ops.values import has_values
 
 
 def require_counts(op: str, visual: Tensor, remedy: str) -> None:

@@ -11,7 +11,7 @@ from .filter import Filter
 from .greedy import GreedyFilter
 from .match import Match
 from .positional import Cells, RandomFilter
-from .select import GreedySelect
+from .select import GreedySelect, RandomSelect, SaliencySelect, StrideSelect
 from .shape import Priced, Shape
 
 __all__ = [
@@ -34,11 +34,14 @@ __all__ = [
     "Neighbours",
     "Priced",
     "RandomFilter",
+    "RandomSelect",
+    "SaliencySelect",
     "SelectStage",
     "Selection",
     "Shape",
     "SingleHeadFilter",
     "Stage",
+    "StrideSelect",
     "VisualFeatures",
     "adaptive_targets",
     "needs",

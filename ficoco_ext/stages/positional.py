@@ -33,6 +33,17 @@ def _hash(number: Any) -> Any:
     return number ^ (number >> 16)
 
 
+def hashed(index: Tensor, seed: int) -> Tensor:
+    """A float32 in [0, 2**24) for each index, of which that holds all exactly."""
+    return (_hash(index ^ _hash(seed)) >> 8).to(torch.float32)
+
+
+def require_seed(stage: str, seed: object) -> None:
+    """Raise unless it is one."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        reject(stage, "seed", "an integer in [0, 2**32)", seed)
+
+
 @value
 class RandomFilter(FilterStage):
     """Names r patches by a hash of the seed and their original position.
@@ -47,8 +58,7 @@ class RandomFilter(FilterStage):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
-            reject("RandomFilter", "seed", "an integer in [0, 2**32)", self.seed)
+        require_seed("RandomFilter", self.seed)
 
     def describe(self) -> str:
         """What it hashes."""
@@ -65,7 +75,7 @@ class RandomFilter(FilterStage):
         like = _like(attn)
         if ids is None:
             ids = torch.arange(like.shape[-2] - int(class_token), device=like.device).expand(like.shape[0], -1)
-        score = (_hash(ids ^ _hash(self.seed)) >> 8).to(torch.float32)  # 24 bits, which float32 holds exactly
+        score = hashed(ids, self.seed)
         return Selection(*ops.filter(score, score, r, lam=1.0, class_token=class_token))
 
 

@@ -13,6 +13,7 @@ from ..ops._greedy_select import OBJECTIVES
 from . import needs
 from .features import SelectStage, VisualFeatures
 from .frozen import require_number, require_one_of, value
+from .positional import hashed, require_seed
 from .shape import Priced, Shape
 
 _WORDS = {
@@ -72,6 +73,91 @@ class GreedySelect(SelectStage):
             trade=self.trade,
         )
         return picked.order.sort(1).values
+
+
+@value
+class SaliencySelect(SelectStage):
+    """Keeps the tokens of highest saliency, of equal ones those of the lowest index.
+
+    Those of a smaller number are a part of those of a larger one.
+    """
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Saliency."""
+        return (needs.SALIENCY,)
+
+    def describe(self) -> str:
+        """What leaves."""
+        return "features of least saliency"
+
+    def operations(self, shape: Shape) -> list[Priced]:
+        """None: a sort of saliency."""
+        return []
+
+    def __call__(self, visual: VisualFeatures, count: int) -> Tensor:
+        """(B, ``count``) indices of the tokens that stay, ascending."""
+        saliency = required_saliency(self.title, visual)
+        if visual.mask is not None:
+            saliency = saliency.masked_fill(~visual.mask, -1.0)
+        return saliency.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(1).values
+
+
+@value
+class RandomSelect(SelectStage):
+    """Keeps tokens by a hash of the seed and their index among the real ones.
+
+    All pictures with the same number of tokens keep the same ones, which are those that
+    :class:`ficoco_ext.stages.RandomFilter` keeps with this seed; so do all batches, devices and runs. Those of a
+    smaller number are a part of those of a larger one.
+
+    Args:
+        seed: an integer in [0, 2**32).
+    """
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_seed("RandomSelect", self.seed)
+
+    def describe(self) -> str:
+        """What it hashes."""
+        return f"a hash of the position and seed {self.seed}"
+
+    def operations(self, shape: Shape) -> list[Priced]:
+        """None: positions are arithmetic on indices."""
+        return []
+
+    def __call__(self, visual: VisualFeatures, count: int) -> Tensor:
+        """(B, ``count``) indices of the tokens that stay, ascending."""
+        b, n, _ = visual.features.shape
+        if visual.mask is None:
+            score = hashed(torch.arange(n, device=visual.features.device).expand(b, -1), self.seed)
+        else:
+            score = hashed(visual.mask.cumsum(1) - 1, self.seed).masked_fill(~visual.mask, 2.0**24)  # above all hashes
+        return ops.filter(score, score, n - count, lam=1.0, class_token=False)[2]
+
+
+@value
+class StrideSelect(SelectStage):
+    """Keeps every k-th token: of n real ones those at floor((i + 1/2) n / T), for i from 0 to T - 1."""
+
+    def describe(self) -> str:
+        """What leaves."""
+        return "all but every k-th token"
+
+    def operations(self, shape: Shape) -> list[Priced]:
+        """None: positions are arithmetic on indices."""
+        return []
+
+    def __call__(self, visual: VisualFeatures, count: int) -> Tensor:
+        """(B, ``count``) indices of the tokens that stay, ascending."""
+        b, n, _ = visual.features.shape
+        odd = 2 * torch.arange(count, device=visual.features.device) + 1
+        if visual.mask is None:
+            return (odd * n // (2 * count)).repeat(b, 1)
+        real = (~visual.mask).to(torch.uint8).sort(dim=1, stable=True).indices  # those that are there, in their order
+        return real.gather(1, odd * visual.mask.sum(1, keepdim=True) // (2 * count))
 
 
 def required_saliency(stage: str, visual: VisualFeatures) -> Tensor:

@@ -24,7 +24,7 @@ def test_every_method_in_words(name):
     for text in (said.summary, said.filter, said.correlate, said.compress, said.amount, said.layers, said.source):
         assert text and "``" not in text and ":func:" not in text and "<" not in text
     assert set(said.meanings) >= set(said.hyperparameters), "an argument without a line in the docstring"
-    assert said.acts_in in ("tower", "language model", "tower and language model")
+    assert said.acts_in in ("tower", "projector", "language model", "tower and language model")
 
 
 def test_words_follow_the_hyperparameters():
@@ -103,7 +103,7 @@ def test_one_method(name):
 
 def test_one_method_with_values():
     assert document("methods", "evit", "--set", "fuse=mean")["compress"].startswith("mean")
-    assert document("methods", "random", "--set", "seed=9")["hyperparameters"] == {"seed": 9}
+    assert document("methods", "random", "--set", "seed=9")["hyperparameters"] == {"seed": 9, "part": "tower"}
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,12 @@ def test_published_numbers_are_the_defaults():
         "evit": {"fuse": "sum"},
         "fastv": {"layer": 2},
         "tome": {"proportional_attention": True, "distill_token": False},
-        "topk": {"attention": "probs"},
-        "random": {"seed": 0},
+        "topk": {"attention": "probs", "part": "tower"},
+        "random": {"seed": 0, "part": "tower"},
         "pyramiddrop": {},
+        "divprune": {"part": "projector", "merge": False},
+        "scope": {"alpha": 1.0, "part": "projector", "merge": False},
+        "stride": {"merge": False},
     }
     assert {name: describe(name).hyperparameters for name in wanted} == wanted
     both = {"eps": 0.998, "targets": "adaptive", "window": 2}

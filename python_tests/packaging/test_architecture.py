@@ -21,7 +21,7 @@ FLOORS = (
     ("stages", "gridvqa"),
     ("methods",),
     ("resolve",),
-    ("api", "models", "cost"),
+    ("api", "features", "models", "cost"),
     ("ficoco_ext",),  # the public names
     ("apps",),
     ("evaluation",),
