@@ -45,9 +45,16 @@ class TowerFacts:
 
 @dataclass(frozen=True)
 class LanguageModelFacts:
-    """A language model: how many layers it has."""
+    """A language model.
+
+    Attributes:
+        layers: how many it has.
+        first: the first one that can reduce: after every one before it, features of the vision tower (DeepStack) are
+            added to all visual tokens, which must be there.
+    """
 
     layers: int
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -247,11 +254,30 @@ def decoder_layers(
     else:
         remedy = "pass layer indices of the language model"
     given = own if layers is None else tuple(layers)
-    chosen = _require_layers(op, given, int(first.before_attention), last, "the language model", remedy)
+    if facts.first:
+        remedy = _after_deepstack(op, facts, first, given)
+    lowest = max(int(first.before_attention), facts.first)
+    chosen = _require_layers(op, given, lowest, last, "the language model", remedy)
     instead = first.instead_of(chosen)
     if instead is not None and chosen != own:
         checks.fail(op, "layers", f"None with method {first.name!r}, or {own}", chosen, instead)
     return chosen
+
+
+def _after_deepstack(op: str, facts: LanguageModelFacts, method: LanguageMethod, layers: tuple[Any, ...]) -> str:
+    """Why layers of ``layers`` that come before the first one that can reduce are refused, and what to pass.
+
+    Raises:
+        ValueError: no layer can reduce.
+    """
+    if facts.first >= facts.layers:
+        got = f"{facts.layers}, after each of which DeepStack adds features of the vision tower"
+        checks.fail(op, "layers of the language model", f"more than {facts.first}", got, "reduce another part")
+    integers = (layer for layer in layers if isinstance(layer, int))
+    later = tuple(layer for layer in integers if facts.first <= layer < facts.layers) or (facts.first,)
+    instead = method.instead_of((facts.first,)) or f"pass layers={later}"
+    why = f"DeepStack adds features of the vision tower to every visual token after layers 0 ... {facts.first - 1}"
+    return f"{why}, so layer {facts.first} is the first that can reduce; {instead}"
 
 
 def decoder_plan(

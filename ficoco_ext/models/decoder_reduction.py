@@ -17,7 +17,7 @@ from . import kv_cache, loss, positions, qk_capture
 from . import transformers_api as api
 from .attach_plan import AttachPlan
 from .decoder_layer import CALL, DecoderLayer
-from .generate_options import images_of, named, option, refuse_unsupported
+from .generate_options import images_of, named, option, refuse_router_logits, refuse_unsupported
 from .kv_cache import CachedPositions
 from .model_changes import ModelChanges
 from .per_thread import PerThread
@@ -119,6 +119,7 @@ class DecoderReduction:
         options = named(type(module).forward, module, args, kwargs) if args else kwargs
         if not self.reader.has_visual_tokens(options):
             return None
+        refuse_router_logits(self.model, options)
         if isinstance(options.get("logits_to_keep"), Tensor):
             remedy = "pass how many of the last ones, or 0 for all that are left"
             wanted = "a number: a prompt loses visual tokens, so positions move"

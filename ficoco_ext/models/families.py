@@ -47,6 +47,22 @@ LANGUAGE_MODELS = {
     "qwen2_5_vl": Transformer(
         "qwen2_5_vl.modeling_qwen2_5_vl", "Qwen2_5_VLTextModel", "Qwen2_5_VLDecoderLayer", "Qwen2_5_VLAttention"
     ),
+    "qwen3": Transformer("qwen3.modeling_qwen3", "Qwen3Model", "Qwen3DecoderLayer", "Qwen3Attention"),
+    "qwen3_moe": Transformer(
+        "qwen3_moe.modeling_qwen3_moe", "Qwen3MoeModel", "Qwen3MoeDecoderLayer", "Qwen3MoeAttention"
+    ),
+    "qwen3_vl": Transformer(
+        "qwen3_vl.modeling_qwen3_vl", "Qwen3VLTextModel", "Qwen3VLTextDecoderLayer", "Qwen3VLTextAttention"
+    ),
+    "qwen3_vl_moe": Transformer(
+        "qwen3_vl_moe.modeling_qwen3_vl_moe",
+        "Qwen3VLMoeTextModel",
+        "Qwen3VLMoeTextDecoderLayer",
+        "Qwen3VLMoeTextAttention",
+    ),
+    "ministral3": Transformer(
+        "ministral3.modeling_ministral3", "Ministral3Model", "Ministral3DecoderLayer", "Ministral3Attention"
+    ),
 }
 CLIP_TOWER = Transformer("clip.modeling_clip", "CLIPVisionModel", "CLIPEncoderLayer", "CLIPAttention")
 
@@ -71,6 +87,8 @@ class Family:
         tower: the vision tower in which methods can reduce; every image then has its grid of patches as visual tokens.
             None if none can, and ``why_no_tower`` is the reason.
         towers: the model_type of towers that a checkpoint may have; one that is not ``tower`` is left alone.
+        deepstack: the attribute of its vision config that lists its DeepStack levels. The features of one level are
+            added to every visual token after each of the first layers of the language model, so these cannot reduce.
     """
 
     name: str
@@ -89,6 +107,7 @@ class Family:
     tower: Transformer | None = None
     why_no_tower: str | None = None
     towers: tuple[str, ...] = ()
+    deepstack: str | None = None
 
     @property
     def placeholders(self) -> tuple[str, ...]:
@@ -99,6 +118,10 @@ class Family:
         """Its class."""
         return model_class(self.module, self.model)
 
+    def first_layer(self, config: Any) -> int:
+        """The first layer of the language model that can reduce in a model with this config."""
+        return 0 if self.deepstack is None else len(getattr(config.vision_config, self.deepstack))
+
     def has_known_tower(self, tower: Any) -> bool:
         """Whether the vision tower of one model is the one in which methods can reduce, and has its class token."""
         return self.tower is not None and type(tower) is self.tower.classes()[0]
@@ -107,7 +130,6 @@ class Family:
 _LLAVA_LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
 _GLM_MODALITIES = (IMAGES, VIDEOS._replace(placeholder="image_token_id"))  # token types tell them apart
 _WITH_DEEPSTACK = tuple(one._replace(planes=("deepstack_features",)) for one in (IMAGES, VIDEOS))
-_ADDS_DEEPSTACK = "its first layers add features of the tower at the visual tokens"
 _LINEAR_LAYERS = "layers with linear attention have no keys to leave out"
 _BIDIRECTIONAL = "a picture's tokens see each other in both directions, and some layers see only a window"
 _MERGES_BLOCKS = "its tower merges whole blocks of 2 x 2 patches"
@@ -162,11 +184,12 @@ FAMILIES = (
         model="Qwen3VLForConditionalGeneration",
         inner="Qwen3VLModel",
         modalities=_WITH_DEEPSTACK,
-        why_no_language_model=_ADDS_DEEPSTACK,
+        language_models=("qwen3_vl",),
         token_types=(TOKEN_TYPES,),
         rope_index=True,
         layout=layouts.merged_blocks,
         why_no_tower=f"it has no class token, and {_MERGES_BLOCKS}",
+        deepstack="deepstack_visual_indexes",
     ),
     Family(
         name="Qwen3-VL-MoE",
@@ -174,11 +197,40 @@ FAMILIES = (
         model="Qwen3VLMoeForConditionalGeneration",
         inner="Qwen3VLMoeModel",
         modalities=_WITH_DEEPSTACK,
-        why_no_language_model=_ADDS_DEEPSTACK,
+        language_models=("qwen3_vl_moe",),
         token_types=(TOKEN_TYPES,),
         rope_index=True,
         layout=layouts.merged_blocks,
         why_no_tower=f"it has no class token, and {_MERGES_BLOCKS}",
+        deepstack="deepstack_visual_indexes",
+    ),
+    Family(
+        name="LLaVA-OneVision",
+        module="llava_onevision.modeling_llava_onevision",
+        model="LlavaOnevisionForConditionalGeneration",
+        inner="LlavaOnevisionModel",
+        modalities=(IMAGES, VIDEOS),
+        language_models=("llama", "qwen2", "qwen3"),
+        layout=layouts.pooled_videos,
+        why_no_tower="its crops are laid out as grids after the tower, unpadded and given line ends, which needs every "
+        "patch",
+    ),
+    Family(
+        name="InternVL3",
+        module="internvl.modeling_internvl",
+        model="InternVLForConditionalGeneration",
+        inner="InternVLModel",
+        language_models=("llama", "qwen2", "qwen3", "qwen3_moe"),
+        layout=layouts.square,
+        why_no_tower="its projector joins blocks of 2 x 2 patches of a whole grid",
+    ),
+    Family(
+        name="Mistral3",
+        module="mistral3.modeling_mistral3",
+        model="Mistral3ForConditionalGeneration",
+        inner="Mistral3Model",
+        language_models=("mistral", "ministral3"),
+        why_no_tower="its projector joins blocks of a whole grid",
     ),
     Family(
         name="Qwen3.5",
@@ -217,17 +269,6 @@ FAMILIES = (
         why_no_tower=f"it has no class token, and {_MERGES_BLOCKS}",
     ),
     Family(
-        name="LLaVA-OneVision",
-        module="llava_onevision.modeling_llava_onevision",
-        model="LlavaOnevisionForConditionalGeneration",
-        inner="LlavaOnevisionModel",
-        modalities=(IMAGES, VIDEOS),
-        layout=layouts.pooled_videos,
-        why_no_language_model="it was never tried",
-        why_no_tower="its crops are laid out as grids after the tower, unpadded and given line ends, which needs every "
-        "patch",
-    ),
-    Family(
         name="Video-LLaVA",
         module="video_llava.modeling_video_llava",
         model="VideoLlavaForConditionalGeneration",
@@ -235,15 +276,6 @@ FAMILIES = (
         modalities=(IMAGES._replace(other_pixels="pixel_values_images"), VIDEOS),
         why_no_language_model="it was never tried",
         why_no_tower="it has one tower for pictures and one for videos",
-    ),
-    Family(
-        name="InternVL3",
-        module="internvl.modeling_internvl",
-        model="InternVLForConditionalGeneration",
-        inner="InternVLModel",
-        why_no_language_model="it was never tried",
-        layout=layouts.square,
-        why_no_tower="its projector joins blocks of 2 x 2 patches of a whole grid",
     ),
     Family(
         name="Gemma 3",
@@ -275,14 +307,6 @@ FAMILIES = (
         unit=layouts.pixel_shuffled,
         why_no_language_model="it was never tried",
         layout=layouts.square,
-        why_no_tower="its projector joins blocks of a whole grid",
-    ),
-    Family(
-        name="Mistral3",
-        module="mistral3.modeling_mistral3",
-        model="Mistral3ForConditionalGeneration",
-        inner="Mistral3Model",
-        why_no_language_model="it was never tried",
         why_no_tower="its projector joins blocks of a whole grid",
     ),
     Family(

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from ..ops import checks
+
 _UNSUPPORTED = ("prefill_chunk_size", "assistant_model", "token_healing")
 _IMAGES = ("pixel_values", "pixel_values_images", "pixel_values_videos")
 
@@ -59,3 +61,18 @@ def filler(model: Any, placeholders: Sequence[int]) -> int:
         if isinstance(pad, int) and pad >= 0 and pad not in placeholders:
             return pad
     return next(token for token in range(len(placeholders) + 1) if token not in placeholders)
+
+
+def refuse_router_logits(model: Any, options: dict[str, Any]) -> None:
+    """Raise for a call that asks for the router logits of a mixture of experts, or whose config does.
+
+    Layers after a reduction route fewer tokens, and the load balancing loss compares all layers with one mask.
+    """
+    asked = options.get("output_router_logits")
+    if asked is None:
+        asked = getattr(model.config.get_text_config(), "output_router_logits", False)
+    if asked:
+        remedy = "pass output_router_logits=False: layers come to have unequally many tokens"
+        checks.fail(
+            "forward", "output_router_logits", "False in a call with images", asked, remedy, NotImplementedError
+        )

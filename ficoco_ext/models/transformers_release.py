@@ -21,6 +21,7 @@ _TOWER_LAYER = ("self", "hidden_states", "attention_mask", "kwargs")
 _MODEL = {"input_ids", "attention_mask", "position_ids", "inputs_embeds"}
 _HEAD = {"labels", "logits_to_keep"}
 _LANGUAGE_MODEL = {"input_ids", "attention_mask", "position_ids", "inputs_embeds"}
+_DEEPSTACK = {"visual_pos_masks", "deepstack_visual_embeds"}
 _LAYER = {"hidden_states", "attention_mask", "position_ids", "position_embeddings"}
 _ATTENTION = {"hidden_states", "attention_mask", "position_embeddings"}
 _GENERATE = {"inputs", "generation_config", "logits_processor", "stopping_criteria", "streamer"}
@@ -118,7 +119,7 @@ def _check_model(family: Family) -> None:
     if family.rope_index:
         _takes(inner, {"input_ids", "attention_mask"}, "get_rope_index")
     for whole, layer, attention in (LANGUAGE_MODELS[name].classes() for name in family.language_models):
-        _takes(whole, _LANGUAGE_MODEL, cache=cache)
+        _takes(whole, _LANGUAGE_MODEL | (_DEEPSTACK if family.deepstack else set()), cache=cache)
         _takes(layer, _LAYER, cache=cache)
         _takes(attention, _ATTENTION, cache=cache)
         _has_eager_attention(attention)

@@ -10,15 +10,35 @@ from torch import Tensor
 from helpers.models import EOS, IMAGE, PAD, VOCABULARY, tiny_llava
 
 DECODER_LAYERS = 4
+EXTRA = {
+    "mistral": {"sliding_window": None},
+    "qwen3": {"head_dim": 16},  # not the width divided by the heads
+    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "ministral3": {
+        "head_dim": 8,
+        "sliding_window": None,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 32.0,
+            "original_max_position_embeddings": 16,  # queries grow in steps of so many positions
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.5,
+        },
+    },
+}
 
 
 def decoder_config(kind="llama", *, layers=DECODER_LAYERS, kv_heads=2, hidden=32):
     """The configuration of a small language model."""
-    from transformers import LlamaConfig, MistralConfig, Qwen2Config
+    import transformers
 
-    classes = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
-    extra = {"sliding_window": None} if kind == "mistral" else {}
-    return classes[kind](
+    names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe"}
+    names["ministral3"] = "Ministral3"
+    return getattr(transformers, f"{names[kind]}Config")(
         vocab_size=VOCABULARY,
         hidden_size=hidden,
         intermediate_size=64,
@@ -29,7 +49,7 @@ def decoder_config(kind="llama", *, layers=DECODER_LAYERS, kv_heads=2, hidden=32
         pad_token_id=PAD,
         bos_token_id=1,
         eos_token_id=EOS,
-        **extra,
+        **EXTRA.get(kind, {}),
     )
 
 
@@ -46,6 +66,7 @@ class Seen:
     embeds: Tensor
     positions: Tensor | None
     mask: Tensor | None
+    planes: Tensor | None = None  # (levels, B, L, C): what DeepStack adds after each of the first layers
     logits: list[Tensor] = field(default_factory=list)  # of the last prompt column and of every new token
     sequences: Tensor | None = None
     cache: object = None
@@ -58,7 +79,7 @@ def watch(model, call):
 
     def hook(module, args, kwargs):
         if not found:
-            found.append({name: kwargs.get(name) for name in ("inputs_embeds", "position_ids", "attention_mask")})
+            found.append(kwargs)
 
     handle = model.model.language_model.register_forward_pre_hook(hook, with_kwargs=True)
     try:
@@ -66,7 +87,11 @@ def watch(model, call):
     finally:
         handle.remove()
     first = found[0]
-    return Seen(first["inputs_embeds"], first["position_ids"], first["attention_mask"]), result
+    embeds, levels = first["inputs_embeds"], first.get("deepstack_visual_embeds")
+    planes = None if levels is None else embeds.new_zeros(len(levels), *embeds.shape)
+    for plane, level in zip(() if planes is None else planes, levels or (), strict=True):
+        plane[first["visual_pos_masks"]] = level
+    return Seen(embeds, first.get("position_ids"), first.get("attention_mask"), planes), result
 
 
 def merged(hidden, reduction, mutate=False):
@@ -84,7 +109,18 @@ def merged(hidden, reduction, mutate=False):
 
 
 def decoder_by_hand(
-    model, embeds, positions, real, reductions, layers, *, before=False, dropping=True, merging=True, see=None
+    model,
+    embeds,
+    positions,
+    real,
+    reductions,
+    layers,
+    *,
+    before=False,
+    planes=(),
+    dropping=True,
+    merging=True,
+    see=None,
 ):
     """Logits (N, V) of one row of full length, where a column that was dropped is hidden from the layers behind.
 
@@ -93,6 +129,7 @@ def decoder_by_hand(
         embeds: (1, N, C). positions: (1 or 3, 1, N) or (1, N). real: (N,) bool.
         reductions: of the row, told in its columns; layers: where each happened.
         before: they happened before the layer's attention.
+        planes: (N, C) for each of the first layers, added to what it makes.
         dropping, merging: False leaves that out, to show that a test notices.
         see: function (layer, hidden, query, key) that is called where a layer reduces, with the (N, C) that is reduced
             and the (H, N, d) that its attention reads.
@@ -117,24 +154,36 @@ def decoder_by_hand(
     for index, layer in enumerate(language_model.layers):
         if before and index in steps:
             if see is not None:
-                see(index, hidden[0], *query_key(layer, hidden, rotary))
+                see(index, hidden[0], *query_key(layer, hidden, rotary, positions))
             hidden = reduce(hidden, steps[index])
         mask = (causal & alive)[None, None]
         mask = mask | torch.eye(n, dtype=torch.bool)  # a hidden query attends to itself: nobody reads what it says
         bias = torch.zeros(mask.shape, dtype=hidden.dtype).masked_fill(~mask, torch.finfo(hidden.dtype).min)
-        attended = layer.self_attn(
-            hidden_states=layer.input_layernorm(hidden), attention_mask=bias, position_embeddings=rotary
-        )[0]
+        given = {"attention_mask": bias, "position_embeddings": rotary}
+        if scale_of_positions(layer.self_attn, positions) is not None:
+            given["position_ids"] = positions
+        attended = layer.self_attn(hidden_states=layer.input_layernorm(hidden), **given)[0]
         entered, hidden = hidden, hidden + attended
         if not before and index in steps:
             if see is not None:
-                see(index, hidden[0], *query_key(layer, entered, rotary))
+                see(index, hidden[0], *query_key(layer, entered, rotary, positions))
             hidden = reduce(hidden, steps[index])
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        if index < len(planes):
+            hidden = hidden + planes[index]
     return model.lm_head(language_model.norm(hidden))[0]
 
 
-def query_key(layer, hidden, rotary):
+def scale_of_positions(attention, positions):
+    """(N,) what Ministral's queries are multiplied by; None for other attention."""
+    parameters = getattr(attention.config, "rope_parameters", None) or {}
+    beta = parameters.get("llama_4_scaling_beta")
+    if beta is None:
+        return None
+    return 1 + beta * torch.log1p((positions[0] // parameters["original_max_position_embeddings"]).float())
+
+
+def query_key(layer, hidden, rotary, positions):
     """(H, N, d) and (Hk, N, d) of one row in one layer, at the positions of ``rotary``."""
     attention, normed = layer.self_attn, layer.input_layernorm(hidden)
     cos, sin = (one.unsqueeze(1) if one.dim() == 3 else one for one in rotary)
@@ -145,12 +194,16 @@ def query_key(layer, hidden, rotary):
             for one in (cos, sin)
         )
 
-    def turned(x):
-        x = x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    def turned(x, norm):
+        x = x.unflatten(-1, (-1, attention.head_dim))
+        x = (x if norm is None else norm(x)).transpose(1, 2)
         left, right = x.chunk(2, -1)
         return (x * cos + torch.cat([-right, left], -1) * sin)[0]
 
-    return turned(attention.q_proj(normed)), turned(attention.k_proj(normed))
+    norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+    query, key = map(turned, (attention.q_proj(normed), attention.k_proj(normed)), norms)
+    scale = scale_of_positions(attention, positions)
+    return query if scale is None else query * scale[:, None], key
 
 
 def generated(model, inputs, steps=8, **options):
@@ -181,6 +234,13 @@ def row_positions(seen, row, total):
     return torch.cat([held, new], -1)
 
 
+def row_planes(seen, row, total):
+    """For each DeepStack level (total, C) of a row; nothing is added to new tokens behind the prompt."""
+    if seen.planes is None:
+        return ()
+    return torch.nn.functional.pad(seen.planes[:, row], (0, 0, 0, total - seen.planes.shape[2]))
+
+
 def reducing_layers(reductions, plan):
     """The plan's layers that removed something from a row."""
     assert len(reductions) <= len(plan.layers)
@@ -202,9 +262,8 @@ def worst_error(model, seen, reductions, plan, steps, *, new_ids, **oracle):
         there = torch.cat([real[row], torch.ones(new.shape[1], dtype=torch.bool)])
         positions = row_positions(seen, row, embeds.shape[1])
         layers = reducing_layers(reductions[row], plan)
-        logits = decoder_by_hand(
-            model, embeds, positions, there, reductions[row], layers, before=plan.before_attention, **oracle
-        )
+        oracle |= {"before": plan.before_attention, "planes": row_planes(seen, row, embeds.shape[1])}
+        logits = decoder_by_hand(model, embeds, positions, there, reductions[row], layers, **oracle)
         for step in range(steps):
             worst = max(worst, float((logits[n - 1 + step] - seen.logits[step][row]).abs().max()))
     return worst

@@ -306,8 +306,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/resolve.py",
-        old="given, int(first.before_attention), last",
-        new="given, 0, last",
+        old="max(int(first.before_attention), facts.first)",
+        new="max(0, facts.first)",
         tests=(RESOLVE,),
         why="A method that reduces before attention may do so in layer 0, where positions are counted.",
     ),
