@@ -34,13 +34,13 @@ class AttentionTap:
         self.config, self.view, self.listener = config, view, listener
 
 
-def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+def _attention(module: nn.Module, query: Tensor, key: Tensor, *others: Any, **kwargs: Any) -> Any:
     """The module's own attention, which is shown to the listener."""
     tap: AttentionTap = module._ficoco_tap  # type: ignore[assignment]
     kernel = api.attention_kernel(module, api.attention_name(tap.config))
     if tap.view.training != module.training:
         tap.view.training = module.training
-    output = kernel(tap.view, query, key, value, mask, **kwargs)
+    output = kernel(tap.view, query, key, *others, **kwargs)
     tap.listener(QueryKey(query, key, kwargs.get("scaling")))
     return output
 
