@@ -96,8 +96,9 @@ def placed(seen: TowerPass, counts: Sequence[int]) -> Tensor:
         name = type(seen.core).__name__
         raise RuntimeError(f"ficoco::saliency: {name} did not lay its features out; call its get_image_features")
     found = torch.cat(seen.placed)
-    if found.dim() == 2:  # frames of videos, each video with one line end
-        found = nn.functional.pad(found.view(len(counts), -1), (0, 1))
+    if found.dim() == 2:  # frames of videos, each video with one line end where the model adds it to the features
+        found = found.reshape(len(counts), -1)
+        found = nn.functional.pad(found, (0, int(sum(counts) > found.numel())))
     return found.flatten()
 
 
