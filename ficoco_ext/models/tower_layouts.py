@@ -21,14 +21,16 @@ class TowerPass:
 
     Attributes:
         core: the module that owns ``get_image_features``.
-        tower: the tower that was called, with ``arguments`` by name.
+        tower: the tower that was called.
+        grids: rows and columns of patches of each picture, if it puts all pictures into one sequence.
+        mask: (B, ...) bool, which patches of a batch are real, if it was given one; else None.
         parts: numbers (B, n) of patches, one tensor for each time that its attention ran.
         order: merge units in the order in which the tower kept them; None if that is their own.
         placed: the numbers after a method of the model that lays features out; None if none ran.
     """
 
-    def __init__(self, core: Any, tower: Any, arguments: Arguments) -> None:
-        self.core, self.tower, self.arguments = core, tower, arguments
+    def __init__(self, core: Any, tower: Any, grids: list[tuple[int, int]], mask: Tensor | None) -> None:
+        self.core, self.tower, self.grids, self.mask = core, tower, grids, mask
         self.parts: list[Tensor] = []
         self.order: Tensor | None = None
         self.placed: list[Tensor] | None = None
@@ -67,7 +69,7 @@ def merged(seen: TowerPass, counts: Sequence[int]) -> Tensor:
 def merged_grids(seen: TowerPass, counts: Sequence[int]) -> Tensor:
     """A token is the mean of a square of the picture's grid; a last row or column that fills no square is dropped."""
     size = seen.core.config.spatial_merge_size
-    grids = [part.view(1, *grid) for part, grid in zip(seen.parts, patch_grids(seen), strict=True)]
+    grids = [part.view(1, *grid) for part, grid in zip(seen.parts, seen.grids, strict=True)]
     return torch.cat([nn.functional.avg_pool2d(grid, size).flatten() for grid in grids])
 
 
@@ -107,11 +109,11 @@ def _square(found: Tensor) -> tuple[int, int]:
     return side, side
 
 
-def patch_grids(seen: TowerPass) -> list[tuple[int, int]]:
-    """Rows and columns of patches of each picture, where sizes are an argument of the tower."""
-    sizes, patch = seen.arguments.get("image_sizes"), seen.tower.config.patch_size
+def patch_grids(tower: Any, arguments: Arguments) -> list[tuple[int, int]]:
+    """Rows and columns of patches of each picture, from the arguments of a tower that takes sizes."""
+    sizes, patch = arguments.get("image_sizes"), tower.config.patch_size
     if sizes is None:
-        pixels = seen.arguments["pixel_values"]
+        pixels = arguments["pixel_values"]
         sizes = [pixels.shape[-2:]] * len(pixels)
     elif isinstance(sizes, Tensor):
         sizes = sizes.tolist()

@@ -65,31 +65,34 @@ class _Tower:
 
     def install(self, changes: ModelChanges) -> None:
         changes.hook(self.tower.register_forward_pre_hook(self.begin, with_kwargs=True))
-        changes.hook(self.tower.register_forward_hook(self.end))
+        changes.hook(self.tower.register_forward_hook(self.end, always_call=True))
         attention_tap.install(self.attention, changes, self.measure)
 
     def begin(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A call begins. A layer that a backward pass computes again is in none."""
+        arguments = named(type(tower).forward, tower, args, kwargs)
+        grids = patch_grids(tower, arguments) if self.body.one_sequence else []
+        mask = arguments.get(self.body.padding) if self.body.padding else None
         state = self.state.here
-        state.seen, state.running = TowerPass(self.core, tower, named(type(tower).forward, tower, args, kwargs)), True
+        state.seen, state.running = TowerPass(self.core, tower, grids, mask), True
 
     def end(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """A call has ended."""
-        self.state.here.running = False
+        """A call has ended, without an output if by an exception, of which nothing is kept."""
+        state = self.state.here
+        state.running = False
+        if output is None:
+            state.seen = None
 
     def measure(self, attn: QueryKey) -> None:
         """One number for each patch of a call of the attention."""
         state = self.state.here
         if not state.running or state.seen is None:
             return
-        mask = state.seen.arguments.get(self.body.padding or "")
-        query, key = attn.query.detach(), attn.key.detach()
-        lengths = [query.shape[2]]
-        if self.body.one_sequence:
-            lengths = [rows * columns for rows, columns in patch_grids(state.seen)]
+        seen, query, key = state.seen, attn.query.detach(), attn.key.detach()
+        lengths = [rows * columns for rows, columns in seen.grids] or [query.shape[2]]
         with torch.no_grad():
             for parts in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
-                state.seen.parts.append(self._numbers(QueryKey(*parts, attn.scale), mask).float())
+                seen.parts.append(self._numbers(QueryKey(*parts, attn.scale), seen.mask).float())
 
     def _numbers(self, attn: QueryKey, mask: Tensor | None) -> Tensor:
         has_class_token = self.body.class_token is not None

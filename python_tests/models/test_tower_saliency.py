@@ -214,6 +214,17 @@ def test_a_large_picture_is_shrunk_with_its_features():
 
 
 @torch.no_grad()
+def test_pictures_beside_others_are_one_crop():
+    """LLaVA-OneVision: each of several pictures of a row has its patches and one line end."""
+    one, model = case("llava-onevision"), shared_model("llava-onevision")
+    generator = torch.Generator().manual_seed(3)
+    row = [one.family.encode_beside(visual, generator) for visual in one.visuals]
+    found, features = measured(one, model, one.family.join([row]))
+    assert [len(entry) for entry in features] == [17] * 3
+    assert all(entry[16] == 0 and torch.isclose(entry.sum(), torch.tensor(1.0)) for entry in found)
+
+
+@torch.no_grad()
 def test_the_class_token_of_full_features_has_none():
     """Strategy "full" projects CLIP's class token, too: it is no part of the picture."""
     one, model = case("llava-clip"), copy.deepcopy(shared_model("llava-clip"))
@@ -280,8 +291,8 @@ def test_query_and_key_do_not_outlive_their_layer(name):
     with Installed(model, one.family) as saliency:
         gc.collect()
         one.encode(model, one.tensors())
-        state = saliency._state.here.seen
-        assert all(part.dim() == 2 for part in state.parts)
+        seen = saliency._state.here.seen
+        assert all(part.dim() == 2 for part in seen.parts) and seen.mask is None
         held = [found for found in gc.get_objects() if isinstance(found, torch.Tensor) and found.dim() == 4]
         assert not any(found.shape[:2] == (1, 4) and found.shape[-1] == 8 for found in held)
 
@@ -395,6 +406,7 @@ def test_a_call_that_fails_leaves_nothing_to_the_next():
         broken["image_grid_thw"][-1, 1] += 20
         with pytest.raises((RuntimeError, IndexError)):
             one.encode(model, broken)
+        assert saliency._state.here.seen is None and not saliency._state.here.running
         features = one.encode(model, one.tensors())
         found = saliency.take([len(entry) for entry in features])
     torch.testing.assert_close(torch.cat(found), torch.cat(wanted), atol=0, rtol=0)
