@@ -53,7 +53,11 @@ class Case:
     @property
     def visuals(self) -> list[Picture | TinyVideo]:
         """Two of different sizes where the family has several; three pictures if they differ."""
-        found = self.family.videos if self.video else self.family.pictures[:3]
+        if self.video:
+            return list(self.family.videos)
+        if self.family.name in PACKED:  # 2 x 6 tokens: three windows side by side
+            return [*self.family.pictures[:3], Picture(4, 12)]
+        found = self.family.pictures[:3]
         return list(found) if len(found) > 1 else list(found) * 2
 
     def tensors(self, visuals: list[Any] | None = None, seed: int = 3) -> dict[str, Tensor]:

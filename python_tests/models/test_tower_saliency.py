@@ -278,8 +278,12 @@ def test_with_kernels_that_take_pictures_in_one_call(name):
     for module in model.modules():
         if hasattr(module, "config") and one.attention(plain).config == module.config:
             module.config._attn_implementation_internal = "flash_attention_by_hand"
-    found, again = measured(one, model, tensors)
+    one.encode(model, tensors)
     assert any(len(lengths) > 1 for lengths in calls) or name in ("llava-siglip", "smolvlm")
+    patches = sum(map(sum, calls))
+    calls.clear()
+    found, again = measured(one, model, tensors)
+    assert sum(map(sum, calls)) == patches  # the layer that is measured runs it, too
     torch.testing.assert_close(torch.cat(features), torch.cat(again), atol=1e-4, rtol=0)
     torch.testing.assert_close(torch.cat(found), torch.cat(wanted))
 
@@ -340,6 +344,21 @@ def test_a_layer_that_is_computed_again_is_not_measured_again(name):
         found = saliency.take([len(entry) for entry in features])
         torch.testing.assert_close(torch.cat(found), torch.cat(wanted))
         assert saliency._state.here.seen is None
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_it_compiles_without_graph_breaks(fresh_compiler):
+    one, model = case("llava-siglip"), shared_model("llava-siglip")
+    wanted, _ = measured(one, model, one.tensors())
+    with Installed(model, one.family) as saliency:
+
+        def encode(tensors):
+            features = one.encode(model, tensors)
+            return saliency.take([len(entry) for entry in features])
+
+        found = torch.compile(encode, fullgraph=True)(one.tensors())
+    torch.testing.assert_close(torch.cat(found), torch.cat(wanted))
 
 
 @torch.no_grad()
