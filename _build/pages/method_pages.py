@@ -44,6 +44,8 @@ What it costs before anything is downloaded: `ficoco cost llava-1.5-7b --method 
 to take: [choosing a method](../choose.md). How accurate it is: [accuracy](../accuracy.md).
 """
 
+_NOTHING_ELSE = {"projector": "projected features alone"}
+
 
 def names() -> list[str]:
     """All methods, in the order of the registry."""
@@ -65,7 +67,7 @@ def _facts(one: Any) -> dict[str, str]:
         "Filter: which leave": one.filter,
         "Correlate: into which": one.correlate,
         "Compress: how": one.compress,
-        "Needs": ", ".join(one.needs) or "query and key, or an attention map",
+        "Needs": ", ".join(one.needs) or _NOTHING_ELSE.get(one.acts_in, "query and key, or an attention map"),
         "Layers, if none are named": one.layers,
         "Amount, if none is given": one.amount,
         "Source": one.source or "this project",

@@ -53,7 +53,7 @@ def test_the_page_on_choosing_attaches():
 
 
 def test_the_table_of_methods_is_complete():
-    table = set(re.findall(r'^\| `"(\S+)"` \| (?:tower|language)', CHOOSE, re.MULTILINE))
+    table = set(re.findall(r'^\| `"(\S+)"` \| (?:tower|projector|language)', CHOOSE, re.MULTILINE))
     assert table == set(ficoco_ext.METHODS)
 
 

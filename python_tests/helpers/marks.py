@@ -29,12 +29,12 @@ QUICK = {  # folder: its files without test_ and .py
     "foreign": ("runner",),
     "gpu": ("host_emulation",),
     "io": ("configs", "images"),
-    "methods": ("baselines", "declarations", "evit", "prumerge", "resolve", "staged", "tome"),
+    "methods": ("baselines", "declarations", "evit", "projector_selection", "prumerge", "resolve", "staged", "tome"),
     "models": ("placeholders", "tower"),
     "ops": ("errors", "filter", "spec", "to_sequence", "token_attention"),
     "packaging": ("csrc_includes", "cuda_build", "marks", "mutations", "versions"),
     "property": ("draws",),
-    "reduce": ("errors", "greedy", "notebook", "reduce", "reduction", "schedule", "stages"),
+    "reduce": ("errors", "greedy", "notebook", "reduce", "reduction", "schedule", "selects", "stages"),
     "viz": ("panels", "trace", "visualize"),
 }
 EXCEPT = {  # what takes a second or more in those files
