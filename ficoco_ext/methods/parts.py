@@ -14,7 +14,9 @@ from .projector_method import ProjectorMethod
 INTO_THE_NEAREST = Correlate(by="key", targets=1)
 
 
-def after_projector(name: str, select: Callable[..., Any], *, merge: bool, source: str) -> ProjectorMethod:
+def after_projector(
+    name: str, select: Callable[..., Any], *, merge: bool, source: str, saliency: str = "auto"
+) -> ProjectorMethod:
     """A method that keeps by ``select`` after the projector.
 
     What leaves is dropped, or with ``merge`` goes into the most similar token that stays, in means weighted by size.
@@ -24,12 +26,20 @@ def after_projector(name: str, select: Callable[..., Any], *, merge: bool, sourc
     """
     require_one_of(name, "merge", merge, (True, False))
     if merge:
-        return ProjectorMethod(name, select, INTO_THE_NEAREST, Compress(size_weighted=True), source=source)
-    return ProjectorMethod(name, select, source=source)
+        compress = Compress(size_weighted=True)
+        return ProjectorMethod(name, select, INTO_THE_NEAREST, compress, source=source, saliency=saliency)
+    return ProjectorMethod(name, select, source=source, saliency=saliency)
 
 
 def in_part(
-    name: str, part: str, *, select: Callable[..., Any], filter: Callable[..., Any], merge: bool, source: str
+    name: str,
+    part: str,
+    *,
+    select: Callable[..., Any],
+    filter: Callable[..., Any],
+    merge: bool,
+    source: str,
+    saliency: str = "auto",
 ) -> AnyMethod:
     """A method that keeps by ``select`` after the projector, or by ``filter`` in the tower.
 
@@ -40,7 +50,7 @@ def in_part(
     """
     require_one_of(name, "part", part, ("projector", "tower"))
     if part == "projector":
-        return after_projector(name, select, merge=merge, source=source)
+        return after_projector(name, select, merge=merge, source=source, saliency=saliency)
     require_one_of(name, "merge", merge, (True, False))
     return Method(
         name=name,

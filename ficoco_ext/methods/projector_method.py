@@ -14,8 +14,11 @@ from ..ops import QueryKey
 from ..reduction import Reduction
 from ..stages import Compress, CompressStage, CorrelateStage, Links, Priced, Selection, Shape, needs
 from ..stages.features import SelectStage, VisualFeatures, check_planes, check_shapes, check_values
-from ..stages.frozen import reject, value
+from ..stages.frozen import reject, require_one_of, value
 from .base import FeatureMethod, Projected, Words
+
+# Of the class token's attention, of what each patch receives, of keys; "auto" takes the first that the tower has.
+KINDS_OF_SALIENCY = ("auto", "class", "column", "keys")
 
 
 @value
@@ -30,6 +33,8 @@ class ProjectorMethod(FeatureMethod):
         compress: merges; needed with ``correlate``.
         source: where it comes from.
         amount: what attach and cost take for ``keep_ratio`` or ``tokens`` where they are given none of them.
+        saliency: which kind of saliency attach measures in the vision tower where a stage needs one; see
+            :class:`ficoco_ext.models.tower_saliency.TowerSaliency`.
 
     Raises:
         ValueError: a correlate without a compress, or the other way round, or one that reads attention.
@@ -49,8 +54,10 @@ class ProjectorMethod(FeatureMethod):
     compress: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
     source: str = ""
     amount: tuple[tuple[str, Any], ...] = ()
+    saliency: str = "auto"
 
     def __post_init__(self) -> None:
+        require_one_of("ProjectorMethod", "saliency", self.saliency, KINDS_OF_SALIENCY)
         if (self.correlate is None) != (self.compress is None):
             reject(
                 "ProjectorMethod", "correlate and compress", "both given or both None", (self.correlate, self.compress)

@@ -12,7 +12,7 @@ from .registry import register
 
 
 @register("scope", rank=150)
-def scope(*, alpha: float = 1.0, part: str = "projector", merge: bool = False) -> AnyMethod:
+def scope(*, alpha: float = 1.0, part: str = "projector", merge: bool = False, saliency: str = "auto") -> AnyMethod:
     """SCOPE: keep the tokens that together cover all others best, salient ones first.
 
     Token j covers token i by max(0, cos(x_i, x_j)). One token after the other is picked, each the one with the largest
@@ -24,6 +24,9 @@ def scope(*, alpha: float = 1.0, part: str = "projector", merge: bool = False) -
             layers of the vision tower, by keys, with class attention.
         merge: merge each token that leaves into the most similar one that stays, in means weighted by size; in the
             tower with proportional attention. False drops it, as published.
+        saliency: after the projector, in a model: ``"class"``, attention of the class token; ``"column"``, attention
+            that a patch receives; ``"keys"``, 1 - cosine of its key with the mean key; ``"auto"``, ``"class"`` where
+            the tower has a class token that was trained, else ``"column"``.
 
     Raises:
         ValueError: an alpha below 0, another part, or a ``merge`` that is neither True nor False.
@@ -39,4 +42,5 @@ def scope(*, alpha: float = 1.0, part: str = "projector", merge: bool = False) -
         filter=GreedyFilter("coverage", weigh=alpha),
         merge=merge,
         source="SCOPE, arXiv 2510.24214",
+        saliency=saliency,
     )

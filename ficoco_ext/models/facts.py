@@ -41,9 +41,7 @@ def read_facts(model: Any, family: Family) -> ModelFacts:
         tuple(getattr(model.config, name) for name in family.placeholders),
         tower_facts(model) if known else None,
         api.attention_name(model.model.vision_tower.config) if known else "",
-        LanguageModelFacts(
-            len(getattr(model.model, family.language_model).layers), family.first_layer(model.config)
-        ),
+        LanguageModelFacts(len(getattr(model.model, family.language_model).layers), family.first_layer(model.config)),
         family.rope_index,
     )
 

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops import checks
 from ..stages import VisualFeatures
+from ..stages.needs import SALIENCY
 from . import modalities
 from .attach_plan import AttachPlan
 from .clip_tower import TowerReductions
@@ -22,6 +24,7 @@ from .layouts import Layout
 from .modalities import Encoded, Modality
 from .model_changes import ModelChanges
 from .per_thread import PerThread
+from .tower_saliency import TowerSaliency
 
 
 class Projection(NamedTuple):
@@ -115,6 +118,9 @@ class ProjectorReduction:
     def __init__(self, model: Any, family: Family, plan: AttachPlan, tower: TowerReductions | None = None) -> None:
         self.inner, self.family, self.plan = model.model, family, plan.projector
         self.tower, self.facts = tower, plan.facts.tower
+        self.saliency: TowerSaliency | None = None
+        if self.plan is not None and SALIENCY in self.plan.method.needs:
+            self.saliency = TowerSaliency(model, family.name, self.plan.method.saliency)
         self.calls = {one.name: EncoderCall(self, self.inner, one) for one in family.modalities}
         self._now = PerThread(_Now)
         self.last: tuple[Projection, ...] = ()
@@ -126,6 +132,8 @@ class ProjectorReduction:
 
     def install(self, changes: ModelChanges) -> None:
         """Put our calls in front of the encoders."""
+        if self.saliency is not None:
+            self.saliency.install(changes)
         for one in self.family.modalities:
             changes.set(self.inner, one.method, self.calls[one.name])
 
@@ -135,6 +143,9 @@ class ProjectorReduction:
         given = options.get("mm_encoder_outputs") or {}
         for one in self.family.modalities:
             if given.get(one.name) is not None:
+                if self.plan is not None and self.saliency is not None:
+                    wanted = f"None with {self.plan.method.name}, which needs what the vision tower looks at"
+                    checks.fail("forward", "mm_encoder_outputs", wanted, given, "pass pixels")
                 found[one.name] = self.reduced(one, given[one.name], options)
             elif one.pixels_of(options) is not None:
                 found[one.name] = self.calls[one.name].run_for(options)
@@ -168,6 +179,7 @@ class ProjectorReduction:
         layouts = [Layout()] * len(counts)
         if self.tower is None:
             layouts = self.family.layout(self.inner, options, modality, counts)
+        seen = None if self.saliency is None else self.saliency.take(counts)
         features, planes = list(encoded.features), [list(plane) for plane in encoded.planes]
         kept = [torch.arange(count, device=one.device) for count, one in zip(counts, features, strict=True)]
         members: dict[tuple[int, Layout, int], list[int]] = {}
@@ -177,7 +189,7 @@ class ProjectorReduction:
             if count < free:
                 members.setdefault((before, layout, count), []).append(number)
         for (before, layout, count), numbers in members.items():
-            self._reduce(numbers, before, layout, count, features, planes, kept)
+            self._reduce(numbers, before, layout, count, features, planes, kept, seen)
         if members:
             made = Encoded(tuple(features), tuple(tuple(plane) for plane in planes), encoded.entries)
             output = modalities.written(output, modality, made)
@@ -203,6 +215,7 @@ class ProjectorReduction:
         features: list[Tensor],
         planes: list[list[Tensor]],
         kept: list[Tensor],
+        seen: list[Tensor] | None,
     ) -> None:
         """Reduce the pictures ``numbers``, which are alike, in the lists of all pictures."""
         assert self.plan is not None
@@ -213,7 +226,10 @@ class ProjectorReduction:
             free = torch.tensor([index for index in range(before) if index not in ends], device=device)
         together = torch.stack([features[number] for number in numbers])
         of_planes = [torch.stack([plane[number] for number in numbers]) for plane in planes]
-        visual = VisualFeatures(together.index_select(1, free), grid=layout.grid)
+        saliency = None
+        if seen is not None:
+            saliency = torch.stack([seen[number] for number in numbers]).to(device).index_select(1, free)
+        visual = VisualFeatures(together.index_select(1, free), grid=layout.grid, saliency=saliency)
         result = self.plan.method(visual, count, [plane.index_select(1, free) for plane in of_planes])
         chosen = free[result.kept]
         if layout.line_ends:

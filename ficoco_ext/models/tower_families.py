@@ -133,7 +133,7 @@ TOWERS = {
     "Qwen3-VL-MoE": _merging(_packed("qwen3_vl_moe", "Qwen3VLMoeVisionModel", "Qwen3VLMoeVisionAttention")),
     "Qwen3.5": _merging(_packed("qwen3_5", "Qwen3_5VisionModel", "Qwen3_5VisionAttention")),
     "Qwen3.5-MoE": _merging(_packed("qwen3_5_moe", "Qwen3_5MoeVisionModel", "Qwen3_5MoeVisionAttention")),
-    "InternVL": TowerAttention((INTERNVL,), layouts.shuffled),
+    "InternVL3": TowerAttention((INTERNVL,), layouts.shuffled),
     "Gemma 3": TowerAttention((SIGLIP,), layouts.pooled),
     "SmolVLM": TowerAttention((SMOLVLM,), layouts.connected, tower="vision_model"),
     "Idefics3": TowerAttention((IDEFICS3,), layouts.connected, tower="vision_model"),
