@@ -151,6 +151,7 @@ FAMILIES = (
         model="LlavaNextForConditionalGeneration",
         inner="LlavaNextModel",
         language_models=_LLAVA_LANGUAGE_MODELS,
+        layout=layouts.packed_crops,
         why_no_tower="its crops are laid out as grids after the tower, unpadded and given line ends, which needs every "
         "patch",
     ),
@@ -211,7 +212,7 @@ FAMILIES = (
         inner="LlavaOnevisionModel",
         modalities=(IMAGES, VIDEOS),
         language_models=("llama", "qwen2", "qwen3"),
-        layout=layouts.pooled_videos,
+        layout=layouts.packed_crops,
         why_no_tower="its crops are laid out as grids after the tower, unpadded and given line ends, which needs every "
         "patch",
     ),

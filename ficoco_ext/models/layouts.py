@@ -6,9 +6,14 @@ and returns one :class:`Layout` for each picture. All of it is known on the host
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
+from . import transformers_api as api
 from .modalities import Modality
 
 
@@ -66,10 +71,39 @@ def pixel_shuffled(inner: Any) -> int:
     return int((vision.image_size // vision.patch_size // inner.config.scale_factor) ** 2)
 
 
+def packed_crops(inner: Any, options: Mapping[str, Any], modality: Modality, counts: Sequence[int]) -> list[Layout]:
+    """Pictures of several crops in one grid with line ends, found by the model's own packing; videos as below."""
+    if modality.name == "video":
+        return pooled_videos(inner, options, modality, counts)
+    sizes = options.get("image_sizes")
+    sizes = sizes.tolist() if isinstance(sizes, Tensor) else sizes
+    if sizes is None or len(sizes) != len(counts):
+        return unknown(inner, options, modality, counts)
+    return [_of_crops(inner, options, (int(h), int(w)), count) for (h, w), count in zip(sizes, counts, strict=True)]
+
+
+def _of_crops(inner: Any, options: Mapping[str, Any], size: tuple[int, int], count: int) -> Layout:
+    """The picture of one size (height, width) in pixels."""
+    vision = inner.config.vision_config
+    root = vision.image_size // vision.patch_size
+    if count == root * root + 1:
+        return Layout((root, root), line_ends=(root * root,))
+    crops = torch.zeros(1 + api.crops_of(inner, size), root * root, 1)
+    named = {"vision_feature_select_strategy": None, "vision_aspect_ratio": options.get("vision_aspect_ratio")}
+    if named["vision_aspect_ratio"] is None:
+        named["vision_aspect_ratio"] = getattr(inner.config, "vision_aspect_ratio", None)
+    taken = inspect.signature(inner.pack_image_features).parameters
+    packed, _ = inner.pack_image_features(
+        [crops], [size], image_newline=torch.ones(1), **{name: named[name] for name in named if name in taken}
+    )
+    ends = packed[0].flatten().nonzero().flatten().tolist()
+    return Layout(line_ends=tuple(ends)) if len(packed[0]) == count else Layout()
+
+
 def pooled_videos(inner: Any, options: Mapping[str, Any], modality: Modality, counts: Sequence[int]) -> list[Layout]:
     """Videos whose frames are halved on each side and one end of line for all, which older releases add themselves."""
     videos = options.get(modality.pixels)
-    if modality.name != "video" or videos is None:
+    if videos is None:
         return unknown(inner, options, modality, counts)
     vision = inner.config.vision_config
     half = -(-(vision.image_size // vision.patch_size) // 2)

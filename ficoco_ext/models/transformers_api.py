@@ -32,6 +32,13 @@ def rotary_embedding() -> Any:
     return model_class("llama.modeling_llama", "LlamaRotaryEmbedding")
 
 
+def crops_of(inner: Any, size: tuple[int, int]) -> int:
+    """Crops into which a model with a list of resolutions cuts a picture of ``size`` (height, width)."""
+    shape = sys.modules[type(inner).__module__].get_anyres_image_grid_shape
+    rows, columns = shape(size, inner.config.image_grid_pinpoints, inner.config.vision_config.image_size)
+    return int(rows * columns)
+
+
 # Caches
 
 
