@@ -11,6 +11,8 @@ from helpers.tiny_families import TINY, WITH_VIDEO, shared_model
 from helpers.tiny_oracle import cut, everything, some, worst
 from helpers.tiny_prompts import one_picture, one_video, pictures_and_videos, prompt, unequal_rows, words
 
+pytest.importorskip("transformers")
+
 PROMPTS = [(family, make) for family in TINY for make in (one_picture, unequal_rows)]
 PROMPTS += [(family, make) for family in WITH_VIDEO for make in (one_video, pictures_and_videos)]
 IDS = [f"{family}-{make.__name__}" for family, make in PROMPTS]

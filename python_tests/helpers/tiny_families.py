@@ -184,5 +184,11 @@ WITH_VIDEO = tuple(family for family in TINY if family.videos)
 
 @functools.cache
 def shared_model(name: str) -> Any:
-    """One model of a family for all tests that leave it as it is."""
+    """One model of a family for all tests that leave it as it was."""
+    return BY_NAME[name].model()
+
+
+@functools.cache
+def untouched_model(name: str) -> Any:
+    """Its twin that nothing is ever attached to, for oracles."""
     return BY_NAME[name].model()

@@ -161,6 +161,32 @@ def some(full: Prompt, ratio: float = 0.5, seed: int = 0) -> list[Tensor]:
     return kept
 
 
+def kept_of(full: Prompt, projections: Sequence[Any]) -> list[Tensor]:
+    """What a call kept, for every picture and video of the prompt.
+
+    Args:
+        full: the prompt of the call.
+        projections: of a handle. Each says of which ``modality`` it is, how many tokens it had ``before``, and which it
+            ``kept``; several of them may be one picture of the prompt, or one several.
+    """
+    found = []
+    for kind, modality in (("picture", "image"), ("video", "video")):
+        own = [one for one in full.visuals if one.kind == kind]
+        entries = [one for one in projections if one.modality == modality]
+        missing = sum(len(one.columns) for one in own) - sum(one.before for one in entries)
+        assert missing in (0, len(own)), f"{missing} placeholders of {modality}s are in no projection"
+        starts = [sum(one.before for one in entries[:index]) for index in range(len(entries))]
+        kept = [one.kept + start for one, start in zip(entries, starts, strict=True)]
+        first = 0
+        for one in own:
+            last = first + len(one.columns) - bool(missing)
+            every = torch.cat(kept)
+            assert bool((every.diff() > 0).all()), "kept indices must be ascending"
+            found.append(every[(every >= first) & (every < last)] - first)
+            first = last
+    return found
+
+
 def visuals_of(full: Prompt, kept: Sequence[Tensor]) -> tuple[Visual, ...]:
     """What ``kept`` has an entry for each of: pictures and videos, or what the encoder returns apart of them."""
     for found in (full.visuals, full.parts()):

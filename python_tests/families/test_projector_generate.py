@@ -1,0 +1,126 @@
+"""``generate`` with a method after the projector, on every family: what a hand cut says token by token, no cache."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from helpers.models import one_thread  # noqa: F401
+from helpers.tiny_families import BY_NAME, TINY, WITH_VIDEO, shared_model, untouched_model
+from helpers.tiny_oracle import cut, kept_of
+from helpers.tiny_prompts import one_picture, pictures_and_videos, prompt, unequal_rows, words
+
+import ficoco_ext
+
+pytest.importorskip("transformers")
+
+PROMPTS = [(family, unequal_rows) for family in TINY] + [(family, pictures_and_videos) for family in WITH_VIDEO]
+IDS = [f"{family}-{make.__name__}" for family, make in PROMPTS]
+STEPS = 4
+DETAILS = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False, "max_new_tokens": STEPS}
+
+
+def worst_step(hand, out, past=0):
+    """The largest difference of any logit between a generation and the hand cut with ``past`` more tokens before."""
+    new = out.sequences[:, -STEPS - past :]
+    logits = hand.logits(untouched_model(hand.family.name), new[:, :-1])[:, -STEPS:]
+    return max(float((logits[:, step] - one).abs().max()) for step, one in enumerate(out.logits))
+
+
+def cache_of(out):
+    """The cache of a generation, and the name by which ``generate`` takes it."""
+    name = "cache" if "cache" in inspect.signature(type(shared_model("llava-clip")).forward).parameters else None
+    name = name or "past_key_values"
+    return {name: getattr(out, name)}
+
+
+@pytest.mark.parametrize("positions", ["original", "contiguous"])
+@pytest.mark.parametrize(("family", "make"), PROMPTS, ids=IDS)
+@torch.no_grad()
+def test_generate_is_the_hand_cut_without_a_cache(family, make, positions):
+    if family.mrope and positions == "contiguous":
+        return  # refused: test_projector_calls.py
+    model, full = shared_model(family.name), make(family)
+    with ficoco_ext.attach(model, "divprune", keep_ratio=0.5, positions=positions) as handle:
+        out = model.generate(**full.inputs, **DETAILS)
+        hand = cut(untouched_model(family.name), full, kept_of(full, handle.projections), positions)
+    assert torch.equal(out.sequences[:, : full.ids.shape[1]], full.ids)
+    assert out.sequences.shape[1] == full.ids.shape[1] + STEPS
+    assert worst_step(hand, out) < 1e-5
+
+
+@pytest.mark.parametrize("options", [{"cache_implementation": "static", "disable_compile": True}, {"use_cache": False}])
+@pytest.mark.parametrize("family", TINY, ids=str)
+@torch.no_grad()
+def test_every_cache_says_the_same(family, options):
+    model, full = shared_model(family.name), unequal_rows(family)
+    if "use_cache" in options and family.name == "paligemma" and not _answers_are_suffixes():
+        pytest.skip("this transformers reads answers as a part of the prompt if there is no cache")
+    with ficoco_ext.attach(model, "divprune", keep_ratio=0.5) as handle:
+        out = model.generate(**full.inputs, **DETAILS, **options)
+        hand = cut(untouched_model(family.name), full, kept_of(full, handle.projections))
+    assert worst_step(hand, out) < 1e-5
+
+
+def _answers_are_suffixes():
+    from transformers import PaliGemmaForConditionalGeneration as PaliGemma
+
+    return "_update_model_kwargs_for_generation" in vars(PaliGemma)
+
+
+@pytest.mark.parametrize("family", TINY, ids=str)
+@torch.no_grad()
+def test_beams(family):
+    """All beams of a row start from its own pictures, and the best one's score is that of the hand cut."""
+    model = shared_model(family.name)
+    picture = family.pictures[1 if family.name == "internvl" else 0]  # of one tile: see several_pictures
+    full = prompt(family, [[*words(4), picture, *words(5, 4)], [*words(2), picture, *words(3, 6)]])
+    with ficoco_ext.attach(model, "divprune", keep_ratio=0.5) as handle:
+        model(**full.inputs)
+        hand = cut(untouched_model(family.name), full, kept_of(full, handle.projections))
+        out = model.generate(**full.inputs, **DETAILS, num_beams=3, output_scores=True)
+    first = hand.logits(untouched_model(family.name))[:, -1].repeat_interleave(3, 0)
+    assert float((first - out.logits[0]).abs().max()) < 1e-5
+    new = out.sequences[:, -STEPS:]
+    said = (
+        hand.logits(untouched_model(family.name), new[:, :-1])[:, -STEPS:]
+        .log_softmax(-1)
+        .gather(-1, new[:, :, None])[..., 0]
+    )
+    assert float((said.mean(1) - out.sequences_scores).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("family", TINY, ids=str)
+@torch.no_grad()
+def test_a_conversation_goes_on(family):
+    model, full = shared_model(family.name), unequal_rows(family)
+    with ficoco_ext.attach(model, "divprune", keep_ratio=0.5) as handle:
+        first = model.generate(**full.inputs, **DETAILS)
+        hand = cut(untouched_model(family.name), full, kept_of(full, handle.projections))
+        asked = torch.cat([first.sequences, torch.tensor([words(3, 5 * row) for row in range(3)])], 1)
+        mask = torch.cat([full.mask, torch.ones(3, STEPS + 3, dtype=torch.long)], 1)
+        second = model.generate(input_ids=asked, attention_mask=mask, **cache_of(first), **DETAILS)
+    assert torch.equal(second.sequences[:, : asked.shape[1]], asked)
+    assert worst_step(hand, second, past=STEPS + 3) < 1e-5
+
+
+@pytest.mark.parametrize("family", TINY, ids=str)
+@torch.no_grad()
+def test_a_loop_of_ones_own(family):
+    """Prefill by a call, then token by token on its cache, with the mask of the prompt that was cut."""
+    model, full = shared_model(family.name), one_picture(family)
+    with ficoco_ext.attach(model, "divprune", keep_ratio=0.5) as handle:
+        out = model(**full.inputs, use_cache=True)
+        hand = cut(untouched_model(family.name), full, kept_of(full, handle.projections))
+        new, logits = [], [out.logits[:, -1]]
+        for token in words(3, 7):
+            new.append(token)
+            out = model(input_ids=torch.tensor([[token]]), **cache_of(out), use_cache=True)
+            logits.append(out.logits[:, -1])
+    wanted = hand.logits(untouched_model(family.name), torch.tensor([new]))[:, -len(logits) :]
+    assert max(float((wanted[:, step] - one).abs().max()) for step, one in enumerate(logits)) < 1e-5
+
+
+def test_families_are_as_many_as_are_tested():
+    assert len(BY_NAME) == len(TINY) == 19
