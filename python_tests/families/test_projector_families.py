@@ -73,7 +73,10 @@ def test_tokens_of_random_pictures(family):
         for seed, picture in enumerate(family.random_pictures(20)):
             full = one_picture(family, picture, seed)
             got = model(**full.inputs).logits
-            assert all(len(one.kept) == min(5, one.before) for one in handle.projections)
+            ends = [len(one.line_ends) for one in full.visuals] if full.visuals[0].line_ends else []
+            ends = ends or [0] * len(handle.projections)
+            wanted = [min(5 + more, one.before) for one, more in zip(handle.projections, ends, strict=True)]
+            assert [len(one.kept) for one in handle.projections] == wanted
             hand = cut(untouched_model(family.name), full, kept_of(full, handle.projections))
             assert worst(hand, hand.logits(untouched_model(family.name)), got) < 2e-5
 
@@ -123,6 +126,33 @@ def test_rows_are_what_they_are_alone(family):
         alone = model(**first.inputs).logits
         assert torch.equal(kept_of(first, handle.projections)[0], kept[0])
     assert float((got[0, -alone.shape[1] :] - alone[0]).abs().max()) < 2e-5
+
+
+@pytest.mark.parametrize("family", TINY, ids=str)
+@torch.no_grad()
+def test_there_is_one_projection_for_each_picture(family):
+    """Each tile is one, and each frame where the encoder returns frames: nothing says which tiles are one picture."""
+    model, full = shared_model(family.name), unequal_rows(family)
+    with ficoco_ext.attach(model, "divprune", tokens=3) as handle:
+        model(**full.inputs)
+        assert [one.before for one in handle.projections] == [len(one.columns) for one in full.parts()]
+
+
+@pytest.mark.parametrize("make", [one_picture, unequal_rows, one_video, pictures_and_videos])
+@pytest.mark.parametrize("name", ["llava-next", "llava-onevision"])
+@torch.no_grad()
+def test_newlines_stay(name, make):
+    family = BY_NAME[name]
+    if make in (one_video, pictures_and_videos) and not family.videos:
+        return
+    full = make(family)
+    with ficoco_ext.attach(shared_model(name), "divprune", keep_ratio=0.25) as handle:
+        shared_model(name)(**full.inputs)
+        kept = kept_of(full, handle.projections)
+    hand = cut(untouched_model(name), full, kept)
+    for one in full.visuals:
+        assert one.line_ends
+        assert set(one.columns[list(one.line_ends)].tolist()) <= set(hand.columns[one.row].tolist())
 
 
 @torch.no_grad()

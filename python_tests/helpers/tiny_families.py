@@ -80,9 +80,9 @@ class TinyFamily:
         return getattr(model.model, self.text_model)
 
     def random_pictures(self, count: int, seed: int = 0) -> list[Picture]:
-        """Pictures of random sizes; all of one size if the family has only one."""
+        """Pictures of ``count`` random sizes, each size once: one picture if the family has only one size."""
         draw = random.Random(seed)
-        return [Picture(draw.choice(self.sides), draw.choice(self.sides)) for _ in range(count)]
+        return list(dict.fromkeys(Picture(draw.choice(self.sides), draw.choice(self.sides)) for _ in range(count)))
 
     def __repr__(self) -> str:
         return self.name

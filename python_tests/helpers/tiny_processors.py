@@ -38,11 +38,13 @@ class Encoded(NamedTuple):
         ids: its placeholders, with what stands around and between them.
         tensors: the arguments of the model that belong to it.
         parts: tokens of every tensor that the encoder returns for it: one, or as many as there are tiles or frames.
+        line_ends: which of its tokens are newlines, no part of the picture.
     """
 
     ids: list[int]
     tensors: dict[str, Tensor]
     parts: tuple[int, ...]
+    line_ends: tuple[int, ...] = ()
 
 
 def _pixels(generator: torch.Generator, *shape: int) -> Tensor:
@@ -126,31 +128,28 @@ def padded_rows(rows: list[list[Encoded]]) -> dict[str, Tensor]:
 # LLaVA-NeXT and LLaVA-OneVision: crops laid out on a grid, cut to the picture, a column of newlines at the right.
 
 
-def _anyres_tokens(picture: Picture) -> tuple[int, int]:
-    """Crops of a picture, and its tokens: those of the whole and those of the crops with a newline for each line."""
+def anyres(picture: Picture, generator: torch.Generator) -> Encoded:
+    """The whole picture, then its crops line by line, each line with a newline at its end."""
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
-    rows, columns = get_anyres_image_grid_shape(tuple(picture), configs.PINPOINTS, configs.SIDE)
-    tokens = configs.PATCHES + _unpadded(picture, rows * 4, columns * 4)
-    return 1 + rows * columns, tokens
+    down, across = get_anyres_image_grid_shape(tuple(picture), configs.PINPOINTS, configs.SIDE)
+    rows, columns = _unpadded(picture, down * 4, across * 4)
+    tokens = configs.PATCHES + rows * (columns + 1)
+    tensors = {
+        "pixel_values": _pixels(generator, 1 + down * across, 3, configs.SIDE, configs.SIDE),
+        "image_sizes": torch.tensor([tuple(picture)]),
+    }
+    line_ends = range(configs.PATCHES + columns, tokens, columns + 1)
+    return Encoded([IMAGE] * tokens, tensors, (tokens,), tuple(line_ends))
 
 
-def _unpadded(picture: Picture, rows: int, columns: int) -> int:
-    """Tokens of a grid of which that is cut off which padding of the picture had filled, newlines among them."""
+def _unpadded(picture: Picture, rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of a grid without those that only padding of the picture had filled."""
     if picture.width / picture.height > columns / rows:
         rows -= 2 * ((rows - int(round(picture.height * (columns / picture.width), 7))) // 2)
     else:
         columns -= 2 * ((columns - int(round(picture.width * (rows / picture.height), 7))) // 2)
-    return rows * (columns + 1)
-
-
-def anyres(picture: Picture, generator: torch.Generator) -> Encoded:
-    crops, tokens = _anyres_tokens(picture)
-    tensors = {
-        "pixel_values": _pixels(generator, crops, 3, configs.SIDE, configs.SIDE),
-        "image_sizes": torch.tensor([tuple(picture)]),
-    }
-    return Encoded([IMAGE] * tokens, tensors, (tokens,))
+    return rows, columns
 
 
 def anyres_joined(rows: list[list[Encoded]]) -> dict[str, Tensor]:
@@ -171,7 +170,7 @@ def onevision(visual: Picture | Video, generator: torch.Generator) -> Encoded:
         return anyres(visual, generator)
     pixels = _pixels(generator, 1, visual.frames, 3, configs.SIDE, configs.SIDE)
     tokens = visual.frames * configs.PATCHES // 4 + 1
-    return Encoded([VIDEO] * tokens, {"pixel_values_videos": pixels}, (tokens,))
+    return Encoded([VIDEO] * tokens, {"pixel_values_videos": pixels}, (tokens,), (tokens - 1,))
 
 
 def onevision_beside(visual: Picture | Video, generator: torch.Generator) -> Encoded:
@@ -183,7 +182,7 @@ def onevision_beside(visual: Picture | Video, generator: torch.Generator) -> Enc
         "pixel_values": _pixels(generator, 1, 3, configs.SIDE, configs.SIDE),
         "image_sizes": torch.tensor([tuple(visual)]),
     }
-    return Encoded([IMAGE] * tokens, tensors, (tokens,))
+    return Encoded([IMAGE] * tokens, tensors, (tokens,), (tokens - 1,))
 
 
 def onevision_joined(rows: list[list[Encoded]]) -> dict[str, Tensor]:

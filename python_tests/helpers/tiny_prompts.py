@@ -30,12 +30,14 @@ class Visual:
         row: of the batch.
         columns: (n,) of the padded prompt, those of its placeholders.
         parts: how many tokens each of its tiles or frames has.
+        line_ends: which of its tokens are newlines.
     """
 
     kind: str
     row: int
     columns: Tensor
     parts: tuple[int, ...]
+    line_ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def _visuals(rows, encoded: list[list[Encoded]], kind: Tensor, family: TinyFamil
         for row, own in enumerate(encoded):
             wanted = Picture if mark == 1 else Video
             asked = [one for one in _ordered(family, rows[row]) if not isinstance(one, int)]
-            parts = [made.parts for made, one in zip(own, asked, strict=True) if isinstance(one, wanted)]
-            columns = (kind[row] == mark).nonzero()[:, 0].split([sum(one) for one in parts])
-            found += [Visual(name, row, where, part) for where, part in zip(columns, parts, strict=True)]
+            made = [encoded for encoded, one in zip(own, asked, strict=True) if isinstance(one, wanted)]
+            columns = (kind[row] == mark).nonzero()[:, 0].split([sum(one.parts) for one in made])
+            found += [Visual(name, row, at, one.parts, one.line_ends) for at, one in zip(columns, made, strict=True)]
     return tuple(found)
