@@ -78,33 +78,33 @@ class EncoderCall:
         signature = inspect.signature(self.function)
         self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
         self.__name__ = modality.method
-        # Older releases pass it among the keywords, where the tower takes it.
-        self.also = {"image_sizes"} & set(inspect.signature(type(inner).forward).parameters)
+        # Releases call the pixels differently; older ones pass image_sizes on without naming it.
+        self.pixels, *names = self.__signature__.parameters
+        also = {"image_sizes"} & set(inspect.signature(type(inner).forward).parameters)
+        self.names = {*names, *also} - {modality.pixels, modality.other_pixels}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.owner.encoding:  # some encode a video by the encoder of pictures
             return self.function(self.inner, *args, **kwargs)
-        options = self.arguments(*args, **kwargs)
+        options = dict(self.__signature__.bind(*args, **kwargs).arguments)
+        options |= options.pop("kwargs", {})
+        given = options.pop(self.pixels, None)
+        pixels = self.modality.pixels_of(options) if given is None else given
         held = self.owner.prepared.get(self.modality.name)
-        if held is None or held.pixels is not self.modality.pixels_of(options):
-            held = self.run(options)
+        if held is None or held.pixels is not pixels:
+            held = self.run(pixels, options)
         as_tuple = kwargs.get("return_dict") is False
         return held.output.to_tuple() if as_tuple else held.output
 
-    def arguments(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Arguments by name."""
-        found = dict(self.__signature__.bind(*args, **kwargs).arguments)
-        return found | found.pop("kwargs", {})
-
-    def run(self, options: Mapping[str, Any]) -> Reduced:
-        """Encode and reduce."""
-        output = self.owner.encoded(self.function, {**options, "return_dict": True})
-        return self.owner.reduced(self.modality, output, options)
+    def run(self, pixels: Any, options: Mapping[str, Any]) -> Reduced:
+        """Encode and reduce. ``options``: the other arguments."""
+        output = self.owner.encoded(self.function, pixels, {**options, "return_dict": True})
+        return self.owner.reduced(self.modality, output, {**options, self.modality.pixels: pixels})
 
     def run_for(self, options: Mapping[str, Any]) -> Reduced:
         """Encode what comes with a call of the model, whose arguments are ``options``."""
-        taken = {name: options.get(name) for name in (*self.__signature__.parameters, *self.also)}
-        return self.run({name: value for name, value in taken.items() if value is not None})
+        taken = {name: options[name] for name in self.names if options.get(name) is not None}
+        return self.run(self.modality.pixels_of(options), taken)
 
 
 class ProjectorReduction:
@@ -159,12 +159,12 @@ class ProjectorReduction:
         """Whether this thread is in an encoder."""
         return self._now.here.encoding
 
-    def encoded(self, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    def encoded(self, function: Callable[..., Any], pixels: Any, options: Mapping[str, Any]) -> Any:
         """What an encoder returns, not reduced."""
         now = self._now.here
         now.encoding = True
         try:
-            return function(self.inner, **options)
+            return function(self.inner, pixels, **options)
         finally:
             now.encoding = False
 

@@ -99,10 +99,10 @@ def _takes(owner: Any, wanted: Iterable[str], function: str = "forward", cache: 
         raise _UnknownError(f"{what} must be one that takes {', '.join(missing)}, got ({', '.join(given)})")
 
 
-def _takes_pixels(owner: Any, modality: Modality, function: str = "forward") -> None:
+def _takes_pixels(owner: Any, modality: Modality) -> None:
     """By one of its two names."""
-    given = _parameters(getattr(owner, function), f"{owner.__name__}.{function}")
-    _takes(owner, () if modality.other_pixels in given else (modality.pixels,), function)
+    given = _parameters(owner.forward, f"{owner.__name__}.forward")
+    _takes(owner, () if modality.other_pixels in given else (modality.pixels,))
 
 
 def _check_model(family: Family) -> None:
@@ -115,7 +115,7 @@ def _check_model(family: Family) -> None:
     for one in family.modalities:
         _takes_pixels(model, one)
         _takes_pixels(inner, one)
-        _takes_pixels(inner, one, one.method)
+        _takes(inner, (), one.method)
     if family.rope_index:
         _takes(inner, {"input_ids", "attention_mask"}, "get_rope_index")
     for whole, layer, attention in (LANGUAGE_MODELS[name].classes() for name in family.language_models):
