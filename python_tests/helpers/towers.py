@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from helpers.tiny_configs import PATCHES, SIDE
-from helpers.tiny_families import BY_NAME, TINY, Picture, TinyFamily
-from helpers.tiny_families import Video as TinyVideo
+from helpers.tiny_families import BY_NAME, TINY, TinyFamily
+from helpers.tiny_processors import Picture
+from helpers.tiny_processors import Video as TinyVideo
 
 NAMES = {  # as the tests' families are called, and as the package calls them
     "llava-clip": "LLaVA-1.5",
@@ -26,7 +27,7 @@ NAMES = {  # as the tests' families are called, and as the package calls them
     "qwen3-vl": "Qwen3-VL",
     "qwen3-vl-moe": "Qwen3-VL-MoE",
     "qwen3.5": "Qwen3.5",
-    "internvl": "InternVL",
+    "internvl": "InternVL3",
     "gemma3": "Gemma 3",
     "smolvlm": "SmolVLM",
     "idefics3": "Idefics3",

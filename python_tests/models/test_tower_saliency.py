@@ -8,11 +8,14 @@ from inspect import getsource
 import pytest
 import torch
 from helpers.models import one_thread, sharpened, snapshot  # noqa: F401
-from helpers.tiny_families import Picture, shared_model
+from helpers.tiny_families import TINY, shared_model
+from helpers.tiny_processors import Picture
 from helpers.towers import CASES, CLASS_TOKENS, LAYER, NAMES, PACKED, EagerCalls, case, expected, of_patches
 
 from ficoco_ext.models import tower_saliency
+from ficoco_ext.models.families import FAMILIES
 from ficoco_ext.models.model_changes import ModelChanges
+from ficoco_ext.models.tower_families import TOWERS
 from ficoco_ext.models.tower_saliency import TowerSaliency
 
 pytest.importorskip("transformers")
@@ -135,6 +138,15 @@ def test_undoing_leaves_nothing(one):
     before = snapshot(model)
     measured(one, model, tensors)
     assert snapshot(model) == before
+
+
+def test_every_family_is_declared_by_its_own_name():
+    assert {family.name for family in FAMILIES} <= set(TOWERS)
+    assert {NAMES[family.name] for family in TINY} <= set(TOWERS)
+    for known in TOWERS.values():
+        for body in known.bodies:
+            tower, attention = body.classes()
+            assert issubclass(tower, torch.nn.Module) and issubclass(attention, torch.nn.Module)
 
 
 def test_which_layer_and_what_is_read():
