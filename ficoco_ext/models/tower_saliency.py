@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops import QueryKey, checks
 from . import attention_tap
+from .clip_tower import TowerReductions
 from .generate_options import named
 from .model_changes import ModelChanges
 from .per_thread import PerThread
@@ -116,6 +117,8 @@ class TowerSaliency:
             mean of the probabilities over heads and over the patches of its picture (or frame, or tile); "keys", 1 -
             cosine of its key with the mean key of its picture, heads averaged (FiCoCo eq. 9-13), in [0, 2]; "auto",
             "class" where the tower has a class token that was trained to stand for the picture, else "column".
+        reductions: of a method that reduces inside the same tower; a token that is left has its own number, without
+            what it inherited and without the bias of proportional attention. None if there is no such method.
 
     Raises:
         NotImplementedError: nothing is known of the family or of its tower, or it lacks what ``kind`` reads.
@@ -126,14 +129,16 @@ class TowerSaliency:
     2510.24214) for the class token's row; what a method makes of the numbers is its own.
     """
 
-    def __init__(self, model: Any, family_name: str, kind: str = AUTO) -> None:
+    def __init__(
+        self, model: Any, family_name: str, kind: str = AUTO, reductions: TowerReductions | None = None
+    ) -> None:
         if kind not in KINDS:
             checks.fail("attach", "saliency", f"one of {', '.join(KINDS)}", kind, "pick one of them")
         known = TOWERS.get(family_name)
         if known is None:
             remedy = "use a method that needs no saliency, such as 'divprune'"
             _refuse("saliency", f"that of {', '.join(TOWERS)}", family_name, remedy)
-        self.family_name, self.known = family_name, known
+        self.family_name, self.known, self.reductions = family_name, known, reductions
         self._core = model.model
         self._state = PerThread(_State)
         names = [known.tower, *([known.video_tower] if known.video_tower else [])]
@@ -180,8 +185,8 @@ class TowerSaliency:
             For each entry (n_i,) float32, finite and >= 0, as its tokens follow one another.
 
         Raises:
-            RuntimeError: the tower did not run since the last ``take``, or gave other numbers of tokens: a method that
-                reduces inside the tower removed some in or after the layer that is measured.
+            RuntimeError: the tower did not run since the last ``take``, or gave other numbers of tokens, as with a
+                method that reduces inside the tower and is not among the arguments of this object.
         """
         seen, self._state.here.seen = self._state.here.seen, None
         if seen is None or not seen.parts:
@@ -189,12 +194,13 @@ class TowerSaliency:
                 "ficoco::saliency: the vision tower did not run with its attention measured since the numbers were "
                 "last taken; call get_image_features or get_video_features first, and once for each take"
             )
+        if self.reductions is not None:
+            _leave(seen, self.reductions)
         found = self.known.layout(seen, counts)
         if len(found) != sum(counts):
             raise RuntimeError(
                 f"ficoco::saliency: {self.family_name} projected {sum(counts)} tokens, and its tower was measured for "
-                f"{len(found)}; a method that reduces inside the tower cannot be joined with saliency of its layer "
-                f"{self.layer} or a later one"
+                f"{len(found)}; pass the reductions of the method that reduces inside the tower, or detach it"
             )
         return list(found.split(list(counts)))
 
@@ -234,6 +240,17 @@ def unlike_the_mean(attn: QueryKey, class_token: bool, mask: Tensor | None = Non
     )
     unlike = (1 + unlike).clamp(min=0)
     return unlike if mask is None else unlike * mask.flatten(1)
+
+
+def _leave(seen: TowerPass, reductions: TowerReductions) -> None:
+    """Take away the numbers of patches that left after they were measured, in the same layer."""
+    records, found = reductions.finished(), seen.pictures()
+    if not records or records[-1].patch_ids.shape[1] == found.shape[1]:
+        return
+    left = records[-1].patch_ids.to(found.device)
+    if len(records) > 1:
+        left = torch.searchsorted(records[-2].patch_ids.to(found.device).contiguous(), left.contiguous())
+    seen.parts = [found.gather(1, left)]
 
 
 def _layer(core: Any, tower: nn.Module, body: TowerBody) -> int:

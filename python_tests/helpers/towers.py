@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ficoco_ext.models.model_changes import ModelChanges
+from ficoco_ext.models.tower_saliency import TowerSaliency
 from helpers.tiny_configs import PATCHES, SIDE
 from helpers.tiny_families import BY_NAME, TINY, TinyFamily
 from helpers.tiny_processors import Picture
@@ -220,3 +222,24 @@ def _tiles(case: Case, patches: list[Tensor]) -> list[Tensor]:
         found.append(torch.stack(values))
     assert all(len(one) > PATCHES for one in found)
     return found
+
+
+class Installed:
+    """A model whose tower is measured, as a context."""
+
+    def __init__(self, model, family, kind="auto"):
+        self.saliency, self.changes = TowerSaliency(model, NAMES[family.name], kind), ModelChanges()
+
+    def __enter__(self):
+        self.saliency.install(self.changes)
+        return self.saliency
+
+    def __exit__(self, *error):
+        self.changes.undo()
+
+
+def measured(one, model, tensors, kind="auto"):
+    """The numbers of each entry, and its features."""
+    with Installed(model, one.family, kind) as saliency:
+        features = one.encode(model, tensors)
+        return saliency.take([len(entry) for entry in features]), features

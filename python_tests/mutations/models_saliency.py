@@ -3,6 +3,7 @@
 from mutations import Mutation
 
 TESTS = "python_tests/models/test_tower_saliency.py"
+USE = "python_tests/models/test_tower_saliency_use.py"
 EAGER = f"{TESTS}::test_it_is_what_eager_attention_says"
 SAME = f"{TESTS}::test_a_part_of_the_picture_is_the_same_token_in_features_and_numbers"
 TAP = "ficoco_ext/models/attention_tap.py"
@@ -15,7 +16,7 @@ MUTATIONS = [
         file=TAP,
         old="api.attention_name(tap.config)",
         new='"sdpa"',
-        tests=(f"{TESTS}::test_with_kernels_that_take_pictures_in_one_call[llava-siglip]",),
+        tests=(f"{USE}::test_with_kernels_that_take_pictures_in_one_call[llava-siglip]",),
         why="The layer that is measured runs another kernel than the user chose.",
     ),
     Mutation(
@@ -29,21 +30,21 @@ MUTATIONS = [
         file=MEASURE,
         old="        if not state.running or state.seen is None:\n            return\n",
         new="        assert state.seen is not None\n",
-        tests=(f"{TESTS}::test_a_layer_that_is_computed_again_is_not_measured_again",),
+        tests=(f"{USE}::test_a_layer_that_is_computed_again_is_not_measured_again",),
         why="Gradient checkpointing measures a layer twice, and the numbers do not fit the tokens.",
     ),
     Mutation(
         file=MEASURE,
         old="register_forward_hook(self.end, always_call=True)",
         new="register_forward_hook(self.end)",
-        tests=(f"{TESTS}::test_a_call_that_fails_leaves_nothing_to_the_next",),
+        tests=(f"{USE}::test_a_call_that_fails_leaves_nothing_to_the_next",),
         why="After an exception a thread keeps what it measured.",
     ),
     Mutation(
         file=MEASURE,
         old="attn.query.detach(), attn.key.detach()",
         new="attn.query, attn.key",
-        tests=(f"{TESTS}::test_it_is_a_constant_of_the_gradient",),
+        tests=(f"{USE}::test_it_is_a_constant_of_the_gradient",),
         why="Numbers carry a graph into the selection.",
     ),
     Mutation(
@@ -64,22 +65,36 @@ MUTATIONS = [
         file=MEASURE,
         old="if kind == CLASS and body.class_token is None:",
         new="if kind == CLASS and body.class_token == TRAINED:",
-        tests=(f"{TESTS}::test_refusals", f"{EAGER}[llava-clip-class]"),
+        tests=(f"{USE}::test_refusals", f"{EAGER}[llava-clip-class]"),
         why="A tower without a class token is read as if its first patch were one.",
     ),
     Mutation(
         file=MEASURE,
         old="seen, self._state.here.seen = self._state.here.seen, None",
         new="seen = self._state.here.seen",
-        tests=(f"{TESTS}::test_numbers_are_taken_once",),
+        tests=(f"{USE}::test_numbers_are_taken_once",),
         why="Numbers of one picture are given to the next.",
     ),
     Mutation(
         file=MEASURE,
         old="        if len(found) != sum(counts):",
         new="        if len(found) < sum(counts):",
-        tests=(f"{TESTS}::test_it_joins_a_reduction_inside_the_tower",),
+        tests=(f"{USE}::test_it_joins_a_reduction_inside_the_tower",),
         why="Numbers of tokens that a method removed inside the tower are refused in torch's words, not ours.",
+    ),
+    Mutation(
+        file=MEASURE,
+        old="left = torch.searchsorted(records[-2].patch_ids.to(found.device), left)",
+        new="pass",
+        tests=(f"{USE}::test_it_joins_a_reduction_inside_the_tower",),
+        why="After two reductions inside the tower a token has the number of another.",
+    ),
+    Mutation(
+        file=MEASURE,
+        old="if not records or records[-1].patch_ids.shape[1] == found.shape[1]:",
+        new="if not records:",
+        tests=(f"{USE}::test_it_joins_a_reduction_inside_the_tower",),
+        why="Numbers of what is left are looked up as if they were of all patches.",
     ),
     Mutation(
         file=MEASURE,
@@ -141,7 +156,7 @@ MUTATIONS = [
         file=MEASURE,
         old="if layer <= last]",
         new="if layer <= count]",
-        tests=(f"{TESTS}::test_the_layer_follows_the_selected_features", f"{TESTS}::test_refusals"),
+        tests=(f"{TESTS}::test_the_layer_follows_the_selected_features", f"{USE}::test_refusals"),
         why="A layer is measured whose output the language model never gets.",
     ),
     Mutation(
