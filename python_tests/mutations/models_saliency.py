@@ -84,7 +84,7 @@ MUTATIONS = [
     ),
     Mutation(
         file=MEASURE,
-        old="left = torch.searchsorted(records[-2].patch_ids.to(found.device), left)",
+        old="left = torch.searchsorted(records[-2].patch_ids.to(found.device).contiguous(), left.contiguous())",
         new="pass",
         tests=(f"{USE}::test_it_joins_a_reduction_inside_the_tower",),
         why="After two reductions inside the tower a token has the number of another.",
