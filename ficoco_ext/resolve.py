@@ -15,7 +15,7 @@ from typing import Any
 from .methods import LanguageMethod, LayerMethod, ProjectorMethod, TowerMethod
 from .ops import checks
 from .schedule import Plan, Schedule
-from .stages.needs import WHOLE_GRID
+from .stages.needs import CLASS_TOKEN, WHOLE_GRID
 
 # One method for all layers, or one for each.
 TowerMethods = TowerMethod | tuple[LayerMethod, ...]
@@ -24,18 +24,20 @@ DecoderMethods = LanguageMethod | tuple[LanguageMethod, ...]
 
 @dataclass(frozen=True)
 class TowerFacts:
-    """A vision tower with a class token, in which patches can leave.
+    """A vision tower in which patches can leave.
 
     Attributes:
         grid: (height, width) of an image's patches.
         layers: all of them. used: the first ones, whose output the language model gets.
         extra: visual tokens of an image besides its patches: 1 if the class token goes to the language model.
+        class_token: it has one, before the patches.
     """
 
     grid: tuple[int, int]
     layers: int
     used: int
     extra: int = 0
+    class_token: bool = True
 
     @property
     def patches(self) -> int:
@@ -177,8 +179,10 @@ def tower_layers(op: str, facts: TowerFacts, methods: TowerMethods, layers: Sequ
     """The layers of the tower that reduce: given ones, the method's own, or the second half up to the last in use.
 
     Raises:
-        ValueError: layers that do not exist or are not used. TypeError: no integers.
+        ValueError: layers that do not exist or are not used. TypeError: no integers. NotImplementedError: a method that
+        needs a class token, in a tower without one.
     """
+    _require_class_token(op, facts, methods)
     last = facts.used - 1
     own = None if isinstance(methods, tuple) else methods.layers
     if layers is None and own is None:
@@ -192,6 +196,15 @@ def tower_layers(op: str, facts: TowerFacts, methods: TowerMethods, layers: Sequ
         layers = own(facts.used)
     remedy = f"of {facts.layers} layers, the output of layer {last} is the last that is used"
     return _require_layers(op, tuple(layers), 0, last, "the tower", remedy)
+
+
+def _require_class_token(op: str, facts: TowerFacts, methods: TowerMethods) -> None:
+    several = methods if isinstance(methods, tuple) else (methods,)
+    wanting = None if facts.class_token else next((one for one in several if CLASS_TOKEN in one.needs), None)
+    if wanting is not None:
+        remedy = "this tower has none; use one that does without, such as 'ficoco-v', 'tome' or 'topk'"
+        got = f"{wanting.name!r}, which scores patches by the attention of the class token"
+        checks.fail(op, "method", "one that needs no class token", got, remedy, NotImplementedError)
 
 
 def tower_schedule(
@@ -208,15 +221,16 @@ def tower_schedule(
     chosen = _one_for_each(op, methods, layers) if isinstance(methods, tuple) else methods.of_layers(len(layers))
     for one, step in zip(chosen, schedule.steps, strict=True):
         before = step.before
-        for part, r in one.parts(1 + before, step.r, class_token=True) if step.r else ():
-            _require_possible(op, part, r, before, step.layer, schedule.patches)
+        first = facts.class_token
+        for part, r in one.parts(first + before, step.r, class_token=first) if step.r else ():
+            _require_possible(op, facts, part, r, before, step.layer)
             before -= r
     return schedule, chosen
 
 
-def _require_possible(op: str, method: LayerMethod, r: int, before: int, layer: int, patches: int) -> None:
-    """Raise if ``method`` cannot remove ``r`` of ``before`` patches in this layer of a tower of ``patches``."""
-    most = method.largest(1 + before, class_token=True)
+def _require_possible(op: str, facts: TowerFacts, method: LayerMethod, r: int, before: int, layer: int) -> None:
+    """Raise if ``method`` cannot remove ``r`` of ``before`` patches in this layer of the tower."""
+    most = method.largest(facts.class_token + before, class_token=facts.class_token)
     if r > most:
         wanted = f"at most {most} in layer {layer}, {method.limit} of the {before} patches that enter it"
         remedy = f"{method.name} removes at most {method.limit} of what enters a layer; remove less, or in more layers"
@@ -225,9 +239,9 @@ def _require_possible(op: str, method: LayerMethod, r: int, before: int, layer: 
     if targets is not None and targets > before - r:
         wanted = f"at most {before - r}, the patches that layer {layer} leaves"
         checks.fail(op, "targets", wanted, str(targets), "lower targets, or remove less")
-    if WHOLE_GRID in method.needs and before != patches:
+    if WHOLE_GRID in method.needs and before != facts.patches:
         wanted = f"the first that reduces with method {method.name!r}, which needs the whole grid of patches"
-        got = f"layer {layer}, which {before} of {patches} patches enter"
+        got = f"layer {layer}, which {before} of {facts.patches} patches enter"
         checks.fail(op, "layers", wanted, got, f"pass one layer, such as layers=({layer},)")
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from markup import cell, code, table_of
 
 from ficoco_ext.models import transformers_release as release
-from ficoco_ext.models.families import FAMILIES, LANGUAGE_MODELS
+from ficoco_ext.models.families import FAMILIES, LANGUAGE_MODELS, TOWERS
 
 
 def table() -> str:
     """Each family, its class, and what can be reduced."""
     rows = []
     for family in FAMILIES:
-        tower = code(family.tower.model) if family.tower else f"no: {cell(family.why_no_tower or '')}"
+        towers = ", ".join(code(TOWERS[key].model) for key in family.towers)
+        tower = towers or f"no: {cell(family.why_no_tower or '')}"
         rows.append([family.name, code(family.model), tower, ", ".join(map(code, family.language_models))])
     return table_of(("model", "class in transformers", "methods in the tower", "language models"), rows)
 

@@ -65,7 +65,8 @@ def models(problems: dict[str, str]) -> list[dict[str, Any]]:
             "name": family.name,
             "class": family.model,
             "why_not": problems.get(family.name),
-            "tower": family.tower is not None,
+            "tower": bool(family.towers),
+            "towers": list(family.towers),
             "tower_why_not": family.why_no_tower,
             "language_models": list(family.language_models),
         }

@@ -52,14 +52,14 @@ def tower_facts(shape: Architecture) -> TowerFacts:
         ValueError: a tower in which nothing can be reduced.
     """
     tower = shape.tower
-    if not tower.class_token or tower.merge > 1:
+    if tower.merge > 1:
         raise ValueError(
-            f"the tower of {shape.name} has no class token or joins blocks of patches, so nothing can leave it; reduce "
-            "in its language model: 'ficoco-l', 'fastv' or 'pyramiddrop'"
+            f"the tower of {shape.name} joins blocks of patches, so nothing can leave it; reduce in its language "
+            "model: 'ficoco-l', 'fastv' or 'pyramiddrop'"
         )
     require_one_layer(shape)
     side = tower.image_size // tower.patch
-    return TowerFacts((side, side), tower.layers, tower.used)
+    return TowerFacts((side, side), tower.layers, tower.used, class_token=tower.class_token)
 
 
 def tower_layers(op: str, shape: Architecture, layers: Iterable[int] | None, method: TowerMethod) -> tuple[int, ...]:

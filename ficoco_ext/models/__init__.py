@@ -3,7 +3,7 @@
 - what ``attach`` does, in this order: ``request`` (what was asked for), ``model_checks`` and ``facts`` (of the model),
   ``attach_plan`` (what to do), ``handle``
 - which models: ``families``; the rest of transformers: ``transformers_api``, ``transformers_release``
-- in the vision tower: ``clip_tower``, and for its prompts ``short_prompts``, ``placeholders``, ``callbacks``
+- in the vision tower: ``vision_tower``, and for its prompts ``short_prompts``, ``placeholders``, ``callbacks``
 - in the language model: ``decoder_reduction``, ``decoder_layer``, ``prompt_reader``, ``reduced_prefill``,
   ``positions``, ``kv_cache``, ``row_reductions``, ``loss``
 - for both: ``qk_capture``, ``model_changes``, ``per_thread``, ``generate_options``, ``tracing``

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from ..methods import AnyMethod
 from ..ops import checks
-from . import clip_tower
 from . import transformers_release as release
+from . import vision_tower
 from .attach_plan import AttachPlan, make_plan
 from .count_cutter import CountCutter
 from .decoder_reduction import DecoderReduction
@@ -182,8 +182,8 @@ def _install(model: Any, plan: AttachPlan) -> Handle:
             handle._decoder.install(changes)
         if plan.schedule is not None and plan.removed:
             assert plan.facts.tower is not None
-            tower, grid = model.model.vision_tower, plan.facts.tower.grid
-            handle._tower = clip_tower.install(tower, plan.schedule, plan.methods, grid, changes)
+            tower, facts = model.model.vision_tower, plan.facts.tower
+            handle._tower = vision_tower.install(tower, plan.schedule, plan.methods, facts, changes)
         _cut_prompts(model, plan, handle)
     except BaseException:
         handle.detach()

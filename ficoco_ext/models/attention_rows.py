@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops import QueryKey, checks
 from . import qk_capture
-from .families import LLAVA
+from .families import tower_of
 from .model_changes import ModelChanges
 
 
@@ -74,7 +74,8 @@ def word_attention(
 
 def has_class_token(tower: nn.Module) -> bool:
     """Whether the first token of this tower is a class token."""
-    return LLAVA.has_known_tower(tower)
+    known = tower_of(tower)
+    return known is not None and known.class_token
 
 
 def sharpest(maps: Mapping[int, Tensor]) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..resolve import LanguageModelFacts, TowerFacts
 from . import transformers_api as api
-from .families import Family
+from .families import Family, tower_of
 from .model_checks import one_layer
 
 
@@ -34,8 +34,7 @@ class ModelFacts:
 
 def read_facts(model: Any, family: Family) -> ModelFacts:
     """The facts of ``model``, whose parts :func:`~ficoco_ext.models.model_checks.check_parts` has checked."""
-    known = family.tower is not None and family.has_known_tower(model.model.vision_tower)
-    known = known and isinstance(one_layer(model.config.vision_feature_layer), int)
+    known = bool(family.towers) and has_whole_grid(model, family)
     return ModelFacts(
         family.name,
         tuple(getattr(model.config, name) for name in family.placeholders),
@@ -46,10 +45,19 @@ def read_facts(model: Any, family: Family) -> ModelFacts:
     )
 
 
+def has_whole_grid(model: Any, family: Family) -> bool:
+    """Whether every image has its whole grid of patches as visual tokens, of one layer of a known tower."""
+    tower = family.known_tower(model.model.vision_tower)
+    whole = tower is not None and (tower.class_token or model.config.vision_feature_select_strategy == "full")
+    return whole and isinstance(one_layer(model.config.vision_feature_layer), int)
+
+
 def tower_facts(model: Any) -> TowerFacts:
     """The tower of a LLaVA-1.5, read from its config."""
     vision, selected = model.config.vision_config, one_layer(model.config.vision_feature_layer)
     side, layers = vision.image_size // vision.patch_size, vision.num_hidden_layers
     used = selected if selected >= 0 else layers + 1 + selected  # hidden_states[0] is what enters the first layer
-    extra = int(model.config.vision_feature_select_strategy == "full")
-    return TowerFacts((side, side), layers, used, extra)
+    tower = tower_of(model.model.vision_tower)
+    class_token = tower is None or tower.class_token
+    extra = int(class_token and model.config.vision_feature_select_strategy == "full")
+    return TowerFacts((side, side), layers, used, extra, class_token)

@@ -64,7 +64,32 @@ LANGUAGE_MODELS = {
         "ministral3.modeling_ministral3", "Ministral3Model", "Ministral3DecoderLayer", "Ministral3Attention"
     ),
 }
-CLIP_TOWER = Transformer("clip.modeling_clip", "CLIPVisionModel", "CLIPEncoderLayer", "CLIPAttention")
+
+
+@dataclass(frozen=True)
+class Tower(Transformer):
+    """A vision tower in which methods can reduce.
+
+    Attributes:
+        class_token: its first token is a class token.
+    """
+
+    class_token: bool = True
+
+
+# By the model_type of their configs.
+TOWERS = {
+    "clip_vision_model": Tower("clip.modeling_clip", "CLIPVisionModel", "CLIPEncoderLayer", "CLIPAttention"),
+    "siglip_vision_model": Tower(
+        "siglip.modeling_siglip", "SiglipVisionModel", "SiglipEncoderLayer", "SiglipAttention", class_token=False
+    ),
+}
+
+
+def tower_of(module: Any) -> Tower | None:
+    """The one of :data:`TOWERS` whose class ``module`` has, not one derived from it; None if there is none."""
+    named = (one for one in TOWERS.values() if type(module).__name__ == one.model)
+    return next((one for one in named if type(module) is one.classes()[0]), None)
 
 
 @dataclass(frozen=True)
@@ -84,9 +109,8 @@ class Family:
         layout: how the tokens of a picture lie after the projector.
         unit: function (inner model) -> tokens of a picture, where encoders may give those of several as one tensor.
         first_position: the position of the first token, where callers pass none.
-        tower: the vision tower in which methods can reduce; every image then has its grid of patches as visual tokens.
-            None if none can, and ``why_no_tower`` is the reason.
-        towers: the model_type of towers that a checkpoint may have; one that is not ``tower`` is left alone.
+        towers: the vision towers in which methods can reduce, keys of :data:`TOWERS`; every image then has its grid of
+            patches as visual tokens. None if none can, and ``why_no_tower`` is the reason.
         deepstack: the attribute of its vision config that lists its DeepStack levels. The features of one level are
             added to every visual token after each of the first layers of the language model, so these cannot reduce.
     """
@@ -104,9 +128,8 @@ class Family:
     layout: LayoutRule = layouts.unknown
     unit: Callable[[Any], int] | None = None
     first_position: int = 0
-    tower: Transformer | None = None
-    why_no_tower: str | None = None
     towers: tuple[str, ...] = ()
+    why_no_tower: str | None = None
     deepstack: str | None = None
 
     @property
@@ -122,9 +145,10 @@ class Family:
         """The first layer of the language model that can reduce in a model with this config."""
         return 0 if self.deepstack is None else len(getattr(config.vision_config, self.deepstack))
 
-    def has_known_tower(self, tower: Any) -> bool:
-        """Whether the vision tower of one model is the one in which methods can reduce, and has its class token."""
-        return self.tower is not None and type(tower) is self.tower.classes()[0]
+    def known_tower(self, tower: Any) -> Tower | None:
+        """Which of its towers the vision tower of one model is; None if methods cannot reduce in it."""
+        found = tower_of(tower)
+        return found if found in [TOWERS[key] for key in self.towers] else None
 
 
 _LLAVA_LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
@@ -140,7 +164,6 @@ LLAVA = Family(
     inner="LlavaModel",
     language_models=_LLAVA_LANGUAGE_MODELS,
     layout=layouts.square,
-    tower=CLIP_TOWER,
     towers=("clip_vision_model", "siglip_vision_model"),
 )
 FAMILIES = (

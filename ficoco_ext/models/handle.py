@@ -8,12 +8,12 @@ from ..methods import LanguageMethod, LayerMethod
 from ..reduction import Reduction
 from ..schedule import Plan, Schedule
 from .attach_plan import AttachPlan
-from .clip_tower import TowerReductions
 from .decoder_reduction import DecoderReduction
 from .model_changes import ModelChanges
 from .projector_reduction import Projection, ProjectorReduction
 from .reduced_prefill import ReducedPrefill
 from .row_reductions import row_reductions
+from .vision_tower import TowerReductions
 
 
 class Handle:

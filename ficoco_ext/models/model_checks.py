@@ -8,7 +8,7 @@ from torch import nn
 
 from ..ops import checks
 from . import transformers_api as api
-from .families import FAMILIES, LANGUAGE_MODELS, Family
+from .families import FAMILIES, LANGUAGE_MODELS, TOWERS, Family
 
 
 def unsupported(argument: str, wanted: str, got: object, remedy: str) -> NoReturn:
@@ -51,17 +51,22 @@ def check_parts(model: Any, family: Family, *, tower: bool, language_model: bool
 
 def _check_tower(model: Any, family: Family) -> None:
     """A tower that is only similar to the known one would go wrong without an error."""
-    if family.tower is None:
+    if not family.towers:
         unsupported("method", f"one for another part of {family.name}", family.why_no_tower, instead_of_tower(family))
     layer, strategy = one_layer(model.config.vision_feature_layer), model.config.vision_feature_select_strategy
     if isinstance(layer, bool) or not isinstance(layer, int):
         unsupported("vision_feature_layer", "one integer", layer, "layers of different lengths cannot be concatenated")
     if strategy not in ("default", "full"):
         unsupported("vision_feature_select_strategy", "'default' or 'full'", strategy, "no other one is known")
-    tower, (_, layer_class, attention_class) = model.model.vision_tower, family.tower.classes()
-    if not family.has_known_tower(tower):
-        remedy = "FiCoCo-V scores patches by the class token of a CLIP tower; SigLIP has none"
-        unsupported("vision tower", f"a {family.tower.model}", type(tower).__name__, remedy)
+    tower = model.model.vision_tower
+    known = family.known_tower(tower)
+    if known is None:
+        wanted = f"one of {', '.join(TOWERS[key].model for key in family.towers)}"
+        unsupported("vision tower", wanted, type(tower).__name__, "no other one is supported")
+    if strategy == "default" and not known.class_token:
+        remedy = "'default' leaves out the first token, which is a patch where there is no class token"
+        unsupported("vision_feature_select_strategy", f"'full' with a {known.model}", repr(strategy), remedy)
+    _, layer_class, attention_class = known.classes()
     for index, layer in enumerate(tower.encoder.layers):
         _check_layer(f"vision layer {index}", layer, layer_class, attention_class)
 

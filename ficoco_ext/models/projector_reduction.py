@@ -18,13 +18,13 @@ from ..stages import VisualFeatures
 from ..stages.needs import SALIENCY
 from . import modalities
 from .attach_plan import AttachPlan
-from .clip_tower import TowerReductions
 from .families import Family
 from .layouts import Layout
 from .modalities import Encoded, Modality
 from .model_changes import ModelChanges
 from .per_thread import PerThread
 from .tower_saliency import TowerSaliency
+from .vision_tower import TowerReductions
 
 
 class Projection(NamedTuple):

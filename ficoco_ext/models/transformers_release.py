@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from .families import FAMILIES, LANGUAGE_MODELS, Family, Transformer
+from .families import FAMILIES, LANGUAGE_MODELS, TOWERS, Family, Tower
 from .modalities import Modality
 from .transformers_api import CACHE, CACHE_NEW, cache_name, model_class
 
@@ -71,8 +71,8 @@ def structure_problem(family: Family) -> str | None:
     try:
         _check_shared()
         _check_model(family)
-        if family.tower is not None:
-            _check_tower(family.tower)
+        for name in family.towers:
+            _check_tower(TOWERS[name])
     except _UnknownError as error:
         return str(error)
     except (ImportError, AttributeError) as error:  # a module or a class is gone
@@ -125,7 +125,7 @@ def _check_model(family: Family) -> None:
         _has_eager_attention(attention)
 
 
-def _check_tower(tower: Transformer) -> None:
+def _check_tower(tower: Tower) -> None:
     _, layer, attention = tower.classes()
     given = tuple(_parameters(layer.forward, f"{layer.__name__}.forward"))
     if given != _TOWER_LAYER:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ficoco_ext import Schedule, cost, get_method
-from ficoco_ext.cost import architecture, planner, scope
+from ficoco_ext.cost import architecture, planner, schedules, scope
 from ficoco_ext.cost.schedules import ranges
 from ficoco_ext.methods import Combined, Staged
 
@@ -260,7 +260,7 @@ def test_mistakes_in_the_model():
         cost.plan("video-llava-7b", "ficoco-v", average_tokens=5)
     with pytest.raises(ValueError, match=r"model must be one of llava-1\.5-7b"):
         cost.plan("llava-9", "ficoco-v", tflops=1)
-    with pytest.raises(ValueError, match="the tower of qwen2-vl-7b has no class token"):
+    with pytest.raises(ValueError, match="the tower of qwen2-vl-7b joins blocks of patches"):
         cost.plan("qwen2-vl-7b", "ficoco-v", tflops=1)
 
 
@@ -288,11 +288,25 @@ def test_the_floor_of_both_parts_holds():
     assert found.least == cost.plan("llava-1.5-7b", "ficoco-vl", average_tokens=300, floor=64).least
 
 
-def test_a_tower_without_a_class_token_has_no_schedule():
-    """As of SigLIP: attach refuses it, too."""
+@pytest.mark.parametrize("method", ["topk", "ficoco-v", "tome", "ficoco-vl"])
+def test_a_tower_without_a_class_token_is_planned_for(method):
+    """As of SigLIP. Its schedule is that of a tower with one, and it costs a token less in every layer."""
+    base = architecture("llava-1.5-7b")
+    shape = dataclasses.replace(base, tower=dataclasses.replace(base.tower, class_token=False))
+    found, other = (cost.plan(one, method, average_tokens=400) for one in (shape, base))
+    assert found.schedule == other.schedule
+    pair = found.schedule if isinstance(found.schedule, tuple) else (found.schedule, None)
+    with_one, without = (cost.prefill(one, vision=pair[0], decoder=pair[1]).tflops for one in (base, shape))
+    assert without < with_one
+
+
+@pytest.mark.parametrize("method", ["evit", "prumerge"])
+def test_a_method_that_needs_the_class_token_is_refused_without_one(method):
     base = architecture("llava-1.5-7b")
     shape = dataclasses.replace(base, tower=dataclasses.replace(base.tower, class_token=False))
     with pytest.raises(
-        ValueError, match=r"the tower of llava-1.5-7b has no class token .* reduce in its language model"
+        NotImplementedError, match=f"plan: method must be one that needs no class token, got '{method}'"
     ):
-        cost.plan(shape, "topk", average_tokens=100)
+        cost.plan(shape, method, average_tokens=400)
+    with pytest.raises(NotImplementedError, match=f"method must be one that needs no class token, got '{method}'"):
+        schedules.build(shape, get_method(method), keep_ratio=0.5)

@@ -184,11 +184,11 @@ def test_a_new_method_gets_its_page(pages, monkeypatch):
 
 
 def test_the_table_of_models_is_complete(pages):
-    from ficoco_ext.models.families import FAMILIES, LANGUAGE_MODELS
+    from ficoco_ext.models.families import FAMILIES, LANGUAGE_MODELS, TOWERS
 
     text = pages[2].table() + pages[2].language_models()
     for family in FAMILIES:
-        tower = f"`{family.tower.model}`" if family.tower else "no: "
+        tower = ", ".join(f"`{TOWERS[key].model}`" for key in family.towers) or "no: "
         assert f"| {family.name} | `{family.model}` | {tower}" in text
     for model in LANGUAGE_MODELS.values():
         assert f"`{model.model}` | `{model.layer}`" in text

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ficoco_ext
-from ficoco_ext.models import clip_tower
+from ficoco_ext.models import vision_tower
 from ficoco_ext.models.count_cutter import CountCutter
 from ficoco_ext.models.short_prompts import ShortPrompts
 from ficoco_ext.schedule import Step
@@ -32,9 +32,9 @@ def idle_tower(model: Any) -> None:
     tower, changes = handle.attach_plan.facts.tower, handle._changes
     assert tower is not None and not handle.attach_plan.removed
     layer, patches = model.model.vision_tower.encoder.layers[0], tower.patches
-    capture = clip_tower.qk_capture.install(layer.self_attn, changes)
-    step, reductions = Step(0, patches, 0, patches), clip_tower.TowerReductions(1)
-    hooked = clip_tower.TowerLayer(layer, capture, handle.methods[0], step, tower.grid, reductions, 0)
+    capture = vision_tower.qk_capture.install(layer.self_attn, changes)
+    step, reductions = Step(0, patches, 0, patches), vision_tower.TowerReductions(1)
+    hooked = vision_tower.TowerLayer(layer, capture, handle.methods[0], step, tower, reductions, 0)
     changes.set_forward(layer, hooked.forward)
     ShortPrompts(model, CountCutter(model, tower, 0)).install(changes)
 

@@ -110,14 +110,14 @@ def qwen_inputs(model, rows, seed=1):
     }
 
 
-def tiny_siglip(attention="sdpa", seed=0):
+def tiny_siglip(attention="sdpa", seed=0, *, layers=3, feature_layer=-1, strategy="full"):
     """LLaVA-1.5 on a SigLIP tower, which has no class token: 36 patches, all of them visual tokens."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
     vision = SiglipVisionConfig(
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         image_size=SIDE * 4,
         patch_size=4,
@@ -127,8 +127,8 @@ def tiny_siglip(attention="sdpa", seed=0):
         vision_config=vision,
         text_config=decoder_config(),
         image_token_index=IMAGE,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
+        vision_feature_layer=feature_layer,
+        vision_feature_select_strategy=strategy,
     )
     config._attn_implementation = attention
     return sharpened(lambda: LlavaForConditionalGeneration(config), seed)

@@ -152,7 +152,9 @@ def tower_by_hand(model, picture, after_attention=None, hidden_keys=None, key_bi
         see: function (layer, query, key) that is called with (B, H, N, d) of each layer.
     """
     tower, config = model.model.vision_tower, model.config.vision_config
-    hidden = tower.pre_layrnorm(tower.embeddings(picture))
+    hidden = tower.embeddings(picture)
+    if hasattr(tower, "pre_layrnorm"):  # of a CLIP
+        hidden = tower.pre_layrnorm(hidden)
     selected = model.config.vision_feature_layer
     used = selected if selected >= 0 else config.num_hidden_layers + 1 + selected
     for index, layer in enumerate(tower.encoder.layers[:used]):

@@ -277,8 +277,8 @@ def test_a_kernel_must_take_a_bias_only_where_something_is_merged(model, r, refu
 
 def test_facts_of_a_model_whose_tower_cannot_be_reduced():
     """Its images need not have the grid of a CLIP tower, so nothing is said of them."""
-    several = resolve(tiny_llava(feature_layer=[-2, -3]), "ficoco-l", keep_ratio=0.5)
-    for plan in (several, resolve(tiny_siglip(), "ficoco-l", keep_ratio=0.5)):
+    for model in (tiny_llava(feature_layer=[-2, -3]), tiny_siglip(strategy="default")):
+        plan = resolve(model, "ficoco-l", keep_ratio=0.5)
         assert (plan.facts.tower, plan.facts.tower_attention, plan.per_image, plan.picture) == (None, "", None, None)
         assert "the number of visual tokens depends on the image" in str(plan)
 

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from helpers.families import tiny_siglip
 from helpers.models import (
     IMAGE,
     PATCHES,
@@ -30,9 +31,9 @@ GREEDY = {"max_new_tokens": 5, "do_sample": False}
 DETAILS = {"return_dict_in_generate": True, "output_logits": True}
 
 
-@pytest.fixture(scope="module", params=["sdpa", "eager"])
+@pytest.fixture(scope="module", params=["sdpa", "eager", "SigLIP"])
 def model(request):
-    return tiny_llava(seed=3, attention=request.param)
+    return tiny_siglip(seed=4) if request.param == "SigLIP" else tiny_llava(seed=3, attention=request.param)
 
 
 @pytest.fixture

@@ -55,6 +55,10 @@ def siglip(_):
     )
 
 
+def other_tower(model):
+    return type("Mine", (type(model.model.vision_tower),), {})(model.config.vision_config)
+
+
 def next_model():
     from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
@@ -84,7 +88,14 @@ UNSUPPORTED = {
     "the inner model": (lambda: tiny_llava().model, "got LlavaModel"),
     "DataParallel": (lambda: torch.nn.DataParallel(tiny_llava()), "got DataParallel; attach to model.module"),
     "compiled": (lambda: torch.compile(tiny_llava()), "got OptimizedModule"),
-    "no class token": (replaced(model__vision_tower=siglip), "a CLIPVisionModel, got SiglipVisionModel"),
+    "a patch for the class token": (
+        replaced(model__vision_tower=siglip),
+        "vision_feature_select_strategy must be 'full' with a SiglipVisionModel, got 'default'; 'default' leaves out",
+    ),
+    "another tower": (
+        replaced(model__vision_tower=other_tower),
+        "vision tower must be one of CLIPVisionModel, SiglipVisionModel, got Mine; no other one",
+    ),
     "another layer": (
         replaced(model__vision_tower__encoder__layers__3=other_layer),
         "vision layer 3 must be a CLIPEncoderLayer",

@@ -59,14 +59,15 @@ def test_hooked_layers_that_keep_all_tokens_are_bit_identical(attention):
 
     model, picture = tiny_llava(attention=attention), pixels(2)
     same = Same("same", Filter(), Correlate(), Compress())
-    from ficoco_ext.models import clip_tower
+    from ficoco_ext.models import vision_tower
+    from ficoco_ext.models.facts import tower_facts
     from ficoco_ext.models.model_changes import ModelChanges
 
     with torch.no_grad():
         plain = model.model.vision_tower(picture, output_hidden_states=True).hidden_states
-        changes, grid = ModelChanges(), (6, 6)
+        changes, facts = ModelChanges(), tower_facts(model)
         schedule = ficoco_ext.Schedule(PATCHES, tuple(range(LAYERS)), (1,) * LAYERS)
-        clip_tower.install(model.model.vision_tower, schedule, [same] * LAYERS, grid, changes)
+        vision_tower.install(model.model.vision_tower, schedule, [same] * LAYERS, facts, changes)
         for layer in model.model.vision_tower.encoder.layers:
             layer.forward.__self__.step = ficoco_ext.schedule.Step(0, PATCHES, 1, PATCHES)
         hooked = model.model.vision_tower(picture, output_hidden_states=True).hidden_states

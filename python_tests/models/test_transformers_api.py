@@ -100,7 +100,8 @@ def test_the_installed_release_is_known():
     assert transformers_release.structure_problems() == {}
     assert len({family.name for family in FAMILIES}) == len(FAMILIES) >= 4
     assert all(set(family.language_models) <= set(families.LANGUAGE_MODELS) for family in FAMILIES)
-    assert all((family.tower is None) == (family.why_no_tower is not None) for family in FAMILIES)
+    assert all(set(family.towers) <= set(families.TOWERS) for family in FAMILIES)
+    assert all((not family.towers) == (family.why_no_tower is not None) for family in FAMILIES)
 
 
 def moved(monkeypatch, module, name, parameters):
@@ -119,6 +120,7 @@ CHANGES = [
     ("llama.modeling_llama", "LlamaDecoderLayer", "x, memory, **kwargs", served_with("llama")),
     ("llava.modeling_llava", "LlavaForConditionalGeneration", "self, pictures, **kwargs", {"LLaVA-1.5"}),
     ("clip.modeling_clip", "CLIPEncoderLayer", "self, hidden_states, mask, **kwargs", {"LLaVA-1.5"}),
+    ("siglip.modeling_siglip", "SiglipEncoderLayer", "self, hidden_states, mask, **kwargs", {"LLaVA-1.5"}),
     ("qwen2_vl.modeling_qwen2_vl", "Qwen2VLAttention", "self, hidden_states, memory, **kwargs", {"Qwen2-VL"}),
     (  # DeepStack would come in another way
         "qwen3_vl.modeling_qwen3_vl",

@@ -1,4 +1,4 @@
-"""The CLIP tower: reduction between attention and MLP of chosen ``CLIPEncoderLayer`` instances."""
+"""The vision tower: reduction between attention and MLP of chosen layers of a CLIP or a SigLIP."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..methods import LayerMethod
 from ..ops import QueryKey, checks
 from ..reduction import Reduction
+from ..resolve import TowerFacts
 from ..schedule import Schedule, Step
 from . import qk_capture
 from . import transformers_api as api
@@ -90,21 +91,21 @@ class TowerLayer:
         capture: QueryKeyCapture,
         method: LayerMethod,
         step: Step,
-        grid: tuple[int, int],
+        facts: TowerFacts,
         reductions: TowerReductions,
         number: int,
     ) -> None:
         self.layer, self.capture, self.method, self.step = layer, capture, method, step
-        self.grid, self.reductions, self.number = grid, reductions, number
+        self.facts, self.reductions, self.number = facts, reductions, number
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """``CLIPEncoderLayer.forward`` with a reduction in the middle: (B, 1 + P, C) -> (B, 1 + P - r, C)."""
-        wanted = 1 + self.step.before
+        """The layer's own forward with a reduction in the middle: (B, N, C) -> (B, N - r, C)."""
+        wanted = self.facts.class_token + self.step.before
         if hidden_states.shape[1] != wanted or attention_mask is not None:
             checks.fail(
                 "forward",
                 f"input of vision layer {self.step.layer}",
-                f"a class token and {self.step.before} patches without a mask",
+                f"{'a class token and ' if self.facts.class_token else ''}{self.step.before} patches without a mask",
                 f"{hidden_states.shape[1]} tokens{'' if attention_mask is None else ' with a mask'}",
                 "images must have the config's image_size; interpolate_pos_encoding is not supported",
             )
@@ -128,7 +129,10 @@ class TowerLayer:
         previous = self.reductions.previous(self.number)
         if previous is not None and previous.kept.device != tokens.device:
             previous = _to(previous, tokens)  # a tower spread over several devices
-        result = self.method(tokens, attn, self.step.r, class_token=True, grid=self.grid, previous=previous)
+        facts = self.facts
+        result = self.method(
+            tokens, attn, self.step.r, class_token=facts.class_token, grid=facts.grid, previous=previous
+        )
         self.reductions.put(self.number, result.without_tokens())
         assert result.tokens is not None
         return result.tokens
@@ -141,7 +145,7 @@ def _to(reduction: Reduction, like: Tensor) -> Reduction:
 
 
 def install(
-    tower: Any, schedule: Schedule, methods: Sequence[LayerMethod], grid: tuple[int, int], changes: ModelChanges
+    tower: Any, schedule: Schedule, methods: Sequence[LayerMethod], facts: TowerFacts, changes: ModelChanges
 ) -> TowerReductions:
     """Replace the body of every layer of ``schedule`` that removes something.
 
@@ -157,7 +161,7 @@ def install(
             continue
         step, method = steps[index]
         capture = qk_capture.install(layer.self_attn, changes, bias)
-        changes.set_forward(layer, TowerLayer(layer, capture, method, step, grid, reductions, number).forward)
+        changes.set_forward(layer, TowerLayer(layer, capture, method, step, facts, reductions, number).forward)
         number += 1
         bias = LogSizeBias(reductions, number) if method.proportional_attention else None
     return reductions
