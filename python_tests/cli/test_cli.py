@@ -92,6 +92,7 @@ def test_env_says_what_is_served_and_how_far():
     assert not served["LLaVA-NeXT"]["tower"] and "grids" in served["LLaVA-NeXT"]["tower_why_not"]
     for family in FAMILIES:
         assert served[family.name]["language_models"] == list(family.language_models)
+        assert served[family.name]["towers"] == list(family.towers)
     text = run("env").stdout
     for word in ("reduces in", "tower and language model", "Qwen2_5_VLForConditionalGeneration", "no: its"):
         assert word in text

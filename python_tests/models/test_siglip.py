@@ -26,6 +26,7 @@ from helpers.models import (
 import ficoco_ext
 from ficoco_ext import METHODS, QueryKey, get_method
 from ficoco_ext.models import resolve
+from ficoco_ext.models.families import tower_of
 from ficoco_ext.stages.needs import CLASS_TOKEN
 
 pytest.importorskip("transformers")
@@ -180,6 +181,12 @@ def test_a_strategy_that_leaves_out_a_patch_is_refused():
     message = "vision_feature_select_strategy must be 'full' with a SiglipVisionModel, got 'default'"
     with pytest.raises(NotImplementedError, match=message):
         ficoco_ext.attach(model, "ficoco-v", keep_ratio=0.5)
+
+
+def test_a_class_of_the_same_name_is_another_tower(model):
+    tower = model.model.vision_tower
+    namesake = type(type(tower).__name__, (type(tower),), {})(model.config.vision_config)
+    assert tower_of(namesake) is None and tower_of(tower).model == "SiglipVisionModel"
 
 
 def test_pictures_of_another_size_are_refused(model):

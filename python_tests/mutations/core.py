@@ -292,8 +292,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/resolve.py",
-        old="    if WHOLE_GRID in method.needs and before != patches:",
-        new="    if WHOLE_GRID in method.needs and before == patches:",
+        old="    if WHOLE_GRID in method.needs and before != facts.patches:",
+        new="    if WHOLE_GRID in method.needs and before == facts.patches:",
         tests=(RESOLVE,),
         why="Pooling is refused where it can be, and taken where it fails.",
     ),

@@ -247,10 +247,10 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/cost/schedules.py",
-        old="if not tower.class_token or tower.merge > 1:",
-        new="if tower.merge > 1:",
-        tests=(f"{COST}/test_planner.py::test_a_tower_without_a_class_token_has_no_schedule",),
-        why="A tower without a class token gets a schedule that attach refuses.",
+        old="tower.used, class_token=tower.class_token)",
+        new="tower.used)",
+        tests=(f"{COST}/test_planner.py::test_a_method_that_needs_the_class_token_is_refused_without_one",),
+        why="A method that a tower without a class token cannot have gets a schedule, which attach refuses.",
     ),
     Mutation(
         file="ficoco_ext/cost/schedules.py",
