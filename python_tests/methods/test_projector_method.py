@@ -247,6 +247,13 @@ def test_a_method_says_what_it_does():
     assert (said.acts_in, said.layers) == ("projector", "none: after the projector")
 
 
+def test_a_correlate_without_targets_drops():
+    method = ProjectorMethod("own", StrideSelect(), Correlate(by="key", targets=0), Compress())
+    assert method.drops and method.describe() == ("all but every k-th token", "none", "dropped")
+    given = visual()
+    assert torch.equal(method(given, 9).features, METHODS["stride"](given, 9).features)
+
+
 def test_cost():
     """Of a quarter of 576 tokens of width 4096, in one head, whatever heads the model has."""
     shape = Shape(batch=1, tokens=640, visual=576, r=432, channels=4096, heads=32, kv_heads=8, head_dim=128, text=64)

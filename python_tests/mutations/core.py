@@ -367,4 +367,25 @@ MUTATIONS = [
         tests=("python_tests/reduce/test_reduce.py::test_public_names",),
         why="A public name cannot be imported.",
     ),
+    Mutation(
+        file="ficoco_ext/features.py",
+        old='{"part": "projector", **wanted}.items() if key in known} | given',
+        new='{"part": "projector", **wanted}.items() if key in known}',
+        tests=(f"{REDUCE}/test_select_merge.py::test_hyperparameters_reach_the_method",),
+        why="select and merge ignore the method's hyperparameters.",
+    ),
+    Mutation(
+        file="ficoco_ext/features.py",
+        old="    if chosen.projector is chosen:",
+        new="    if chosen.projector is not None:",
+        tests=(f"{REDUCE}/test_select_merge.py::test_refused",),
+        why="Of two methods only one is applied, without a word.",
+    ),
+    Mutation(
+        file="ficoco_ext/features.py",
+        old="    if chosen.drops:",
+        new="    if False:",
+        tests=(f"{REDUCE}/test_select_merge.py::test_merge_refuses",),
+        why="merge drops what leaves.",
+    ),
 ]

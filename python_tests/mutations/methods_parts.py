@@ -214,8 +214,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/methods/registry.py",
-        old="return _entry(name).passes_to or (METHODS[name],)",
-        new="return (METHODS[name],)",
+        old="for one in _entry(part).passes_to or (METHODS[part],))",
+        new="for one in (METHODS[part],))",
         tests=("python_tests/decoder/test_arguments.py::test_hyperparameters_of_ficoco_vl_reach_their_sides",),
         why="FiCoCo-VL has no hyperparameters.",
     ),

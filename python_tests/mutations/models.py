@@ -210,7 +210,7 @@ MUTATIONS = [
         why="A deep copy of an attached model cannot be made.",
     ),
     Mutation(
-        file="ficoco_ext/models/tracing.py",
+        file="ficoco_ext/ops/values.py",
         old="isinstance(tensor, FakeTensor)",
         new="False",
         tests=(f"{MODELS}/test_tracing.py",),

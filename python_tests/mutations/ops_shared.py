@@ -231,4 +231,18 @@ MUTATIONS = [
         tests=("python_tests/cost/test_model.py::test_one_reduction_of_the_language_model_by_hand",),
         why="The text looks free in a language model's filter.",
     ),
+    Mutation(
+        file="ficoco_ext/ops/values.py",
+        old="if torch.compiler.is_compiling() or torch.jit.is_tracing():",
+        new="if torch.jit.is_tracing():",
+        tests=("python_tests/reduce/test_select_merge.py::test_compiles_without_graph_breaks",),
+        why="A graph breaks where values are checked.",
+    ),
+    Mutation(
+        file="ficoco_ext/ops/values.py",
+        old='tensor.device.type == "cpu" and has_values(tensor)',
+        new="has_values(tensor)",
+        tests=("python_tests/reduce/test_select_merge.py::test_only_the_cpu_is_read",),
+        why="Every call waits for the device.",
+    ),
 ]

@@ -187,8 +187,8 @@ MUTATIONS = [
     ),
     Mutation(
         file=f"{STAGES}/positional.py",
-        old="_hash(ids ^ _hash(self.seed))",
-        new="_hash(ids + self.seed)",
+        old="_hash(index ^ _hash(seed))",
+        new="_hash(index + seed)",
         tests=(f"{METHODS}/test_baselines.py::test_seeds_are_no_shifts_of_each_other",),
         why="Seeds drop shifted copies of one pattern, so several seeds are no independent draws.",
     ),

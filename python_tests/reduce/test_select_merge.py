@@ -8,6 +8,7 @@ import torch
 import ficoco_ext
 from ficoco_ext import get_method, merge, select
 from ficoco_ext.methods import Projected
+from ficoco_ext.ops.values import free_to_read, has_values
 from ficoco_ext.stages import VisualFeatures
 
 FEATURES = torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(1))
@@ -127,6 +128,16 @@ def test_selection_is_no_part_of_the_gradient():
 def test_values_are_not_read_where_that_is_a_wait():
     """On the meta device NaN cannot be seen, and is not looked for."""
     assert select(FEATURES.to("meta"), 5, mask=MASK.to("meta")).shape == (2, 5)
+
+
+def test_only_the_cpu_is_read():
+    """A tensor of a device is asked for its device alone."""
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda")
+
+    assert free_to_read(FEATURES) and not free_to_read(FEATURES.as_subclass(Elsewhere))
+    assert has_values(FEATURES.as_subclass(Elsewhere)) and not has_values(FEATURES.to("meta"))
 
 
 NAN = FEATURES.clone()
