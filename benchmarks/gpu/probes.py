@@ -63,6 +63,8 @@ def _methods(make: Maker) -> Iterator[Method]:
         in_decoder = isinstance(method, ficoco_ext.methods.DecoderMethod)
         if isinstance(method, ficoco_ext.methods.Combined) or in_decoder != (c.sequence is not None):
             continue  # a pair of methods is both of them; each is called where it belongs
+        if method.projector is not None:
+            continue  # it has no layer's query and key
         if "class token" in needs and not c.class_token:
             continue
         r, where = c.r, {"class_token": c.class_token, "grid": c.grid}

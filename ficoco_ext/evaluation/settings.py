@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..io.suggest import did_you_mean
-from ..methods import METHODS, AnyMethod, get_method, hyperparameters
+from ..methods import METHODS, AnyMethod, get_method, hyperparameters, is_name
 from ..models import Handle, attach
 from ..schedule import geometric
 
@@ -65,7 +65,7 @@ class Setting:
     @property
     def seeded(self) -> bool:
         """The method draws by a ``seed`` that is not fixed here."""
-        known = isinstance(self.method, str) and self.method in METHODS and "seed" in hyperparameters(self.method)
+        known = isinstance(self.method, str) and is_name(self.method) and "seed" in hyperparameters(self.method)
         return known and "seed" not in self.hyperparameters
 
     def built(self, seed: int) -> Any:
@@ -110,7 +110,7 @@ class Setting:
         return {one: self._whole_of(one) for one in self.method if isinstance(one, str)}
 
     def _whole_of(self, name: str) -> dict[str, Any]:
-        known = hyperparameters(name) if name in METHODS else {}
+        known = hyperparameters(name) if is_name(name) else {}
         without = ("seed",) if self.seeded else ()
         return {key: value for key, value in {**known, **self.hyperparameters}.items() if key not in without}
 
@@ -159,8 +159,9 @@ def settings_of(
     named: dict[str, str] = {}
     for text in methods:
         label, equals, name = (part.strip() for part in text.partition("="))
-        if (name if equals else label) not in METHODS:
-            raise ValueError(f"methods must be among {', '.join(METHODS)}, or LABEL=METHOD, got {text!r}")
+        if not is_name(name if equals else label):
+            several = "several of them joined by '+', or LABEL=METHOD"
+            raise ValueError(f"methods must be among {', '.join(METHODS)}, {several}, got {text!r}")
         if label in named or label == UNREDUCED:
             raise ValueError(f"methods must have labels of their own, got {label!r} twice; write another=NAME")
         named[label] = name if equals else label

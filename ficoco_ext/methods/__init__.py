@@ -25,7 +25,7 @@ from .prumerge import prumerge, prumerge_plus
 from .prune_then_merge import prune_then_merge
 from .pyramiddrop import pyramiddrop
 from .random import random
-from .registry import METHODS, distinct, get_method, hyperparameters, joined_names, load_plugins, register
+from .registry import METHODS, distinct, get_method, hyperparameters, is_name, joined_names, load_plugins, register
 from .scope import scope
 from .split import Split
 from .staged import Staged
@@ -62,6 +62,7 @@ __all__ = [
     "ficoco_vl",
     "get_method",
     "hyperparameters",
+    "is_name",
     "joined_names",
     "load_plugins",
     "pool",

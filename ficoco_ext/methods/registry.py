@@ -125,9 +125,8 @@ def joined_names(method: str) -> tuple[str, ...]:
         >>> joined_names("prumerge+"), joined_names("divprune + ficoco-l"), joined_names("prumerge++fastv")
         (('prumerge+',), ('divprune', 'ficoco-l'), ('prumerge+', 'fastv'))
     """
-    found = _split(method) if isinstance(method, str) else ()
-    if found:
-        return found
+    if is_name(method):
+        return _split(method)
     pieces = [piece.strip() for piece in method.split("+")] if isinstance(method, str) else []
     unknown = next((piece for piece in pieces if piece and piece not in METHODS), None)
     if len(pieces) > 1 and unknown is not None:
@@ -135,6 +134,17 @@ def joined_names(method: str) -> tuple[str, ...]:
         raise ValueError(f"method must be names of methods joined by '+', got {method!r} with {unknown!r}{near}")
     near = did_you_mean(method, METHODS)
     raise ValueError(f"method must be a Method or one of {', '.join(map(repr, METHODS))}, got {method!r}{near}")
+
+
+def is_name(method: object) -> bool:
+    """Whether ``method`` is the name of a method, or several joined by "+".
+
+    Example:
+        >>> from ficoco_ext.methods import is_name
+        >>> is_name("divprune+fastv"), is_name("divprune+fast+v"), is_name(3)
+        (True, False, False)
+    """
+    return isinstance(method, str) and bool(_split(method))
 
 
 def _split(method: str) -> tuple[str, ...]:

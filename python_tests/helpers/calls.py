@@ -11,7 +11,7 @@ import ficoco_ext
 from ficoco_ext import Method, QueryKey
 from ficoco_ext.methods import Split
 from ficoco_ext.ops import _reduce
-from ficoco_ext.stages import Match
+from ficoco_ext.stages import Match, VisualFeatures
 from helpers.backends import BACKENDS
 from helpers.ops import assert_close, double, query_key
 from helpers.samples import operator, samples
@@ -64,6 +64,19 @@ def on_grid(tensors, method):
     return of_method(tensors, method, grid=(6, 8))
 
 
+def of_features(tensors, method, count=11):
+    """A whole reduction after the projector: padded features with a plane beside them, and any numbers as saliency."""
+
+    def call(features, query, plane):
+        mask = torch.arange(features.shape[1], device=features.device) < 40
+        visual = VisualFeatures(features, mask.expand(len(features), -1), saliency=query[:, 0, :, 0].abs())
+        told = method(visual, count, [plane[:, 0]])
+        values = [getattr(told.reduction, field.name) for field in fields(told.reduction)]
+        return [told.features, *told.planes, *(value for value in values if isinstance(value, torch.Tensor))]
+
+    return Call(call, tensors)
+
+
 def of_layers(tensors, method, counts=(12, 8, 5)):
     """Reductions in a row, one a layer of ``method``; the later ones read the beginning of query and key."""
 
@@ -113,6 +126,10 @@ OTHERS = {  # what no name of the registry is alone: stages with other options, 
     "split": (on_grid, Split("prune, merge", PRUNE, WEIGHED, 0.5)),
     "split that loses": (on_grid, Split("merge, prune", MERGE, PRUNE, 0.5)),
     "split of a map": (of_map, Split("prune, merge", PRUNE, MERGE, 0.5)),
+    "divprune merged": (of_features, ficoco_ext.get_method("divprune", merge=True)),
+    "scope merged": (of_features, ficoco_ext.get_method("scope", merge=True)),
+    "random after the projector": (of_features, ficoco_ext.get_method("random", part="projector")),
+    "topk after the projector": (of_features, ficoco_ext.get_method("topk", part="projector")),
     "staged": (of_layers, ficoco_ext.get_method("prune-then-merge", weigh=0.5)),
 }
 
@@ -131,8 +148,11 @@ def make(name, seed=0, b=2, dtype=torch.float32, oracle=False):
     if name in METHODS:
         method, _, variant = name.partition(" ")
         tensors = layer(b, 49, 12, dtype)
+        made = ficoco_ext.get_method(method)
+        if made.projector is not None:
+            return of_features(double(tensors) if oracle else tensors, made)
         options = {"variant": variant} if variant else {}
-        decodes = isinstance(ficoco_ext.get_method(method), ficoco_ext.methods.DecoderMethod)
+        decodes = isinstance(made, ficoco_ext.methods.DecoderMethod)
         options |= {"visual": (9, 30)} if decodes else {"grid": (6, 8)}
         return of_method(double(tensors) if oracle else tensors, method, **options)
     op, args = list(samples(b=b, dtype=dtype))[OPERATORS.index(name)]

@@ -385,6 +385,7 @@ def test_names_joined_by_plus():
             ValueError,
             r"joined by '\+', got 'divprune\+fico-l' with 'fico-l'; did you mean 'ficoco-l'",
         ),
+        ("fico-l+divprune", ValueError, r"joined by '\+', got 'fico-l\+divprune' with 'fico-l'"),
         ("divprune+", ValueError, r"one of 'ficoco-v', .*, got 'divprune\+'"),
         ("+", ValueError, r"one of 'ficoco-v', .*, got '\+'"),
         ("", ValueError, "one of 'ficoco-v', .*, got ''"),
