@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops import QueryKey, checks
 from . import attention_tap
-from .clip_tower import TowerReductions
 from .generate_options import named
 from .model_changes import ModelChanges
 from .per_thread import PerThread
 from .tower_families import TOWERS, TRAINED, TowerAttention, TowerBody
 from .tower_layouts import TowerPass, Watcher, patch_grids
+from .vision_tower import TowerReductions
 
 AUTO, CLASS, COLUMN, KEYS = "auto", "class", "column", "keys"
 KINDS = (AUTO, CLASS, COLUMN, KEYS)

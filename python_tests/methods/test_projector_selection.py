@@ -202,4 +202,5 @@ def test_needs_follow_from_hyperparameters():
     assert get_method("topk", part="projector").needs == (needs.SALIENCY,)
     visual = VisualFeatures(torch.randn(1, 9, 4))
     assert get_method("scope", alpha=0)(visual, 3).kept.shape == (1, 3)
-    assert ficoco_ext.describe("scope").hyperparameters == {"alpha": 1.0, "part": "projector", "merge": False}
+    wanted = {"alpha": 1.0, "part": "projector", "merge": False, "saliency": "auto"}
+    assert ficoco_ext.describe("scope").hyperparameters == wanted
