@@ -14,8 +14,11 @@ def table() -> str:
     for family in FAMILIES:
         towers = ", ".join(code(TOWERS[key].model) for key in family.towers)
         tower = towers or f"no: {cell(family.why_no_tower or '')}"
-        rows.append([family.name, code(family.model), tower, ", ".join(map(code, family.language_models))])
-    return table_of(("model", "class in transformers", "methods in the tower", "language models"), rows)
+        inside = ", ".join(map(code, family.language_models)) or f"no: {cell(family.why_no_language_model or '')}"
+        taken = " and ".join(f"{one.name}s" for one in family.modalities)
+        rows.append([family.name, code(family.model), tower, f"yes: {taken}", inside])
+    heads = ("model", "class in transformers", "in the tower", "after the projector", "in the language model")
+    return table_of(heads, rows)
 
 
 def language_models() -> str:

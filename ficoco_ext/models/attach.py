@@ -44,9 +44,11 @@ def attach(
 
     A method for the vision encoder (``"ficoco-v"``, ``"tome"``, ``"prune-then-merge"``, ``"topk"``, ``"evit"``,
     ``"prumerge"``, ``"pool"`` and ``"random"``) reduces in the tower of LLaVA-1.5, so that the language model gets
-    fewer tokens. One for the language model (``"ficoco-l"``, ``"fastv"``, ``"pyramiddrop"``)
-    reduces there while the prompt is read: layers after a reduction see and cache fewer tokens, and every token keeps
-    its position. ``"ficoco-vl"`` does both. ``ficoco env`` lists which models are served, and how far.
+    fewer tokens. One that acts after the projector (``"divprune"``, ``"scope"``, ``"stride"``) chooses among the tokens
+    that the language model would get, in every family. One for the language model (``"ficoco-l"``, ``"fastv"``,
+    ``"pyramiddrop"``) reduces there while the prompt is read: layers after a reduction see and cache fewer tokens, and
+    every token keeps its position. ``"ficoco-vl"`` is one of the first and one of the last kind; names joined by ``+``,
+    such as ``"divprune+ficoco-l"``, are too. ``ficoco env`` lists which models are served, and how far.
 
     ``model.generate(**processor(...))`` stays as it is, and what comes back begins with the caller's prompt. So do
     direct calls ``model(**inputs)``; their logits have the length that is left, a shorter row at the right. Beams,
@@ -70,12 +72,18 @@ def attach(
             the language model of every row of the prompt, all its images together. A row with fewer visual tokens than
             are to be removed loses all but one, one with no more than are to be kept loses none. The presets
             (``"balanced"``), FastV and PyramidDrop have an amount of their own and need none.
+            After the projector: ``keep_ratio``, or ``tokens`` of every picture, video, or tile that the model encodes
+            alone, also as a function of its grid (rows, columns), which gets None where that is not known. Ends of
+            lines stay and are not counted. A picture with fewer tokens keeps all of them, and that is said once.
         layers: layers that reduce, ascending. None in the tower: the second half up to the layer whose output the
             language model gets, 12 to 22 in LLaVA-1.5; the last of these for ``"pool"`` and ``"prumerge"``. None in the
             language model: the method's own, for FiCoCo-L from an eighth of the layers on, 4 to 31 of 32.
-        vision, decoder: with a method of two parts, ``r``, ``keep_ratio`` or ``tokens``, and ``layers``, of each, such
-            as ``vision={"tokens": 288}, decoder={"r": 14}``. Without them ``keep_ratio`` or ``tokens`` is what is left
-            in the end of every image, and tower and language model keep the same share of what they get.
+        vision, projector, decoder: with a method of several parts, ``r``, ``keep_ratio`` or ``tokens``, and ``layers``,
+            of each, such as ``vision={"tokens": 288}, decoder={"r": 14}``. Without them ``keep_ratio`` or ``tokens`` is
+            what is left in the end of every image, and each part keeps the same share of what it gets.
+        positions: of the tokens that tower and projector leave. ``"original"``: those of the full prompt, which keeps
+            where in the picture a token was; the default after the projector. ``"contiguous"``: the short prompt is
+            counted from 0; the default of tower methods, and not possible with M-RoPE (Qwen-VL).
         static_counts: the caller promises that all rows of every prompt with images hold the same number of visual
             tokens: True where it follows from the number of images (LLaVA-1.5), or that number. Then a prefill reads no
             device and has no shape that depends on data, so ``torch.compile(fullgraph=True)`` traces it. Prompts must
@@ -91,9 +99,9 @@ def attach(
         ValueError, TypeError: a value that does not fit, or a model that is attached already. The model is not changed.
 
     Cost: the method's own, once for each reducing layer (see :func:`ficoco_ext.reduce`). In the tower two small device
-    reads for each prompt; in the language model one, or none with ``static_counts``. With nothing to remove the model
-    is not changed. A method with proportional attention (``"tome"``) also adds log(size) to the logits of each key in
-    the layers after its reductions; flash attention cannot do that and is refused.
+    reads for each prompt; after the projector and in the language model one, or none with ``static_counts``. With
+    nothing to remove the model is not changed. A method with proportional attention (``"tome"``) also adds log(size) to
+    the logits of each key in the layers after its reductions; flash attention cannot do that and is refused.
     Source: FiCoCo, arXiv 2411.17686.
 
     Example:

@@ -9,6 +9,7 @@ from torch import nn
 from ..ops import checks
 from . import transformers_api as api
 from .families import FAMILIES, LANGUAGE_MODELS, TOWERS, Family
+from .refused import REFUSED
 
 
 def unsupported(argument: str, wanted: str, got: object, remedy: str) -> NoReturn:
@@ -28,6 +29,9 @@ def family_of(model: Any) -> Family:
     for family in FAMILIES:
         if type(model).__name__ == family.model and type(model) is family.model_class():
             return family
+    if type(model).__name__ in REFUSED:
+        remedy = "use one of those"
+        unsupported("model", f"one of {names}", f"{type(model).__name__}: {REFUSED[type(model).__name__]}", remedy)
     remedy = "no other model is supported; take a wrapped one out first (model.module, get_base_model(), _orig_mod)"
     unsupported("model", f"one of {names}", type(model).__name__, remedy)
 

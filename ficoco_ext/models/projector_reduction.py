@@ -7,6 +7,7 @@ until the model itself asks for it.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -124,6 +125,7 @@ class ProjectorReduction:
         self.calls = {one.name: EncoderCall(self, self.inner, one) for one in family.modalities}
         self._now = PerThread(_Now)
         self.last: tuple[Projection, ...] = ()
+        self._said = False
 
     @property
     def prepared(self) -> dict[str, Reduced]:
@@ -186,6 +188,8 @@ class ProjectorReduction:
         for number, (before, layout) in enumerate(zip(counts, layouts, strict=True)):
             free = before - len(layout.line_ends)
             count = free if self.plan is None else self.plan.count(free, layout.grid)
+            if self.plan is not None:
+                self._say_if_too_few(free)
             if count < free:
                 members.setdefault((before, layout, count), []).append(number)
         for (before, layout, count), numbers in members.items():
@@ -197,6 +201,15 @@ class ProjectorReduction:
             counts, kept = self._of_the_tower(kept)
         projections = (_projection(modality, *one) for one in zip(counts, kept, layouts, strict=True))
         return Reduced(modality.pixels_of(options), output, tuple(projections))
+
+    def _say_if_too_few(self, free: int) -> None:
+        """Warn, once, that a picture has fewer tokens than are to stay."""
+        assert self.plan is not None
+        asked = self.plan.tokens
+        if not self._said and isinstance(asked, int) and asked > free and not torch.compiler.is_compiling():
+            self._said = True
+            message = f"ficoco::forward: tokens is {asked}, but a picture has {free}; it keeps all of them"
+            warnings.warn(message, stacklevel=2)
 
     def _of_the_tower(self, kept: list[Tensor]) -> tuple[tuple[int, ...], list[Tensor]]:
         """Tokens of each picture before the tower reduced, and what is left of them."""
