@@ -42,13 +42,14 @@ class _Watched:
 
     def __init__(self, method: Callable[..., Any], watcher: Watcher, state: PerThread[_State]) -> None:
         self.method, self.watcher, self.state = method, watcher, state
+        self.__signature__ = signature(method)  # others may ask what it takes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The method itself; what it does to features is then done to what was measured."""
+        """The method itself; what it does first to features of the tower is then done to what was measured."""
         result = self.method(*args, **kwargs)
         seen = self.state.here.seen
-        if seen is not None:
-            self.watcher(seen, self.method, dict(signature(self.method).bind(*args, **kwargs).arguments))
+        if seen is not None and seen.placed is None:
+            self.watcher(seen, self.method, dict(self.__signature__.bind(*args, **kwargs).arguments))
         return result
 
 

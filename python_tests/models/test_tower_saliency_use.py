@@ -3,7 +3,7 @@
 import copy
 import gc
 import threading
-from inspect import getsource
+from inspect import getsource, signature
 
 import pytest
 import torch
@@ -205,6 +205,21 @@ def test_numbers_are_taken_once():
         model.model.vision_tower(one.tensors()["pixel_values"][0])
         with pytest.raises(RuntimeError, match="did not lay its features out"):
             saliency.take(counts)
+
+
+@torch.no_grad()
+def test_packing_something_else_changes_nothing():
+    """The model's own packing may be asked for other things between the encoder and the numbers."""
+    one, model = case("llava-next"), shared_model("llava-next")
+    wanted, _ = measured(one, model, one.tensors())
+    plain = signature(model.model.pack_image_features)
+    with Installed(model, one.family) as saliency:
+        assert signature(model.model.pack_image_features) == plain
+        features = one.encode(model, one.tensors())
+        model.model.pack_image_features([torch.zeros(3, 16, 1)], [(56, 112)], "default", torch.ones(1))
+        found = saliency.take([len(entry) for entry in features])
+        model.model.pack_image_features([torch.zeros(3, 16, 1)], [(56, 112)], "default", torch.ones(1))
+    assert all(map(torch.equal, found, wanted))
 
 
 @torch.no_grad()

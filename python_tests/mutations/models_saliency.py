@@ -56,6 +56,20 @@ MUTATIONS = [
     ),
     Mutation(
         file=MEASURE,
+        old="if seen is not None and seen.placed is None:",
+        new="if seen is not None:",
+        tests=(f"{USE}::test_packing_something_else_changes_nothing",),
+        why="Asking the model's packing where line ends are lays the numbers out a second time.",
+    ),
+    Mutation(
+        file=MEASURE,
+        old="self.__signature__ = signature(method)",
+        new="self.__signature__ = signature(watcher)",
+        tests=(f"{USE}::test_packing_something_else_changes_nothing",),
+        why="It can no longer be asked what the model's packing takes.",
+    ),
+    Mutation(
+        file=MEASURE,
         old="CLASS if body.class_token == TRAINED else COLUMN",
         new="CLASS if body.class_token is not None else COLUMN",
         tests=(f"{TESTS}::test_which_layer_and_what_is_read",),
