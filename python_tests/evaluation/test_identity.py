@@ -44,8 +44,10 @@ def test_settings_are_described_whole():
     assert given["hyperparameters"] == methods.hyperparameters("ficoco-v") | {"variant": "paper"}
     assert given == json.loads(json.dumps(given)) and not given["seeded"]
     drawn, fixed = Setting("random").describe(), Setting("random", {}, {"seed": 3}).describe()
-    assert (drawn["hyperparameters"], drawn["seeded"]) == ({}, True)
-    assert (fixed["hyperparameters"], fixed["seeded"]) == ({"seed": 3}, False)
+    assert (drawn["hyperparameters"], drawn["seeded"]) == ({"part": "tower"}, True)
+    assert (fixed["hyperparameters"], fixed["seeded"]) == ({"seed": 3, "part": "tower"}, False)
+    joined = Setting("random+fastv").describe()
+    assert (joined["hyperparameters"], joined["seeded"]) == ({"part": "tower", "layer": 2}, True)
     both = Setting(["topk", "evit", "topk"]).describe()
     assert both["hyperparameters"] == {name: methods.hyperparameters(name) for name in ("topk", "evit")}
     assert Setting("ficoco-vl").describe() == json.loads(json.dumps(Setting("ficoco-vl").describe()))
