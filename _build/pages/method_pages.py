@@ -81,7 +81,8 @@ def _hyperparameters(one: Any) -> str:
         [code(key), code(repr(value)), cell(one.meanings.get(key, ""))] for key, value in one.hyperparameters.items()
     ]
     made = table_of(("hyperparameter", "default", "meaning"), rows)
-    how = f"Pass them to `attach`, `reduce` or `get_method` by name, on the command line by `--set`.\n\n{made}"
+    calls = "`select`, `merge`" if one.acts_in == "projector" else "`reduce`"
+    how = f"Pass them to `attach`, {calls} or `get_method` by name, on the command line by `--set`.\n\n{made}"
     return f"## Hyperparameters\n\n{how}\n\n"
 
 

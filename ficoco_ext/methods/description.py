@@ -67,6 +67,11 @@ def _acts_in(method: AnyMethod) -> str:
     return " and ".join(name for name, part in parts.items() if part is not None)
 
 
+def _none(method: AnyMethod) -> str:
+    """No amount; after the projector there is one cut, and r is of each of several."""
+    return f"none: give {'keep_ratio, tokens or r' if method.projector is None else 'keep_ratio or tokens'}"
+
+
 def _plain(text: str) -> str:
     """One line without marks of a docstring."""
     return " ".join(re.sub(r":(?:func|class):`(?:[\w.]*\.)?(\w+)`", r"\1", text).replace("``", "").split())
@@ -109,7 +114,7 @@ def describe(name: str, **given: Any) -> Description:
         correlate=said.correlate,
         compress=said.compress,
         needs=method.needs,
-        amount=", ".join(f"{key}={value}" for key, value in method.amount) or "none: give keep_ratio, tokens or r",
+        amount=", ".join(f"{key}={value}" for key, value in method.amount) or _none(method),
         layers=_layers(method),
         hyperparameters=hyperparameters(name) | given,
         meanings={key: text for one in reversed(factories(name)) for key, text in _meanings(one).items()},

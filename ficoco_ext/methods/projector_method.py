@@ -13,7 +13,7 @@ from .. import ops
 from ..ops import QueryKey
 from ..reduction import Reduction
 from ..stages import Compress, CompressStage, CorrelateStage, Links, Priced, Selection, Shape, needs
-from ..stages.features import SelectStage, VisualFeatures, check_planes, check_shapes, check_values
+from ..stages.features import SelectStage, VisualFeatures, check_kept, check_planes, check_shapes, check_values
 from ..stages.frozen import reject, require_one_of, value
 from .base import FeatureMethod, Projected, Words
 
@@ -119,7 +119,9 @@ class ProjectorMethod(FeatureMethod):
         check_shapes(self.name, visual, count, needs=self.needs)
         check_values(self.name, visual, count)
         with torch.no_grad():
-            return self.select(visual, count)
+            kept = self.select(visual, count)
+        check_kept(self.name, kept, visual, count)
+        return kept
 
     def __call__(self, visual: VisualFeatures, count: int, planes: Sequence[Tensor] = ()) -> Projected:
         """Keep ``count`` of the N tokens of each picture.
@@ -157,7 +159,7 @@ class ProjectorMethod(FeatureMethod):
             targets=links.targets,
             weights=weights,
             class_token=False,
-            grid=visual.grid,
+            grid=None if visual.grid is None else (visual.grid[0], visual.grid[1]),
         )
         merged_planes = tuple(self._compress(plane, selection, links, **weighed)[0] for plane in others)
         return Projected(kept, merged, merged_planes, reduction)

@@ -150,3 +150,21 @@ def check_values(op: str, visual: VisualFeatures, count: int) -> None:
         legal = (saliency >= 0) & saliency.isfinite()
         if not (legal if mask is None else legal | ~mask).all():
             checks.fail(op, "saliency", "finite and at least 0", "others", "shift it, or take its exponential")
+
+
+def check_kept(op: str, kept: Tensor, visual: VisualFeatures, count: int) -> None:
+    """Raise unless a select gave ``count`` ascending indices of real tokens; the values are looked at on the CPU alone.
+
+    Raises:
+        ValueError, TypeError: another shape, order, range or dtype.
+    """
+    b, n, _ = visual.features.shape
+    wanted = "ascending indices of real tokens"
+    if not isinstance(kept, Tensor):
+        checks.fail(op, "what its select gives", f"a tensor ({b}, {count})", kept, wanted, TypeError)
+    checks.indices(op, "what its select gives", kept, lambda: f"({b}, {count})", tuple(kept.shape) == (b, count))
+    if not free_to_read(kept) or not b:
+        return
+    legal = bool((kept.diff(dim=1) > 0).all()) and int(kept.min()) >= 0 and int(kept.max()) < n
+    if not legal or (visual.mask is not None and not visual.mask.gather(1, kept).all()):
+        checks.fail(op, "what its select gives", wanted, "others", "sort them, and leave out what the mask hides")

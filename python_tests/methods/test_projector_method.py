@@ -77,7 +77,7 @@ def test_nothing_leaves(name):
 
 @every
 def test_the_record(name):
-    given = visual(grid=(5, 6))
+    given = visual(grid=[5, 6])
     found = METHODS[name](given, 12)
     record = found.reduction
     assert record.tokens is None and record.grid == (5, 6) and not record.class_token
@@ -245,6 +245,7 @@ def test_a_method_says_what_it_does():
     assert found == {name: (needs.SALIENCY,) if name in saliency else () for name in METHODS}
     said = describe("divprune")
     assert (said.acts_in, said.layers) == ("projector", "none: after the projector")
+    assert said.amount == "none: give keep_ratio or tokens"
 
 
 def test_a_correlate_without_targets_drops():
@@ -284,6 +285,27 @@ def test_a_stage_of_ones_own():
     with pytest.raises(ValueError, match="the cost of the select function is not known"):
         method.operations(shape)
     assert SelectStage.of(StrideSelect()).operations(shape) == []
+
+
+@pytest.mark.parametrize(
+    ("gives", "kind"),
+    [
+        ([[2, 1]] * 3, ValueError),  # not ascending
+        ([[1, 1]] * 3, ValueError),
+        ([[-1, 1]] * 3, ValueError),
+        ([[1, 30]] * 3, ValueError),
+        ([[1, 29]] * 3, ValueError),  # hidden
+        ([[1, 2]], ValueError),
+        ([[1, 2, 3]] * 3, ValueError),
+        ([[1.0, 2.0]] * 3, TypeError),
+        (None, TypeError),
+    ],
+)
+def test_a_select_that_does_not_keep_its_word(gives, kind):
+    """It is named before the wrong tokens reach a language model."""
+    method = ProjectorMethod("own", lambda visual, count: None if gives is None else torch.tensor(gives))
+    with pytest.raises(kind, match="ficoco::own: what its select gives must be"):
+        method(visual(mask=(torch.arange(30) < 29).expand(3, 30)), 2)
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,20 @@ MUTATIONS = [
     ),
     Mutation(
         FEATURES,
+        "(kept.diff(dim=1) > 0)",
+        "(kept.diff(dim=1) >= 0)",
+        ("python_tests/methods/test_projector_method.py::test_a_select_that_does_not_keep_its_word",),
+        "A select of one's own that keeps a token twice is believed.",
+    ),
+    Mutation(
+        FEATURES,
+        "not visual.mask.gather(1, kept).all()",
+        "False",
+        ("python_tests/methods/test_projector_method.py::test_a_select_that_does_not_keep_its_word",),
+        "A select of one's own that keeps padding is believed.",
+    ),
+    Mutation(
+        FEATURES,
         "finite if mask is None else finite | ~mask",
         "finite",
         ("python_tests/methods/test_projector_method.py::test_padding_goes_nowhere",),
