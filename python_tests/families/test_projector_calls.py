@@ -68,6 +68,10 @@ def test_positions_of_rows_and_columns_are_not_renumbered(name):
         ficoco_ext.attach(shared_model(name), "divprune", keep_ratio=0.5, positions="contiguous")
 
 
+def test_every_family_that_is_served_has_a_tiny_model():
+    assert {type(shared_model(family.name)).__name__ for family in TINY} == {one.model for one in FAMILIES}
+
+
 @pytest.mark.parametrize("family", PARAMETERS)
 def test_a_part_that_is_not_there_is_refused_with_what_would_work(family):
     model = shared_model(family.name)

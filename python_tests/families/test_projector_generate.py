@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 from helpers.models import one_thread  # noqa: F401
-from helpers.tiny_families import BY_NAME, TINY, WITH_VIDEO, shared_model, untouched_model
+from helpers.tiny_families import TINY, WITH_VIDEO, shared_model, untouched_model
 from helpers.tiny_oracle import cut, kept_of
 from helpers.tiny_prompts import one_picture, pictures_and_videos, prompt, unequal_rows, words
 
@@ -120,7 +120,3 @@ def test_a_loop_of_ones_own(family):
             logits.append(out.logits[:, -1])
     wanted = hand.logits(untouched_model(family.name), torch.tensor([new]))[:, -len(logits) :]
     assert max(float((wanted[:, step] - one).abs().max()) for step, one in enumerate(logits)) < 1e-5
-
-
-def test_families_are_as_many_as_are_tested():
-    assert len(BY_NAME) == len(TINY) == 19

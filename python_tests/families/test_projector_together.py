@@ -1,4 +1,4 @@
-"""A method after the projector together with other things: the language model's methods, attention kernels, mistakes."""
+"""A method after the projector with others: methods in the language model, attention kernels, mistakes, threads."""
 
 from __future__ import annotations
 

@@ -170,32 +170,46 @@ def qwen3_vl() -> Any:
     return Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **_VISION_MARKS))
 
 
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
 def qwen3_vl_moe() -> Any:
     """Qwen3-VL whose decoder layers choose two of four experts."""
     from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
     vision = _qwen3_vision(deepstack_visual_indexes=[0, 1])
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-    text = _qwen3_text(num_hidden_layers=4, **experts)
+    text = _qwen3_text(num_hidden_layers=4, **_EXPERTS)
     return Qwen3VLMoeForConditionalGeneration(Qwen3VLMoeConfig(text_config=text, vision_config=vision, **_VISION_MARKS))
+
+
+_LINEAR = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 4,
+    "rope_parameters": _mrope(mrope_interleaved=True, partial_rotary_factor=1.0),
+}
 
 
 def qwen3_5() -> Any:
     """Qwen3.5: two of three decoder layers have linear attention."""
     from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
-    linear = {
-        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-        "linear_num_value_heads": 4,
-        "linear_num_key_heads": 2,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8,
-        "linear_conv_kernel_dim": 4,
-    }
-    text = _qwen3_text(**linear)
-    text["rope_parameters"] = _mrope(mrope_interleaved=True, partial_rotary_factor=1.0)
+    text = _qwen3_text(**_LINEAR)
     return Qwen3_5ForConditionalGeneration(
         Qwen3_5Config(text_config=text, vision_config=_qwen3_vision(), **_VISION_MARKS)
+    )
+
+
+def qwen3_5_moe() -> Any:
+    """Qwen3.5 whose decoder layers choose two of four experts."""
+    from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
+
+    text = _qwen3_text(**_LINEAR, **_EXPERTS, shared_expert_intermediate_size=32)
+    return Qwen3_5MoeForConditionalGeneration(
+        Qwen3_5MoeConfig(text_config=text, vision_config=_qwen3_vision(), **_VISION_MARKS)
     )
 
 
@@ -278,9 +292,9 @@ def mistral3() -> Any:
     )
 
 
-def _glm(config: Any) -> Any:
+def _glm(config: Any, **more: Any) -> Any:
     vision = {**_PACKED, "depth": 2, "out_hidden_size": 32, "intermediate_size": 64, "image_size": 112}
-    text = {**_TEXT, "rope_parameters": _mrope(partial_rotary_factor=1.0)}
+    text = {**_TEXT, "rope_parameters": _mrope(partial_rotary_factor=1.0), **more}
     marks = {"image_start_token_id": START, "image_end_token_id": END}
     marks |= {"video_start_token_id": VIDEO_START, "video_end_token_id": VIDEO_END}
     return config(text_config=text, vision_config=vision, **_MARKS, **marks)
@@ -298,3 +312,11 @@ def glm46v() -> Any:
     from transformers import Glm46VConfig, Glm46VForConditionalGeneration
 
     return Glm46VForConditionalGeneration(_glm(Glm46VConfig))
+
+
+def glm4v_moe() -> Any:
+    """GLM-4.5V: after the first decoder layer, two of four experts and a shared one."""
+    from transformers import Glm4vMoeConfig, Glm4vMoeForConditionalGeneration
+
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 1}
+    return Glm4vMoeForConditionalGeneration(_glm(Glm4vMoeConfig, **experts, first_k_dense_replace=1))

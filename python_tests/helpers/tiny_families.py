@@ -63,10 +63,10 @@ class TinyFamily:
     sides: range = range(1, 2)
 
     def model(self, attention: str = "sdpa", seed: int = 0) -> Any:
-        """A model of its own, with weights that make attention sharp, and logits about 2 wide."""
+        """A model of its own, with weights that make attention sharp, and logits of about 1."""
         model = sharpened(lambda: self._built(attention), seed)
         with torch.no_grad():
-            model.lm_head.weight /= 3
+            model.lm_head.weight /= 8
         model.generation_config.suppress_tokens = [IMAGE, VIDEO]  # no encoder made features for those
         return model
 
@@ -134,6 +134,7 @@ TINY = (
     _qwen("qwen3-vl", configs.qwen3_vl, planes=2),
     _qwen("qwen3-vl-moe", configs.qwen3_vl_moe, planes=2),
     _qwen("qwen3.5", configs.qwen3_5),
+    _qwen("qwen3.5-moe", configs.qwen3_5_moe),
     TinyFamily("internvl", configs.internvl, processors.internvl, processors.concatenated, _TILES, sides=_ANY_TILES),
     TinyFamily(
         "gemma3",
@@ -165,6 +166,7 @@ TINY = (
     TinyFamily("mistral3", configs.mistral3, processors.pixtral, processors.padded_pixels, _UNITS, sides=range(2, 5)),
     _qwen("glm4v", configs.glm4v, processors.glm_video, mixes=False),
     _qwen("glm46v", configs.glm46v, processors.glm_video, mixes=False),
+    _qwen("glm4v-moe", configs.glm4v_moe, processors.glm_video, mixes=False),
     TinyFamily(
         "paligemma",
         configs.paligemma,
