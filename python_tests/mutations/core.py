@@ -327,8 +327,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/resolve.py",
-        old="return Amount(tokens=between), Amount(keep_ratio=final / between)",
-        new="return Amount(tokens=between), Amount(keep_ratio=final / patches)",
+        old="Amount(keep_ratio=final / left[-1])",
+        new="Amount(keep_ratio=final / patches)",
         tests=(RESOLVE,),
         why="The language model removes the whole share once more.",
     ),

@@ -123,8 +123,8 @@ MUTATIONS = [
     ),
     Mutation(
         f"{M}/parts.py",
-        "Compress(size_weighted=True), source=source)",
-        "Compress(), source=source)",
+        "compress = Compress(size_weighted=True)",
+        "compress = Compress()",
         (f"{TESTS}::test_a_method_says_what_it_does",),
         "A token that stands for several counts once.",
     ),

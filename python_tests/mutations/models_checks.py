@@ -22,8 +22,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/models/request.py",
-        old="return self.tower_amount, self.decoder_amount",
-        new="return self.decoder_amount, self.tower_amount",
+        old="return dict(self.each)",
+        new="return dict(zip(dict(self.each), dict(self.each[::-1]).values(), strict=True))",
         tests=(f"{DECODER}/test_models.py::test_every_cache_is_as_long_as_its_layer_needs",),
         why="The tower gets the amount of the language model.",
     ),
@@ -43,7 +43,7 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/models/request.py",
-        old="if vision is None or decoder is None or whole.given or",
+        old="if set(given) != set(several) or whole.given or",
         new="if whole.given or",
         tests=(f"{DECODER}/test_refusals.py::test_values_are_refused_at_attach",),
         why="One amount of two fails somewhere else.",
