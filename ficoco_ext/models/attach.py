@@ -210,7 +210,7 @@ def _cut_prompts(model: Any, plan: AttachPlan, handle: Handle) -> None:
         ShortPrompts(model, cutter).install(changes)
     elif plan.removed:
         assert plan.facts.tower is not None
-        ShortPrompts(model, CountCutter(model, plan.facts.tower, plan.removed)).install(changes)
+        ShortPrompts(model, CountCutter(model, plan.facts.tower, plan.removed, family.token_types)).install(changes)
 
 
 def _require_transformers() -> None:

@@ -1,10 +1,11 @@
-"""Prompts of LLaVA-1.5 after a reduction in its tower: as many placeholders as the tower leaves patches.
+"""Prompts of LLaVA-1.5 and PaliGemma after a reduction in its tower: as many placeholders as the tower leaves patches.
 
 The numbers are known before anything is encoded, so a prompt is cut by counting alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -27,12 +28,13 @@ class CountCutter:
 
     Args:
         model: the whole model. tower: its facts. removed: patches of every image that leave.
+        token_types: tensors (B, L) of a prompt that have one entry for each id.
     """
 
-    def __init__(self, model: Any, tower: TowerFacts, removed: int) -> None:
+    def __init__(self, model: Any, tower: TowerFacts, removed: int, token_types: Sequence[str] = ()) -> None:
         before = tower.patches + tower.extra
-        self.model = model
-        self.selection = {name: one_layer(getattr(model.config, name)) for name in _OVERRIDES}
+        self.model, self.token_types = model, token_types
+        self.selection = {name: one_layer(getattr(model.config, name, None)) for name in _OVERRIDES}
         token = model.config.image_token_id
         self.rule = Placeholders(token, before, before - removed, filler(model, (token,)))
         self.cache_name = api.cache_name(type(model).forward)
@@ -41,7 +43,7 @@ class CountCutter:
         """Raise for what a call with images cannot have."""
         for name, attached in self.selection.items():
             asked = options.get(name)
-            asked = one_layer(getattr(self.model.config, name) if asked is None else asked)
+            asked = one_layer(getattr(self.model.config, name, None) if asked is None else asked)
             if asked != attached:
                 remedy = "detach, change model.config, attach again"
                 checks.fail(op, name, f"{attached!r}, its value at attach", repr(asked), remedy)
@@ -81,9 +83,19 @@ class CountCutter:
             names["input_ids"] = short.ids
         else:
             names["inputs_embeds"] = self._moved(embeddings, short)
+        for name in self.token_types:
+            if options.get(name) is not None:
+                names[name] = self._types(op, name, options[name], ids, short)
         if isinstance(keep, Tensor):
             names["logits_to_keep"] = placeholders.moved(short.indices, keep, ids.shape[1])
         return {name: value for name, value in names.items() if value is not None}
+
+    def _types(self, op: str, name: str, types: Any, ids: Tensor, short: Prompt) -> Tensor:
+        """(B, L') the types (B, L) of what is left; padding that was added is of type 0."""
+        if not isinstance(types, Tensor) or types.shape != ids.shape:
+            checks.fail(op, name, f"{tuple(ids.shape)}, one for each id", types, "pass those of the whole prompt")
+        assert short.indices is not None
+        return types.gather(1, short.indices.clamp(min=0)).masked_fill(short.indices < 0, 0)
 
     def _placeholders_in(self, embeddings: Tensor) -> Tensor:
         """(B, L) ids that have a placeholder where ``embeddings`` (B, L, C) are those of one, and a word elsewhere."""

@@ -8,7 +8,7 @@ from typing import Any
 from ..resolve import LanguageModelFacts, TowerFacts
 from . import transformers_api as api
 from .families import Family, tower_of
-from .model_checks import one_layer
+from .model_checks import selected
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ def read_facts(model: Any, family: Family) -> ModelFacts:
 def has_whole_grid(model: Any, family: Family) -> bool:
     """Whether every image has its whole grid of patches as visual tokens, of one layer of a known tower."""
     tower = family.known_tower(model.model.vision_tower)
-    whole = tower is not None and (tower.class_token or model.config.vision_feature_select_strategy == "full")
-    return whole and isinstance(one_layer(model.config.vision_feature_layer), int)
+    layer, strategy = selected(model.config)
+    return tower is not None and (tower.class_token or strategy == "full") and isinstance(layer, int)
 
 
 def tower_facts(model: Any) -> TowerFacts:
-    """The tower of a LLaVA-1.5, read from its config."""
-    vision, selected = model.config.vision_config, one_layer(model.config.vision_feature_layer)
+    """The tower of a model that :func:`has_whole_grid`, read from its config."""
+    vision, (layer, strategy) = model.config.vision_config, selected(model.config)
     side, layers = vision.image_size // vision.patch_size, vision.num_hidden_layers
-    used = selected if selected >= 0 else layers + 1 + selected  # hidden_states[0] is what enters the first layer
+    used = layer if layer >= 0 else layers + 1 + layer  # hidden_states[0] is what enters the first layer
     tower = tower_of(model.model.vision_tower)
     class_token = tower is None or tower.class_token
-    extra = int(class_token and model.config.vision_feature_select_strategy == "full")
+    extra = int(class_token and strategy == "full")
     return TowerFacts((side, side), layers, used, extra, class_token)

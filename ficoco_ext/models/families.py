@@ -366,6 +366,6 @@ FAMILIES = (
         token_types=("token_type_ids",),
         first_position=1,
         layout=layouts.square,
-        why_no_tower="it was never tried",
+        towers=("siglip_vision_model",),
     ),
 )

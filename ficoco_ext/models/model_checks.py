@@ -41,6 +41,15 @@ def one_layer(layer: Any) -> Any:
     return layer[0] if isinstance(layer, (list, tuple)) and len(layer) == 1 else layer
 
 
+def selected(config: Any) -> tuple[Any, Any]:
+    """The layer of the tower that the projector reads, and the strategy: which of its tokens.
+
+    A model whose config names neither reads all tokens of the last layer.
+    """
+    strategy = getattr(config, "vision_feature_select_strategy", "full")
+    return one_layer(getattr(config, "vision_feature_layer", -1)), strategy
+
+
 def check_parts(model: Any, family: Family, *, tower: bool, language_model: bool) -> None:
     """Raise unless those parts of ``model`` that are to be reduced can be: ``tower``, ``language_model``.
 
@@ -57,7 +66,7 @@ def _check_tower(model: Any, family: Family) -> None:
     """A tower that is only similar to the known one would go wrong without an error."""
     if not family.towers:
         unsupported("method", f"one for another part of {family.name}", family.why_no_tower, instead_of_tower(family))
-    layer, strategy = one_layer(model.config.vision_feature_layer), model.config.vision_feature_select_strategy
+    layer, strategy = selected(model.config)
     if isinstance(layer, bool) or not isinstance(layer, int):
         unsupported("vision_feature_layer", "one integer", layer, "layers of different lengths cannot be concatenated")
     if strategy not in ("default", "full"):

@@ -155,7 +155,7 @@ def tower_by_hand(model, picture, after_attention=None, hidden_keys=None, key_bi
     hidden = tower.embeddings(picture)
     if hasattr(tower, "pre_layrnorm"):  # of a CLIP
         hidden = tower.pre_layrnorm(hidden)
-    selected = model.config.vision_feature_layer
+    selected = getattr(model.config, "vision_feature_layer", -1)
     used = selected if selected >= 0 else config.num_hidden_layers + 1 + selected
     for index, layer in enumerate(tower.encoder.layers[:used]):
         x, attn = layer.layer_norm1(hidden), layer.self_attn
@@ -175,6 +175,8 @@ def tower_by_hand(model, picture, after_attention=None, hidden_keys=None, key_bi
         if after_attention is not None:
             hidden = after_attention(index, hidden)
         hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
+    if not hasattr(model.config, "vision_feature_layer"):  # PaliGemma reads what the tower returns
+        hidden = tower.post_layernorm(hidden)
     return model.model.multi_modal_projector(hidden)
 
 

@@ -120,7 +120,7 @@ CHANGES = [
     ("llama.modeling_llama", "LlamaDecoderLayer", "x, memory, **kwargs", served_with("llama")),
     ("llava.modeling_llava", "LlavaForConditionalGeneration", "self, pictures, **kwargs", {"LLaVA-1.5"}),
     ("clip.modeling_clip", "CLIPEncoderLayer", "self, hidden_states, mask, **kwargs", {"LLaVA-1.5"}),
-    ("siglip.modeling_siglip", "SiglipEncoderLayer", "self, hidden_states, mask, **kwargs", {"LLaVA-1.5"}),
+    ("siglip.modeling_siglip", "SiglipEncoderLayer", "self, hidden_states, mask, **kwargs", {"LLaVA-1.5", "PaliGemma"}),
     ("qwen2_vl.modeling_qwen2_vl", "Qwen2VLAttention", "self, hidden_states, memory, **kwargs", {"Qwen2-VL"}),
     (  # DeepStack would come in another way
         "qwen3_vl.modeling_qwen3_vl",

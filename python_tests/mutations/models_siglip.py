@@ -4,6 +4,7 @@ from mutations import Mutation
 
 MODELS = "python_tests/models"
 SIGLIP = f"{MODELS}/test_siglip.py"
+PROMPTS = "python_tests/families/test_tower_prompts.py"
 
 MUTATIONS = [
     Mutation(
@@ -29,7 +30,7 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/models/facts.py",
-        old='(tower.class_token or model.config.vision_feature_select_strategy == "full")',
+        old='(tower.class_token or strategy == "full")',
         new="True",
         tests=(f"{MODELS}/test_attach_plan.py::test_facts_of_a_model_whose_tower_cannot_be_reduced",),
         why="A model that leaves out the first patch of a SigLIP is said to have all of them.",
@@ -61,5 +62,33 @@ MUTATIONS = [
         new="for name in family.towers[:1]:",
         tests=(f"{MODELS}/test_transformers_api.py::test_a_structure_that_is_not_known",),
         why="A release with other SigLIP layers is taken for one that we know.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/count_cutter.py",
+        old="                names[name] = self._types(op, name, options[name], ids, short)",
+        new="                pass",
+        tests=(PROMPTS,),
+        why="Token types of the whole prompt come with a short one, and PaliGemma fails.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/count_cutter.py",
+        old="types.gather(1, short.indices.clamp(min=0))",
+        new="types[:, -short.indices.shape[1] :]",
+        tests=(PROMPTS,),
+        why="Words of the answer get the type of the prompt, and see what comes after them.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/count_cutter.py",
+        old="or types.shape != ids.shape:",
+        new="or False:",
+        tests=(PROMPTS,),
+        why="Token types that do not fit the prompt fail inside torch.",
+    ),
+    Mutation(
+        file="ficoco_ext/models/model_checks.py",
+        old='strategy = getattr(config, "vision_feature_select_strategy", "full")',
+        new='strategy = getattr(config, "vision_feature_select_strategy", "default")',
+        tests=(PROMPTS,),
+        why="PaliGemma is refused, for a strategy that it has not.",
     ),
 ]
