@@ -130,4 +130,69 @@ inline CompressParams image(CompressParams p, int64_t b, int64_t count = 1) {
   return p;
 }
 
+inline ReduceSequenceParams image(ReduceSequenceParams p, int64_t b, int64_t count = 1) {
+  const int64_t left = p.count - p.r;
+  p.tokens = image(p.tokens, b);
+  p.query = image(p.query, b);
+  p.key = image(p.key, b);
+  p.visual = image(p.visual, b, p.visual_count);
+  p.real = image(p.real, b, p.count);
+  p.ids = image(p.ids, b, p.visual_count);
+  p.size = image(p.size, b, p.count);
+  p.out = static_cast<char*>(p.out) + b * left * p.channels * size_of(p.tokens.dtype);
+  p.out_size = image(p.out_size, b, left);
+  p.source_map = image(p.source_map, b, p.count);
+  p.redundancy = image(p.redundancy, b, p.visual_count);
+  p.sources = image(p.sources, b, p.r);
+  p.kept = image(p.kept, b, left);
+  p.targets = image(p.targets, b, p.r * p.k);
+  p.weights = image(p.weights, b, p.r * p.k);
+  p.left_visual = image(p.left_visual, b, p.visual_count - p.r);
+  p.batch = count;
+  return p;
+}
+
+// What compress does with the selection of `p`, once that is made.
+inline CompressParams compress_of(const ReduceSequenceParams& p) {
+  return {.tokens = p.tokens,
+          .sources = p.sources,
+          .kept = p.kept,
+          .targets = p.targets,
+          .weights = p.weights,
+          .size = p.size,
+          .batch = p.batch,
+          .count = p.count,
+          .channels = p.channels,
+          .r = p.r,
+          .kept_count = p.count - p.r,
+          .k = p.k,
+          .size_weighted = p.size_weighted,
+          .out = p.out,
+          .out_size = p.out_size,
+          .source_map = p.source_map};
+}
+
+// What filter does with the scores (B, n) of the visual tokens, among themselves and with the text. Its choice is that
+// of indices into `visual`.
+inline FilterParams filter_of(const ReduceSequenceParams& p, const float* among, const float* with_text,
+                              int64_t* sources, int64_t* kept) {
+  const bool last = p.ranking == Ranking::kLast;
+  return {.patch_attention = among,
+          .class_attention = with_text,
+          .ids = p.ids,
+          .batch = p.batch,
+          .patches = p.visual_count,
+          .r = p.r,
+          .first = 0,
+          .lam = last ? 0.f : p.beta,
+          .penalty = last ? 1.f : p.penalty,
+          .normalize = false,
+          .window = p.window,
+          .grid_height = p.grid_height,
+          .grid_width = p.grid_width,
+          .redundancy = p.redundancy,
+          .sources = sources,
+          .kept = kept};
+}
+
 }  // namespace ficoco

@@ -11,6 +11,7 @@ namespace ficoco {
 enum class Dtype { kFloat, kHalf, kBFloat16 };
 enum class Alpha { kSoftmax, kRatio, kAverage };
 enum class Correlation { kLogits, kProbs, kKey, kMap };
+enum class Ranking { kLogits, kProbs, kLast };
 enum class Objective { kMaxMin, kCoverage, kLogDet, kMmr };
 
 // Of greedy_select. A cosine with oneself above kItself is 1: rounding would decide between equals. Of log-det: the
@@ -157,6 +158,36 @@ struct CompressParams {
   void* out;            // (B, M, C), dtype of tokens
   float* out_size;      // (B, M)
   int64_t* source_map;  // (B, N)
+};
+
+// What a reducing layer of a language model does with its sequence of N tokens, n of them visual.
+struct ReduceSequenceParams {
+  Rows tokens;                                                // (B, N, C)
+  Rows query, key;                                            // (B, H, N, d), (B, Hk, N, d)
+  const int64_t* visual;                                      // (B, n) ascending columns
+  const bool* real;                                           // (B, N), or nullptr
+  const int64_t* ids;                                         // (B, n) cells on the grid, or nullptr for 0..n-1
+  const float* size;                                          // (B, N), or nullptr for 1
+  int64_t batch, count, visual_count, channels, width, r, k;  // N, n, C, d
+  int64_t after;                                              // the last columns, among which the text is
+  float scale;
+  Ranking ranking;
+  float beta, penalty;
+  bool visual_mean, text_mean, indirect_mean;
+  int64_t window, grid_height, grid_width;
+  bool probs;  // of the correlation
+  float gamma;
+  Alpha alpha;
+  bool size_weighted;
+  void* out;             // (B, N - r, C), dtype of tokens
+  float* out_size;       // (B, N - r)
+  int64_t* source_map;   // (B, N)
+  float* redundancy;     // (B, n)
+  int64_t* sources;      // (B, r) columns
+  int64_t* kept;         // (B, N - r) columns
+  int64_t* targets;      // (B, r, k) indices into kept
+  float* weights;        // (B, r, k)
+  int64_t* left_visual;  // (B, n - r) columns in the shorter sequence
 };
 
 }  // namespace ficoco

@@ -37,5 +37,6 @@ void token_attention_image(const TokenAttentionParams& p);
 Fault correlate_tokens_image(const CorrelateTokensParams& p);
 Fault to_sequence_image(const ToSequenceParams& p);
 void compress_image(const CompressParams& p);
+Fault reduce_sequence_image(const ReduceSequenceParams& p);
 
 }  // namespace ficoco

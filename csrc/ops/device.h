@@ -17,6 +17,7 @@ struct CompressCall;
 struct TokenAttentionCall;
 struct ToSequenceCall;
 struct ReduceCall;
+struct ReduceSequenceCall;
 
 class Device {
  public:
@@ -34,6 +35,7 @@ class Device {
   virtual void run(const TokenAttentionCall& call) const = 0;
   virtual void run(const ToSequenceCall& call) const = 0;
   virtual void run(const ReduceCall& call) const = 0;
+  virtual void run(const ReduceSequenceCall& call) const = 0;
 
  protected:
   ~Device() = default;

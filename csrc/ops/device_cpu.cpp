@@ -17,6 +17,7 @@
 #include "ops/greedy_select.h"
 #include "ops/match.h"
 #include "ops/reduce.h"
+#include "ops/reduce_sequence.h"
 #include "ops/to_sequence.h"
 #include "ops/token_attention.h"
 
@@ -146,6 +147,13 @@ class Cpu final : public Device {
     };
     std::visit(run_stages, call.stats);
     raise(worst(faults));
+  }
+
+  void run(const ReduceSequenceCall& call) const override {
+    const ReduceSequenceParams& p = call.params;
+    check::ascending("reduce_sequence", "visual", call.visual, p.count);
+    if (call.ids.defined()) check::in_range("filter", "ids", call.ids, p.grid_height * p.grid_width);
+    run_images(p, reduce_sequence_image);
   }
 };
 

@@ -16,6 +16,7 @@
 #include "ops/greedy_select.h"
 #include "ops/match.h"
 #include "ops/reduce.h"
+#include "ops/reduce_sequence.h"
 #include "ops/to_sequence.h"
 #include "ops/token_attention.h"
 
@@ -236,6 +237,10 @@ class Cuda final : public Device {
     params.correlate = call.correlate.params;
     params.compress = call.compress.params;
     launch_images("reduce", call.compress.out, params, launch_reduce);
+  }
+
+  void run(const ReduceSequenceCall&) const override {
+    TORCH_CHECK(false, "ficoco::reduce_sequence: there is no kernel for a GPU");
   }
 };
 

@@ -15,6 +15,7 @@
 #include "ops/greedy_select.h"
 #include "ops/match.h"
 #include "ops/reduce.h"
+#include "ops/reduce_sequence.h"
 #include "ops/to_sequence.h"
 #include "ops/token_attention.h"
 #ifdef FICOCO_EMULATED
@@ -58,7 +59,10 @@ TORCH_LIBRARY_FRAGMENT(ficoco_emu, m) {
   m.def("launch_count() -> int", [] { return ficoco::launch_count(); });
 }
 #else
-TORCH_LIBRARY_IMPL(ficoco, CPU, m) { ficoco::register_operators(m); }
+TORCH_LIBRARY_IMPL(ficoco, CPU, m) {
+  ficoco::register_operators(m);
+  m.impl("reduce_sequence", &ficoco::reduce_sequence);  // on other devices it is a composition
+}
 #ifdef FICOCO_WITH_CUDA
 TORCH_LIBRARY_IMPL(ficoco, CUDA, m) { ficoco::register_operators(m); }
 #endif

@@ -286,10 +286,27 @@ def _to_sequence(make: Maker, group: str) -> Iterator[Probe]:
         yield make.probe(group, f", k {k}", s.visual, s.gone, s.left, targets, make.case.n)
 
 
+def _reduce_sequence(make: Maker, group: str) -> Iterator[Probe]:
+    """As FiCoCo-L sets it in both readings, and as FastV does."""
+    c, s = make.case, _Sequence.make(make)
+    tokens, query, key = make.normal(c.b, c.n, c.c), make.heads(c.h, 0.0), make.heads(c.hk, 1.0)
+    (b, count), r, mask = s.visual.shape, s.gone.shape[1], _mask(make, s)
+    size = torch.randint(1, 5, (b, c.n, 1), generator=make.generator, device=make.device).float()
+    after = c.n - int(s.visual[0, -1]) - 1
+    for ranking, alpha, k in (("logits", "softmax", 2), ("probs", "ratio", 2), ("last", "softmax", 0)):
+        counts = (r, min(k, count - r), after)
+        ranked = (ranking, 0.6, "mean", "mean", 1.0, 2, 0, 0)
+        linked = ("logits" if ranking == "last" else ranking, 0.6, "sum", alpha, False)
+        scale = c.d**-0.5
+        args = (tokens, query, key, scale, s.visual, mask, None, size, *counts, *ranked, *linked)
+        yield make.probe(group, f", {ranking}", *args)
+
+
 DECODER_OPERATORS: dict[str, Callable[[Maker, str], Iterator[Probe]]] = {
     "token_attention": _token_attention,
     "correlate.tokens": _correlate_tokens,
     "to_sequence": _to_sequence,
+    "reduce_sequence": _reduce_sequence,
 }
 OPERATORS: dict[str, Callable[[Maker, str], Iterator[Probe]]] = {
     "attention_stats": _attention_stats,

@@ -1,9 +1,10 @@
 """Floating point operations counted on the real forward: formulas of our operators for torch's own counter.
 
 ``torch.utils.flop_counter.FlopCounterMode`` counts the matrix products that run, by shape. Importing this module adds
-what ``ficoco::attention_stats``, ``token_attention``, ``correlate``, ``match``, ``compress`` and the composition
-``reduce`` cost; ``ficoco::filter`` and ``ficoco::to_sequence`` have no product and count zero. Without the formulas a
-compiled kernel would be opaque to it and look free. The formulas are those of :mod:`ficoco_ext.ops.costs`, by which the
+what ``ficoco::attention_stats``, ``token_attention``, ``correlate``, ``match``, ``compress`` and the compositions
+``reduce`` and ``reduce_sequence`` cost; ``ficoco::filter`` and ``ficoco::to_sequence`` have no product and count zero.
+Without the formulas a compiled kernel would be opaque to it and look free. The formulas are those of
+:mod:`ficoco_ext.ops.costs`, by which the
 stages price themselves, so what is predicted and what is counted on a real forward cannot drift apart.
 """
 
@@ -108,6 +109,19 @@ def token_attention(query: Shape, key: Shape, tokens: Shape, others: Shape, weig
     return _counted(costs.token_attention(probs=probs, column=column), b=b, a=h, d=d, **sizes)
 
 
+def reduce_sequence(tokens: Shape, query: Shape, key: Shape, scale: float, visual: Shape, *rest: Any) -> int:
+    """The sum of its parts."""
+    _, _, _, r, k, after, ranking, *_ = rest  # (real, ids, size, r, k, after, ranking, ..)
+    correlation, gamma, _, _, _ = rest[-5:]  # (correlation, gamma, indirect_reduce, alpha, size_weighted)
+    (b, h, n, d), count, column = query, visual[1], ranking != "logits"
+    asked = {"o": 1, "j": 1} if ranking == "last" else {"o": count + after, "j": 2}
+    found = _counted(costs.token_attention(probs=column, column=column), b=b, a=h, d=d, l=n, u=count, **asked)
+    if k:
+        links = costs.correlate_tokens(probs=correlation == "probs")
+        found += _counted(links, b=b, a=h, d=d, l=n, r=r, m=count - r, e=after if gamma < 1 else 0)
+    return found + _counted(costs.COMPRESS, b=b, r=r, g=k, h=tokens[2])
+
+
 def cpu_attention(query: Shape, key: Shape, value: Shape, *rest: Any, out_shape: Any = None, **named: Any) -> int:
     """2 B H N L (d + dv) for N queries and L keys, as torch counts its other attention kernels."""
     b, h, n, d = query
@@ -122,6 +136,7 @@ FORMULAS: dict[str, dict[str, Callable[..., int]]] = {
     "compress": {"default": compress},
     "reduce": {"default": reduce, "map": reduce_map},
     "token_attention": {"default": token_attention},
+    "reduce_sequence": {"default": reduce_sequence},
 }
 
 

@@ -65,3 +65,17 @@ def fused_settings(filter: Any, correlate: Any, compress: Any) -> dict[str, Any]
             return None
         settings |= own
     return settings
+
+
+def fused_in_sequence(filter: Any, correlate: Any, compress: Any) -> dict[str, Any] | None:
+    """Settings of :func:`ficoco_ext.ops.reduce_sequence` that do what the three do, or None if there are none."""
+    stages: list[Any] = [FilterStage.of(filter), CompressStage.of(compress)]
+    if correlate is not None:
+        stages.append(CorrelateStage.of(correlate))
+    settings: dict[str, Any] = {}
+    for stage in stages:
+        own = stage.fused_in_sequence()
+        if own is None:
+            return None
+        settings |= own
+    return settings

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops import Attention, QueryKey
+from ..ops import Attention, QueryKey, Shortened
 from ..ops.costs import Operation
 from ..reduction import Reduction
 from ..stages import CompressStage, CorrelateStage, FilterStage, Layout, Links, Priced, Selection, Shape
 from ..stages.frozen import value
 from .base import LanguageMethod, Words
-from .composition import dropped, operations, stage_needs, words
+from .composition import dropped, fused_in_sequence, operations, stage_needs, targets, words
 from .layers import FixedLayers
 
 _EXTRA_PROJECTIONS = (
@@ -116,6 +116,39 @@ class DecoderMethod(LanguageMethod):
                 f"{self.name}: attn must be a QueryKey: the filter reads one kind of attention, correlation another "
                 "and a map has one; pass ficoco_ext.QueryKey(query, key), or the same attention for both"
             )
+        settings = None if given else fused_in_sequence(self.filter, self.correlate, self.compress)
+        if settings is None or isinstance(attn, Tensor):
+            done = self._stage_by_stage(tokens, attn, r, layout, size, size_weighted)
+        else:
+            settings["size_weighted"] = settings["size_weighted"] or size_weighted
+            done = self._at_once(tokens, attn, r, layout, size, settings)
+        reduction = Reduction(
+            tokens=done.tokens,
+            size=done.size,
+            kept=done.kept,
+            sources=done.sources,
+            source_map=done.source_map,
+            targets=done.targets,
+            weights=done.weights,
+            class_token=False,
+            grid=None,
+        )
+        return reduction, done.visual
+
+    def _at_once(
+        self, tokens: Tensor, attn: QueryKey, r: int, layout: Layout, size: Tensor | None, settings: dict[str, Any]
+    ) -> Shortened:
+        """What the three stages give one after the other, in one call."""
+        FilterStage.of(self.filter).check(attn, class_token=False, grid=layout.grid)
+        k = targets(self.filter, self.correlate, layout.visual.shape[1] - r)
+        assert k is not None, "stages with fused settings know their targets"
+        where: dict[str, Any] = {"real": layout.real, "after": layout.after, "ids": layout.ids, "grid": layout.grid}
+        return ops.reduce_sequence(tokens, attn, layout.visual, r, k, size=size, **where, **settings)
+
+    def _stage_by_stage(
+        self, tokens: Tensor, attn: Attention, r: int, layout: Layout, size: Tensor | None, size_weighted: bool
+    ) -> Shortened:
+        given = isinstance(attn, Tensor)
         with torch.no_grad():  # selection and weights are constants of the gradient
             seen = _disguised(attn) if isinstance(attn, Tensor) else attn
             selection = self.filter(seen, r, layout, given=given)
@@ -126,21 +159,9 @@ class DecoderMethod(LanguageMethod):
                 links = self.correlate(seen, selection, layout, given=given)
             placed = ops.to_sequence(layout.visual, selection.sources, selection.kept, links.targets, tokens.shape[1])
         chosen = Selection(selection.redundancy, placed.sources, placed.kept)
-        merged = self.compress(
-            tokens, chosen, Links(placed.targets, links.weights), size=size, size_weighted=size_weighted
-        )
-        reduction = Reduction(
-            tokens=merged[0],
-            size=merged[1],
-            kept=placed.kept,
-            sources=placed.sources,
-            source_map=merged[2],
-            targets=placed.targets,
-            weights=links.weights,
-            class_token=False,
-            grid=None,
-        )
-        return reduction, placed.visual
+        linked = Links(placed.targets, links.weights)
+        merged = self.compress(tokens, chosen, linked, size=size, size_weighted=size_weighted)
+        return Shortened(*merged, *chosen[:3], *linked[:2], placed.visual)
 
 
 def _disguised(attn: Tensor) -> QueryKey:

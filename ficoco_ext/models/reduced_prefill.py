@@ -60,16 +60,20 @@ class GroupRecord(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What a group's rows hold; the first dimension is its rows. ``indices``: as of :class:`HeldPositions`."""
+    """What a group's rows hold; the first dimension is its rows. ``indices``: as of :class:`HeldPositions`.
+
+    ``size`` is None before the first reduction of rows that it reduces: one each.
+    """
 
     tokens: Tensor
     indices: Tensor
     real: Tensor | None
-    size: Tensor
+    size: Tensor | None
 
     def shifted(self, by: int) -> _Part:
         """With ``by`` empty positions before it, or without the first ``-by``, which are not needed."""
         tokens, indices, real, size = self
+        assert size is not None
         if by < 0:
             real = None if real is None else real[:, -by:]
             return _Part(tokens[:, -by:], indices[:, -by:], real, size[:, -by:])
@@ -162,28 +166,29 @@ class ReducedPrefill:
         width, holes = max(counts), min(counts) < max(counts)
         parts, visuals, records = [], [], []
         for group, visual in zip(self.groups, stage.visual, strict=True):
-            part = self._part(tokens, stage, group, holes)
+            part = self._part(tokens, stage, group, holes, sized=not group.removes(step))
             shift = width - (tokens.shape[1] - group.removes(step))
             reduction = None
             if group.removes(step):
                 part, visual, reduction = self._reduce(part, visual, attn, method, group, step)
             records.append(GroupRecord(layer, group.rows, reduction, shift))
-            visuals.append(visual + shift)
+            visuals.append(visual + shift if shift else visual)
             parts.append(part.shifted(shift))
         tokens, indices, real, size = self._together(parts)
         return tokens, _Stage(HeldPositions(indices, real, holes), size, visuals, left), records
 
     @staticmethod
-    def _part(tokens: Tensor, stage: _Stage, group: RowGroup, holes: bool) -> _Part:
+    def _part(tokens: Tensor, stage: _Stage, group: RowGroup, holes: bool, *, sized: bool) -> _Part:
         held = stage.held
         indices, tokens = group.of(held.indices), group.of(tokens)
         real = None if held.real is None else group.of(held.real)
         if real is None and holes:
             real = torch.ones_like(indices, dtype=torch.bool)
-        if stage.size is None:
-            size = tokens.new_ones(*tokens.shape[:2], 1, dtype=torch.float32)
-        else:
+        size = None
+        if stage.size is not None:
             size = group.of(stage.size.to(tokens.device))
+        elif sized:
+            size = tokens.new_ones(*tokens.shape[:2], 1, dtype=torch.float32)
         return _Part(tokens, indices, real, size)
 
     def _reduce(
@@ -219,13 +224,14 @@ class ReducedPrefill:
         if self.groups[0].rows is None:
             return parts[0]
         order = torch.cat([group.rows for group in self.groups if group.rows is not None])
+        sizes = [part.size for part in parts if part.size is not None]
         back = order.argsort().to(parts[0].tokens.device)
         real = [part.real for part in parts if part.real is not None]
         return _Part(
             torch.cat([part.tokens for part in parts]).index_select(0, back),
             torch.cat([part.indices for part in parts]).index_select(0, back),
             torch.cat(real).index_select(0, back) if real else None,
-            torch.cat([part.size for part in parts]).index_select(0, back),
+            torch.cat(sizes).index_select(0, back),
         )
 
 

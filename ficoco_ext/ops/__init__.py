@@ -15,6 +15,7 @@ from ._filter import filter
 from ._greedy_select import Picked, greedy_select
 from ._match import Matched, match
 from ._reduce import Reduced, reduce
+from ._reduce_sequence import Shortened, reduce_sequence
 from ._to_sequence import Placed, to_sequence
 from ._token_attention import token_attention
 from .attention import Attention, QueryKey
@@ -27,6 +28,7 @@ __all__ = [
     "Placed",
     "QueryKey",
     "Reduced",
+    "Shortened",
     "attention_stats",
     "compress",
     "correlate",
@@ -36,6 +38,7 @@ __all__ = [
     "greedy_select",
     "match",
     "reduce",
+    "reduce_sequence",
     "result_dtype",
     "to_sequence",
     "token_attention",

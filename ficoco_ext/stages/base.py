@@ -45,7 +45,8 @@ class Selection(NamedTuple):
 
 
 class Stage:
-    """What every stage says of itself. A subclass that computes in its own way inherits neither price nor ``fused``.
+    """What every stage says of itself. A subclass that computes in its own way inherits no price, and no settings
+    of one operator.
 
     Attributes:
         needs: what tokens and attention must have, of :data:`ficoco_ext.stages.needs.NEEDS`.
@@ -58,7 +59,7 @@ class Stage:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__call__" in vars(cls):
-            for name in ("operations", "fused"):
+            for name in ("operations", "fused", "fused_in_sequence"):
                 if name not in vars(cls):
                     setattr(cls, name, getattr(Stage, name))
 
@@ -106,6 +107,10 @@ class Stage:
 
         A method whose three stages all give settings runs as one operator.
         """
+        return None
+
+    def fused_in_sequence(self) -> dict[str, Any] | None:
+        """Its settings for :func:`ficoco_ext.ops.reduce_sequence`, or None if that cannot do what it does."""
         return None
 
 

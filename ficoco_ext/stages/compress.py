@@ -36,6 +36,10 @@ class Compress(CompressStage):
         """Its one field."""
         return {"size_weighted": self.size_weighted}
 
+    def fused_in_sequence(self) -> dict[str, Any]:
+        """Its one field."""
+        return {"size_weighted": self.size_weighted}
+
     def __call__(
         self, tokens: Tensor, selection: Selection, links: Links, *, size: Tensor | None, size_weighted: bool
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,14 +7,16 @@ they are.
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops import QueryKey, costs
+from ..ops import Attention, QueryKey, costs, sequence
 from . import needs
 from .base import CorrelateStage, FilterStage, Links, Selection
 from .correlate import adaptive_targets, targets_in_words
@@ -22,25 +24,43 @@ from .frozen import reject, require_number, require_one_of, value
 from .shape import Priced, Shape
 
 
-class Layout(NamedTuple):
-    """Where things are in a sequence of N columns.
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where things are in a sequence. What it does not hold is computed when it is asked for, once.
 
     Attributes:
         visual: (B, n) columns of the visual tokens, ascending.
-        text: (B, R) columns among which the text after the visual tokens is.
-        is_text: (B, R) which of them are that text.
-        last: (B, 1) column of the last real token.
-        real: (B, N) bool, False for padding; None: all are real.
+        tokens: the number of columns.
+        real: (B, tokens) bool, False for padding; None: all are real.
+        after: the most columns that any row has after its visual tokens; None: as many as are not visual.
         ids, grid: position of each visual token on the picture's grid (None: all of it, in order), for a local penalty.
     """
 
     visual: Tensor
-    text: Tensor
-    is_text: Tensor
-    last: Tensor
+    tokens: int
     real: Tensor | None = None
+    after: int | None = None
     ids: Tensor | None = None
     grid: tuple[int, int] | None = None
+
+    @functools.cached_property
+    def _text_after(self) -> sequence.Text:
+        return sequence.text_after(self.visual, self.tokens, self.real, self.after)
+
+    @property
+    def text(self) -> Tensor:
+        """(B, R) columns among which the text after the visual tokens is."""
+        return self._text_after.columns
+
+    @property
+    def is_text(self) -> Tensor:
+        """(B, R) which of them are that text."""
+        return self._text_after.chosen
+
+    @property
+    def last(self) -> Tensor:
+        """(B, 1) column of the last real token."""
+        return sequence.last_token(self.visual, self.tokens, self.real)
 
     @classmethod
     def of(
@@ -53,27 +73,8 @@ class Layout(NamedTuple):
         ids: Tensor | None = None,
         grid: tuple[int, int] | None = None,
     ) -> Layout:
-        """The layout of ``tokens`` columns with visual ones at ``visual``; at most ``after`` are after the last.
-
-        Reads no device: without ``after``, all that are not visual may be.
-        """
-        b, n = visual.shape
-        count = tokens - n if after is None else after
-        columns = torch.arange(tokens, device=visual.device)
-        text = columns[tokens - count :]
-        is_text = text > visual[:, -1:]
-        if real is not None:
-            is_text = is_text & real[:, tokens - count :]
-            last = (columns * real).amax(1, keepdim=True)
-        else:
-            last = columns[-1:].expand(b, 1)
-        return cls(visual, text.expand(b, -1), is_text, last, real, ids, grid)
-
-
-def _shares(chosen: Tensor, reduce: str, dtype: torch.dtype) -> Tensor:
-    """Weights of a sum, or of a mean over however many are chosen (of none: zeros)."""
-    weights = chosen.to(dtype)
-    return weights / weights.sum(-1, keepdim=True).clamp(min=1) if reduce == "mean" else weights
+        """The layout of ``tokens`` columns with visual ones at ``visual``. Reads no device."""
+        return cls(visual, tokens, real, after, ids, grid)
 
 
 @value
@@ -134,34 +135,38 @@ class DecoderFilter(FilterStage):
         operation = costs.token_attention(probs=probs, column=probs)
         return [shape.price(operation, o=shape.visual + shape.text, j=2)]
 
-    def __call__(self, attn: QueryKey, r: int, layout: Layout, *, given: bool = False) -> Selection:
-        """Select r sources. ``given``: the attention is a map in disguise, whose values are used as they are."""
-        if self.penalty != 1 and layout.grid is None:
+    def fused_in_sequence(self) -> dict[str, Any]:
+        """All of its fields."""
+        return {
+            "ranking": self.attention,
+            "beta": self.beta,
+            "visual_reduce": self.visual_reduce,
+            "text_reduce": self.text_reduce,
+            "penalty": self.penalty,
+            "window": self.window,
+        }
+
+    def check(self, attn: Attention, *, class_token: bool, grid: tuple[int, int] | None) -> None:
+        """Raise if the local penalty lacks its grid."""
+        if self.penalty != 1 and grid is None:
             raise ValueError(
                 "DecoderFilter: the local penalty needs the visual tokens' grid; pass grid=(height, width), or "
                 "penalty=1 to switch it off"
             )
-        probs = self.attention == "probs"
-        visual, is_text = layout.visual, layout.is_text
-        (b, n), rest = visual.shape, is_text.shape[1]
-        weights = torch.zeros(b, 2, n + rest, dtype=ops.result_dtype(attn.query), device=visual.device)
-        weights[:, 0, :n] = 1 / n if self.visual_reduce == "mean" else 1
-        weights[:, 1, n:] = _shares(is_text, self.text_reduce, weights.dtype)
-        others = torch.cat([visual, layout.text], 1)
-        attention = ops.token_attention(
+
+    def __call__(self, attn: QueryKey, r: int, layout: Layout, *, given: bool = False) -> Selection:
+        """Select r sources. ``given``: the attention is a map in disguise, whose values are used as they are."""
+        self.check(attn, class_token=False, grid=layout.grid)
+        among, text = sequence.visual_scores(
             attn,
-            visual,
-            others,
-            weights,
-            probs=probs and not given,
-            column=probs,
-            causal=probs and not given,
-            key_mask=layout.real,
+            layout.visual,
+            sequence.Text(layout.text, layout.is_text),
+            layout.real,
+            probs=self.attention == "probs",
+            given=given,
+            visual_reduce=self.visual_reduce,
+            text_reduce=self.text_reduce,
         )
-        among, text = attention.unbind(1)
-        if self.beta < 1:
-            # No text: s = beta a - (1 - beta)(-a) = a, the first term alone, whatever beta is.
-            text = torch.where(is_text.any(1, keepdim=True), text, -among)
         return Selection(
             *ops.filter(
                 among,
@@ -189,18 +194,13 @@ class LastTokenFilter(FilterStage):
         """The last token's row."""
         return [shape.price(costs.token_attention(probs=True, column=True), o=1, j=1)]
 
+    def fused_in_sequence(self) -> dict[str, Any]:
+        """There is nothing to choose."""
+        return {"ranking": "last"}
+
     def __call__(self, attn: QueryKey, r: int, layout: Layout, *, given: bool = False) -> Selection:
         """Select r sources."""
-        received = ops.token_attention(
-            attn,
-            layout.visual,
-            layout.last,
-            torch.ones_like(layout.last, dtype=ops.result_dtype(attn.query)).unsqueeze(1),
-            probs=not given,
-            column=True,
-            causal=not given,
-            key_mask=layout.real,
-        )[:, 0]
+        received = sequence.last_token_scores(attn, layout.visual, layout.last, layout.real, given=given)
         return Selection(*ops.filter(torch.zeros_like(received), received, r, lam=0.0, class_token=False))
 
 
@@ -264,6 +264,15 @@ class DecoderCorrelate(CorrelateStage):
         operation = costs.correlate_tokens(probs=self.attention == "probs")
         return [shape.price(operation, e=shape.text if self.gamma < 1 else 0)]
 
+    def fused_in_sequence(self) -> dict[str, Any]:
+        """All that decides who inherits, but their number."""
+        return {
+            "correlation": self.attention,
+            "gamma": self.gamma,
+            "indirect_reduce": self.indirect_reduce,
+            "alpha": self.alpha,
+        }
+
     def count(self, candidates: int) -> int:
         """Targets per source when ``candidates`` visual tokens are kept."""
         if isinstance(self.targets, str):
@@ -283,7 +292,7 @@ class DecoderCorrelate(CorrelateStage):
                 layout.visual.gather(1, sources),
                 layout.visual.gather(1, kept),
                 layout.text,
-                _shares(layout.is_text, self.indirect_reduce, selection.redundancy.dtype),
+                sequence.shares(layout.is_text, self.indirect_reduce, selection.redundancy.dtype),
                 k,
                 gamma=self.gamma,
                 alpha=self.alpha,

@@ -10,7 +10,7 @@ import torch
 import ficoco_ext
 from ficoco_ext import Method, QueryKey
 from ficoco_ext.methods import Split
-from ficoco_ext.ops import _reduce
+from ficoco_ext.ops import _reduce, _reduce_sequence
 from ficoco_ext.stages import Match, VisualFeatures
 from helpers.backends import BACKENDS
 from helpers.ops import assert_close, double, query_key
@@ -163,7 +163,11 @@ def make(name, seed=0, b=2, dtype=torch.float32, oracle=False):
     ]
     if not oracle:
         return of_operator(operator(op), args)
-    composed = {"reduce": _reduce.composed, "reduce.map": _reduce.composed_map}
+    composed = {
+        "reduce": _reduce.composed,
+        "reduce.map": _reduce.composed_map,
+        "reduce_sequence": _reduce_sequence.composed,
+    }
     return of_operator(composed.get(op) or BACKENDS["reference"].find(op), double(args))
 
 

@@ -62,8 +62,16 @@ def samples(b=2, n=20, dtype=torch.float32):
     how = (0.5, "ratio", True, True, True)
     yield "correlate.tokens", (query, key, *chosen, torch.rand(b, 4), None, 2, 0.3, *how)
     yield "to_sequence", (visual, gone, left, links(b, 5, n - 11, 2, False)[0], n)
+    sequence = (tokens, query, key, 0.3, visual)
+    ranked, linked = (0.6, "mean", "sum", 1.0, 2, 0, 0), ("logits", 0.6, "sum", "softmax", False)
+    yield "reduce_sequence", (*sequence, mask, None, size, 5, 2, 4, "logits", *ranked, *linked)
+    ranked, linked = (0.3, "sum", "mean", 2.0, 2, 3, (n - 6) // 3 + 1), ("probs", 0.5, "mean", "ratio", True)
+    cells = torch.arange(n - 6).repeat(b, 1)
+    yield "reduce_sequence", (*sequence, None, cells, None, 5, 2, 4, "probs", *ranked, *linked)
+    yield "reduce_sequence", (*sequence, mask, None, None, 5, 0, 4, "last", *ranked, *linked)
 
 
+REDUCTIONS = [index for index, (name, _) in enumerate(samples()) if name in ("reduce", "reduce.map")]
 SAMPLES = [pytest.param(index, id=f"{name}-{index}") for index, (name, _) in enumerate(samples())]
 
 

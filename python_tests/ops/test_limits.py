@@ -10,7 +10,7 @@ import torch
 from helpers.backends import BACKENDS, emulated, needs_emulation, needs_gpu
 from helpers.emulated_kernels import ROOT
 from helpers.ops import assert_close, assert_links, double, oracle, partition, query_key
-from helpers.samples import SAMPLES, operator, sample, samples
+from helpers.samples import REDUCTIONS, SAMPLES, operator, sample, samples
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ficoco_ext.ops import checks
@@ -143,7 +143,7 @@ def test_a_grid_that_cannot_be_counted(backend, sides, places):
         operator("filter")(*fake)
 
 
-@pytest.mark.parametrize("index", [i for i, (name, _) in enumerate(samples()) if name.startswith("reduce")])
+@pytest.mark.parametrize("index", REDUCTIONS)
 def test_a_reduction_with_a_grid_that_cannot_be_counted(backend, index):
     name, args = sample(index)
     args = (*args[:-5], 2**33, 2**33 + 1, *args[-3:])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.backends import BACKENDS, KERNELS, needs_emulation
 from helpers.ops import links, needs_kernels, needs_opcheck, partition, query_key
-from helpers.samples import SAMPLES, operator, sample, samples
+from helpers.samples import REDUCTIONS, SAMPLES, operator, sample, samples
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -101,7 +101,7 @@ def test_bits_do_not_depend_on_threads_at_full_size():
         assert all(map(torch.equal, two, run(name, args)))
 
 
-@pytest.mark.parametrize("index", [i for i, (name, _) in enumerate(samples()) if name.startswith("reduce")])
+@pytest.mark.parametrize("index", REDUCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_reduce_is_its_stages(index, dtype):
     """Bitwise what the four operators give in a row."""
@@ -133,7 +133,7 @@ def stages_in_turn(backend, name, args):
 
 
 @pytest.mark.parametrize("name", ["emulated", "cuda"])
-@pytest.mark.parametrize("index", [i for i, (name, _) in enumerate(samples()) if name.startswith("reduce")])
+@pytest.mark.parametrize("index", REDUCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("n", [70, 150])
 def test_reduce_on_a_gpu_is_its_stages(name, index, dtype, n):
@@ -214,7 +214,7 @@ def test_reduce_correlates_as_asked(backend, probs, correlation):
 
 
 @needs_kernels
-@pytest.mark.parametrize("index", [i for i, (name, _) in enumerate(samples()) if name.startswith("reduce")])
+@pytest.mark.parametrize("index", REDUCTIONS)
 def test_reduce_checks_what_its_stages_check(index):
     """Values, which it reads itself: a cell outside the grid, scores and correlations that are not finite."""
     name, args = sample(index)
