@@ -28,11 +28,11 @@ __device__ __forceinline__ Ranked best_of_lanes(Ranked one) {
 }
 
 // Source `at` of the batch, by kLanes lanes, from `count` >= k scores or ranked ones. The chosen are found one after
-// the other: each time the best of those that come after the last one. All lanes of the warp call it, those of a group
-// without a source with `exists` false.
-template <int kLanes, class Score>
+// the other: each time the best of those that come after the last one. target_of(i) is what is written for candidate i.
+// All lanes of the warp call it, those of a group without a source with `exists` false.
+template <int kLanes, class Score, class TargetOf>
 __device__ __forceinline__ void choose_targets(const CorrelateParams& p, const Score* scores, int count, int64_t at,
-                                               bool exists) {
+                                               bool exists, const TargetOf& target_of) {
   const int lane = threadIdx.x % kLanes, k = static_cast<int>(p.k);
   int64_t* targets = p.targets + at * p.k;
   float* weights = p.weights + at * p.k;
@@ -51,7 +51,7 @@ __device__ __forceinline__ void choose_targets(const CorrelateParams& p, const S
     total += weight;
     if (t == lane) own = weight;
     if (t % kLanes != lane || !exists) continue;
-    targets[t] = place_of(best) + p.first;
+    targets[t] = target_of(place_of(best));
     if (t != lane) weights[t] = weight;
   }
   if (!exists) return;
@@ -59,6 +59,13 @@ __device__ __forceinline__ void choose_targets(const CorrelateParams& p, const S
   for (int t = lane; t < k; t += kLanes) {
     weights[t] = even ? 1.f / static_cast<float>(k) : (t == lane ? own : weights[t]) / total;
   }
+}
+
+// Targets are the candidates' indices after the class token.
+template <int kLanes, class Score>
+__device__ __forceinline__ void choose_targets(const CorrelateParams& p, const Score* scores, int count, int64_t at,
+                                               bool exists) {
+  choose_targets<kLanes>(p, scores, count, at, exists, [&](int candidate) { return candidate + p.first; });
 }
 
 }  // namespace ficoco

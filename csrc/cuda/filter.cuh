@@ -96,11 +96,12 @@ __device__ void local_penalty(const FilterParams& p, const int64_t* ids, Cell* c
   }
 }
 
-// One image, of which the block has the scores: thread t those of patches t, t + blockDim.x, .., 0 where there are
-// none. `p` are the params of the batch, `cells` this image's.
+// Chooses in one image, of which the block has the scores: thread t those of patches t, t + blockDim.x, .., 0 where
+// there are none. `p` are the params of the batch, `cells` this image's. Returns a bit for each of this thread's patches
+// that leaves; their ranks are prepared.
 template <int kItems>
-__device__ void filter_block(const FilterParams& p, int64_t b, const float (&patch)[kItems], const float (&cls)[kItems],
-                             Cell* cells, FilterShared& shared) {
+__device__ uint32_t choose_block(const FilterParams& p, int64_t b, const float (&patch)[kItems],
+                                 const float (&cls)[kItems], Cell* cells, FilterShared& shared) {
   float patch_weight = p.lam, class_weight = p.lam - 1.f;
   if (p.normalize) {
     float patch_length, class_length;
@@ -115,7 +116,7 @@ __device__ void filter_block(const FilterParams& p, int64_t b, const float (&pat
     if (p.lam != 1.f) redundancy[k] += class_weight * cls[k];
   }
   if (p.penalty != 1.f) local_penalty(p, p.ids ? p.ids + b * p.patches : nullptr, cells, redundancy);
-  const int patches = static_cast<int>(p.patches), first = static_cast<int>(p.first);
+  const int patches = static_cast<int>(p.patches);
   uint32_t keys[kItems];
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
@@ -123,7 +124,15 @@ __device__ void filter_block(const FilterParams& p, int64_t b, const float (&pat
     keys[k] = i < patches ? ordered(redundancy[k]) : 0;
     if (i < patches) p.redundancy[b * p.patches + i] = redundancy[k];
   }
-  const uint32_t chosen = select_largest(patches, static_cast<int>(p.r), keys, shared.select);
+  return select_largest(patches, static_cast<int>(p.r), keys, shared.select);
+}
+
+// The same, and writes which patches leave and which stay.
+template <int kItems>
+__device__ void filter_block(const FilterParams& p, int64_t b, const float (&patch)[kItems], const float (&cls)[kItems],
+                             Cell* cells, FilterShared& shared) {
+  const uint32_t chosen = choose_block(p, b, patch, cls, cells, shared);
+  const int patches = static_cast<int>(p.patches), first = static_cast<int>(p.first);
   int64_t* sources = p.sources + b * p.r;
   int64_t* kept = p.kept + b * (p.patches + p.first - p.r);
   if (p.first && threadIdx.x == 0) kept[0] = 0;

@@ -279,11 +279,17 @@ __global__ void __launch_bounds__(kTileThreads, kWide ? 2 : kTileBlocks<T>)
 }
 
 // One thread a row of a head. Unites its parts, made by different blocks, in the order in which one block would have
-// made them.
+// made them. With lists the first blocks write those, an image each.
 template <class T>
-__global__ void __launch_bounds__(kUniters) unite_kernel(RowSoftmaxParams p, int64_t rows, int splits) {
+__global__ void __launch_bounds__(kUniters)
+    unite_kernel(RowSoftmaxParams p, int64_t rows, int splits, SequenceLists lists) {
   constexpr int kWarps = TileSums<T>::kRowWarps;
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * kUniters + threadIdx.x;
+  const int64_t writers = lists.others ? p.batch : 0;
+  if (blockIdx.x < writers) {
+    write_lists(lists, blockIdx.x);
+    return;
+  }
+  const int64_t at = (blockIdx.x - writers) * kUniters + threadIdx.x;
   if (at >= rows) return;
   const Part* parts = reinterpret_cast<const Part*>(p.out.parts) + at * splits * kWarps;
   Part whole[kWarps];
@@ -297,7 +303,7 @@ __global__ void __launch_bounds__(kUniters) unite_kernel(RowSoftmaxParams p, int
 }
 
 template <class T, bool kVector, bool kMasked, bool kWide>
-cudaError_t launch(const RowSoftmaxParams& p, cudaStream_t stream) {
+cudaError_t launch(const RowSoftmaxParams& p, cudaStream_t stream, const SequenceLists& lists) {
   const auto kernel = row_softmax_kernel<T, kVector, kMasked, kWide>;
   const int splits = p.out.parts ? static_cast<int>(parts_of(p.tokens)) : 1;
   const dim3 grid(ceil_div(p.count, kWide ? 2 * kTile : kTile) * splits, p.query.heads, p.batch);
@@ -305,9 +311,10 @@ cudaError_t launch(const RowSoftmaxParams& p, cudaStream_t stream) {
   FICOCO_TRY(allow_shared(kernel, kShared));
   kernel<<<grid, kTileThreads, kShared, stream>>>(p, view<T>(p.query), view<T>(p.key), splits);
   FICOCO_TRY(launched());
-  if (splits == 1) return cudaSuccess;
-  const int64_t rows = p.batch * p.query.heads * p.count;
-  unite_kernel<T><<<ceil_div(rows, kUniters), kUniters, 0, stream>>>(p, rows, splits);
+  if (splits == 1 && !lists.others) return cudaSuccess;
+  const int64_t rows = splits == 1 ? 0 : p.batch * p.query.heads * p.count;
+  const int64_t blocks = ceil_div(rows, kUniters) + (lists.others ? p.batch : 0);
+  unite_kernel<T><<<static_cast<unsigned>(blocks), kUniters, 0, stream>>>(p, rows, splits, lists);
   return launched();
 }
 
@@ -324,18 +331,18 @@ RowSoftmax take_row_softmax(Pieces& pieces, int64_t batch, int64_t heads, int64_
   return out;
 }
 
-cudaError_t launch_row_softmax(const RowSoftmaxParams& p, cudaStream_t stream) {
+cudaError_t launch_row_softmax(const RowSoftmaxParams& p, cudaStream_t stream, const SequenceLists& lists) {
   if (p.batch * p.count == 0) return cudaSuccess;
   const bool whole = vectorised(p.query, p.width) && vectorised(p.key, p.width);
   const bool wide = p.width <= kTile && ceil_div(p.count, 2 * kTile) * p.query.heads * p.batch >= kManyBlocks;
   return with_type(p.query.dtype, whole, [&](auto type, auto vector) {
     using T = decltype(type);
     constexpr bool kVector = decltype(vector)::value;
-    if (p.causal || p.key_mask) return launch<T, kVector, true, false>(p, stream);
+    if (p.causal || p.key_mask) return launch<T, kVector, true, false>(p, stream, lists);
     if constexpr (kVector && sizeof(T) == 2) {
-      if (wide) return launch<T, kVector, false, true>(p, stream);
+      if (wide) return launch<T, kVector, false, true>(p, stream, lists);
     }
-    return launch<T, kVector, false, false>(p, stream);
+    return launch<T, kVector, false, false>(p, stream, lists);
   });
 }
 

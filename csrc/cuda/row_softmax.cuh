@@ -1,6 +1,7 @@
 // Maximum and inverse sum of the softmax of chosen query rows, one pass over the keys, no N x N map.
 #pragma once
 #include "cuda/ptx.cuh"
+#include "cuda/sequence_lists.cuh"
 #include "cuda/utils.cuh"
 
 namespace ficoco {
@@ -13,6 +14,12 @@ struct RowSoftmax {
   float* patch_sum;  // (B, H, R) sum of p over the patches, or nullptr
   float* products;   // (B, H, N) the unscaled s of row 0, or nullptr: another order of sums would round differently
   float* parts;      // scratch, where a row's keys are shared among blocks, or nullptr
+  bool of_all;       // row i is that of token i: a list of tokens looks its statistics up there
+
+  // The statistics of the i-th of `count` rows of head `head` (image times heads and head), which is that of `token`.
+  __device__ __forceinline__ int64_t at(int64_t head, int64_t count, int64_t keys, int64_t i, int64_t token) const {
+    return of_all ? head * keys + token : head * count + i;
+  }
 };
 
 struct RowSoftmaxParams {
@@ -49,6 +56,7 @@ struct KnownSoftmax {
   const float *top = nullptr, *inverse = nullptr;
 };
 
-cudaError_t launch_row_softmax(const RowSoftmaxParams& p, cudaStream_t stream);
+// One kernel, and a second one if a row's keys are shared among blocks or if there are lists to write.
+cudaError_t launch_row_softmax(const RowSoftmaxParams& p, cudaStream_t stream, const SequenceLists& lists = {});
 
 }  // namespace ficoco

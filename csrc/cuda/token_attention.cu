@@ -11,6 +11,7 @@
 #include "cuda/few_queries.cuh"
 #include "cuda/row_softmax.cuh"
 #include "cuda/tile.cuh"
+#include "cuda/token_attention.cuh"
 #include "cuda/wide_pairs.cuh"
 
 namespace ficoco {
@@ -159,7 +160,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const int64_t key_head = h / (query.heads / key.heads);
   const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), p.count - i0));
   const int sets = static_cast<int>(min(static_cast<int64_t>(kSets), p.sets - set0));
-  const int64_t query_count = kColumn ? p.other_count : p.count, stats = (b * query.heads + h) * query_count;
+  const int64_t query_count = kColumn ? p.other_count : p.count, head = b * query.heads + h;
   const int64_t first_token = kColumn ? 0 : p.offset, first_other = kColumn ? p.offset : 0;
   const int64_t* list = p.others + b * p.other_count;
   const int turns = static_cast<int>(ceil_div(p.other_count, kTile)), chunks = chunks_of(p.width);
@@ -195,8 +196,10 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     const bool exists = j < columns && w < sets;
     copy_async<4>(&own.weight[w][j], p.weights + (exists ? (b * p.sets + set0 + w) * p.other_count + r0 + j : 0),
                   exists);
-    to.load_softmax(
-        softmax.top, softmax.inverse, [&](int i) { return stats + (kColumn ? r0 : i0) + i; }, kColumn ? columns : rows);
+    const auto statistic = [&](int i) {
+      return softmax.at(head, query_count, p.keys, (kColumn ? r0 : i0) + i, kColumn ? own.token[i] : tokens[i]);
+    };
+    to.load_softmax(softmax.top, softmax.inverse, statistic, kColumn ? columns : rows);
   };
   const auto is_key = [&](int64_t token) { return !p.key_mask || p.key_mask[b * p.keys + token]; };
   bool counts[Sums::kRows];  // rows that are there, and as keys not masked
@@ -298,7 +301,7 @@ cudaError_t launch_logits(const TokenAttentionParams& p, const Workspace& w, cud
   });
 }
 
-cudaError_t launch_pairs(const TokenAttentionParams& p, const Workspace& w, cudaStream_t stream) {
+cudaError_t launch_pairs(const TokenAttentionParams& p, const RowSoftmax& softmax, float* parts, cudaStream_t stream) {
   const bool whole = vectorised(p.query, p.width) && vectorised(p.key, p.width);
   return with_type(p.query.dtype, whole, [&](auto type, auto vector) {
     using T = decltype(type);
@@ -308,7 +311,7 @@ cudaError_t launch_pairs(const TokenAttentionParams& p, const Workspace& w, cuda
     FICOCO_TRY(allow_shared(kernel, kShared));
     const dim3 grid(ceil_div(p.count, kTile), p.query.heads, p.batch);
     for (int64_t set = 0; set < p.sets; set += kSets) {
-      kernel<<<grid, kTileThreads, kShared, stream>>>(p, view<T>(p.query), view<T>(p.key), w.rows, set, w.partial);
+      kernel<<<grid, kTileThreads, kShared, stream>>>(p, view<T>(p.query), view<T>(p.key), softmax, set, parts);
       FICOCO_TRY(launched());
     }
     return cudaSuccess;
@@ -322,7 +325,7 @@ cudaError_t launch_probabilities(const TokenAttentionParams& p, const Workspace&
   rows.causal = p.causal;
   rows.key_mask = p.key_mask;
   FICOCO_TRY(launch_row_softmax(rows, stream));
-  FICOCO_TRY(are_wide_pairs(p) ? launch_wide_pairs(p, w.rows, w.partial, stream) : launch_pairs(p, w, stream));
+  FICOCO_TRY(launch_head_sums(p, w.rows, w.partial, stream));
   const int64_t state = p.sets * p.count;
   head_mean_kernel<<<dim3(ceil_div(state, kThreads), p.batch), kThreads, 0, stream>>>(w.partial, p.query.heads, state,
                                                                                       p.out);
@@ -330,6 +333,11 @@ cudaError_t launch_probabilities(const TokenAttentionParams& p, const Workspace&
 }
 
 }  // namespace
+
+cudaError_t launch_head_sums(const TokenAttentionParams& p, const RowSoftmax& softmax, float* parts,
+                             cudaStream_t stream) {
+  return are_wide_pairs(p) ? launch_wide_pairs(p, softmax, parts, stream) : launch_pairs(p, softmax, parts, stream);
+}
 
 size_t workspace_bytes(const TokenAttentionParams& p) {
   Pieces pieces(nullptr);

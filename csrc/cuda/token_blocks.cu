@@ -88,8 +88,11 @@ __global__ void __launch_bounds__(kTileThreads, kProbs ? 2 : kTileBlocks<T>)
     to.a.template load<kVector>([&](int i) { return query.row(b, h, rows[i] - p.offset); }, tile.rows, c, p.width);
     to.b.template load<kVector>([&](int j) { return key.row(b, key_head, columns[j]); }, tile.columns, c, p.width);
     if constexpr (kProbs) {
-      const int64_t stats = (b * heads + h) * tile.block.rows.count + tile.i0;
-      to.load_softmax(tile.block.softmax.top, tile.block.softmax.inverse, [&](int i) { return stats + i; }, tile.rows);
+      const RowSoftmax& softmax = tile.block.softmax;
+      const auto statistic = [&](int i) {
+        return softmax.at(b * heads + h, tile.block.rows.count, p.keys, tile.i0 + i, rows[i]);
+      };
+      to.load_softmax(softmax.top, softmax.inverse, statistic, tile.rows);
     }
   };
   walk(shared, query.heads, chunks, load, [&](int, int chunk, const TileStep<T>& from) {
@@ -176,6 +179,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     if (!__syncthreads_or(seen != 0)) steps = 0;  // nothing is loaded either
   }
   const int statistic = tile.i0 + min(first, tile.rows - 1);  // any valid one for missing rows
+  const int statistic_token = rows[min(first, tile.rows - 1)];
   int next_h = steps == 0 ? heads : 0, next_c = 0;            // loaded next
   const auto load = [&](Step& to) {
     if (next_h < heads) {
@@ -200,9 +204,11 @@ __global__ void __launch_bounds__(kTileThreads, 2)
         copy_async<16>(to.b + r * kStride + at, from, inside);
       }
       if (kProbs && c + kTile >= width && first < kWideRows) {
-        const int64_t stats = (static_cast<int64_t>(b) * heads + h) * tile.block.rows.count + statistic;
-        copy_async<4>(to.top + first, tile.block.softmax.top + stats, true);
-        copy_async<4>(to.inverse + first, tile.block.softmax.inverse + stats, true);
+        const RowSoftmax& softmax = tile.block.softmax;
+        const int64_t head = static_cast<int64_t>(b) * heads + h;
+        const int64_t at_row = softmax.at(head, tile.block.rows.count, p.keys, statistic, statistic_token);
+        copy_async<4>(to.top + first, softmax.top + at_row, true);
+        copy_async<4>(to.inverse + first, softmax.inverse + at_row, true);
       }
     }
     commit_copies();

@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int at = turn * kOthers + static_cast<int>(threadIdx.x);
     next = {0.f, kColumn ? -1 : INT_MAX, {}};
     if (threadIdx.x >= kOthers || at >= count) return;
-    const int64_t statistic = (b * query.heads + h) * p.other_count + at;
+    const int64_t statistic = softmax.at(b * query.heads + h, p.other_count, keys, at, list[at]);
     if (kColumn) next.top = softmax.top[statistic];
     const float inverse = kColumn ? softmax.inverse[statistic] : 1.f;
     next.bound = bound_of(static_cast<int>(list[at]));
@@ -189,11 +189,13 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   const int row = warp * 16 + lane / 4;  // this row and row + 8
   const int token[2] = {shared.tokens[row], shared.tokens[row + 8]};
-  const int64_t statistic = (b * query.heads + h) * p.count + i0 + row;
+  const auto statistic = [&](int i) {
+    return softmax.at(b * query.heads + h, p.count, keys, i0 + row + 8 * i, token[i]);
+  };
   float tops[2] = {};
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    if (!kColumn && row + 8 * i < rows) tops[i] = softmax.top[statistic + 8 * i];
+    if (!kColumn && row + 8 * i < rows) tops[i] = softmax.top[statistic(i)];
   }
   const float scale_log2 = p.scale * kLog2e;
   float totals[kSets][2] = {};
@@ -263,7 +265,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       total += __shfl_xor_sync(kAllLanes, total, 1);
       total += __shfl_xor_sync(kAllLanes, total, 2);
       if (lane % 4 != 0 || row + 8 * i >= rows || w >= sets) continue;
-      if (!kColumn) total *= softmax.inverse[statistic + 8 * i];
+      if (!kColumn) total *= softmax.inverse[statistic(i)];
       if (kColumn && mask && !mask[token[i]]) total = 0.f;  // a masked key gets 0, even if its sum is NaN
       parts[((b * query.heads + h) * p.sets + set0 + w) * p.count + i0 + row + 8 * i] = total;
     }

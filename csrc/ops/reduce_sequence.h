@@ -44,12 +44,12 @@ inline bool is_mean(const char* argument, std::string_view reduce) {
 }
 
 inline void sequence_shapes(const Tensor& tokens, const Tensor& query, const Tensor& key, const Tensor& visual,
-                            const std::optional<Tensor>& real, const std::optional<Tensor>& size) {
+                            const std::optional<Tensor>& key_mask, const std::optional<Tensor>& size) {
   constexpr const char* op = kReduceSequence;
   floating(op, "tokens", tokens);
   FICOCO_VALUE(tokens.dim() == 3, op, "tokens", "(B, N, C)", describe(tokens), "pass hidden states");
   const int64_t b = tokens.size(0), n = tokens.size(1);
-  chosen_tokens(op, query, key, real, {{"visual", &visual}});
+  chosen_tokens(op, query, key, key_mask, {{"visual", &visual}});
   for (const auto& [name, given] : {std::pair{"query", &query}, {"key", &key}}) {
     FICOCO_VALUE(given->size(0) == b && given->size(2) == n, op, name, text("of ", b, " rows of ", n, " tokens"),
                  describe(*given), "they are those of the tokens");
@@ -102,10 +102,10 @@ inline Tensor sequence_grid(const SequenceSettings& s, const std::optional<Tenso
 }  // namespace check
 
 inline ReduceSequenceCall reduce_sequence_call(const Tensor& tokens_, const Tensor& query_, const Tensor& key_,
-                                               double scale, const Tensor& visual, const std::optional<Tensor>& real,
+                                               double scale, const Tensor& visual, const std::optional<Tensor>& key_mask,
                                                const std::optional<Tensor>& ids, const std::optional<Tensor>& size,
                                                const SequenceSettings& s, bool size_weighted) {
-  check::sequence_shapes(tokens_, query_, key_, visual, real, size);
+  check::sequence_shapes(tokens_, query_, key_, visual, key_mask, size);
   const int64_t b = tokens_.size(0), n = tokens_.size(1), count = visual.size(1), left = n - s.r;
   FICOCO_VALUE(count >= 1 && count <= n, check::kReduceSequence, "visual", check::text("of 1 to ", n, " columns"),
                check::describe(visual), "pass where the visual tokens are");
@@ -128,7 +128,7 @@ inline ReduceSequenceCall reduce_sequence_call(const Tensor& tokens_, const Tens
                  .query = rows_of(query),
                  .key = rows_of(key),
                  .visual = call.visual.const_data_ptr<int64_t>(),
-                 .real = mask_of(call, real),
+                 .real = mask_of(call, key_mask),
                  .ids = call.ids.defined() ? call.ids.const_data_ptr<int64_t>() : nullptr,
                  .size = size ? floats_of(call, *size) : nullptr,
                  .batch = b,
@@ -170,7 +170,7 @@ inline ReduceSequenceCall reduce_sequence_call(const Tensor& tokens_, const Tens
 using Shortened = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 inline Shortened reduce_sequence(const Tensor& tokens, const Tensor& query, const Tensor& key, double scale,
-                                 const Tensor& visual, const std::optional<Tensor>& real,
+                                 const Tensor& visual, const std::optional<Tensor>& key_mask,
                                  const std::optional<Tensor>& ids, const std::optional<Tensor>& size, int64_t r,
                                  int64_t k, int64_t after, std::string_view ranking, double beta,
                                  std::string_view visual_reduce, std::string_view text_reduce, double penalty,
@@ -181,7 +181,7 @@ inline Shortened reduce_sequence(const Tensor& tokens, const Tensor& query, cons
                                   penalty, window, grid_height, grid_width, correlation, gamma,         indirect_reduce,
                                   alpha};
   const ReduceSequenceCall call =
-      reduce_sequence_call(tokens, query, key, scale, visual, real, ids, size, settings, size_weighted);
+      reduce_sequence_call(tokens, query, key, scale, visual, key_mask, ids, size, settings, size_weighted);
   Device::of(call.out).run(call);
   return {call.out,  call.size,    call.source_map, call.redundancy, call.sources,
           call.kept, call.targets, call.weights,    call.left_visual};

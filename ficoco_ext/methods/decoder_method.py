@@ -142,7 +142,7 @@ class DecoderMethod(LanguageMethod):
         FilterStage.of(self.filter).check(attn, class_token=False, grid=layout.grid)
         k = targets(self.filter, self.correlate, layout.visual.shape[1] - r)
         assert k is not None, "stages with fused settings know their targets"
-        where: dict[str, Any] = {"real": layout.real, "after": layout.after, "ids": layout.ids, "grid": layout.grid}
+        where: dict[str, Any] = {"key_mask": layout.real, "after": layout.after, "ids": layout.ids, "grid": layout.grid}
         return ops.reduce_sequence(tokens, attn, layout.visual, r, k, size=size, **where, **settings)
 
     def _stage_by_stage(

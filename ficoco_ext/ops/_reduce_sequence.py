@@ -49,7 +49,7 @@ def check(
     query: Tensor,
     key: Tensor,
     visual: Tensor,
-    real: Tensor | None,
+    key_mask: Tensor | None,
     size: Tensor | None,
     r: int,
     k: int,
@@ -67,7 +67,7 @@ def check(
     checks.floating(_OP, "tokens", tokens)
     checks.shape(_OP, "tokens", tokens, "(B, N, C)", tokens.dim() == 3, "pass hidden states")
     b, n, _ = tokens.shape
-    checks.chosen_tokens(_OP, query, key, real, visual=visual)
+    checks.chosen_tokens(_OP, query, key, key_mask, visual=visual)
     for name, given in (("query", query), ("key", key)):
         fits = (given.shape[0], given.shape[2]) == (b, n)
         checks.shape(_OP, name, given, lambda: f"of {b} rows of {n} tokens", fits, "they are those of the tokens")
@@ -104,7 +104,7 @@ def composed(
     key: Tensor,
     scale: float,
     visual: Tensor,
-    real: Tensor | None,
+    key_mask: Tensor | None,
     ids: Tensor | None,
     size: Tensor | None,
     r: int,
@@ -126,18 +126,18 @@ def composed(
 ) -> Shortened:
     """The five operators in turn."""
     ranked = ranking, beta, visual_reduce, text_reduce
-    check(tokens, query, key, visual, real, size, r, k, after, *ranked, correlation, gamma, indirect_reduce, alpha)
+    check(tokens, query, key, visual, key_mask, size, r, k, after, *ranked, correlation, gamma, indirect_reduce, alpha)
     attn, n = QueryKey(query, key, scale), tokens.shape[1]
     with torch.no_grad():  # selection and weights are constants of the gradient
-        text = sequence.text_after(visual, n, real, after)
+        text = sequence.text_after(visual, n, key_mask, after)
         if ranking == "last":
             beta, penalty = 0.0, 1.0
-            last = sequence.last_token(visual, n, real)
-            with_text = sequence.last_token_scores(attn, visual, last, real, given=False)
+            last = sequence.last_token(visual, n, key_mask)
+            with_text = sequence.last_token_scores(attn, visual, last, key_mask, given=False)
             among = torch.zeros_like(with_text)
         else:
             how: dict[str, Any] = {"visual_reduce": visual_reduce, "text_reduce": text_reduce, "given": False}
-            among, with_text = sequence.visual_scores(attn, visual, text, real, probs=ranking == "probs", **how)
+            among, with_text = sequence.visual_scores(attn, visual, text, key_mask, probs=ranking == "probs", **how)
         where: dict[str, Any] = {"ids": ids, "grid": (grid_height, grid_width), "class_token": False}
         redundancy, sources, kept = filter(
             among.contiguous(), with_text, r, lam=beta, penalty=penalty, window=window, **where
@@ -155,7 +155,7 @@ def composed(
             probs=probs,
             column=probs,
             causal=probs,
-            key_mask=real,
+            key_mask=key_mask,
         )
         placed = to_sequence(visual, sources, kept, targets, n)
     chosen = placed.sources, placed.kept, placed.targets, weights
@@ -165,7 +165,7 @@ def composed(
 
 define(
     _OP,
-    "(Tensor tokens, Tensor query, Tensor key, float scale, Tensor visual, Tensor? real, Tensor? ids, Tensor? size,"
+    "(Tensor tokens, Tensor query, Tensor key, float scale, Tensor visual, Tensor? key_mask, Tensor? ids, Tensor? size,"
     " SymInt r, SymInt k, SymInt after, str ranking, float beta, str visual_reduce, str text_reduce, float penalty,"
     " int window, int grid_height, int grid_width, str correlation, float gamma, str indirect_reduce, str alpha,"
     " bool size_weighted)"
@@ -175,9 +175,9 @@ define(
 
 
 @fake(_OP)
-def _(tokens, query, key, scale, visual, real, ids, size, r, k, after, *settings):
+def _(tokens, query, key, scale, visual, key_mask, ids, size, r, k, after, *settings):
     ranked, (penalty, _window, height, width), linked = settings[:4], settings[4:8], settings[8:-1]
-    check(tokens, query, key, visual, real, size, r, k, after, *ranked, *linked)
+    check(tokens, query, key, visual, key_mask, size, r, k, after, *ranked, *linked)
     if penalty != 1 and ranked[0] != "last":
         checks.grid(height, width)
     (b, n, c), count = tokens.shape, visual.shape[1]
@@ -229,7 +229,7 @@ def reduce_sequence(
     indirect_reduce: str = "sum",
     alpha: str = "softmax",
     size_weighted: bool = False,
-    real: Tensor | None = None,
+    key_mask: Tensor | None = None,
     after: int | None = None,
     ids: Tensor | None = None,
     grid: tuple[int, int] | None = None,
@@ -247,7 +247,7 @@ def reduce_sequence(
             ``visual_reduce``, ``text_reduce``, ``penalty`` and ``window``.
         correlation: ``"logits"`` or ``"probs"``; with ``gamma``, ``indirect_reduce`` and ``alpha`` as
             :class:`ficoco_ext.stages.DecoderCorrelate` has them. Not read if k is 0.
-        real: (B, N) bool, False for padding; None: all are real.
+        key_mask: (B, N) bool, False for padding; None: all are key_mask.
         after: the most columns that any row has after its visual tokens; None: as many as are not visual.
         ids, grid, penalty, window: as of :func:`filter`, for the visual tokens.
         size, size_weighted: as of :func:`compress`.
@@ -277,7 +277,21 @@ def reduce_sequence(
     after = max(tokens.shape[1] - visual.shape[-1], 0) if after is None else after
     ranked = (ranking, beta, visual_reduce, text_reduce, penalty, window, height, width)
     linked = (correlation, gamma, indirect_reduce, alpha)
-    args = (tokens, *attn[:2], attn.logit_scale, visual, real, ids, size, r, k, after, *ranked, *linked, size_weighted)
+    args = (
+        tokens,
+        *attn[:2],
+        attn.logit_scale,
+        visual,
+        key_mask,
+        ids,
+        size,
+        r,
+        k,
+        after,
+        *ranked,
+        *linked,
+        size_weighted,
+    )
     if torch.float64 in (tokens.dtype, attn.query.dtype):  # the kernels accumulate in fp32
         return composed(*args)
     return Shortened(*torch.ops.ficoco.reduce_sequence.default(*args))
