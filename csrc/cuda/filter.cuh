@@ -97,8 +97,8 @@ __device__ void local_penalty(const FilterParams& p, const int64_t* ids, Cell* c
 }
 
 // Chooses in one image, of which the block has the scores: thread t those of patches t, t + blockDim.x, .., 0 where
-// there are none. `p` are the params of the batch, `cells` this image's. Returns a bit for each of this thread's patches
-// that leaves; their ranks are prepared.
+// there are none. `p` are the params of the batch, `cells` this image's. Returns a bit for each of this thread's
+// patches that leaves; their ranks are prepared.
 template <int kItems>
 __device__ uint32_t choose_block(const FilterParams& p, int64_t b, const float (&patch)[kItems],
                                  const float (&cls)[kItems], Cell* cells, FilterShared& shared) {

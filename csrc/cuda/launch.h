@@ -46,6 +46,7 @@ size_t workspace_bytes(const GreedySelectParams& p);
 size_t workspace_bytes(const TokenAttentionParams& p);
 size_t workspace_bytes(const CorrelateTokensParams& p);
 size_t workspace_bytes(const ReduceParams& p);
+size_t workspace_bytes(const ReduceSequenceParams& p);
 inline size_t workspace_bytes(const CompressParams&) { return 0; }
 inline size_t workspace_bytes(const ToSequenceParams&) { return 0; }
 
@@ -65,6 +66,9 @@ cudaError_t launch_to_sequence(const ToSequenceParams& p, cudaStream_t stream);
 // All of them: up to 1024 patches, 128 sources an image and 8 targets each four kernels (column means of probabilities:
 // five), more beyond, for maps and without a class token.
 cudaError_t launch_reduce(const ReduceParams& p, void* workspace, cudaStream_t stream);
+
+// Up to 4096 visual tokens at most five kernels by logits, and seven by probabilities.
+cudaError_t launch_reduce_sequence(const ReduceSequenceParams& p, void* workspace, cudaStream_t stream);
 
 // The number of kernels that this process has launched.
 int64_t launch_count();

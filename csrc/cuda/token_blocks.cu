@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   }
   const int statistic = tile.i0 + min(first, tile.rows - 1);  // any valid one for missing rows
   const int statistic_token = rows[min(first, tile.rows - 1)];
-  int next_h = steps == 0 ? heads : 0, next_c = 0;            // loaded next
+  int next_h = steps == 0 ? heads : 0, next_c = 0;  // loaded next
   const auto load = [&](Step& to) {
     if (next_h < heads) {
       const int h = next_h, c = next_c, at = first % kPacks * kPer<T>;

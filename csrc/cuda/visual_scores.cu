@@ -11,6 +11,8 @@
 // Shared memory: 9 KB (sums), 4 KB (choice), and 8 bytes a window of a local penalty.
 #include "cuda/visual_scores.cuh"
 
+#include "images.h"
+
 namespace ficoco {
 namespace {
 
@@ -115,7 +117,7 @@ __device__ __forceinline__ void write_choice(const ReduceSequenceParams& p, int6
   const int n = static_cast<int>(p.visual_count), r = static_cast<int>(p.r), count = static_cast<int>(p.count);
   int64_t *sources = p.sources + b * p.r, *kept = p.kept + b * (p.count - p.r);
   int64_t* left_visual = p.left_visual + b * (n - r);
-#pragma unroll
+#pragma unroll 1
   for (int k = 0; k < kItems; ++k) {
     const int i = threadIdx.x + k * blockDim.x, before = rank_of(chosen, k, select);
     if (i >= n) continue;
@@ -144,6 +146,14 @@ __device__ __forceinline__ void write_choice(const ReduceSequenceParams& p, int6
   }
 }
 
+// The sum of visual token i over the parts of a set.
+__device__ __forceinline__ float add_parts(const VisualScores& scores, const float* data, int i) {
+  float sum = 0.f;
+#pragma unroll 8
+  for (int part = 0; part < scores.parts; ++part) sum += data[part * scores.part_step + i];
+  return sum;
+}
+
 // Adds up this thread's scores, chooses by them, and writes the choice. One block an image.
 template <int kItems>
 __device__ __forceinline__ void choose_visual(const ReduceSequenceParams& p, const FilterParams& filter,
@@ -154,25 +164,26 @@ __device__ __forceinline__ void choose_visual(const ReduceSequenceParams& p, con
   const int text = count_text(real, column_of(p, b, n - 1), p.count, p.after, counts);
   const float of_visual = scores.shares && p.visual_mean ? 1.f / static_cast<float>(n) : 1.f;
   const float of_text = scores.shares && p.text_mean ? 1.f / static_cast<float>(max(text, 1)) : 1.f;
-  float among[kItems] = {}, with_text[kItems] = {};
+  const float beta = scores.sets == 2 ? p.beta : 0.f;
+  const float of_among = scores.factor * of_visual, of_with_text = scores.factor * of_text;
   const float* data = scores.data + b * scores.image_step;
-#pragma unroll 4
-  for (int part = 0; part < scores.parts; ++part, data += scores.part_step) {
-#pragma unroll
-    for (int k = 0; k < kItems; ++k) {
-      const int i = threadIdx.x + k * blockDim.x;
-      if (i >= n) continue;
-      if (scores.sets == 2) among[k] += data[i];
-      with_text[k] += data[(scores.sets - 1) * scores.set_step + i];
-    }
+  // Redundancy as filter_block has it, which gets it as its first term. Each thread reads back what it wrote: two terms
+  // of each of its tokens would cost registers.
+  float* stored = p.redundancy + b * p.visual_count;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < n; i += blockDim.x) {
+    const float among = scores.sets == 2 ? of_among * add_parts(scores, data, i) : 0.f;
+    float with_text = of_with_text * add_parts(scores, data + (scores.sets - 1) * scores.set_step, i);
+    if (scores.sets == 2 && text == 0) with_text = -among;  // the first term alone
+    float sum = 0.f;
+    if (beta != 0.f) sum += beta * among;
+    if (beta != 1.f) sum += (beta - 1.f) * with_text;
+    stored[i] = sum;
   }
-#pragma unroll
-  for (int k = 0; k < kItems; ++k) {
-    among[k] *= scores.factor * of_visual;
-    with_text[k] *= scores.factor * of_text;
-    if (scores.sets == 2 && text == 0) with_text[k] = -among[k];  // the first term alone
-  }
-  const uint32_t chosen = choose_block(filter, b, among, with_text, cells, shared);
+  float redundancy[kItems];
+  load_scores(stored, 1.f, n, redundancy);
+  const float none[kItems] = {};
+  const uint32_t chosen = choose_block(filter, b, redundancy, none, cells, shared);
   write_choice<kItems>(p, b, chosen, shared.select, choice, text);
 }
 
@@ -180,8 +191,9 @@ __device__ __forceinline__ void choose_visual(const ReduceSequenceParams& p, con
 template <class T, bool kVector, int kItems>
 __global__ void __launch_bounds__(kThreads, 2)
     visual_dots_kernel(const __grid_constant__ ReduceSequenceParams p, View<T> query, int key_heads, KeySums sums,
-                       Packs packs, int block_tokens, float* dots, FilterParams filter, VisualScores scores,
-                       VisualChoice choice, uint32_t* counters, int64_t counter_count) {
+                       Packs packs, int block_tokens, float* dots, const __grid_constant__ FilterParams filter,
+                       const __grid_constant__ VisualScores scores, const __grid_constant__ VisualChoice choice,
+                       uint32_t* counters, int64_t counter_count) {
   const int64_t b = blockIdx.z, slices = gridDim.y;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, width = static_cast<int>(p.width);
   const int pack = static_cast<int>(blockIdx.y) * kWarp + lane, n = static_cast<int>(p.visual_count);
@@ -244,8 +256,9 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <int kItems>
 __global__ void __launch_bounds__(kChooser, 1)
-    choose_visual_kernel(const __grid_constant__ ReduceSequenceParams p, FilterParams filter, VisualScores scores,
-                         VisualChoice choice, Cell* cells) {
+    choose_visual_kernel(const __grid_constant__ ReduceSequenceParams p, const __grid_constant__ FilterParams filter,
+                         const __grid_constant__ VisualScores scores, const __grid_constant__ VisualChoice choice,
+                         Cell* cells) {
   __shared__ FilterShared shared;
   __shared__ int counts[kWarp];
   extern __shared__ Cell shared_cells[];
@@ -254,7 +267,12 @@ __global__ void __launch_bounds__(kChooser, 1)
                         counts);
 }
 
-FilterParams filter_params(const ReduceSequenceParams& p) { return filter_of(p, nullptr, nullptr, nullptr, nullptr); }
+// With the redundancy as its first term, and no other.
+FilterParams filter_params(const ReduceSequenceParams& p) {
+  FilterParams filter = filter_of(p, nullptr, nullptr, nullptr, nullptr);
+  filter.lam = 1.f;
+  return filter;
+}
 
 template <int kItems>
 cudaError_t launch_dots(const ReduceSequenceParams& p, const VisualWork& w, const KeySums& sums,

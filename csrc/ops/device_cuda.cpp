@@ -239,8 +239,12 @@ class Cuda final : public Device {
     launch_images("reduce", call.compress.out, params, launch_reduce);
   }
 
-  void run(const ReduceSequenceCall&) const override {
-    TORCH_CHECK(false, "ficoco::reduce_sequence: there is no kernel for a GPU");
+  void run(const ReduceSequenceCall& call) const override {
+    constexpr const char* op = "reduce_sequence";
+    const ReduceSequenceParams& p = call.params;
+    check_patches(op, "visual", p.visual_count, p.visual_count);
+    check_grid(op, "query", p.query.heads, p.count, p.width);
+    launch_images(op, call.out, p, launch_reduce_sequence);
   }
 };
 

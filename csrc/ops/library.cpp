@@ -39,6 +39,7 @@ static void register_operators(torch::Library& m) {
   m.impl("to_sequence", &to_sequence);
   m.impl("reduce", &reduce);
   m.impl("reduce.map", &reduce_map);
+  m.impl("reduce_sequence", &reduce_sequence);
 }
 
 const Device& Device::of([[maybe_unused]] const at::Tensor& tensor) {
@@ -59,10 +60,7 @@ TORCH_LIBRARY_FRAGMENT(ficoco_emu, m) {
   m.def("launch_count() -> int", [] { return ficoco::launch_count(); });
 }
 #else
-TORCH_LIBRARY_IMPL(ficoco, CPU, m) {
-  ficoco::register_operators(m);
-  m.impl("reduce_sequence", &ficoco::reduce_sequence);  // on other devices it is a composition
-}
+TORCH_LIBRARY_IMPL(ficoco, CPU, m) { ficoco::register_operators(m); }
 #ifdef FICOCO_WITH_CUDA
 TORCH_LIBRARY_IMPL(ficoco, CUDA, m) { ficoco::register_operators(m); }
 #endif

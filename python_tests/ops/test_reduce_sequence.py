@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from helpers.backends import BACKENDS
+from helpers.backends import BACKENDS, needs_emulation
 from helpers.ops import DTYPES, LAYOUTS, assert_close, double, laid, needs_kernels, needs_opcheck, query_key
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -64,7 +64,7 @@ def check(backend, args):
 
 def backends():
     """Those that have a kernel: the specification of this operator is the composition."""
-    return [pytest.param(name, id=name) for name in ("cpu",)]
+    return [pytest.param(name, id=name) for name in ("cpu", "emulated", "cuda")]
 
 
 @pytest.fixture(params=backends())
@@ -131,6 +131,82 @@ def test_on_the_cpu_it_is_its_operators(ranking, correlation, dtype):
     for threads in (1, 2):
         torch.set_num_threads(threads)
         assert all(map(torch.equal, BACKENDS["cpu"]("reduce_sequence", *args), wanted))
+
+
+@pytest.mark.parametrize("correlation", ["logits", "probs"])
+@pytest.mark.parametrize(("ranking", "count"), [("logits", 1025), ("logits", 4100), ("probs", 300), ("last", 1100)])
+def test_more_than_one_block_has(kernels, ranking, correlation, count):
+    """Visual tokens, sources, candidates and text beyond the tiles of kernels, and beyond what a last block chooses."""
+    sizes = {"b": 1, "h": 1, "hk": 1, "d": 4, "c": 4, "n": count + 110, "count": count, "first": 9, "r": 70, "k": 9}
+    check(kernels, inputs(**sizes, ranking=ranking, correlation=correlation, indirect="mean"))
+
+
+@pytest.mark.parametrize("shape", [{"d": 64, "h": 8, "hk": 2}, {"d": 128, "h": 2, "hk": 1}, {"d": 80, "h": 2}])
+def test_real_widths(kernels, shape):
+    for ranking, dtype in product(RANKINGS, (torch.float32, torch.bfloat16)):
+        correlation = "logits" if ranking == "logits" else "probs"
+        check(
+            kernels, inputs(b=1, n=90, count=70, r=20, ranking=ranking, correlation=correlation, dtype=dtype, **shape)
+        )
+
+
+def test_more_images_than_a_grid_has(kernels):
+    """In the emulation a launcher takes five."""
+    for ranking in RANKINGS:
+        check(kernels, inputs(b=7, h=2, hk=1, d=4, ranking=ranking, correlation="probs", alpha="ratio"))
+
+
+LAUNCHES = {
+    ("logits", "logits", 2): 5,
+    ("logits", "logits", 20): 5,
+    ("logits", "logits", 0): 3,
+    ("logits", "probs", 2): 6,
+    ("probs", "probs", 2): 7,
+    ("probs", "logits", 2): 7,
+    ("probs", "probs", 0): 5,
+    ("last", "logits", 0): 5,
+    ("last", "probs", 2): 7,
+}
+
+
+def launches(args):
+    """How many kernels the emulated operator launches."""
+    backend = BACKENDS["emulated"]
+    backend("reduce_sequence", *args)
+    before = torch.ops.ficoco_emu.launch_count()
+    backend("reduce_sequence", *args)
+    return torch.ops.ficoco_emu.launch_count() - before
+
+
+@needs_emulation
+@pytest.mark.parametrize(("ranking", "correlation", "k"), LAUNCHES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_launches(ranking, correlation, k, dtype):
+    args = inputs(b=1, n=150, count=100, r=40, k=k, ranking=ranking, correlation=correlation, d=16, dtype=dtype)
+    assert launches(args) == LAUNCHES[ranking, correlation, k]
+
+
+@needs_emulation
+def test_launches_where_keys_are_shared_among_blocks():
+    """Rows of more than 1024 keys are united in the kernel that writes the lists."""
+    sizes = {"b": 1, "h": 1, "hk": 1, "d": 4, "c": 4, "n": 1200, "count": 1100, "r": 40}
+    assert launches(inputs(**sizes, ranking="probs", correlation="probs")) == 7
+    assert launches(inputs(**sizes, ranking="logits", correlation="logits")) == 5
+    assert launches(inputs(**sizes, ranking="logits", correlation="probs")) == 7
+
+
+@needs_emulation
+@pytest.mark.parametrize("seed", range(3))
+def test_bits_on_a_gpu_depend_on_no_batch(seed):
+    """Nor on what ran before: nothing is left in a workspace."""
+    for ranking in RANKINGS:
+        torch.manual_seed(seed)
+        args = inputs(b=3, ranking=ranking, correlation="probs", alpha="ratio", dtype=torch.bfloat16)
+        together = BACKENDS["emulated"]("reduce_sequence", *args)
+        for i in range(3):
+            alone = [arg[i : i + 1] if isinstance(arg, torch.Tensor) else arg for arg in args]
+            rows = [one[i : i + 1] for one in together]
+            assert all(map(torch.equal, BACKENDS["emulated"]("reduce_sequence", *alone), rows))
 
 
 @needs_opcheck
