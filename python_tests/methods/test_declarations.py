@@ -49,7 +49,7 @@ def test_published_numbers_are_the_defaults():
         "random": {"seed": 0, "part": "tower"},
         "pyramiddrop": {},
         "divprune": {"part": "projector", "merge": False},
-        "scope": {"alpha": 1.0, "part": "projector", "merge": False},
+        "scope": {"alpha": 1.0, "part": "projector", "merge": False, "saliency": "auto"},
         "stride": {"merge": False},
     }
     assert {name: describe(name).hyperparameters for name in wanted} == wanted

@@ -27,7 +27,7 @@ from property.using import BEAMS, Used, use
 
 REFUSALS = (ValueError, TypeError, NotImplementedError)
 RIGHTLY_REFUSED = {  # how a refusal begins, and when it is right
-    "ficoco::attach: method must be one for the language model of": (
+    "ficoco::attach: method must be one for another part of": (
         lambda case: case.family != LLAVA and part_of(case) != "decoder"
     ),
     "ficoco::attach: method must be one that needs no grid": (
