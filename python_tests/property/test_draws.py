@@ -68,7 +68,7 @@ def test_few_draws_are_refused():
 
 def test_a_case_that_is_refused_says_why():
     outcome = check(Case(1, FAMILIES[2], method="tome", amount={"r": 1}, rows=((11, (4, 4), 12),)))
-    assert outcome.kind == "refused" and "ficoco::attach: method must be one for the language model" in outcome.reason
+    assert outcome.kind == "refused" and "ficoco::attach: method must be one for another part" in outcome.reason
 
 
 def test_a_fault_is_found_shrunk_and_written_down(monkeypatch, tmp_path):
