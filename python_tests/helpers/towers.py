@@ -29,6 +29,7 @@ NAMES = {  # as the tests' families are called, and as the package calls them
     "qwen3-vl": "Qwen3-VL",
     "qwen3-vl-moe": "Qwen3-VL-MoE",
     "qwen3.5": "Qwen3.5",
+    "qwen3.5-moe": "Qwen3.5-MoE",
     "internvl": "InternVL3",
     "gemma3": "Gemma 3",
     "smolvlm": "SmolVLM",
@@ -36,11 +37,30 @@ NAMES = {  # as the tests' families are called, and as the package calls them
     "mistral3": "Mistral3",
     "glm4v": "GLM-4V",
     "glm46v": "GLM-4.6V",
+    "glm4v-moe": "GLM-4V-MoE",
     "paligemma": "PaliGemma",
 }
-PACKED = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", "qwen3.5", "glm4v", "glm46v")
+PACKED = (
+    "qwen2-vl",
+    "qwen2.5-vl",
+    "qwen3-vl",
+    "qwen3-vl-moe",
+    "qwen3.5",
+    "qwen3.5-moe",
+    "glm4v",
+    "glm46v",
+    "glm4v-moe",
+)
 CLASS_TOKENS = ("llava-clip", "llava-next", "video-llava", "internvl")
-LAYER = {"llava-clip": 1, "llava-next": 1, "video-llava": 1, "qwen3-vl": 2, "qwen3-vl-moe": 2, "qwen3.5": 2}  # else 1
+LAYER = {
+    "llava-clip": 1,
+    "llava-next": 1,
+    "video-llava": 1,
+    "qwen3-vl": 2,
+    "qwen3-vl-moe": 2,
+    "qwen3.5": 2,
+    "qwen3.5-moe": 2,
+}  # else 1
 
 
 @dataclass(frozen=True)
