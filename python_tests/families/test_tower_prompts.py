@@ -6,6 +6,8 @@ are those of the hand cut of :mod:`helpers.tiny_oracle`.
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from helpers.models import close, one_thread, snapshot, tower_by_hand  # noqa: F401
@@ -94,6 +96,22 @@ def test_labels_of_paligemma_are_those_that_are_left(make):
         kept = list(handle.reductions[-1].patch_ids)
         wanted = cut(plain, full, kept, "contiguous").loss(plain, labels)
     assert torch.allclose(loss, wanted, atol=1e-5)
+
+
+@torch.no_grad()
+def test_token_types_stay_with_their_tokens():
+    """Every second word and every second picture see only what is before them."""
+    model, plain, full = shared_model("paligemma"), untouched_model("paligemma"), unequal_rows(BY_NAME["paligemma"])
+    types = torch.arange(full.ids.shape[1]).repeat(len(full.ids), 1) % 2
+    for index, one in enumerate(full.visuals):
+        types[one.row, one.columns] = (index + 1) % 2
+    with attached(model, None) as handle:
+        got = model(**full.inputs | {"token_type_ids": types}).logits
+        hand = cut(plain, full, list(handle.reductions[-1].patch_ids), "contiguous")
+    causal = hand.of(types, 0) == 1
+    assert causal.any()
+    own = dataclasses.replace(hand, blocks=hand.blocks.masked_fill(causal, -1))
+    assert worst(own, own.logits(plain), got) < 2e-5 and worst(hand, hand.logits(plain), got) > 1e-3
 
 
 def test_token_types_of_another_length_are_refused():
