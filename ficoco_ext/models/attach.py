@@ -186,7 +186,8 @@ def _install(model: Any, plan: AttachPlan) -> Handle:
     try:
         changes.set(model, "ficoco_handle", handle)
         if plan.changes_language_model:
-            handle._decoder = DecoderReduction(model, plan)
+            language_model = getattr(model.model, family_of(model).language_model)
+            handle._decoder = DecoderReduction(model, language_model, plan)
             handle._decoder.install(changes)
         if plan.schedule is not None and plan.removed:
             assert plan.facts.tower is not None

@@ -56,13 +56,14 @@ class DecoderReduction:
     """The reduction of one model's language model.
 
     Args:
-        model: the whole model.
+        model: the whole model. language_model: the part of it with the layers.
         plan: what to do.
     """
 
-    def __init__(self, model: Any, plan: AttachPlan) -> None:
+    def __init__(self, model: Any, language_model: Any, plan: AttachPlan) -> None:
         assert plan.plan is not None
-        self.model, self.plan, self.methods = model, plan.plan, plan.decoder_methods
+        self.model, self.language_model = model, language_model
+        self.plan, self.methods = plan.plan, plan.decoder_methods
         self.cache_name = api.cache_name(type(model).forward)
         self.reader = PromptReader(plan, self.cache_name)
         self._generate = model.generate
@@ -76,7 +77,7 @@ class DecoderReduction:
 
     def install(self, changes: ModelChanges) -> None:
         """Replace the layers' bodies and hook the model that reads the prompt."""
-        language_model = self.model.model.language_model
+        language_model = self.language_model
         steps = {layer: step for step, layer in enumerate(self.plan.layers)}
         first = min(steps)
         stage_of_layer, stage = [], 0
@@ -210,8 +211,7 @@ class DecoderReduction:
             if cache is not None and not prefill:
                 new = int(cache.get_seq_length(layer)) - real.shape[1] + hidden_states.shape[1]
             keys = torch.cat([real, real.new_ones(real.shape[0], new)], 1)
-            config = self.model.model.language_model.config
-            return api.causal_mask(config, hidden_states, keys, cache, layer)
+            return api.causal_mask(self.language_model.config, hidden_states, keys, cache, layer)
 
         base = kwargs["attention_mask"]
         if base is not None and not isinstance(base, Tensor):
@@ -220,7 +220,7 @@ class DecoderReduction:
             checks.fail("forward", "attention implementation", wanted, got, remedy, NotImplementedError)
         static = api.is_static(cache)
         mask = positions.mask(base, held, length, prefill=prefill, static=static, build=build)
-        if prefill and mask is None and api.reads_positions(api.attention_name(self.model.model.language_model.config)):
+        if prefill and mask is None and api.reads_positions(api.attention_name(self.language_model.config)):
             mask = hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.long)
         made = {"attention_mask": mask}
         if prefill:

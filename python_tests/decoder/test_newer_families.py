@@ -8,6 +8,8 @@ from helpers.decoder import generated, query_key, watch, worst_error
 from helpers.decoder_families import DECODERS, onevision_video, qwen3_video, tiny_onevision, tiny_qwen3
 from helpers.families import qwen_inputs
 from helpers.models import close, one_thread, snapshot, with_unlike_norms, without, words  # noqa: F401
+from helpers.tiny_families import BY_NAME
+from helpers.tiny_prompts import one_picture, one_video, unequal_rows
 
 import ficoco_ext
 from ficoco_ext import QueryKey
@@ -190,6 +192,26 @@ def test_frames_of_videos_are_visual_tokens(family, method):
     assert_by_hand(model, seen, reductions, plan)
     visual = int((inputs["input_ids"] == 4).sum())
     assert kept == inputs["input_ids"].shape[1] - visual + plan.schedule(visual).final
+
+
+KIT = ("video-llava", "smolvlm", "idefics3")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", KIT)
+def test_llama_inside_other_models(name, method, attention):
+    """Of Video-LLaVA, SmolVLM and Idefics3, with pictures and with the videos that they take."""
+    family = BY_NAME[name]
+    model = with_unlike_norms(family.model(attention))
+    stages = {"keep_ratio": (0.5, 0.25), "layers": (1, 2)} if method == "pyramiddrop" else {}
+    for full in [one_picture(family), unequal_rows(family)] + ([one_video(family)] if family.videos else []):
+        with torch.no_grad(), ficoco_ext.attach(model, **METHODS[method] | stages) as handle:
+            seen = generated(model, full.inputs, STEPS)
+            reductions, plan = handle.decoder_reductions, handle.plan
+        lengths = [layer.keys.shape[-2] for layer in seen.cache.layers]
+        assert lengths[0] == full.ids.shape[1] + STEPS - 1 > lengths[-1]
+        assert_by_hand(model, seen, reductions, plan)
 
 
 # DeepStack

@@ -73,6 +73,11 @@ class Seen:
     reductions: tuple = ()
 
 
+def language_model_of(model):
+    """The part of a model that has the decoder layers."""
+    return getattr(model.model, "language_model", None) or model.model.text_model
+
+
 def watch(model, call):
     """``call()`` and the first arguments that reached the language model meanwhile."""
     found = []
@@ -81,7 +86,7 @@ def watch(model, call):
         if not found:
             found.append(kwargs)
 
-    handle = model.model.language_model.register_forward_pre_hook(hook, with_kwargs=True)
+    handle = language_model_of(model).register_forward_pre_hook(hook, with_kwargs=True)
     try:
         result = call()
     finally:
@@ -134,7 +139,7 @@ def decoder_by_hand(
         see: function (layer, hidden, query, key) that is called where a layer reduces, with the (N, C) that is reduced
             and the (H, N, d) that its attention reads.
     """
-    language_model = model.model.language_model
+    language_model = language_model_of(model)
     hidden, n = embeds, embeds.shape[1]
     rotary = language_model.rotary_emb(hidden, positions)
     causal = torch.ones(n, n, dtype=torch.bool).tril()

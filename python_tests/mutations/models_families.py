@@ -55,4 +55,11 @@ MUTATIONS = [
         tests=(f"{API}::test_a_structure_that_is_not_known",),
         why="A release in which DeepStack comes in another way is taken for one that we know.",
     ),
+    Mutation(
+        file="ficoco_ext/models/attach.py",
+        old="language_model = getattr(model.model, family_of(model).language_model)",
+        new="language_model = model.model.language_model",
+        tests=(f"{NEWER}::test_llama_inside_other_models",),
+        why="SmolVLM, whose language model has another name, cannot be reduced in it.",
+    ),
 ]
