@@ -18,11 +18,11 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kChunk = 128;     // rows that a block adds up, or queries of one block
-constexpr int kFewChunk = 32;   // queries of one block of a small grid
-constexpr int64_t kFew = 128;   // blocks that make a small grid
-constexpr int kBatch = 4;       // reads of a lane in flight at once
-constexpr int kChooser = 1024;  // threads of a block that only chooses
+constexpr int kChunk = 128;    // rows that a block adds up, or queries of one block
+constexpr int kFewChunk = 32;  // queries of one block of a small grid
+constexpr int64_t kFew = 128;  // blocks that make a small grid
+constexpr int kBatch = 4;      // reads of a lane in flight at once
+constexpr int kChooser = 512;  // threads of a block that only chooses
 
 struct Packs {
   int per_head, all;
@@ -335,6 +335,7 @@ cudaError_t launch_visual_logits(const ReduceSequenceParams& p, const VisualWork
 
 cudaError_t launch_visual_choice(const ReduceSequenceParams& p, const VisualWork& w, const VisualScores& scores,
                                  const VisualChoice& choice, cudaStream_t stream) {
+  static_assert(kMaxPatches <= 32 * kChooser);
   if (p.visual_count > kMaxPatches) return cudaErrorInvalidValue;
   const FilterParams filter = filter_params(p);
   const size_t shared = w.cells ? 0 : filter_cells(filter) * sizeof(Cell);
@@ -342,7 +343,7 @@ cudaError_t launch_visual_choice(const ReduceSequenceParams& p, const VisualWork
     kernel<<<static_cast<unsigned>(p.batch), kChooser, shared, stream>>>(p, filter, scores, choice, w.cells);
     return launched();
   };
-  return p.visual_count <= 4 * kChooser ? go(choose_visual_kernel<4>) : go(choose_visual_kernel<16>);
+  return p.visual_count <= 8 * kChooser ? go(choose_visual_kernel<8>) : go(choose_visual_kernel<32>);
 }
 
 }  // namespace ficoco

@@ -33,6 +33,7 @@ BUDGET = {
     "add_probabilities_kernel": 64,
     "add_way_kernel": 96,
     "choose_kernel": 40,
+    "choose_visual_kernel": 128,
     "column_kernel": 128,
     "compress_kernel": 128,
     "cosine_kernel": 64,
@@ -41,6 +42,8 @@ BUDGET = {
     "finish_filter_kernel": 64,
     "finish_kernel": 112,
     "head_mean_kernel": 40,
+    "key_sums_kernel": 64,
+    "lists_kernel": 40,
     "map_kernel": 64,
     "metric_kernel": 80,
     "nearest_kernel": 128,
@@ -56,6 +59,7 @@ BUDGET = {
     "token_dots_kernel": 112,
     "token_pairs_kernel": 128,
     "unite_kernel": 40,
+    "visual_dots_kernel": 128,
     "weighted_sum_kernel": 112,
     "wide_block_kernel": 128,
     "wide_pairs_kernel": 128,
@@ -74,6 +78,11 @@ class Wanted(NamedTuple):
 TILED = ("score", "row_softmax", "column", "token_pairs", "attention_block", "cosines")
 SASS = [
     *(Wanted("pass_kernel", f"I{t}Lb1E", r"LDG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),
+    *(
+        Wanted(kernel, f"I{t}Lb1E", r"LDG\.E\.128")
+        for kernel in ("key_sums_kernel", "visual_dots_kernel")
+        for t in ("f", "6__half", "13__nv_bfloat16")
+    ),
     *(Wanted("query_dots_kernel", f"I{t}Lb1E", r"LDG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),
     *(Wanted("compress_kernel", f"I{t}Lb1E", r"LDG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),
     *(Wanted("compress_kernel", f"I{t}Lb1E", r"STG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),
