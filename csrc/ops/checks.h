@@ -138,10 +138,10 @@ inline void in_range(const char* op, const char* argument, const at::Tensor& ind
 // Each row ascends within [0, limit): read before any kernel follows it.
 inline void ascending(const char* op, const char* argument, const at::Tensor& index, int64_t limit) {
   const int64_t* values = index.const_data_ptr<int64_t>();
-  const int64_t count = index.size(-1);
-  for (int64_t i = 0; i < index.numel(); ++i) {
+  const int64_t count = index.size(-1), all = index.numel();
+  for (int64_t i = 0; i < all; ++i) {
     const int64_t least = i % count == 0 ? 0 : values[i - 1] + 1;
-    FICOCO_VALUE(values[i] >= least && values[i] < limit, op, argument, text("ascending within [0, ", limit, ")"),
+    FICOCO_VALUE(values[i] >= least && limit > values[i], op, argument, text("ascending within [0, ", limit, ")"),
                  text(values[i], " at index ", i % count, " of row ", i / count), "pass where the visual tokens are");
   }
 }

@@ -54,17 +54,23 @@ def operations(filter: Any, correlate: Any, compress: Any, shape: Shape) -> list
     return [*found, *CompressStage.of(compress).operations(shape)]
 
 
-def fused_settings(filter: Any, correlate: Any, compress: Any) -> dict[str, Any] | None:
-    """Settings of :func:`ficoco_ext.ops.reduce` that do what the three do, or None if there are none."""
-    if correlate is None:
-        return None
+def _together(stages: list[Any], settings_of: str) -> dict[str, Any] | None:
+    """What the method ``settings_of`` of all ``stages`` says, or None if one has no settings."""
     settings: dict[str, Any] = {}
-    for stage in (FilterStage.of(filter), CorrelateStage.of(correlate), CompressStage.of(compress)):
-        own = stage.fused()
+    for stage in stages:
+        own = getattr(stage, settings_of)()
         if own is None:
             return None
         settings |= own
     return settings
+
+
+def fused_settings(filter: Any, correlate: Any, compress: Any) -> dict[str, Any] | None:
+    """Settings of :func:`ficoco_ext.ops.reduce` that do what the three do, or None if there are none."""
+    if correlate is None:
+        return None
+    stages = [FilterStage.of(filter), CorrelateStage.of(correlate), CompressStage.of(compress)]
+    return _together(stages, "fused")
 
 
 def fused_in_sequence(filter: Any, correlate: Any, compress: Any) -> dict[str, Any] | None:
@@ -72,10 +78,4 @@ def fused_in_sequence(filter: Any, correlate: Any, compress: Any) -> dict[str, A
     stages: list[Any] = [FilterStage.of(filter), CompressStage.of(compress)]
     if correlate is not None:
         stages.append(CorrelateStage.of(correlate))
-    settings: dict[str, Any] = {}
-    for stage in stages:
-        own = stage.fused_in_sequence()
-        if own is None:
-            return None
-        settings |= own
-    return settings
+    return _together(stages, "fused_in_sequence")

@@ -37,8 +37,8 @@ class Compress(CompressStage):
         return {"size_weighted": self.size_weighted}
 
     def fused_in_sequence(self) -> dict[str, Any]:
-        """Its one field."""
-        return {"size_weighted": self.size_weighted}
+        """The same."""
+        return self.fused()
 
     def __call__(
         self, tokens: Tensor, selection: Selection, links: Links, *, size: Tensor | None, size_weighted: bool

@@ -326,8 +326,8 @@ MUTATIONS = [
     ),
     Mutation(
         "csrc/images.h",
-        "p.size = image(p.size, b, p.count);",
-        "p.size = image(p.size, b, p.kept_count);",
+        "p.size = image(p.size, b, p.count);\n  p.out = static_cast<char*>(p.out) + b * p.kept_count",
+        "p.size = image(p.size, b, p.kept_count);\n  p.out = static_cast<char*>(p.out) + b * p.kept_count",
         (f"{COMPRESS}::test_layouts",),
         "From the second image on sizes are those of other tokens.",
     ),
@@ -365,5 +365,19 @@ MUTATIONS = [
         "",
         ("python_tests/ops/test_greedy_select.py::test_refusals",),
         "A mask of another batch is read beyond its end.",
+    ),
+    Mutation(
+        "csrc/ops/reduce_sequence.h",
+        "s.after >= 0 && s.after <= tokens - visual",
+        "s.after >= 0",
+        ("python_tests/ops/test_reduce_sequence.py::test_bad_argument",),
+        "A count of text that is too large reads before the sequence.",
+    ),
+    Mutation(
+        "csrc/ops/reduce_sequence.h",
+        ".visual_mean = check::is_mean(\"visual_reduce\", s.visual_reduce)",
+        ".visual_mean = check::is_mean(\"visual_reduce\", s.text_reduce)",
+        ("python_tests/ops/test_reduce_sequence.py::test_settings",),
+        "The choice of sum or mean for visual tokens follows that for the text.",
     ),
 ]

@@ -75,10 +75,24 @@ MUTATIONS = [
     ),
     Mutation(
         file=f"{M}/decoder_method.py",
-        old="merged = self.compress(\n            tokens, chosen, Links(placed.targets, links.weights)",
-        new="merged = self.compress(\n            tokens, chosen, Links(links.targets, links.weights)",
-        tests=(f"{SCORES}::test_ficoco_l_by_hand", f"{SCORES}::test_text_is_copied_bit_for_bit"),
+        old="linked = Links(placed.targets, links.weights)",
+        new="linked = Links(links.targets, links.weights)",
+        tests=("python_tests/reduce/test_sequence.py::test_stages_in_turn_give_what_the_operator_gives",),
         why="Visual tokens are merged into text.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/decoder_method.py",
+        old='settings["size_weighted"] = settings["size_weighted"] or size_weighted',
+        new="pass",
+        tests=("python_tests/reduce/test_sequence.py::test_stages_in_turn_give_what_the_operator_gives",),
+        why="Merging is weighted by sizes only where stages run in turn.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/decoder_method.py",
+        old="FilterStage.of(self.filter).check(attn, class_token=False, grid=layout.grid)",
+        new="pass",
+        tests=("python_tests/reduce/test_sequence.py::test_the_grid_is_asked_for_either_way",),
+        why="A missing grid is an error about sides that the caller never wrote.",
     ),
     Mutation(
         file="ficoco_ext/methods/decoder_method.py",

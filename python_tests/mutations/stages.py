@@ -12,7 +12,7 @@ UNIVERSAL = f"{METHODS}/test_universal.py"
 MUTATIONS = [
     Mutation(
         file=f"{STAGES}/base.py",
-        old='            for name in ("operations", "fused"):',
+        old='            for name in ("operations", "fused", "fused_in_sequence"):',
         new='            for name in ("operations",):',
         tests=(
             f"{COMMANDS}::test_a_stage_that_computes_in_its_own_way_has_no_price_of_its_parent",
@@ -22,7 +22,7 @@ MUTATIONS = [
     ),
     Mutation(
         file=f"{STAGES}/base.py",
-        old='            for name in ("operations", "fused"):',
+        old='            for name in ("operations", "fused", "fused_in_sequence"):',
         new='            for name in ("fused",):',
         tests=(f"{COMMANDS}::test_a_stage_that_computes_in_its_own_way_has_no_price_of_its_parent",),
         why="A stage that computes in its own way is priced as the one that it inherits from.",

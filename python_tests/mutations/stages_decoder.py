@@ -12,51 +12,6 @@ DECLARED = f"{METHODS}/test_declarations.py"
 MUTATIONS = [
     Mutation(
         file=f"{STAGES}/decoder.py",
-        old="is_text = text > visual[:, -1:]",
-        new="is_text = text >= visual[:, -1:]",
-        tests=(f"{SCORES}::test_ficoco_l_by_hand",),
-        why="The last visual token counts as text.",
-    ),
-    Mutation(
-        file=f"{STAGES}/decoder.py",
-        old="            is_text = is_text & real[:, tokens - count :]\n",
-        new="",
-        tests=(
-            f"{SCORES}::test_padding_does_not_matter",
-            f"{SCORES}::test_text_behind_the_picture_may_be_padding_in_one_row_only",
-        ),
-        why="Padding counts as text, so an answer depends on the longest prompt of its batch.",
-    ),
-    Mutation(
-        file=f"{STAGES}/decoder.py",
-        old="last = (columns * real).amax(1, keepdim=True)",
-        new="last = columns[-1:].expand(b, 1)",
-        tests=(f"{SCORES}::test_last_token_by_hand", f"{SCORES}::test_padding_does_not_matter"),
-        why="FastV asks a padding token what it attends to.",
-    ),
-    Mutation(
-        file=f"{STAGES}/decoder.py",
-        old='.clamp(min=1) if reduce == "mean"',
-        new=' if reduce == "mean"',
-        tests=(f"{SCORES}::test_a_mean_over_no_text_is_nothing",),
-        why="A prompt that ends with its picture gives NaN.",
-    ),
-    Mutation(
-        file=f"{STAGES}/decoder.py",
-        old="text = torch.where(is_text.any(1, keepdim=True), text, -among)",
-        new="text = torch.where(is_text.any(1, keepdim=True), text, 0)",
-        tests=(f"{SCORES}::test_a_row_without_text_uses_the_first_term_alone",),
-        why="Without text and with beta = 0 all visual tokens are equally redundant.",
-    ),
-    Mutation(
-        file=f"{STAGES}/decoder.py",
-        old='weights[:, 0, :n] = 1 / n if self.visual_reduce == "mean" else 1',
-        new='weights[:, 0, :n] = 1 / n if self.text_reduce == "mean" else 1',
-        tests=(f"{SCORES}::test_ficoco_l_by_hand",),
-        why="The choice of sum or mean for visual tokens follows that for the text.",
-    ),
-    Mutation(
-        file=f"{STAGES}/decoder.py",
         old="return min(self.targets, candidates)",
         new="return self.targets",
         tests=("python_tests/decoder/test_arguments.py::test_targets_are_capped_by_what_is_kept",),
@@ -78,52 +33,16 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/stages/decoder.py",
-        old=(
-            "            column=probs,\n"
-            "            causal=probs and not given,\n"
-            "            key_mask=layout.real,\n"
-            "        )\n"
-            "        among"
-        ),
-        new=(
-            "            column=False,\n"
-            "            causal=probs and not given,\n"
-            "            key_mask=layout.real,\n"
-            "        )\n"
-            "        among"
-        ),
-        tests=("python_tests/decoder/test_scores.py::test_ficoco_l_by_hand",),
-        why="With probabilities the filter asks what visual tokens give to later text, which is nothing.",
-    ),
-    Mutation(
-        file="ficoco_ext/stages/decoder.py",
-        old=(
-            "            probs=not given,\n"
-            "            column=True,\n"
-            "            causal=not given,\n"
-            "            key_mask=layout.real,"
-        ),
-        new=(
-            "            probs=not given,\n"
-            "            column=True,\n"
-            "            causal=not given,\n"
-            "            key_mask=None,"
-        ),
-        tests=("python_tests/decoder/test_scores.py::test_last_token_by_hand",),
-        why="FastV's last token attends to padding.",
-    ),
-    Mutation(
-        file="ficoco_ext/stages/decoder.py",
         old="                layout.visual.gather(1, kept),\n",
         new="                kept,\n",
-        tests=("python_tests/decoder/test_scores.py::test_ficoco_l_by_hand",),
+        tests=("python_tests/reduce/test_sequence.py::test_stages_in_turn_give_what_the_operator_gives",),
         why="Sources in a language model go to the tokens at the start of the prompt.",
     ),
     Mutation(
         file="ficoco_ext/stages/decoder.py",
         old="                column=probs,\n                causal=probs and not given,",
         new="                column=False,\n                causal=probs and not given,",
-        tests=("python_tests/decoder/test_scores.py::test_ficoco_l_by_hand",),
+        tests=("python_tests/reduce/test_sequence.py::test_stages_in_turn_give_what_the_operator_gives",),
         why="By way of later text nothing is correlated.",
     ),
     Mutation(
