@@ -70,8 +70,8 @@ def test_one_tensor_stays_one_if_pictures_are_alike():
     assert alike.shape == (2, 2, 2) and values(alike) == values([A[:2], B])
     unlike = written(stacked, IMAGES, Encoded((A[:1], B), (), (1, 1))).pooler_output
     assert unlike.tolist() == torch.cat([A[:1], B]).tolist()
-    flat = written(encoder_output(torch.cat([A, B])), IMAGES, Encoded((B[:1], B), (), (1, 1))).pooler_output
-    assert flat.tolist() == torch.cat([B[:1], B]).tolist()
+    flat = written(encoder_output(torch.cat([A, A])), IMAGES, Encoded((A[:2], B), (), (1, 1))).pooler_output
+    assert flat.tolist() == torch.cat([A[:2], B]).tolist()
 
 
 def test_pictures_of_one_entry_are_joined_again():

@@ -187,8 +187,8 @@ MUTATIONS = [
     ),
     Mutation(
         f"{M}/layouts.py",
-        "if len(laid) != len(counts):\n        return unknown(inner, options, modality, counts)\n    return [Layout((h, w)",
-        "return [Layout((h, w)",
+        "if len(laid) != len(counts):",
+        "if not laid:",
         (f"{LAYOUTS}::test_frames_that_an_encoder_returns_apart",),
         "A video whose frames the encoder returns apart ends in an error.",
     ),
