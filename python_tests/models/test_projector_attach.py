@@ -100,23 +100,12 @@ def test_nothing_to_remove_changes_nothing(model, given):
         assert set(vars(model)) - {"ficoco_handle"} == set(before[""][0])
 
 
-def test_a_grid_is_needed_by_none_that_follows(model):
-    """FiCoCo-L's penalty window reads the grid, which a projector method leaves no more than a tower method."""
-    whole = resolve(model, "ficoco-l", keep_ratio=0.5, window=2) if _has_window() else None
-    if whole is None:
-        pytest.skip("no method of the language model needs a grid")
+def test_a_method_that_needs_the_grid_cannot_follow(model):
+    assert resolve(model, "ficoco-l", keep_ratio=0.5, penalty=2).picture == (6, 6)
     message = "method must be one that needs no grid where the visual tokens of an image are not its whole grid"
-    with pytest.raises(NotImplementedError, match=message):
-        resolve(model, "divprune+ficoco-l", keep_ratio=0.5, window=2)
-
-
-def _has_window():
-    from ficoco_ext.stages.needs import GRID
-
-    try:
-        return GRID in get_method("ficoco-l", window=2).needs
-    except (TypeError, ValueError):
-        return False
+    with pytest.raises(NotImplementedError, match=f"{message}.*ficoco-l, which needs the grid; pass penalty=1"):
+        resolve(model, "divprune+ficoco-l", keep_ratio=0.5, penalty=2)
+    assert resolve(model, "divprune+ficoco-l", keep_ratio=0.5, penalty=1).picture is None
 
 
 def test_positions(model):
