@@ -76,7 +76,7 @@ def test_every_family_that_is_served_has_a_tiny_model():
 def test_a_part_that_is_not_there_is_refused_with_what_would_work(family):
     model = shared_model(family.name)
     known = next(one for one in FAMILIES if one.model == type(model).__name__)
-    refused = ["ficoco-v"] * (known.tower is None) + ["ficoco-l"] * (not known.language_models)
+    refused = ["ficoco-v"] * (not known.towers) + ["ficoco-l"] * (not known.language_models)
     for method in refused:
         with pytest.raises(NotImplementedError, match=rf"method must be .*{known.name}.*'divprune'"):
             ficoco_ext.attach(model, method, keep_ratio=0.5)

@@ -87,7 +87,10 @@ def test_more_tokens_than_there_are(family):
     model, full = shared_model(family.name), unequal_rows(family)
     plain = model(**full.inputs).logits
     with ficoco_ext.attach(model, "divprune", tokens=10_000):
-        assert torch.equal(model(**full.inputs).logits, plain)
+        with pytest.warns(UserWarning, match=r"tokens is 10000, but a picture has \d+; it keeps all") as said:
+            assert torch.equal(model(**full.inputs).logits, plain)
+            assert torch.equal(model(**full.inputs).logits, plain)
+        assert len(said) == 1
 
 
 @pytest.mark.parametrize(("family", "picture"), ONE_TOKEN, ids=str)
