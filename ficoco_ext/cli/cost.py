@@ -126,12 +126,12 @@ def _compared(
 
     shape = architecture(model)
     chosen = None if method is None else get_method(method, **hyperparameters)
-    pair: schedules.Pair = (None, None)
+    leaves = schedules.Schedules()
     if chosen is not None:
         if not amount and not chosen.amount:
             amount = {"keep_ratio": 0.25}
-        pair = schedules.build(shape, chosen, images=prompt["images"], layers=layers, **amount)
-    return compare(shape, chosen, pair, precision=Precision.parse(precision), hardware=hardware(gpu), **prompt)
+        leaves = schedules.build(shape, chosen, images=prompt["images"], layers=layers, **amount)
+    return compare(shape, chosen, leaves, precision=Precision.parse(precision), hardware=hardware(gpu), **prompt)
 
 
 def require_plot(plot: Path | None, model: str) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..cost import SYMBOLS, reproduce, scope
-from ..cost.bill import Cost, LayerCost
+from ..cost.bill import AfterProjector, Cost, LayerCost, Sum
 from ..cost.compare import TIME, Comparison, Side
 from ..cost.lines import Line
+from ..schedule import Schedule
 from . import common
 
 _BASES = {
@@ -18,6 +19,7 @@ _BASES = {
     "final": "that leave its last layer",
 }
 _UNREPRODUCED = "OFF"
+_AFTER = "after the projector"
 
 
 def show(found: Comparison, notes: Sequence[str], lines: Sequence[str] | None) -> None:
@@ -69,15 +71,27 @@ def _formulas(line: Line) -> tuple[str, str]:
 def _reduces(found: Comparison) -> str:
     if found.method is None or found.reduced is None:
         return "nothing is reduced; --method and --keep-ratio say what to compare with"
-    said = []
-    for schedule, where in zip(found.schedules, ("tower", "language model"), strict=True):
-        if schedule is not None:
-            runs = [(r, len(list(same))) for r, same in itertools.groupby(schedule.r)]
-            each = ", ".join(f"{r} in {count} layer{'s' * (count > 1)}" for r, count in runs if r)
-            names = [layer for layer, r in zip(schedule.layers, schedule.r, strict=True) if r]
-            span = f"layers {names[0]} to {names[-1]}" if names else "no layer"
-            said.append(f"in the {where} {schedule.patches} - {sum(schedule.r)} = {schedule.final} ({span}: {each})")
-    return f"{found.method.name}: {'; '.join(said)}"
+    vision, _, decoder = found.schedules
+    there = found.shown.running.after_projector
+    said = [
+        "" if vision is None else f"in the tower {_staircase(vision)}",
+        "" if there is None else f"{_AFTER} {_pictures(there)}",
+        "" if decoder is None else f"in the language model {_staircase(decoder)}",
+    ]
+    return f"{found.method.name}: {'; '.join(one for one in said if one)}"
+
+
+def _staircase(schedule: Schedule) -> str:
+    runs = [(r, len(list(same))) for r, same in itertools.groupby(schedule.r)]
+    each = ", ".join(f"{r} in {count} layer{'s' * (count > 1)}" for r, count in runs if r)
+    names = [layer for layer, r in zip(schedule.layers, schedule.r, strict=True) if r]
+    span = f"layers {names[0]} to {names[-1]}" if names else "no layer"
+    return f"{schedule.patches} - {sum(schedule.r)} = {schedule.final} ({span}: {each})"
+
+
+def _pictures(there: AfterProjector) -> str:
+    each = "" if there.pictures == 1 else f" of each of {there.pictures} pictures"
+    return f"{there.before} - {there.before - there.after} = {there.after}{each}"
 
 
 def _row(
@@ -147,21 +161,35 @@ def _layers(cost: Cost) -> Any:
     def key(one: LayerCost) -> Any:
         return one.part, one.tokens, one.tokens_in_mlp, one.total
 
-    for _, same in itertools.groupby(cost.layers, key=key):
-        held = list(same)
-        first, last = held[0], held[-1]
-        total, leaving = first.total, f" > {first.tokens_in_mlp:g}" if first.tokens_in_mlp != first.tokens else ""
+    def row(name: str, tokens: float, leaving: float, cache: float, total: Sum) -> None:
         table.add_row(
-            f"{first.part} {first.layer}" + ("" if first is last else f"-{last.layer}"),
-            f"{first.tokens:g}{leaving}",
+            name,
+            f"{tokens:g}" if tokens == leaving else f"{tokens:g} > {leaving:g}",
             f"{total.operations / 1e9:.3g}",
             f"{total.bytes / 1e6:.3g}",
-            f"{first.kv_bytes / 1e6:.3g}" if first.kv_bytes else "",
+            f"{cache / 1e6:.3g}" if cache else "",
             f"{total.intensity:.0f}",
             "-" if total.seconds is None else common.seconds(total.seconds),
             total.bound or "-",
         )
+
+    there = cost.after_projector
+    for (part, *_), same in itertools.groupby(cost.layers, key=key):
+        held = list(same)
+        first, last = held[0], held[-1]
+        if there is not None and part == "decoder" and first.layer == 0:
+            row(
+                _AFTER.replace("the ", "the\n"),
+                there.pictures * there.before,
+                there.pictures * there.after,
+                0,
+                there.total,
+            )
+        name = f"{first.part} {first.layer}" + ("" if first is last else f"-{last.layer}")
+        row(name, first.tokens, first.tokens_in_mlp, first.kv_bytes, first.total)
     table.caption = "each layer; tokens that enter attention > MLP, where they differ; cache in MB"
+    if there is not None:
+        table.caption += f"; {_AFTER}, tokens before > those that stay"
     table.caption_justify = "left"
     return table
 

@@ -8,6 +8,7 @@ from . import common, cost, options
 
 if TYPE_CHECKING:
     from ..cost.planner import Planned
+    from ..cost.schedules import Schedules
     from ..schedule import Schedule
 
 _BUDGET = "Budget, exactly one"
@@ -67,8 +68,8 @@ def command(
             given |= {"precision": Precision.parse(precision), "hardware": hardware(gpu)}
             at = None if layers is None else common.integers("--layers", layers)
             plan = planner.plan(shape, chosen, **budgets, layers=at, floor=floor, **given)
-            found = compare(shape, chosen, (plan.vision, plan.decoder), new_tokens=new_tokens, **given)
-        calls = attach_call(method, hyperparameters, plan.vision, plan.decoder)
+            found = compare(shape, chosen, plan.schedules, new_tokens=new_tokens, **given)
+        calls = attach_call(method, hyperparameters, plan.schedules)
         heading, budget = _reached(plan)
         more = {"budget": budget, "attach": calls}
         cost.report(found, explain=explain, plot=plot, json_=json_, heading=(*heading, calls), more=more)
@@ -93,19 +94,23 @@ def _reached(plan: Planned) -> tuple[tuple[str, str], dict[str, Any]]:
     return lines, {**values, "reachable": [plan.least, plan.most]}
 
 
-def attach_call(method: str, hyperparameters: dict[str, Any], vision: Schedule | None, decoder: Schedule | None) -> str:
+def attach_call(method: str, hyperparameters: dict[str, Any], schedules: Schedules) -> str:
     """The line of Python that applies the schedules to a loaded model."""
-    if vision is not None and decoder is not None:
-        given = f"vision={_amount(vision)}, decoder={_amount(decoder)}"
+    there = {name: one for name, one in schedules._asdict().items() if one is not None}
+    if len(there) > 1:
+        given = ", ".join(f"{name}={_amount(one)}" for name, one in there.items())
+    elif schedules.projector is not None:
+        given = f"tokens={schedules.projector}"
     else:
-        found = vision or decoder
-        assert found is not None
+        (found,) = there.values()
         given = f"r={_short(found.r)}, layers={_short(found.layers)}"
     more = "".join(f", {name}={value!r}" for name, value in hyperparameters.items())
     return f'ficoco_ext.attach(model, "{method}", {given}{more})'
 
 
-def _amount(schedule: Schedule) -> str:
+def _amount(schedule: Schedule | int) -> str:
+    if isinstance(schedule, int):
+        return f'{{"tokens": {schedule}}}'
     return f'{{"r": {_short(schedule.r)}, "layers": {_short(schedule.layers)}}}'
 
 

@@ -9,11 +9,22 @@ _LARGE = 0.3  # a share of the time from which on something is worth a sentence
 
 def advice(found: Comparison) -> list[str]:
     """Sentences about what reduction does to the time of ``found``, the important one first; of time with hardware."""
-    return [sentence for sentence in (_gain(found), *_limits(found), _served(found)) if sentence]
+    return [one for one in (_gain(found), _selection(found), *_limits(found), _served(found)) if one]
+
+
+def _selection(found: Comparison) -> str:
+    bill = found.shown.running
+    there = bill.after_projector
+    if there is None or not there.total.operations:
+        return ""
+    operations = f"{there.total.operations / 1e9:.3g} GFLOP"
+    share = f"{bill.selection_share:.2%} of the prefill's"
+    before, after = there.pictures * there.before, there.pictures * there.after
+    return f"Choosing {after} of {before} tokens after the projector costs {operations}, {share}."
 
 
 def _served(found: Comparison) -> str:
-    if found.schedules[0] is None or found.shape.crops == 1:
+    if found.schedules.vision is None or found.shape.crops == 1:
         return ""
     return (
         f"attach does not reduce in the tower of {found.shape.name}, whose crops are put together after it: this is "
@@ -73,13 +84,15 @@ def _limits(found: Comparison) -> list[str]:
     tower = _of(side, "tower", "projector")
     if tower > _LARGE:
         said.append(
-            f"The vision tower takes {tower:.0%} of the time to the first token; what is removed in the language model "
-            "does not touch it, and what is removed in the tower only its last layers."
+            f"The vision tower takes {tower:.0%} of the time to the first token; what is removed after it, or in the "
+            "language model, does not touch it, and what is removed in the tower only its last layers."
         )
     own = _of(side, "reduction")
     if own > 0.05:
         said.append(f"The reduction itself takes {own:.0%} of the time to the first token.")
-    decoder = found.schedules[1]
+    there, decoder = side.running.after_projector, found.schedules.decoder
+    if there is not None and there.before > there.after == 1:
+        said.append("After the projector a single visual token of a picture is left.")
     if decoder is not None and decoder.patches > decoder.final == 1:
         last = max(step.layer for step in decoder.steps if step.r)
         said.append(f"After layer {last} of the language model a single visual token is left.")

@@ -31,6 +31,8 @@ class Tower:
         merge: patches that are joined into one visual token after the tower.
         channels: numbers in a pixel that the patch embedding reads: 3, or 6 for two frames.
         joined: layers whose outputs are set side by side for the projector.
+        trained_class: its class token, if there is one, was trained to stand for the picture, so that its attention
+            says what matters.
     """
 
     layers: int
@@ -45,6 +47,7 @@ class Tower:
     merge: int = 1
     channels: int = 3
     joined: int = 1
+    trained_class: bool = True
 
     def __post_init__(self) -> None:
         _sane(self)
@@ -105,6 +108,7 @@ class Architecture:
         visual_tokens: of one image (or video) when nothing is reduced.
         crops: passes through the tower that one image takes: crops of a large one, frames of a video.
         source: where the numbers are from.
+        apart: a method after the projector reduces every crop on its own, else an image as a whole.
     """
 
     name: str
@@ -114,9 +118,15 @@ class Architecture:
     visual_tokens: int
     crops: int = 1
     source: str = ""
+    apart: bool = False
 
     def __post_init__(self) -> None:
         _sane(self)
+        if self.visual_tokens % self.pictures:
+            raise ValueError(
+                f"Architecture: visual_tokens must be a multiple of the {self.crops} crops, which are apart, got "
+                f"{self.visual_tokens}"
+            )
         if self.extra < 0:
             raise ValueError(
                 f"Architecture: visual_tokens must be at least {self.crops * self.tower.patches // self.tower.merge}, "
@@ -127,6 +137,11 @@ class Architecture:
     def extra(self) -> int:
         """Visual tokens of an image besides those of its patches, such as line ends or class tokens."""
         return self.visual_tokens - self.crops * self.tower.patches // self.tower.merge
+
+    @property
+    def pictures(self) -> int:
+        """What a method after the projector reduces of an image, each on its own: 1, or all crops."""
+        return self.crops if self.apart else 1
 
     def tokens_with(self, patches: int) -> int:
         """Visual tokens of an image if the tower leaves ``patches`` of every crop."""

@@ -96,6 +96,22 @@ class LayerCost:
 
 
 @dataclass(frozen=True)
+class AfterProjector:
+    """What a method removes after the projector.
+
+    Attributes:
+        pictures: of the prompt, each reduced on its own. before, after: visual tokens of each.
+        total: what choosing and merging them costs, the measuring of saliency in the tower included; nothing if the
+            reduction's own cost is not counted.
+    """
+
+    pictures: int
+    before: int
+    after: int
+    total: Sum
+
+
+@dataclass(frozen=True)
 class Cost:
     """What one prefill, or one new token, costs.
 
@@ -107,6 +123,7 @@ class Cost:
         tokens: visual tokens, on three bases. text_tokens: the others.
         kv_bytes: size of the KV cache afterwards.
         resident_bytes: weights of the parts counted, cache, and the most activations that one layer writes.
+        after_projector: what leaves there; None if no method acts there, and of a decode.
     """
 
     architecture: Architecture
@@ -120,6 +137,7 @@ class Cost:
     text_tokens: float
     kv_bytes: float
     resident_bytes: float
+    after_projector: AfterProjector | None = None
 
     @cached_property
     def total(self) -> Sum:
@@ -171,6 +189,19 @@ class Cost:
         seconds = self.total.seconds
         return None if seconds is None or self.stage != stage else seconds * 1e3
 
+    @property
+    def selection_share(self) -> float:
+        """Operations of choosing and merging after the projector, as a share of all that are counted."""
+        found = self.after_projector
+        return 0.0 if found is None else found.total.operations / self.total.operations
+
+    def _selection(self) -> dict[str, Any] | None:
+        found = self.after_projector
+        if found is None:
+            return None
+        counts = {"pictures": found.pictures, "before": found.before, "after": found.after}
+        return {**counts, **_plain(found.total), "share_of_operations": self.selection_share}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         total = self.total
@@ -191,6 +222,7 @@ class Cost:
             "bound": total.bound,
             "text_tokens": self.text_tokens,
             "visual_tokens": self.tokens._asdict(),
+            "after_projector": self._selection(),
             "parts": {name: _plain(part) for name, part in self.parts.items()},
             "layers": [
                 {

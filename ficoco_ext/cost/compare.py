@@ -13,6 +13,7 @@ from .bill import Cost, Sum
 from .hardware import Hardware
 from .model import decode
 from .precision import FP16, Precision
+from .schedules import Schedules
 
 TIME = "time: the roofline of everything from pixels to the first token, attention fused; a lower bound, not measured"
 
@@ -76,11 +77,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sides; ``reduced`` is None where nothing is reduced. ``schedules``: of tower and language model."""
+    """Two sides; ``reduced`` is None where nothing is reduced. ``schedules``: what leaves each part."""
 
     shape: Architecture
     method: AnyMethod | None
-    schedules: tuple[Schedule | None, Schedule | None]
+    schedules: Schedules
     convention: str
     precision: Precision
     hardware: Hardware | None
@@ -96,7 +97,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON: the numbers of the reduced side on top, of the other under ``all_tokens``."""
-        vision, decoder = self.schedules
+        vision, _, decoder = self.schedules
         at = self.hardware
         return {
             "model": self.shape.name,
@@ -104,8 +105,9 @@ class Comparison:
             **self.shown.totals(),
             "layers": self.shown.layers(),
             "parts": _parts(self.shown.running),
+            "after_projector": self.shown.running.to_dict()["after_projector"],
             "all_tokens": {**self.full.totals(), "parts": _parts(self.full.running)},
-            "schedule": {"vision": _plain(vision), "decoder": _plain(decoder)},
+            "schedule": {"vision": _plain(vision), "projector": self._projector(), "decoder": _plain(decoder)},
             "text_tokens": self.text_tokens,
             "images": self.images,
             "new_tokens": self.shown.new_tokens,
@@ -115,6 +117,12 @@ class Comparison:
             "time": TIME,
             "hardware": None if at is None else {"name": at.name, "source": at.source},
         }
+
+    def _projector(self) -> dict[str, int] | None:
+        found = self.shown.running.after_projector
+        if found is None:
+            return None
+        return {"pictures": found.pictures, "tokens": found.before, "final": found.after}
 
 
 def _plain(schedule: Schedule | None) -> dict[str, Any] | None:
@@ -139,7 +147,7 @@ def _parts(cost: Cost) -> dict[str, Any]:
 def compare(
     shape: Architecture,
     method: AnyMethod | None = None,
-    schedules: tuple[Schedule | None, Schedule | None] = (None, None),
+    schedules: Schedules = Schedules(),
     *,
     text_tokens: int = 60,
     images: int = 1,
@@ -153,7 +161,7 @@ def compare(
     Args:
         shape: of the model.
         method: whose own cost is counted with what runs.
-        schedules: of tower and language model.
+        schedules: what leaves each part, see :func:`ficoco_ext.cost.schedules.build`.
         text_tokens, images: of the prompt.
         new_tokens: length of the answer.
         convention: of the counts, see :data:`ficoco_ext.cost.scope.SCOPES`. Time is always that of what runs.
@@ -163,10 +171,11 @@ def compare(
         ValueError: a schedule that does not fit the model.
 
     Example:
-        >>> from ficoco_ext import Schedule, cost, get_method
+        >>> from ficoco_ext import cost, get_method
+        >>> from ficoco_ext.cost import schedules
         >>> from ficoco_ext.cost.compare import compare
-        >>> schedule = Schedule.build(576, layers=range(12, 23), tokens=192)
-        >>> found = compare(cost.architecture("llava-1.5-7b"), get_method("ficoco-v"), (schedule, None))
+        >>> shape, method = cost.architecture("llava-1.5-7b"), get_method("ficoco-v")
+        >>> found = compare(shape, method, schedules.build(shape, method, tokens=192))
         >>> round(found.full.counted.tflops, 2), round(found.shown.counted.tflops, 2)
         (8.45, 3.3)
     """
@@ -179,13 +188,10 @@ def compare(
         "hardware": hardware,
     }
 
-    def side(vision: Schedule | None, decoder: Schedule | None) -> Side:
-        counted, running = (
-            scope.bill(shape, one, method=method, vision=vision, decoder=decoder, **given)
-            for one in (convention, "matmul")
-        )
-        token = decode(shape, vision=vision, decoder=decoder, generated=new_tokens // 2, **given)
-        return Side(counted, running, token, new_tokens)
+    def side(left: Schedules) -> Side:
+        leaves = left._asdict()
+        counted, running = (scope.bill(shape, one, method=method, **leaves, **given) for one in (convention, "matmul"))
+        return Side(counted, running, decode(shape, generated=new_tokens // 2, **leaves, **given), new_tokens)
 
     reduces = any(one is not None for one in schedules)
     return Comparison(
@@ -197,6 +203,6 @@ def compare(
         hardware=hardware,
         text_tokens=text_tokens,
         images=images,
-        full=side(None, None),
-        reduced=side(*schedules) if reduces else None,
+        full=side(Schedules()),
+        reduced=side(schedules) if reduces else None,
     )

@@ -7,10 +7,11 @@ from typing import Any
 
 from ..io.suggest import did_you_mean
 from ..methods import get_method
+from ..resolve import ProjectorPlan
 from ..schedule import Plan, Schedule
-from . import reduction, transformer
+from . import projected, reduction, transformer
 from .architecture import MOST_TOKENS, Architecture
-from .bill import Cost, LayerCost, Sum, Tokens
+from .bill import AfterProjector, Cost, LayerCost, Sum, Tokens
 from .hardware import Hardware
 from .hardware import hardware as find_hardware
 from .lines import Line, Rules
@@ -24,6 +25,7 @@ def prefill(
     architecture: Any,
     *,
     vision: Schedule | None = None,
+    projector: ProjectorPlan | int | None = None,
     decoder: Schedule | Plan | None = None,
     text_tokens: int = 60,
     text_after: int | None = None,
@@ -45,6 +47,7 @@ def prefill(
     Args:
         architecture: a preset's name, a config, a directory or an :class:`Architecture`; see :func:`architecture`.
         vision: what the tower removes from every crop; its ``patches`` are the tower's.
+        projector: how many visual tokens of a picture stay after the projector, or the plan that says so.
         decoder: what the language model removes; its ``patches`` are all visual tokens that enter it.
         text_tokens: tokens of the prompt that are not visual.
         text_after: how many of them are after the last visual one, which FiCoCo-L asks; None: all.
@@ -75,20 +78,20 @@ def prefill(
     after = text_tokens if text_after is None else text_after
     if isinstance(after, bool) or not isinstance(after, int) or not 0 <= after <= text_tokens:
         raise ValueError(f"text_after must be in [0, {text_tokens}], the text tokens, got {text_after!r}")
-    in_tower, in_decoder = _sides(method, vision, decoder, include_reduction)
+    in_tower, after_it, in_decoder = _parts(method, vision, projector, decoder, include_reduction)
     lines: list[Line] = []
     layers: list[LayerCost] = []
-    batch = images * shape.crops
     if vision is not None:
         _check_vision(shape, vision)
+    entering = projected.entering(shape, vision, projector, images, visual_tokens)
+    chosen = projected.choose(rules, shape, vision, projector, after_it, images)
     if include_tower:
-        _tower(rules, shape, vision, in_tower, batch, lines, layers)
-    left = shape.tower.patches if vision is None else vision.final
-    entering: float = images * shape.tokens_with(left) if visual_tokens is None else visual_tokens
-    if entering < 0:
-        raise ValueError(f"visual_tokens must not be negative, got {visual_tokens}")
+        measured = [line for line in chosen.lines if line.layer is not None]
+        _tower(rules, shape, vision, in_tower, images * shape.crops, measured, lines, layers)
     if include_projector:
-        lines += transformer.projector(rules, shape.projector, entering)
+        given = entering if chosen.found is None else chosen.found.pictures * chosen.found.before
+        lines += transformer.projector(rules, shape.projector, given)
+    lines += [line for line in chosen.lines if line.layer is None]
     count = shape.language_model.layers
     n, q = _staircase(decoder, entering, count)
     for index in range(count):
@@ -99,13 +102,15 @@ def prefill(
         layers.append(_layer("decoder", index, tokens, in_mlp, own, _kv(rules, shape, tokens)))
     if include_head:
         lines += transformer.head(rules, shape.language_model)
-    return _cost(rules, shape, "prefill", lines, layers, Tokens(entering, sum(n) / count, q[-1]), text_tokens)
+    bases = Tokens(entering, sum(n) / count, q[-1])
+    return _cost(rules, shape, "prefill", lines, layers, bases, text_tokens, after_projector=chosen.found)
 
 
 def decode(
     architecture: Any,
     *,
     vision: Schedule | None = None,
+    projector: ProjectorPlan | int | None = None,
     decoder: Schedule | Plan | None = None,
     text_tokens: int = 60,
     generated: int = 0,
@@ -132,8 +137,7 @@ def decode(
     _counts(text_tokens=(text_tokens, 0), images=(images, 1), generated=(generated, 0))
     if vision is not None:
         _check_vision(shape, vision)
-    left = shape.tower.patches if vision is None else vision.final
-    entering: float = images * shape.tokens_with(left) if visual_tokens is None else visual_tokens
+    entering = projected.entering(shape, vision, projector, images, visual_tokens)
     count = shape.language_model.layers
     n, q = _staircase(decoder, entering, count)
     lines: list[Line] = []
@@ -212,22 +216,21 @@ def _schedule(decoder: Schedule | Plan | None, entering: float) -> Schedule | No
     return decoder.schedule(int(entering)) if isinstance(decoder, Plan) else decoder
 
 
-def _sides(
-    method: Any, vision: Schedule | None, decoder: Schedule | Plan | None, include: bool | None
-) -> tuple[Any, Any]:
-    """The method of the tower and that of the language model, each None if its cost is not to be counted."""
+def _parts(method: Any, vision: Any, projector: Any, decoder: Any, include: bool | None) -> tuple[Any, Any, Any]:
+    """The methods of tower, projector and language model, each None if its cost is not to be counted."""
     if include is False:
-        return None, None
+        return None, None, None
+    given = {"vision": vision, "projector": projector, "decoder": decoder}
     if method is None:
-        if include and (vision is not None or decoder is not None):
+        if include and any(one is not None for one in given.values()):
             raise ValueError("method must be given to count the reduction's own cost; it says which operators run")
-        return None, None
+        return None, None, None
     method = get_method(method)
-    in_tower, in_decoder = method.tower, method.language_model
-    for name, schedule, one in (("vision", vision, in_tower), ("decoder", decoder, in_decoder)):
-        if schedule is not None and one is None:
+    parts = method.tower, method.projector, method.language_model
+    for (name, removed), one in zip(given.items(), parts, strict=True):
+        if removed is not None and one is None:
             raise ValueError(f"{name} must be None: {method.name} does not reduce there; pass another method")
-    return in_tower, in_decoder
+    return parts
 
 
 def _tower(
@@ -236,9 +239,11 @@ def _tower(
     vision: Schedule | None,
     method: Any,
     batch: int,
+    measured: list[Line],
     lines: list[Line],
     layers: list[LayerCost],
 ) -> None:
+    """All of the tower; ``measured`` are the lines of what a method after the projector measures in it."""
     tower = shape.tower
     lines += transformer.patch_embedding(rules, tower, batch)
     full = (tower.patches,) * tower.layers
@@ -254,6 +259,7 @@ def _tower(
         if method is not None and index in removed:
             step = removed[index]
             own += reduction.vision_layer(rules, of_layer[index], tower, index, batch, step.before, step.r)
+        own += [line for line in measured if line.layer == index]
         lines += own
         layers.append(_layer("tower", index, batch * tokens, batch * in_mlp, own, 0))
 
@@ -297,6 +303,7 @@ def _cost(
     tokens: Tokens,
     text_tokens: float,
     asleep: float = 0.0,
+    after_projector: AfterProjector | None = None,
 ) -> Cost:
     kv = sum(one.kv_bytes for one in layers)
     return Cost(
@@ -311,6 +318,7 @@ def _cost(
         text_tokens,
         kv,
         _resident(rules, shape, lines, kv) + asleep,
+        after_projector,
     )
 
 

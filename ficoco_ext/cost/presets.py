@@ -75,6 +75,7 @@ PRESETS: dict[str, Architecture] = {
             2056,
             8,
             "config.json of LanguageBind/Video-LLaVA-7B-hf: 8 frames of 256 patches and a class token each",
+            apart=True,
         ),
     )
 }
@@ -236,9 +237,9 @@ def _from_config(config: Any, name: str) -> Architecture:
     extra = crops if whole and tower.class_token else 0
     width = language_model.hidden
     projector = Projector(tower.hidden * tower.joined, width, width)
-    return Architecture(
-        name or kind, tower, projector, language_model, crops * tower.patches + extra, crops, source=source
-    )
+    visual = crops * tower.patches + extra
+    apart = kind == "video_llava"  # it projects frame by frame
+    return Architecture(name or kind, tower, projector, language_model, visual, crops, source=source, apart=apart)
 
 
 def _language_model(text: Any) -> LanguageModel:

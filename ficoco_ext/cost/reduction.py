@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from ..methods import AnyMethod
+from ..ops import costs
 from ..stages import Shape
-from .architecture import LanguageModel, Tower
+from ..stages.needs import SALIENCY
+from .architecture import Architecture, LanguageModel, Tower
 from .lines import Line, Rules
 
 
-def _lines(rules: Rules, method: AnyMethod, layer: int, shape: Shape) -> list[Line]:
+def _lines(rules: Rules, method: AnyMethod, layer: int | None, shape: Shape) -> list[Line]:
     return [rules.line("reduction", layer, operation, values) for operation, values in method.operations(shape)]
 
 
@@ -28,6 +32,48 @@ def vision_layer(
         class_token=tower.class_token,
     )
     return _lines(rules, method, layer, shape)
+
+
+def saliency(rules: Rules, method: AnyMethod, shape: Architecture, batch: int, patches: int) -> list[Line]:
+    """How much the last tower layer in use looks at each of ``patches`` patches, if ``method`` needs to know that.
+
+    Raises:
+        ValueError: it asks for the class token's attention of a tower without one.
+    """
+    if SALIENCY not in method.needs:
+        return []
+    tower, kind = shape.tower, getattr(method, "saliency", "auto")
+    if kind == "auto":
+        kind = "class" if tower.class_token and tower.trained_class else "column"
+    if kind == "class" and not tower.class_token:
+        raise ValueError(
+            f"saliency must be 'column' or 'keys' for {shape.name}, whose tower has no class token, got {kind!r}"
+        )
+    operation = costs.attention_stats(probs=True, patches=kind == "column")  # keys cost what the class token's row does
+    values = {
+        "b": batch,
+        "n": patches + (tower.class_token and kind != "keys"),
+        "a": tower.heads,
+        "d": tower.hidden // tower.heads,
+    }
+    return [rules.line("reduction", tower.used - 1, dataclasses.replace(operation, name="saliency"), values)]
+
+
+def after_projector(
+    rules: Rules, method: AnyMethod, model: LanguageModel, pictures: int, before: int, after: int
+) -> list[Line]:
+    """One reduction after the projector: ``after`` of ``before`` tokens of each of ``pictures`` pictures stay."""
+    shape = Shape(
+        batch=pictures,
+        tokens=before,
+        visual=before,
+        r=before - after,
+        channels=model.hidden,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+    )
+    return _lines(rules, method, None, shape)
 
 
 def decoder_layer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from .. import resolve
 from ..methods import AnyMethod, LanguageMethod, LayerMethod, TowerMethod
@@ -10,9 +11,26 @@ from ..resolve import Amount, LanguageModelFacts, TowerFacts
 from ..schedule import Schedule
 from ..stages.needs import WHOLE_GRID
 from .architecture import MOST_TOKENS, Architecture
+from .projected import left_of_picture, tokens_of_picture
 
 OP = "cost"  # in messages
-Pair = tuple[Schedule | None, Schedule | None]
+
+
+ELSEWHERE = "after its projector: 'divprune', or in its language model: 'ficoco-l', 'fastv' or 'pyramiddrop'"
+
+
+class Schedules(NamedTuple):
+    """What leaves each part of a model; None where nothing is reduced.
+
+    Attributes:
+        vision: of the tower, for every crop.
+        projector: tokens that stay of a picture after the projector.
+        decoder: of the language model, for all visual tokens of the prompt.
+    """
+
+    vision: Schedule | None = None
+    projector: int | None = None
+    decoder: Schedule | None = None
 
 
 def ranges(layers: tuple[int, ...]) -> str:
@@ -40,8 +58,7 @@ def require_one_layer(shape: Architecture) -> None:
     if shape.tower.joined > 1:
         raise ValueError(
             f"vision_feature_layer must be one integer to reduce in the tower of {shape.name}, got "
-            f"{shape.tower.joined} layers: those of different lengths cannot be set side by side; reduce in its "
-            "language model: 'ficoco-l', 'fastv' or 'pyramiddrop'"
+            f"{shape.tower.joined} layers: those of different lengths cannot be set side by side; reduce {ELSEWHERE}"
         )
 
 
@@ -54,8 +71,7 @@ def tower_facts(shape: Architecture) -> TowerFacts:
     tower = shape.tower
     if tower.merge > 1:
         raise ValueError(
-            f"the tower of {shape.name} joins blocks of patches, so nothing can leave it; reduce in its language "
-            "model: 'ficoco-l', 'fastv' or 'pyramiddrop'"
+            f"the tower of {shape.name} joins blocks of patches, so nothing can leave it; reduce {ELSEWHERE}"
         )
     require_one_layer(shape)
     side = tower.image_size // tower.patch
@@ -75,6 +91,40 @@ def decoder_layers(
     return resolve.decoder_layers(op, facts, method, Amount.of(op, layers=layers).layers)
 
 
+def same_patches(shape: Architecture) -> int:
+    """Patches of an image if all are visual tokens of it, in which case ``attach`` shares integers; else 0."""
+    tower = shape.tower
+    fixed = tower.class_token and tower.merge == tower.joined == shape.crops == 1
+    return tower.patches if fixed else 0
+
+
+def shares(
+    op: str, shape: Architecture, method: AnyMethod, whole: Amount, *, patches: int | None = None
+) -> list[Amount]:
+    """What each part of ``method`` removes, as ``attach`` divides it: each keeps the same share of what it gets.
+
+    Args:
+        op: the caller, for messages. shape: of the model. method: what reduces. whole: what all parts remove together.
+        patches: tokens of a picture that enter the first part; None: what ``attach`` knows of them.
+    """
+    parts = [one for one in (method.tower, method.projector, method.language_model) if one is not None]
+    if len(parts) == 1:
+        return [whole]
+    whole = whole if whole.given else Amount.of(op, layers=whole.layers, **dict(method.amount))
+    if patches is None:
+        patches = same_patches(shape) if method.tower is None else shape.tower.patches
+    found = list(resolve.equal_shares(op, patches, whole, len(parts)))
+    if method.tower is not None and method.projector is not None and not same_patches(shape):
+        found[1] = _as_ratio(found[1], found[0])  # a picture has not the patches of one crop
+    return found
+
+
+def _as_ratio(amount: Amount, before: Amount) -> Amount:
+    if amount.keep_ratio is not None:
+        return amount
+    return Amount(keep_ratio=amount.tokens / before.tokens)
+
+
 def build(
     shape: Architecture,
     method: AnyMethod,
@@ -82,16 +132,17 @@ def build(
     images: int = 1,
     r: int | tuple[int, ...] | None = None,
     keep_ratio: float | tuple[float, ...] | None = None,
-    tokens: int | None = None,
+    tokens: Any = None,
     layers: Iterable[int] | None = None,
-) -> Pair:
-    """The schedules of tower and language model, None where the method does not reduce; see :func:`ficoco_ext.attach`.
+) -> Schedules:
+    """What leaves tower, projector and language model, None where the method does not reduce; as ``attach`` has it.
 
     Args:
         shape: of the model.
         method: what reduces.
         images: in the prompt. The language model's schedule is that of the visual tokens of all of them.
-        r, keep_ratio, tokens: one of them; none, if the method has an amount of its own.
+        r, keep_ratio, tokens: one of them; none, if the method has an amount of its own. After the projector alone
+            ``tokens`` may be a function of the grid.
         layers: that reduce; None: as ``attach`` has it.
 
     Raises:
@@ -100,23 +151,26 @@ def build(
     Example:
         >>> from ficoco_ext import cost, get_method
         >>> from ficoco_ext.cost import schedules
-        >>> vision, decoder = schedules.build(cost.architecture("llava-1.5-7b"), get_method("fastv"), keep_ratio=0.5)
-        >>> vision, decoder.r
-        (None, (288,))
+        >>> shape = cost.architecture("llava-1.5-7b")
+        >>> schedules.build(shape, get_method("fastv"), keep_ratio=0.5).decoder.r
+        (288,)
+        >>> schedules.build(shape, get_method("divprune"), tokens=64).projector
+        64
+        >>> both = schedules.build(shape, get_method("divprune+fastv"), keep_ratio=0.25)
+        >>> both.projector, both.decoder.final
+        (288, 144)
     """
     require_images(images)
-    amount = Amount.of(OP, r=r, keep_ratio=keep_ratio, tokens=tokens, layers=layers)
-    tower, language_model = method.tower, method.language_model
-    in_tower = in_language_model = amount
-    if tower is not None and language_model is not None:
-        whole = amount if amount.given else Amount.of(OP, layers=amount.layers, **dict(method.amount))
-        in_tower, in_language_model = resolve.equal_shares(OP, shape.tower.patches, whole)
-    vision = decoder = None
-    if tower is not None:
-        vision, _ = resolve.tower_schedule(OP, tower_facts(shape), tower, in_tower)
-    if language_model is not None:
+    amounts = iter(shares(OP, shape, method, Amount.of(OP, r=r, keep_ratio=keep_ratio, tokens=tokens, layers=layers)))
+    vision = projector = decoder = None
+    if method.tower is not None:
+        vision, _ = resolve.tower_schedule(OP, tower_facts(shape), method.tower, next(amounts))
+    if method.projector is not None:
+        plan_there = resolve.projector_plan(OP, method.projector, next(amounts))  # type: ignore[arg-type]
+        projector = left_of_picture(shape, vision, plan_there)
+    if method.language_model is not None:
         facts = LanguageModelFacts(shape.language_model.layers)
-        plan, _ = resolve.decoder_plan(OP, facts, language_model, in_language_model)
-        each = shape.visual_tokens if vision is None else shape.tokens_with(vision.final)
-        decoder = plan.schedule(images * each)
-    return vision, decoder
+        plan, _ = resolve.decoder_plan(OP, facts, method.language_model, next(amounts))
+        each = tokens_of_picture(shape, vision) if projector is None else projector
+        decoder = plan.schedule(images * shape.pictures * each)
+    return Schedules(vision, projector, decoder)

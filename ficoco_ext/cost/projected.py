@@ -1,0 +1,95 @@
+"""Between projector and language model: how many visual tokens there are, how many stay, what choosing them costs."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from ..methods import AnyMethod
+from ..resolve import ProjectorPlan
+from ..schedule import Schedule
+from . import reduction
+from .architecture import Architecture
+from .bill import AfterProjector, Sum
+from .lines import Line, Rules
+
+
+def tokens_of_picture(shape: Architecture, vision: Schedule | None) -> int:
+    """Visual tokens that the projector gives of a picture, which a method after it reduces on its own."""
+    return shape.tokens_with(shape.tower.patches if vision is None else vision.final) // shape.pictures
+
+
+def grid_of_picture(shape: Architecture, vision: Schedule | None) -> tuple[int, int] | None:
+    """(rows, columns) of these tokens; None if they are no whole grid."""
+    tokens = tokens_of_picture(shape, vision)
+    side = math.isqrt(tokens)
+    whole = vision is None and not shape.extra and (shape.apart or shape.crops == 1)
+    return (side, side) if whole and side * side == tokens else None
+
+
+def left_of_picture(shape: Architecture, vision: Schedule | None, projector: ProjectorPlan | int) -> int:
+    """How many of these tokens stay.
+
+    Raises:
+        TypeError, ValueError: a number that is no integer, or not in 1 ... those there are.
+    """
+    before = tokens_of_picture(shape, vision)
+    if isinstance(projector, ProjectorPlan):
+        return projector.count(before, grid_of_picture(shape, vision))
+    if isinstance(projector, bool) or not isinstance(projector, int):
+        raise TypeError(f"projector must be an integer, the tokens that stay of a picture, got {projector!r}")
+    if not 1 <= projector <= before:
+        raise ValueError(
+            f"projector must be in 1 ... {before}, the tokens that the projector of {shape.name} gives of a picture, "
+            f"got {projector}"
+        )
+    return projector
+
+
+def entering(
+    shape: Architecture,
+    vision: Schedule | None,
+    projector: ProjectorPlan | int | None,
+    images: int,
+    visual_tokens: float | None,
+) -> float:
+    """Visual tokens that the language model gets."""
+    if projector is not None:
+        if visual_tokens is not None:
+            raise ValueError(
+                f"visual_tokens must be None with projector, which says how many stay, got {visual_tokens}"
+            )
+        return images * shape.pictures * left_of_picture(shape, vision, projector)
+    if visual_tokens is None:
+        return images * shape.pictures * tokens_of_picture(shape, vision)
+    if visual_tokens < 0:
+        raise ValueError(f"visual_tokens must not be negative, got {visual_tokens}")
+    return visual_tokens
+
+
+class Chosen(NamedTuple):
+    """What leaves after the projector, and the lines of the bill that say what choosing it costs."""
+
+    found: AfterProjector | None = None
+    lines: tuple[Line, ...] = ()
+
+
+def choose(
+    rules: Rules,
+    shape: Architecture,
+    vision: Schedule | None,
+    projector: ProjectorPlan | int | None,
+    method: AnyMethod | None,
+    images: int,
+) -> Chosen:
+    """What leaves after the projector. Without ``method`` its cost is not counted."""
+    if projector is None:
+        return Chosen()
+    before, left = tokens_of_picture(shape, vision), left_of_picture(shape, vision, projector)
+    pictures = images * shape.pictures
+    lines: list[Line] = []
+    if method is not None and left < before:
+        seen = shape.tower.patches if vision is None else vision.tokens_entering(shape.tower.used)[-1]
+        lines += reduction.saliency(rules, method, shape, images * shape.crops, seen)
+        lines += reduction.after_projector(rules, method, shape.language_model, pictures, before, left)
+    return Chosen(AfterProjector(pictures, before, left, Sum.of(lines)), tuple(lines))
