@@ -24,8 +24,16 @@ _Methods = Annotated[
     options.option(
         panel=options.REMOVE,
         metavar="A,B,..",
-        help="Names, or LABEL=NAME to compare one twice; all methods if not given.",
+        help="Names, several for one model joined by +, or LABEL=NAME to compare one twice; all methods if not given.",
         autocompletion=completion.several_of(completion.methods),
+    ),
+]
+_Baselines = Annotated[
+    bool,
+    options.option(
+        "--baselines",
+        panel=options.REMOVE,
+        help="Also random dropping after the projector with three seeds, and every k-th token, at the same amounts.",
     ),
 ]
 _KeepRatios = Annotated[
@@ -142,6 +150,7 @@ def command(
     model: options.Model = None,
     max_new_tokens: _MaxNewTokens = None,
     methods: _Methods = None,
+    baselines: _Baselines = False,
     keep_ratios: _KeepRatios = None,
     tokens: _Tokens = None,
     layers: _Layers = None,
@@ -178,7 +187,7 @@ def command(
             files.require_apart([from_], **pages)
             results = _load_results(from_)
         else:
-            settings = _settings(methods, keep_ratios, tokens, layers, schedule, set_)
+            settings = _settings(methods, keep_ratios, tokens, layers, schedule, set_, baselines)
             dataset = _dataset(data, bad_rows, split=split, scenes=scenes, per_scene=per_scene, kinds=kinds)
             files.require_apart([data, *_pictures(dataset)], **{"--results": results_file, **pages})
             with common.cpu_threads(threads):
@@ -248,22 +257,23 @@ def _settings(
     layers: list[str] | None,
     schedule: str,
     set_: list[str] | None,
+    baselines: bool,
 ) -> list[Setting]:
     from ..evaluation import settings_of
     from ..methods import METHODS, distinct
 
     chosen = list(distinct() if methods is None else common.names(methods))
-    labels = [text.partition("=")[0].strip() for text in chosen]
     presets = set(chosen).isdisjoint(distinct()) and set(chosen) <= set(METHODS)  # they have amounts of their own
-    if keep_ratios is None and tokens is None and not presets:
+    if keep_ratios is None and tokens is None and (baselines or not presets):
         keep_ratios = _RATIOS
     return settings_of(
         chosen,
         keep_ratios=() if keep_ratios is None else common.ratios("--keep-ratios", keep_ratios),
         tokens=() if tokens is None else common.integers("--tokens", tokens),
         hyperparameters=_hyperparameters(set_),
-        layers=_layers(layers, labels),
+        layers=_layers(layers, chosen),
         schedule=schedule,
+        baselines=baselines,
     )
 
 
@@ -281,13 +291,29 @@ def _hyperparameters(given: list[str] | None) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _layers(given: list[str] | None, labels: list[str]) -> dict[str, tuple[int, ...]]:
-    """``["2-4", "tome=1-4"]`` by label; what names none is for all others."""
+def _layers(given: list[str] | None, methods: list[str]) -> dict[str, tuple[int, ...]]:
+    """``["2-4", "tome=1-4"]`` by label; what names none is for all others that act in layers."""
     found: dict[str, tuple[int, ...]] = {}
     for text in sorted(given or [], key=lambda one: "=" in one):
         label, equals, numbers = text.rpartition("=")
         one = common.integers("--layers", numbers)
-        found |= {label.strip(): one} if equals else dict.fromkeys(labels, one)
+        found |= {label.strip(): one} if equals else dict.fromkeys(_in_layers(methods), one)
+    return found
+
+
+def _in_layers(methods: list[str]) -> list[str]:
+    """The labels of those that do not act after the projector alone."""
+    from ..methods import get_method
+
+    found = []
+    for text in methods:
+        label, equals, name = (part.strip() for part in text.partition("="))
+        try:
+            method = get_method(name if equals else label)
+        except ValueError:  # what is wrong with it is said where settings are made
+            continue
+        if method.projector is not method:
+            found.append(label)
     return found
 
 

@@ -14,6 +14,12 @@ from ..schedule import geometric
 
 UNREDUCED = "unreduced"
 SCHEDULES = ("even", "geometric")
+# What a method has to beat at the same number of tokens in the language model; random several times, as one draw may
+# be lucky.
+BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{f"random-{seed}": ("random", {"part": "projector", "seed": seed}) for seed in range(3)},
+    "stride": ("stride", {}),
+}
 
 
 @dataclass(frozen=True)
@@ -134,22 +140,25 @@ def settings_of(
     hyperparameters: Mapping[str, Mapping[str, Any]] | None = None,
     layers: Mapping[str, tuple[int, ...]] | None = None,
     schedule: str = "even",
+    baselines: bool = False,
 ) -> list[Setting]:
     """Every method with every amount, budget by budget.
 
     Args:
-        methods: names, or ``label=name`` for a method that is compared under another label, such as
-            ``"paper=ficoco-v"`` with ``hyperparameters={"paper": {"variant": "paper"}}``.
+        methods: names, also several joined by "+", or ``label=name`` for a method that is compared under another label,
+            such as ``"paper=ficoco-v"`` with ``hyperparameters={"paper": {"variant": "paper"}}``.
         keep_ratios: visual tokens kept at the end / all, in (0, 1].
         tokens: visual tokens kept at the end. With neither each method has its own amount.
         hyperparameters, layers: by label.
         schedule: of keep ratios in several layers of the tower: ``"even"`` removes the same number in each,
             ``"geometric"`` the same share, :func:`ficoco_ext.schedule.geometric`, and needs the ``layers`` of every
-            method that has no single layer of its own. Methods of the language model are left alone.
+            method that has no single layer of its own. Methods of other parts are left alone.
+        baselines: add those of :data:`BASELINES` that ``methods`` does not name: random dropping after the projector
+            with three seeds, and every k-th token.
 
     Raises:
         ValueError: an unknown method or label, one given twice, or an amount out of range; nothing is clamped.
-            ``"geometric"`` with ``tokens`` or without layers.
+            ``"geometric"`` with ``tokens`` or without layers. ``baselines`` without an amount.
 
     Example:
         >>> from ficoco_ext.evaluation import settings_of
@@ -165,10 +174,13 @@ def settings_of(
         if label in named or label == UNREDUCED:
             raise ValueError(f"methods must have labels of their own, got {label!r} twice; write another=NAME")
         named[label] = name if equals else label
+    given_to = {label: dict(given) for label, given in (hyperparameters or {}).items()}
+    if baselines:
+        _add_baselines(named, given_to, bool(keep_ratios or tokens))
     if not named:
         raise ValueError(f"methods must name at least one of {', '.join(METHODS)}, got none")
-    for what, given in (("hyperparameters", hyperparameters or {}), ("layers", layers or {})):
-        if unknown := [label for label in given if label not in named]:
+    for what, of in (("hyperparameters", given_to), ("layers", layers or {})):
+        if unknown := [label for label in of if label not in named]:
             raise ValueError(f"{what} must be of one of {', '.join(named)}, got {', '.join(unknown)}")
     for ratio in keep_ratios:
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
@@ -184,7 +196,7 @@ def settings_of(
         Setting(
             name,
             _staged(amount, layers[label]) if schedule == "geometric" and _repeats(name, layers.get(label)) else amount,
-            dict((hyperparameters or {}).get(label, {})),
+            given_to.get(label, {}),
             layers.get(label),
             label if label != name else None,
         )
@@ -193,10 +205,20 @@ def settings_of(
     ]
 
 
+def _add_baselines(named: dict[str, str], given: dict[str, dict[str, Any]], amount: bool) -> None:
+    """Those whose labels are free, with the hyperparameters that make them what they are."""
+    if not amount:
+        raise ValueError("baselines have no amount of their own; give keep_ratios or tokens")
+    for label, (name, own) in BASELINES.items():
+        if label not in named:
+            named[label] = name
+            given[label] = {**own, **given.get(label, {})}
+
+
 def _repeats(name: str, layers: tuple[int, ...] | None) -> bool:
-    """Whether a method reduces in several layers of the tower."""
+    """Whether a method reduces in several layers of the tower, and nowhere else."""
     method = get_method(name)
-    if method.tower is None or method.language_model is not None:
+    if method.tower is None or method.projector is not None or method.language_model is not None:
         return False
     return method.tower.layers is None if layers is None else len(layers) > 1
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..models.model_changes import ModelChanges
+from ..models.projector_reduction import EncoderCall, Projection, Reduced
 
 _TOWER_BATCH = 16  # pictures that go through the tower together
 
@@ -24,7 +25,8 @@ def can_share(model: Any) -> bool:
 class SharedPictures:
     """Inside, ``model`` takes the features of pictures seen at the beginning, and ignores the pixels of a call.
 
-    Use it after ``attach``: the features are those that the reduction leaves. The exit restores the model.
+    Use it after ``attach``: the features are those that the reduction leaves, and prompts are cut by what it kept of
+    each row's own picture. The exit restores the model.
 
     Args:
         model: one that :func:`can_share`.
@@ -37,23 +39,46 @@ class SharedPictures:
     def __init__(self, model: Any, pixels: Tensor) -> None:
         self.rows: Sequence[int] = ()
         self._model, self._pixels = model, pixels
-        self._features: list[Tensor] = []
         self._changes = ModelChanges()
 
     def __enter__(self) -> SharedPictures:
-        inner = self._model.model
-        original = inner.get_image_features
+        encoder = self._model.model.get_image_features
         with torch.inference_mode():
-            for part in self._pixels.split(_TOWER_BATCH):
-                outputs = original(pixel_values=part.to(self._model.device, self._model.dtype), return_dict=True)
-                self._features += list(outputs.pooler_output)
+            if isinstance(encoder, EncoderCall):
+                self._share_reduced(encoder)
+            else:
+                self._share_features(encoder)
+        return self
+
+    def _parts(self) -> Iterator[Tensor]:
+        """Some pictures at a time, where the model is."""
+        for part in self._pixels.split(_TOWER_BATCH):
+            yield part.to(self._model.device, self._model.dtype)
+
+    def _share_features(self, original: Callable[..., Any]) -> None:
+        held: list[Tensor] = []
+        for part in self._parts():
+            outputs = original(pixel_values=part, return_dict=True)
+            held += list(outputs.pooler_output)
 
         @functools.wraps(original)  # generate chooses its arguments by the signature
         def features(*args: Any, **kwargs: Any) -> Any:
-            return type(outputs)(pooler_output=[self._features[row] for row in self.rows])
+            return type(outputs)(pooler_output=[held[row] for row in self.rows])
 
-        self._changes.set(inner, "get_image_features", features)
-        return self
+        self._changes.set(self._model.model, "get_image_features", features)
+
+    def _share_reduced(self, encoder: EncoderCall) -> None:
+        """What was kept of each picture is held too, because its rows' prompts are cut by it."""
+        held: list[tuple[Tensor, Projection]] = []
+        for part in self._parts():
+            found = encoder.run(part, {})
+            held += zip(found.output.pooler_output, found.projections, strict=True)
+
+        def run(pixels: Any, options: Mapping[str, Any]) -> Reduced:
+            features, projections = zip(*(held[row] for row in self.rows), strict=True)
+            return Reduced(pixels, type(found.output)(pooler_output=list(features)), projections)
+
+        self._changes.set(encoder, "run", run)
 
     def __exit__(self, *_: object) -> None:
         self._changes.undo()
