@@ -5,6 +5,7 @@
     python benchmarks/accuracy.py choosing --split dev --scenes 150 --json benchmarks/results/accuracy_choosing.json
     python benchmarks/accuracy.py ficoco-v --json benchmarks/results/accuracy_ficoco_v.json
     python benchmarks/accuracy.py ficoco-l --seeds 2 --json benchmarks/results/accuracy_ficoco_l.json
+    python benchmarks/accuracy.py projector --split dev --scenes 60 --json benchmarks/results/accuracy_projector.json
 
 A study is a list of settings; asking, judging, resampling and going on after an interruption are those of ``ficoco
 eval``. Methods that reduce in several layers of the tower do so in the same ones here, by the same schedule, so that
@@ -26,7 +27,7 @@ from rich.progress import Progress
 
 from ficoco_ext import viz
 from ficoco_ext.apps import checkpoint
-from ficoco_ext.evaluation import Setting, evaluate, markdown, plot
+from ficoco_ext.evaluation import Setting, evaluate, markdown, plot, settings_of
 from ficoco_ext.gridvqa import GridVQA
 from ficoco_ext.schedule import geometric
 
@@ -189,7 +190,42 @@ def ficoco_l(budgets: tuple[float, ...] = HARD) -> list[Setting]:
     return found
 
 
-STUDIES = {"methods": methods, "choosing": choosing, "late": late, "ficoco-v": ficoco_v, "ficoco-l": ficoco_l}
+def projector(budgets: tuple[float, ...] = (36, 18)) -> list[Setting]:
+    """Methods after the projector, and all others at the same numbers of visual tokens."""
+    after: dict[str, tuple[str, dict[str, Any]]] = {
+        "divprune": ("divprune", {}),
+        "divprune, merge": ("divprune", {"merge": True}),
+        "scope, alpha 0": ("scope", {"alpha": 0.0}),
+        "scope, class": ("scope", {"saliency": "class"}),
+        "scope, column": ("scope", {"saliency": "column"}),
+        "scope, keys": ("scope", {"saliency": "keys"}),
+        "topk, projector": ("topk", {"part": "projector"}),
+    }
+    inside = ("random", "topk", "evit", "tome", "ficoco-v", "prune-then-merge", "prumerge", "prumerge+", "pool")
+    found = settings_of([], tokens=[int(count) for count in budgets], baselines=True)
+    for count in map(int, budgets):
+        amount = {"tokens": count}
+        found += [Setting(name, amount, given, None, label) for label, (name, given) in after.items()]
+        # ToMe removes at most half of what enters a layer: its default layers are too few for an eighth.
+        able = [name for name in inside if name != "tome" or count >= 36]
+        found += [Setting(name, amount, {}, None, f"{name}, tower") for name in able]
+        found += [
+            Setting("tome", amount, {}, tuple(range(7)), "tome, layers 0 to 6"),
+            Setting("divprune", amount, {"part": "tower", "merge": True}, None, "divprune, merge, tower"),
+            Setting("prune-then-merge+divprune", amount),
+        ]
+        found += [Setting(name, amount) for name in ("ficoco-l", "fastv", "pyramiddrop", "divprune+fastv", "ficoco-vl")]
+    return found
+
+
+STUDIES = {
+    "methods": methods,
+    "choosing": choosing,
+    "late": late,
+    "ficoco-v": ficoco_v,
+    "ficoco-l": ficoco_l,
+    "projector": projector,
+}
 
 
 def main(

@@ -38,14 +38,21 @@ def _flat(value, place=""):
     return {name: leaf for key, one in pairs for name, leaf in _flat(one, f"{place}/{key}").items()} | empty
 
 
-@pytest.mark.parametrize("name", ["methods", "late", "choosing", "ficoco-v", "ficoco-l"])
+BUDGETS = {
+    name: {"keep_ratio 0.25", "keep_ratio 0.1"} for name in ("methods", "late", "choosing", "ficoco-v", "ficoco-l")
+}
+BUDGETS["projector"] = {"tokens 36", "tokens 18"}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
 def test_every_setting_of_a_study_can_be_attached(studies, name):
     settings = studies[name]()
     assert len({(one.name, one.budget) for one in settings}) == len(settings)
-    assert {one.budget for one in settings} >= {"keep_ratio 0.25", "keep_ratio 0.1"}
+    assert {one.budget for one in settings} >= BUDGETS[name]
     for one in settings:
         with one.attach(embedded().model, seed=0) as handle:
-            assert handle.schedule is not None or handle.plan is not None
+            plan = handle.attach_plan
+            assert plan.removed or plan.changes_features or plan.changes_language_model
 
 
 @pytest.mark.slow
