@@ -53,10 +53,11 @@ def transformers() -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def models(problems: dict[str, str]) -> list[dict[str, Any]]:
-    """What is served, model by model.
+    """What is served, model by model, and in which of its parts methods can act.
 
     ``why_not``: None where the installed transformers has the model as we know it, else the reason, of ``problems``.
-    ``tower_why_not``: None where methods of the tower work.
+    ``tower_why_not``, ``language_model_why_not``: None where methods of that part work. ``saliency``: the kinds that
+    can be measured in its vision tower, for methods that need them; "class" needs a class token.
     """
     from ..models.families import FAMILIES
 
@@ -65,13 +66,35 @@ def models(problems: dict[str, str]) -> list[dict[str, Any]]:
             "name": family.name,
             "class": family.model,
             "why_not": problems.get(family.name),
+            "takes": [one.name for one in family.modalities],
             "tower": bool(family.towers),
             "towers": list(family.towers),
             "tower_why_not": family.why_no_tower,
+            "projector": True,
+            "language_model": bool(family.language_models),
             "language_models": list(family.language_models),
+            "language_model_why_not": family.why_no_language_model,
+            "saliency": saliency(family.name),
         }
         for family in FAMILIES
     ]
+
+
+def saliency(family: str) -> list[str]:
+    """The kinds of saliency that the vision tower of a family gives, whichever of its towers a checkpoint has.
+
+    Example:
+        >>> saliency("LLaVA-1.5"), saliency("Qwen2.5-VL")
+        (['class', 'column', 'keys'], ['column', 'keys'])
+    """
+    from ..models import tower_saliency
+    from ..models.tower_families import TOWERS
+
+    known = TOWERS.get(family)
+    if known is None:
+        return []
+    class_token = any(body.class_token is not None for body in known.bodies)
+    return [*([tower_saliency.CLASS] if class_token else []), tower_saliency.COLUMN, tower_saliency.KEYS]
 
 
 def collect() -> dict[str, Any]:
@@ -151,13 +174,8 @@ def _show(found: dict[str, Any]) -> None:
         said = ", ".join(f"{key}={value!r}" for key, value in defaults.items())
         methods.add_row(name, found["reduces"][name], said)
     common.show(console, methods)
-    served = common.table("model", "class in transformers", "works here", "tower", "language models")
-    served.columns[1].no_wrap = True  # a name to copy
-    for one in found["models"]:
-        tower = "yes" if one["tower"] else f"no: {one['tower_why_not']}"
-        works = "yes" if one["why_not"] is None else f"NO: {one['why_not']}"
-        served.add_row(one["name"], one["class"], works, tower, ", ".join(one["language_models"]))
-    common.show(console, served)
+    common.show(console, _served(found["models"]))
+    common.show(console, _parts(found["models"]))
     oldest, newest = found["transformers"]["tested"]
     console.print(common.text(f"works here: tried on the installed transformers. Tested: {oldest} to {newest}.", "dim"))
     if found["transformers"]["newer_than_tested"]:
@@ -172,3 +190,27 @@ def _show(found: dict[str, Any]) -> None:
             ),
             soft_wrap=True,
         )
+
+
+def _served(models: list[dict[str, Any]]) -> common.Table:
+    """Which models there are, and which of them the installed transformers has as we know them."""
+    made = common.table("model", "class in transformers", "works here")
+    made.columns[1].no_wrap = True  # a name to copy
+    for one in models:
+        made.add_row(one["name"], one["class"], "yes" if one["why_not"] is None else f"NO: {one['why_not']}")
+    return made
+
+
+def _parts(models: list[dict[str, Any]]) -> common.Table:
+    """What methods can do in each part of a model, or why not."""
+    made = common.table("model", "in the tower", "after the projector", "in the language model", "saliency")
+    made.show_lines = True
+    for one in models:
+        made.add_row(
+            one["name"],
+            ", ".join(one["towers"]) if one["tower"] else f"no: {one['tower_why_not']}",
+            f"yes: {' and '.join(f'{kind}s' for kind in one['takes'])}",
+            ", ".join(one["language_models"]) if one["language_model"] else f"no: {one['language_model_why_not']}",
+            ", ".join(one["saliency"]) or "none",
+        )
+    return made
