@@ -1,4 +1,4 @@
-"""What happened to one image in tower and language model, patch by patch."""
+"""What happened to one image in tower, after the projector, and in the language model, patch by patch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from ..ops import checks
 from ..reduction import Reduction
 from .facts import tower_facts
 from .handle import Handle
+from .projector_reduction import Projection
 
 
 def watched(model: Any, attached: Callable[[], Handle], inputs: Mapping[str, Any]) -> list[Reduction]:
-    """Run a prompt with one image; what the method does to its patches, the reductions of the tower first.
+    """Run a prompt with one image; what the method does to its patches, in the order in which its parts act.
 
     Args:
         model: a LLaVA-1.5. attached: attaches the method to it. inputs: of one row with one image, as the processor
@@ -24,13 +25,19 @@ def watched(model: Any, attached: Callable[[], Handle], inputs: Mapping[str, Any
     """
     with attached() as handle, torch.inference_mode():
         model(**inputs, logits_to_keep=1)
-        tower, rows = handle.reductions, handle.decoder_reductions
+        tower, projections, rows = handle.reductions, handle.projections, handle.decoder_reductions
     shape = tower_facts(model)
-    left = tower[-1].patch_ids.shape[1] if tower else shape.patches
-    # The image begins at the same position of the short prompt: the text before it is the same.
-    first = int((inputs["input_ids"][0] == model.config.image_token_id).int().argmax()) + shape.extra
-    positions = torch.arange(first, first + left)
-    return picture_reductions(tower, rows[0] if rows else (), positions, shape.grid)
+    projection = projections[0] if projections else None
+    if projection is None:
+        left = shape.extra + (tower[-1].patch_ids.shape[1] if tower else shape.patches)
+        kept = torch.arange(left)
+    else:
+        kept = projection.kept.cpu()
+    # The image begins at the same position of the short prompt, as the text before it is the same; a class token, if
+    # the language model gets one, is the image's first token and no patch.
+    first = int((inputs["input_ids"][0] == model.config.image_token_id).int().argmax())
+    positions = first + (kept >= shape.extra).nonzero()[:, 0]
+    return picture_reductions(tower, rows[0] if rows else (), positions, shape.grid, projection=projection)
 
 
 def picture_reductions(
@@ -40,23 +47,25 @@ def picture_reductions(
     grid: tuple[int, int],
     *,
     item: int = 0,
+    projection: Projection | None = None,
 ) -> list[Reduction]:
-    """Every reduction of one image in indices of its patches: those of the tower, then those of the row.
+    """Every reduction of one image in indices of its patches: in the tower, after the projector, then those of the row.
 
     Args:
         tower: ``handle.reductions``; empty if the tower was left alone.
         decoder: of the image's row, ``handle.decoder_reductions[row]``; empty if the language model was left alone.
-        positions: (P,) positions in the row of the image's P visual tokens, in order: those that the tower left.
+        positions: (P,) positions in the row of the image's P patches, in order: those that tower and projector left.
         grid: (height, width) of the image's patches.
         item: which image of the tower's batch it is.
+        projection: the image's of ``handle.projections``; None if there is none.
 
     Returns:
-        One :class:`Reduction` for each given one, batch of 1, without a class token, on the CPU. ``size`` counts
-        patches of this image. A token that went into another image's counts as dropped here (-1), for no patch of
-        this image holds it; so does a target of another image.
+        One :class:`Reduction` for each part or layer that removed something, batch of 1, without a class token, on the
+        CPU. ``size`` counts patches of this image. A token that went into another image's, or into a class token,
+        counts as dropped here (-1), for no patch of this image holds it; so does a target of another image.
 
     Raises:
-        ValueError: positions are not as many as the patches that the tower left, or not of the row.
+        ValueError: positions are not as many as the patches that tower and projector left, or not of the row.
 
     Example:
         >>> import torch, ficoco_ext
@@ -70,10 +79,15 @@ def picture_reductions(
     """
     found = [_without_class_token(_one(step, item)) for step in tower]
     start = found[-1] if found else _untouched(grid)
+    if projection is not None and projection.reduction is not None:
+        step, left = _one(projection.reduction, projection.item), start.kept.shape[1]
+        tokens = step.source_map.shape[1]  # with a class token, if the projector gets one, before the patches
+        found += _in_patches([step], torch.arange(tokens - left, tokens), start)
+        start = found[-1]
     positions = positions.cpu()
     left, given = start.kept.shape[1], int(positions.numel())
     if left != given:
-        wanted = f"({left},), one for each patch that the tower left"
+        wanted = f"({left},), one for each patch that is left before the language model"
         checks.fail("picture_reductions", "positions", wanted, f"{given}", "pass those of one image")
     if not decoder:
         return found
@@ -81,12 +95,22 @@ def picture_reductions(
     if int(positions.min()) < 0 or int(positions.max()) >= length:
         wanted = f"in [0, {length})"
         checks.fail("picture_reductions", "positions", wanted, f"{positions.tolist()}", "pass positions of the prompt")
+    return found + _in_patches([_one(step, 0) for step in decoder], positions, start)
+
+
+def _in_patches(steps: Sequence[Reduction], positions: Tensor, start: Reduction) -> list[Reduction]:
+    """Reductions of a sequence that holds the image's tokens at ``positions`` (P,), each including those before it.
+
+    Args:
+        start: what was done to the image's patches before; its survivors are those tokens.
+    """
+    length = steps[0].source_map.shape[1]
     own_index = torch.full((length,), -1)  # of each position: which of the image's tokens it is
-    own_index[positions] = torch.arange(left)
+    own_index[positions] = torch.arange(positions.numel())
     mass = torch.zeros(length, dtype=torch.float64)
     mass[positions] = start.size[0, :, 0].double()
-    for given_step in decoder:
-        step = _one(given_step, 0)
+    found = []
+    for step in steps:
         mass = _moved(mass, step)
         found.append(_of_image(step, positions, own_index, mass).after(start))
     return found
@@ -142,10 +166,10 @@ def _moved(mass: Tensor, step: Reduction) -> Tensor:
 
 
 def _of_image(step: Reduction, positions: Tensor, own_index: Tensor, mass: Tensor) -> Reduction:
-    """A reduction of the prompt, in indices of the image's visual tokens.
+    """A reduction of a sequence, in indices of the image's tokens in it.
 
     Args:
-        positions: (P,) of the image's tokens. own_index: (L,) the inverse, -1 for other positions of the prompt.
+        positions: (P,) of the image's tokens. own_index: (L,) the inverse, -1 for other positions.
         mass: (L,) patches of the image that each position stands for after it.
     """
     held = own_index[step.kept[0]]  # which of the image's tokens each survivor is, -1 for all others

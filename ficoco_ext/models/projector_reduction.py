@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
+from ..reduction import Reduction
 from ..stages import VisualFeatures
 from ..stages.needs import SALIENCY
 from . import modalities
@@ -36,12 +37,17 @@ class Projection(NamedTuple):
         before: its visual tokens before.
         kept: (T,) int64, ascending: those that stayed, indices into the tokens that the projector gave.
         grid: (rows, columns) of its tokens, if they are a whole grid.
+        reduction: what the method after the projector did, without tokens, to this picture and those that were reduced
+            with it, in indices of the tokens that it got: those that the tower left, without line ends. None: nothing
+            left there. item: which of its batch this picture is.
     """
 
     modality: str
     before: int
     kept: Tensor
     grid: tuple[int, int] | None
+    reduction: Reduction | None = None
+    item: int = 0
 
 
 class Reduced(NamedTuple):
@@ -192,14 +198,19 @@ class ProjectorReduction:
                 self._say_if_too_few(free)
             if count < free:
                 members.setdefault((before, layout, count), []).append(number)
+        steps: dict[int, tuple[Reduction, int]] = {}
         for (before, layout, count), numbers in members.items():
-            self._reduce(numbers, before, layout, count, features, planes, kept, seen)
+            step = self._reduce(numbers, before, layout, count, features, planes, kept, seen)
+            steps |= {number: (step, row) for row, number in enumerate(numbers)}
         if members:
             made = Encoded(tuple(features), tuple(tuple(plane) for plane in planes), encoded.entries)
             output = modalities.written(output, modality, made)
         if self.tower is not None:
             counts, kept = self._of_the_tower(kept)
-        projections = (_projection(modality, *one) for one in zip(counts, kept, layouts, strict=True))
+        projections = (
+            _projection(modality, *one, *steps.get(number, (None, 0)))
+            for number, one in enumerate(zip(counts, kept, layouts, strict=True))
+        )
         return Reduced(modality.pixels_of(options), output, tuple(projections))
 
     def _say_if_too_few(self, free: int) -> None:
@@ -229,7 +240,7 @@ class ProjectorReduction:
         planes: list[list[Tensor]],
         kept: list[Tensor],
         seen: list[Tensor] | None,
-    ) -> None:
+    ) -> Reduction:
         """Reduce the pictures ``numbers``, which are alike, in the lists of all pictures."""
         assert self.plan is not None
         device = features[numbers[0]].device
@@ -256,14 +267,17 @@ class ProjectorReduction:
             kept[number], features[number] = chosen[row], made[0][row]
             for plane, values in zip(planes, made[1:], strict=True):
                 plane[number] = values[row]
+        return result.reduction
 
 
-def _projection(modality: Modality, before: int, kept: Tensor, layout: Layout) -> Projection:
+def _projection(
+    modality: Modality, before: int, kept: Tensor, layout: Layout, step: Reduction | None, item: int
+) -> Projection:
     """With the tokens that the model itself adds after the features, which stay."""
     after = before + layout.appended
     if layout.appended:
         kept = torch.cat([kept, torch.arange(before, after, device=kept.device)])
-    return Projection(modality.name, after, kept, layout.grid)
+    return Projection(modality.name, after, kept, layout.grid, step, item)
 
 
 def _in_order(whole: Tensor, part: Tensor, ends: Tensor, order: Tensor) -> Tensor:

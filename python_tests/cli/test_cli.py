@@ -68,23 +68,15 @@ def test_env_says_that_transformers_is_missing_or_broken(monkeypatch):
 
 def test_env_says_what_is_served_and_how_far():
     found = document("env")
+    language = dict.fromkeys(("ficoco-l", "fastv", "pyramiddrop"), "language model")
+    projector = dict.fromkeys(("divprune", "scope", "stride"), "projector")
+    tower = ("ficoco-v", "topk", "tome", "prune-then-merge", "evit", "prumerge", "prumerge+", "pool", "random")
+    presets = ("quality", "balanced", "fast")
     assert found["reduces"] == {
-        "ficoco-v": "tower",
-        "topk": "tower",
-        "tome": "tower",
-        "prune-then-merge": "tower",
-        "evit": "tower",
-        "prumerge": "tower",
-        "prumerge+": "tower",
-        "pool": "tower",
-        "random": "tower",
-        "ficoco-l": "language model",
-        "fastv": "language model",
-        "pyramiddrop": "language model",
+        **dict.fromkeys((*tower, *presets), "tower"),
+        **language,
+        **projector,
         "ficoco-vl": "tower and language model",
-        "quality": "tower",
-        "balanced": "tower",
-        "fast": "tower",
     }
     served = {model["name"]: model for model in found["models"]}
     assert list(served) == [family.name for family in FAMILIES]
@@ -94,8 +86,24 @@ def test_env_says_what_is_served_and_how_far():
         assert served[family.name]["language_models"] == list(family.language_models)
         assert served[family.name]["towers"] == list(family.towers)
     text = run("env").stdout
-    for word in ("reduces in", "tower and language model", "Qwen2_5_VLForConditionalGeneration", "no: its"):
+    for word in ("reduces in", "tower and language model", "Qwen2_5_VLForConditionalGeneration", "no: its", "after the projector"):
         assert word in text
+    words = " ".join(text.replace("│", " ").split())
+    assert "yes: images and videos" in words and "no: layers with linear attention" in words
+
+
+def test_env_says_which_saliency_a_tower_gives():
+    """As measuring it would: a kind that is named can be made, one that is not is refused."""
+    found = {one["name"]: one["saliency"] for one in document("env")["models"]}
+    assert set(found) == set(tower_families.TOWERS)
+    for name in ("LLaVA-1.5", "Qwen2.5-VL"):
+        model = TINY_FAMILIES[name].model()
+        for kind in tower_saliency.KINDS[1:]:
+            if kind in found[name]:
+                assert tower_saliency.TowerSaliency(model, name, kind).kind == kind
+            else:
+                with pytest.raises(NotImplementedError, match=kind):
+                    tower_saliency.TowerSaliency(model, name, kind)
 
 
 def test_reduce_random_tensors():
