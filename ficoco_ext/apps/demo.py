@@ -79,6 +79,7 @@ class Result:
 
     Attributes:
         patches: of one picture. kept: of them those that reach the language model.
+        projected: visual tokens that the projector gives; None if none of them leaves before the language model.
         left: visual tokens left in the last layer of the language model.
         layers, text_layers: the staircases of the vision tower and of the language model.
         speedup: ratio of the median prefill times, without / with.
@@ -92,6 +93,7 @@ class Result:
     amount: dict[str, Any]
     patches: int
     kept: int
+    projected: int | None
     left: int
     layers: tuple[LayerTokens, ...]
     text_layers: tuple[TextLayerTokens, ...]
@@ -175,12 +177,11 @@ def _draw(
     stairs: Staircase,
     result: Result,
 ) -> None:
-    """Write the picture of what tower and language model did with ``image``."""
+    """Write the picture of what the parts of the model did with ``image``."""
     inputs = checkpoint.inputs(image, result.answers[0].question)
     reductions = watched(checkpoint.model, attached, inputs)
-    both = bool(stairs.vision_removes and stairs.text_removes)
-    labels = [f"vision {layer}" if both else layer for layer in stairs.vision_removes]
-    labels += [f"text {layer}" if both else layer for layer in stairs.text_removes]
+    several = len({side for side, _ in stairs.steps}) > 1
+    labels = [side if side == "projector" else f"{side} {layer}" if several else layer for side, layer in stairs.steps]
     answers = [(a.question, a.truth or "", a.all_tokens, a.reduced) for a in result.answers]
     wrong = {(i, 2) for i, a in enumerate(result.answers) if a.all_tokens_right is False}
     wrong |= {(i, 3) for i, a in enumerate(result.answers) if a.reduced_right is False}
@@ -262,7 +263,7 @@ def _with_checkpoint(
     result = _result(
         request, checkpoint.model, stairs, costs, name=checkpoint.name, image=path, answers=answers, samples=samples
     )
-    if request.output is not None and not (stairs.vision_removes or stairs.text_removes):
+    if request.output is not None and not stairs.steps:
         note("nothing is removed, so there is no picture of it")
         result = replace(result, picture=None)
     elif request.output is not None:
@@ -335,7 +336,8 @@ def _result(
         hyperparameters=request.hyperparameters,
         amount=request.amount,
         patches=stairs.patches,
-        kept=stairs.vision[-1].left,
+        kept=stairs.kept,
+        projected=stairs.projected,
         left=text_layers[-1].mlp,
         layers=stairs.vision,
         text_layers=text_layers,

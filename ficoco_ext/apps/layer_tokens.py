@@ -1,4 +1,4 @@
-"""Visual tokens in every layer of the vision tower and of the language model, and what each layer caches."""
+"""Visual tokens in every layer of tower and language model and after the projector, and what each layer caches."""
 
 from __future__ import annotations
 
@@ -42,6 +42,17 @@ class TextLayerTokens:
     kv_bytes: int
 
 
+def step_name(side: str, layer: int) -> str:
+    """As pictures and tables call a step.
+
+    Example:
+        >>> from ficoco_ext.apps.layer_tokens import step_name
+        >>> step_name("text", 3), step_name("projector", 0)
+        ('text layer 3', 'projector')
+    """
+    return side if side == "projector" else f"{side} layer {layer}"
+
+
 @dataclass(frozen=True)
 class Staircase:
     """What one picture's tokens go through.
@@ -52,6 +63,7 @@ class Staircase:
         text_layers: how many layers the language model has.
         text: what they remove; None if nothing.
         visual: visual tokens of the picture that the language model gets.
+        projected: visual tokens that the projector gives, of which ``visual`` are left; None if none leaves there.
     """
 
     patches: int
@@ -59,6 +71,7 @@ class Staircase:
     text_layers: int
     text: Schedule | None
     visual: int
+    projected: int | None = None
 
     @classmethod
     def of(cls, model: Any, handle: Handle) -> Staircase:
@@ -68,14 +81,37 @@ class Staircase:
         removed = dict(zip(schedule.layers, schedule.r, strict=True))
         entering = schedule.tokens_entering(model.config.vision_config.num_hidden_layers)
         vision = tuple(LayerTokens(i, n, removed.get(i, 0), n - removed.get(i, 0)) for i, n in enumerate(entering))
-        visual = vision[-1].left + shape.extra
+        given = vision[-1].left + shape.extra
+        per_image = handle.attach_plan.per_image
+        visual = given if per_image is None else per_image
         text = None if handle.plan is None else handle.plan.schedule(visual)
-        return cls(shape.patches, vision, model.config.text_config.num_hidden_layers, text, visual)
+        return cls(
+            shape.patches,
+            vision,
+            model.config.text_config.num_hidden_layers,
+            text,
+            visual,
+            given if visual < given else None,
+        )
 
     @property
     def vision_removes(self) -> tuple[int, ...]:
         """Layers of the tower that remove something."""
         return tuple(layer.layer for layer in self.vision if layer.removed)
+
+    @property
+    def kept(self) -> int:
+        """Patches of the picture that the language model gets; a class token that it may get too is not counted."""
+        return min(self.vision[-1].left, self.visual)
+
+    @property
+    def steps(self) -> tuple[tuple[str, int], ...]:
+        """Where something is removed, in order: ``"vision"`` or ``"text"`` and the layer; ``("projector", 0)`` after
+        the projector.
+        """
+        vision = [("vision", layer) for layer in self.vision_removes]
+        projector = [] if self.projected is None else [("projector", 0)]
+        return (*vision, *projector, *(("text", layer) for layer in self.text_removes))
 
     @property
     def text_removes(self) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from ..viz import page
 from ..viz.traces import Trace, groups, holders, trace
 from .attention_maps import AttentionMap, attention_map
 from .checkpoint import Checkpoint, files_of, find_image, load, open_image, parse_device, parse_dtype, seen_by_model
-from .layer_tokens import Staircase
+from .layer_tokens import Staircase, step_name
 from .questions import Question, choose, right
 from .show_request import PANELS, Request, Task, checked, for_page, patch_of
 
@@ -32,7 +32,10 @@ Progress = Callable[..., None]  # (words), or (words, steps done, all steps)
 
 @dataclass(frozen=True)
 class Layer:
-    """Patches that one layer merged away, dropped, and left; ``side`` is ``"vision"`` or ``"text"``."""
+    """Patches that one layer merged away, dropped, and left.
+
+    ``side`` is ``"vision"``, ``"text"``, or ``"projector"``, whose one layer is what happens after it.
+    """
 
     side: str
     layer: int
@@ -43,7 +46,7 @@ class Layer:
     @property
     def name(self) -> str:
         """As in the picture."""
-        return f"{self.side} layer {self.layer}"
+        return step_name(self.side, self.layer)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class MethodResult:
 
     Attributes:
         answer: to the question, and whether it is right; None where that is not known.
-        layers: that removed something, in order; those of the tower before those of the language model.
+        layers: that removed something, in order: those of the tower, after the projector, those of the language model.
         left, merged, dropped: patches that are there in the end, are held by another one, or by none.
         kept: positions of those that are left. holders: for each patch the one that holds it, -1 for none.
         trace: of the patch that was asked for.
@@ -114,12 +117,6 @@ class _Case:
     keep_ratio: float | tuple[float, ...]
     options: dict[str, Any]
     stairs: Staircase
-
-    @property
-    def layers(self) -> list[tuple[str, int]]:
-        """Side and index of the layers that remove something."""
-        vision = [("vision", layer) for layer in self.stairs.vision_removes]
-        return vision + [("text", layer) for layer in self.stairs.text_removes]
 
 
 def run(request: Request, *, notice: Say = lambda text: None, progress: Progress = lambda *words: None) -> Result:
@@ -253,7 +250,7 @@ def _case(model: Any, name: str, ratio: float | tuple[float, ...], given: dict[s
             case = _Case(name, ratio, options, Staircase.of(model, handle))
     except (ValueError, TypeError, NotImplementedError) as error:
         raise type(error)(f"{name}: {error}") from error
-    if not case.layers:
+    if not case.stairs.steps:
         raise ValueError(f"keep_ratio {ratio} removes nothing with {name}: there is nothing to show")
     return case
 
@@ -264,7 +261,7 @@ def _attacher(model: Any, case: _Case) -> Callable[[], Handle]:
 
 def _result(case: _Case, records: list[Reduction], patch: int | None, answer: page.Answer) -> MethodResult:
     layers = []
-    for (side, layer), reduction in zip(case.layers, records, strict=True):
+    for (side, layer), reduction in zip(case.stairs.steps, records, strict=True):
         held, gone = holders(reduction), reduction.sources[0].tolist()
         dropped = sum(held[source] < 0 for source in gone)
         layers.append(Layer(side, layer, len(gone) - dropped, dropped, reduction.kept.shape[1]))
@@ -299,7 +296,9 @@ def _written(
         viz.save(_figure(result, records, seen, PANELS if request.panels is None else request.panels), request.output)
         return replace(result, picture=str(request.output))
     layers = checkpoint.model.config.text_config.num_hidden_layers
-    sides = {"vision": tower_facts(checkpoint.model).used, "text": layers}
+    sides = {"vision": tower_facts(checkpoint.model).used, "projector": 1, "text": layers}
+    if not any(layer.side == "projector" for one in result.methods for layer in one.layers):
+        del sides["projector"]
     page.save(_document(result, records, seen, sides), request.output)
     return replace(result, page=str(request.output))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..methods import METHODS, hyperparameters
+from ..methods import METHODS, get_method, hyperparameters, is_name
 from ..viz import page
 from .attention_maps import parse
 
@@ -27,8 +27,8 @@ class Request:
         methods: names, all different; one row of the picture each.
         keep_ratio: for all methods, as :func:`ficoco_ext.attach` takes it; None is a quarter. Not for a page.
         keep_ratios: of a page, each for all methods and all their layers; None is a half, a quarter and a tenth.
-        layers: for each method the layers that reduce; under ``""`` those of all methods that are not named. Others
-            have their own.
+        layers: for each method the layers that reduce; under ``""`` those of all methods that are not named
+            and act in layers. Others have their own.
         hyperparameters: each goes to those of the methods that have it.
         trace: a patch to follow, its position on the grid as one number or as row and column; None follows none. On a
             page any patch can be followed; this one is selected first.
@@ -120,8 +120,8 @@ def _options(request: Request) -> dict[str, dict[str, Any]]:
     if not names:
         raise ValueError(f"methods is empty; name some of {', '.join(METHODS)}")
     for name in names:
-        if name not in METHODS:
-            raise ValueError(f"methods must be some of {', '.join(METHODS)}, got {name!r}")
+        if not is_name(name):
+            raise ValueError(f"methods must be some of {', '.join(METHODS)}, or several joined by '+', got {name!r}")
     if len(set(names)) != len(names):
         raise ValueError(f"methods must all be different, got {', '.join(names)}")
     for name in request.layers:
@@ -133,11 +133,17 @@ def _options(request: Request) -> dict[str, dict[str, Any]]:
             raise TypeError(f"none of the methods {', '.join(names)} has a hyperparameter {key!r}")
     return {
         name: {
-            "layers": request.layers.get(name, request.layers.get("")),
+            "layers": request.layers.get(name, request.layers.get("") if _in_layers(name) else None),
             **{key: value for key, value in request.hyperparameters.items() if key in known[name]},
         }
         for name in names
     }
+
+
+def _in_layers(name: str) -> bool:
+    """Whether a method acts in layers, and not after the projector alone."""
+    method = get_method(name)
+    return method.tower is not None or method.language_model is not None
 
 
 def patch_of(asked: int | tuple[int, int], grid: tuple[int, int]) -> int:

@@ -150,8 +150,11 @@ def show(result: demo.Result) -> None:
             f"{s.reduced_right} right with reduction{more[1]}."
         )
     in_text = any(layer.removed for layer in result.text_layers)
-    if not in_text or any(layer.removed for layer in result.layers):
+    in_tower = any(layer.removed for layer in result.layers)
+    if in_tower or not (in_text or result.projected):
         common.show(console, _layers(result))
+    if result.projected is not None:
+        console.print(f"After the projector: {result.kept} of {result.projected} visual tokens are left.")
     if in_text:
         common.show(console, _text_layers(result))
     common.show(console, _cost(result))

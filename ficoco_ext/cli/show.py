@@ -186,7 +186,7 @@ def print_(result: show.Result) -> None:
     made.add_row("all tokens", *["" for _ in ratio], "", everything, "0", "0", _answer(result.answer, result.right))
     for one in result.methods:
         sides = dict.fromkeys(layer.side for layer in one.layers)
-        where = "; ".join(f"{side} {_ranges([at.layer for at in one.layers if at.side == side])}" for side in sides)
+        where = "; ".join(_where(one, side) for side in sides)
         counts = [str(count) for count in (one.left, one.merged, one.dropped)]
         given = [str(one.keep_ratio) for _ in ratio]
         made.add_row(one.method, *given, where, *counts, _answer(one.answer, one.right))
@@ -205,6 +205,13 @@ def print_(result: show.Result) -> None:
         common.show(console, made)
     kind, path = ("picture", result.picture) if result.page is None else ("page", result.page)
     console.print(f"{kind} {path}", soft_wrap=True)
+
+
+def _where(one: show.MethodResult, side: str) -> str:
+    """A part of the model, with the layers that reduce if it has some."""
+    if side == "projector":
+        return "after the projector"
+    return f"{side} {_ranges([at.layer for at in one.layers if at.side == side])}"
 
 
 def _answer(text: str, right: bool | None) -> common.Text:

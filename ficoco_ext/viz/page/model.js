@@ -95,7 +95,7 @@ class Story {
     [this.height, this.width] = this.grid;
     this.patches = this.height * this.width;
     this.layers = this.sides.flatMap(([side, count]) =>
-      Array.from({ length: count }, (_, layer) => `${side} layer ${layer}`),
+      Array.from({ length: count }, (_, layer) => (side === "projector" ? side : `${side} layer ${layer}`)),
     );
     this.runs = document_.runs.map((ofMethod) => ofMethod.map((record) => new Run(record, this.patches)));
   }

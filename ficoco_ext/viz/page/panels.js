@@ -51,7 +51,7 @@ function stairsInWords(story, run) {
 function showSides(box, story) {
   for (const [side, count] of story.sides) {
     const name = { vision: "vision tower", text: "language model" }[side] ?? side;
-    const made = html("span", `${name}, ${counted(count, "layer")}`);
+    const made = html("span", side === "projector" ? name : `${name}, ${counted(count, "layer")}`);
     made.style.flexGrow = count;
     box.append(made);
   }
