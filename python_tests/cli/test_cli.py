@@ -11,11 +11,13 @@ import safetensors.torch
 import torch
 from helpers.cli import document, run
 from helpers.embedded import one_thread  # noqa: F401
+from helpers.tiny_families import BY_NAME
 from PIL import Image
 
 import ficoco_ext
 from ficoco_ext import cli
 from ficoco_ext.apps import timing
+from ficoco_ext.models import tower_families, tower_saliency
 from ficoco_ext.models.families import FAMILIES
 
 TINY = ["--shape", "2,17,16", "--heads", "4", "--repeats", "1"]
@@ -86,7 +88,13 @@ def test_env_says_what_is_served_and_how_far():
         assert served[family.name]["language_models"] == list(family.language_models)
         assert served[family.name]["towers"] == list(family.towers)
     text = run("env").stdout
-    for word in ("reduces in", "tower and language model", "Qwen2_5_VLForConditionalGeneration", "no: its", "after the projector"):
+    for word in (
+        "reduces in",
+        "tower and language model",
+        "Qwen2_5_VLForConditionalGeneration",
+        "no: its",
+        "after the projector",
+    ):
         assert word in text
     words = " ".join(text.replace("│", " ").split())
     assert "yes: images and videos" in words and "no: layers with linear attention" in words
@@ -97,7 +105,7 @@ def test_env_says_which_saliency_a_tower_gives():
     found = {one["name"]: one["saliency"] for one in document("env")["models"]}
     assert set(found) == set(tower_families.TOWERS)
     for name in ("LLaVA-1.5", "Qwen2.5-VL"):
-        model = TINY_FAMILIES[name].model()
+        model = BY_NAME[name].model()
         for kind in tower_saliency.KINDS[1:]:
             if kind in found[name]:
                 assert tower_saliency.TowerSaliency(model, name, kind).kind == kind
@@ -253,8 +261,8 @@ def test_notices_go_to_stderr(tmp_path):
         ("demo --keep-ratio half", "--keep-ratio must be numbers"),
         ("demo --method ficoco-l --layers 9", "in 0 ... 5"),
         ("demo --method ficoco-vl --layers 3", "say it for each part"),
-        ("demo --method ficoco-vl --vision-keep-ratio 0.5", "both given"),
-        ("demo --method ficoco-l --decoder-keep-ratio 0.5", "unless the method has two parts"),
+        ("demo --method ficoco-vl --vision-keep-ratio 0.5", "all given"),
+        ("demo --method ficoco-l --decoder-keep-ratio 0.5", "unless the method has several parts"),
         ("demo --method pyramiddrop --layers 1,2", "--keep-ratio has 3 entries for 2 layers"),
         ("demo --layers 7", "0 ... 6"),
         ("demo --layers a", "--layers must be integers"),

@@ -375,8 +375,8 @@ MUTATIONS = [
     ),
     Mutation(
         "csrc/ops/reduce_sequence.h",
-        ".visual_mean = check::is_mean(\"visual_reduce\", s.visual_reduce)",
-        ".visual_mean = check::is_mean(\"visual_reduce\", s.text_reduce)",
+        '.visual_mean = check::is_mean("visual_reduce", s.visual_reduce)',
+        '.visual_mean = check::is_mean("visual_reduce", s.text_reduce)',
         ("python_tests/ops/test_reduce_sequence.py::test_settings",),
         "The choice of sum or mean for visual tokens follows that for the text.",
     ),
