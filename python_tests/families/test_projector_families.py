@@ -156,9 +156,11 @@ def test_newlines_stay(name, make):
         shared_model(name)(**full.inputs)
         kept = kept_of(full, handle.projections)
     hand = cut(untouched_model(name), full, kept)
-    for one in full.visuals:
+    for one, indices in zip(full.visuals, kept, strict=True):
         assert one.line_ends
         assert set(one.columns[list(one.line_ends)].tolist()) <= set(hand.columns[one.row].tolist())
+        picture = len(one.columns) - len(one.line_ends)  # they count for nothing in the ratio
+        assert abs(len(indices) - len(one.line_ends) - 0.25 * picture) < 1
 
 
 @torch.no_grad()

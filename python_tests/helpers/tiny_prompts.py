@@ -88,8 +88,9 @@ class Prompt:
         return model.model.get_rope_index(self.ids, **{name: self.inputs.get(name) for name in names})[0]
 
     def labels(self) -> Tensor:
-        """(B, L) labels: the ids themselves; -100 for padding, placeholders and every fourth word."""
-        labels = self.ids.masked_fill((self.ids < WORD) | (self.ids % 4 == 0), -100)
+        """(B, L) labels: the ids themselves; -100 for padding, placeholders, separators and every fourth word."""
+        word = (self.ids >= WORD) & (self.ids % 4 != 0)
+        labels = self.ids.masked_fill(~word & (self.ids != BOS), -100)
         return labels.masked_fill(self.mask == 0, -100)
 
 

@@ -22,7 +22,7 @@ MUTATIONS = [
         file=REDUCTION,
         old="free = before - len(layout.line_ends)",
         new="free = before",
-        tests=(f"{FAMILIES}/test_projector_families.py::test_tokens_of_random_pictures[llava-next]",),
+        tests=(f"{FAMILIES}/test_projector_families.py::test_newlines_stay[llava-next-one_picture]",),
         why="Newlines count as tokens of the picture, so that too few of those stay.",
     ),
     Mutation(
@@ -111,10 +111,10 @@ MUTATIONS = [
     ),
     Mutation(
         file=CUTTER,
-        old="cut.of(labels, -100)",
-        new="cut.of(labels)",
+        old="placeholders.after_the_first(cut.of(labels, -100), real)",
+        new="placeholders.after_the_first(cut.of(labels, -100), None)",
         tests=(f"{FAMILIES}/test_projector_calls.py::test_labels_of_the_full_prompt[llava-clip]",),
-        why="Padding that was added counts in the loss.",
+        why="The first token of a row counts in the loss, said by the padding before it.",
     ),
     Mutation(
         file=CUTTER,
