@@ -53,6 +53,7 @@ class HandCut:
         embeds: (B, M, D) what the language model reads.
         mask: (B, M), 0 for padding.
         positions: (B, M) or (3, B, M).
+        last: (B, 1) or (3, B, 1) after which the positions of new tokens go on: that of the full prompt's last column.
         visual: (B, M) whether a column is of a picture or video.
         blocks: (B, M) columns of one number >= 0 see each other; None: all see only what is before them.
         planes: (n, D) each, of the visual columns in their order.
@@ -63,6 +64,7 @@ class HandCut:
     embeds: Tensor
     mask: Tensor
     positions: Tensor
+    last: Tensor
     visual: Tensor
     blocks: Tensor | None
     planes: tuple[Tensor, ...]
@@ -79,7 +81,7 @@ class HandCut:
             embeds = torch.cat([embeds, model.get_input_embeddings()(new)], 1)
             steps = torch.ones_like(new)
             mask = torch.cat([mask, steps], 1)
-            positions = torch.cat([positions, positions[..., -1:] + steps.cumsum(1)], -1)
+            positions = torch.cat([positions, self.last + steps.cumsum(1)], -1)
             visual = torch.cat([visual, steps > 1], 1)
             blocks = None if blocks is None else torch.cat([blocks, -steps], 1)
         more: dict[str, Any] = {}
@@ -226,7 +228,9 @@ def cut(model: Any, full: Prompt, kept: Sequence[Tensor], positions: str = "orig
     if positions == "contiguous":
         where = (real.cumsum(1) - 1).clamp(min=0) + (1 if family.bidirectional == "prompt" else 0)
         where = where.expand(3, -1, -1) if family.mrope else where
+        last = where[..., -1:]
     else:
+        last = where[..., -1:]
         where = where[..., rows, held].masked_fill(~real, 0)
     visual_left = visual[rows, held] & real
     flat = torch.full(visual.shape, -1)
@@ -238,6 +242,7 @@ def cut(model: Any, full: Prompt, kept: Sequence[Tensor], positions: str = "orig
         embeds[rows, held],
         real.long(),
         where,
+        last,
         visual_left,
         _blocks(full, rows, held, real),
         tuple(one[left] for one in planes),
