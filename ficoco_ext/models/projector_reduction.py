@@ -127,7 +127,7 @@ class ProjectorReduction:
         self.tower, self.facts = tower, plan.facts.tower
         self.saliency: TowerSaliency | None = None
         if self.plan is not None and SALIENCY in self.plan.method.needs:
-            self.saliency = TowerSaliency(model, family.name, self.plan.method.saliency)
+            self.saliency = TowerSaliency(model, family.name, self.plan.method.saliency, tower)
         self.calls = {one.name: EncoderCall(self, self.inner, one) for one in family.modalities}
         self._now = PerThread(_Now)
         self.last: tuple[Projection, ...] = ()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.models import one_thread  # noqa: F401
 from helpers.tiny_families import shared_model
-from helpers.towers import CASES, EagerCalls, expected, of_patches
+from helpers.towers import CASES, EagerCalls, case, expected, measured, of_patches
 
 import ficoco_ext
 
@@ -45,3 +45,24 @@ def is_line_end(entry, index, model):
     """Line ends are one vector that the model has learnt; they stay."""
     newline = getattr(model.model, "image_newline", None)
     return newline is not None and torch.equal(entry[index], newline)
+
+
+@pytest.mark.parametrize("tower", ["ficoco-v", "tome"])
+@pytest.mark.parametrize("name", ["llava-clip", "llava-siglip", "paligemma"])
+@torch.no_grad()
+def test_after_a_reduction_inside_the_tower(name, tower):
+    """By default it reduces in the layer that is measured, too: what is left is ranked by its own numbers."""
+    one, model = case(name), shared_model(name)
+    tensors = one.tensors()
+    with ficoco_ext.attach(model, f"{tower}+scope", keep_ratio=0.25) as handle:
+        both = one.encode(model, tensors)
+        last = handle.reductions[-1].patch_ids
+        assert [len(entry) for entry in both] == [4, 4] and last.shape == (2, 8)
+        step = next(step for step in handle.schedule.steps if step.layer == handle._features.saliency.layer)
+        assert step.r == 8  # it leaves in the layer that is measured
+    whole, _ = measured(one, model, tensors)
+    with ficoco_ext.attach(model, tower, keep_ratio=0.5):
+        left = torch.stack(one.encode(model, tensors))
+    numbers = torch.stack(whole).gather(1, last)
+    kept = ficoco_ext.select(left, 4, method="scope", saliency=numbers)
+    assert torch.equal(torch.stack(both), left.gather(1, kept.unsqueeze(-1).expand(-1, -1, left.shape[-1])))
