@@ -92,8 +92,9 @@ class _Tower:
             return
         seen, query, key = state.seen, attn.query.detach(), attn.key.detach()
         lengths = [rows * columns for rows, columns in seen.grids] or [query.shape[2]]
+        mask = None if seen.mask is None else seen.mask.to(query.device)  # a tower spread over several devices
         for parts in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
-            seen.parts.append(self._numbers(QueryKey(*parts, attn.scale), seen.mask).float())
+            seen.parts.append(self._numbers(QueryKey(*parts, attn.scale), mask).float())
 
     def _numbers(self, attn: QueryKey, mask: Tensor | None) -> Tensor:
         has_class_token = self.body.class_token is not None
