@@ -132,6 +132,21 @@ def test_geometric_schedule(tmp_path):
     assert [one["amount"].get("keep_ratio") for one in settings] == [None, [0.5, 0.25], 0.25]
 
 
+def test_baselines_at_the_same_amounts(tmp_path):
+    """Layers that are named for all do not go to methods after the projector."""
+    path = tmp_path / "out.json"
+    given = ["--scenes", 1, "--per-scene", 2, "--threads", 1, "--results", path]
+    shown = _fine("eval", *given, "--methods", "topk,scope", "--tokens", "20", "--layers", "2-4", "--baselines")
+    results = Results.load(path)
+    names = ["topk", "scope", "random-0", "random-1", "random-2", "stride"]
+    assert results.names[1:] == tuple((name, "tokens 20") for name in names)
+    assert [one["layers"] for one in results.document["settings"][1:]] == [[2, 3, 4], *[None] * 5]
+    assert not any(one["impossible"] for one in results.document["settings"])
+    assert all(name in shown for name in names)
+    ratios = _fine("eval", *given[:-1], tmp_path / "own.json", "--methods", "balanced", "--baselines")
+    assert "keep_ratio 0.25" in ratios  # a preset alone has its own amount, and then needs none
+
+
 def test_help_says_what_is_so():
     assert "1 for models of grid scenes" in " ".join(_fine("eval", "--help").replace("│", " ").split())
     assert "see ficoco methods" in " ".join(_fine("show", "--help").replace("│", " ").split())

@@ -116,6 +116,46 @@ def test_rows_get_the_features_of_their_own_picture():
         assert torch.allclose(found[row], alone[picture], atol=1e-4)
 
 
+AFTER = {
+    "divprune": {"tokens": 30},
+    "divprune, merge": {"method": "divprune", "tokens": 30, "merge": True},
+    "scope": {"tokens": 30},
+    "topk, original positions": {"method": "topk", "tokens": 30, "positions": "original"},
+    "topk+divprune": {"tokens": 30},
+}
+
+
+@pytest.mark.parametrize("name", AFTER)
+def test_rows_are_cut_by_what_was_kept_of_their_own_picture(name, monkeypatch):
+    """Logits are those of the pictures themselves: with another picture's cut, positions would be wrong."""
+    monkeypatch.setattr("ficoco_ext.evaluation.sharing._TOWER_BATCH", 2)
+    model, prompts, rows = embedded().model, Prompts(embedded(), ASKED), [2, 0, 1, 2]
+    pixels = prompts.pixels([0, 1, 2])
+    ids = torch.tensor([prompts.ids[0]] * 4)
+    with ficoco_ext.attach(model, **{"method": name, **AFTER[name]}) as handle, torch.inference_mode():
+        wanted = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels[rows]).logits
+        kept = [one.kept for one in handle.projections]
+        assert not torch.equal(kept[0], kept[1])
+        encoder = model.model.get_image_features
+        with SharedPictures(model, pixels) as shared:
+            shared.rows, empty = rows, torch.zeros_like(shared._pixels[:1]).expand(4, -1, -1, -1)
+            found = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=empty).logits
+            assert all(map(torch.equal, kept, [one.kept for one in handle.projections]))
+        assert model.model.get_image_features is encoder and "run" not in vars(encoder)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+def test_a_picture_is_reduced_once_after_the_projector():
+    model, seen = embedded().model, []
+    hook = model.model.vision_tower.embeddings.register_forward_hook(lambda m, args, out: seen.append(out.shape[0]))
+    try:
+        with ficoco_ext.attach(model, "divprune", tokens=30):
+            answers(Prompts(embedded(), ASKED), Asking(exact, 2, 4))
+    finally:
+        hook.remove()
+    assert sum(seen) == len(ASKED.pictures) == 3
+
+
 def test_pictures_are_kept_up_to_a_limit(monkeypatch):
     prompts = Prompts(embedded(), ASKED)
     one = prompts.pixels([0])
