@@ -29,6 +29,9 @@ from .tower_saliency import TowerSaliency
 from .vision_tower import TowerReductions
 
 
+_KEPT = "ficoco_projections"  # on what an encoder returned: what was kept of it
+
+
 class Projection(NamedTuple):
     """What was kept of one picture, or of one video.
 
@@ -151,16 +154,32 @@ class ProjectorReduction:
         given = options.get("mm_encoder_outputs") or {}
         for one in self.family.modalities:
             if given.get(one.name) is not None:
-                if self.plan is not None and self.saliency is not None:
-                    wanted = f"None with {self.plan.method.name}, which needs what the vision tower looks at"
-                    checks.fail("forward", "mm_encoder_outputs", wanted, given, "pass pixels")
-                found[one.name] = self.reduced(one, given[one.name], options)
+                found[one.name] = self._reduced_by_caller(one, given[one.name], options)
             elif one.pixels_of(options) is not None:
                 found[one.name] = self.calls[one.name].run_for(options)
         self.forget()
         self.prepared.update(found)
         self.last = tuple(projection for reduced in found.values() for projection in reduced.projections)
         return found
+
+    def _reduced_by_caller(self, modality: Modality, output: Any, options: Mapping[str, Any]) -> Reduced:
+        """What the caller encoded: by this model as it is, reduced already; or else all features, which are reduced.
+
+        Raises:
+            ValueError: all features, where something is needed that is known only while the vision tower runs.
+        """
+        projections: tuple[Projection, ...] | None = getattr(output, _KEPT, None)
+        if projections is not None:
+            return Reduced(None, output, projections)
+        wanted = None
+        if self.tower is not None:
+            wanted = "None where patches leave in the vision tower and the others keep their positions"
+        elif self.saliency is not None and self.plan is not None:
+            wanted = f"None with {self.plan.method.name}, which needs what the vision tower looks at"
+        if wanted is not None:
+            remedy = "encode with get_image_features while attached, or pass pixels"
+            checks.fail("forward", "mm_encoder_outputs", wanted, f"features of the {modality.name}s", remedy)
+        return self.reduced(modality, output, options)
 
     @property
     def encoding(self) -> bool:
@@ -207,11 +226,13 @@ class ProjectorReduction:
             output = modalities.written(output, modality, made)
         if self.tower is not None:
             counts, kept = self._of_the_tower(kept)
-        projections = (
+        projections = tuple(
             _projection(modality, *one, *steps.get(number, (None, 0)))
             for number, one in enumerate(zip(counts, kept, layouts, strict=True))
         )
-        return Reduced(modality.pixels_of(options), output, tuple(projections))
+        if (members or self.tower is not None) and not torch.compiler.is_compiling():
+            setattr(output, _KEPT, projections)
+        return Reduced(modality.pixels_of(options), output, projections)
 
     def _say_if_too_few(self, free: int) -> None:
         """Warn, once, that a picture has fewer tokens than are to stay."""
@@ -226,7 +247,7 @@ class ProjectorReduction:
         """Tokens of each picture before the tower reduced, and what is left of them."""
         assert self.tower is not None and self.facts is not None
         extra = self.facts.extra
-        ids = self.tower.finished()[-1].patch_ids
+        ids = self.tower.of_this_thread()[-1].patch_ids
         left = torch.nn.functional.pad(ids + extra, (extra, 0))  # a class token, if it is passed on, is token 0
         return (self.facts.patches + extra,) * len(kept), [row[one] for row, one in zip(left, kept, strict=True)]
 

@@ -246,7 +246,7 @@ def unlike_the_mean(attn: QueryKey, class_token: bool, mask: Tensor | None = Non
 
 def _leave(seen: TowerPass, reductions: TowerReductions) -> None:
     """Take away the numbers of patches that left after they were measured, in the same layer."""
-    records, found = reductions.finished(), seen.pictures()
+    records, found = reductions.of_this_thread(), seen.pictures()
     if not records or records[-1].patch_ids.shape[1] == found.shape[1]:
         return
     left = records[-1].patch_ids.to(found.device)

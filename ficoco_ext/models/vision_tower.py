@@ -69,6 +69,11 @@ class TowerReductions:
         """All reductions of the pass that ended last; empty if there was none, or if an exception ended it."""
         return self._finished
 
+    def of_this_thread(self) -> tuple[Reduction, ...]:
+        """All reductions of this thread's last pass; empty if there was none, or if an exception ended it."""
+        records = self._pass.here.records
+        return records if len(records) == self._length else ()
+
 
 class LogSizeBias:
     """The bias of proportional attention: a survivor that stands for z tokens gets the attention of z equal ones."""

@@ -142,6 +142,32 @@ def test_tower_and_projector(model, plain, positions):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("where", [LAYER, 4])
+def test_saliency_after_a_reduction_in_the_tower(model, plain, where):
+    """Of the patches that are left, which the class token looks at alone after layer 3; in layer 4 it is measured."""
+    inputs, seen = batch(ROW), {}
+    with ficoco_ext.attach(model, "topk+scope", vision=TOWER | {"layers": (where,)}, projector={"tokens": 9}) as handle:
+        model(**inputs)
+        left = handle.reductions[-1].patch_ids
+        kept = torch.stack([one.kept for one in handle.projections])
+
+    def look(layer, query, key):
+        seen[layer] = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)[:, :, 0, 1:].mean(1)
+
+    def drop(layer, hidden):
+        ids = torch.nn.functional.pad(left + 1, (1, 0))
+        return hidden.gather(1, ids[..., None].expand(-1, -1, hidden.shape[-1])) if layer == where else hidden
+
+    features = tower_by_hand(plain, inputs["pixel_values"], after_attention=drop, see=look)[:, 1:]
+    saliency = seen[4] if where < 4 else seen[4].gather(1, left)
+    assert saliency.shape == left.shape
+    chosen = ficoco_ext.select(features, 9, method="scope", saliency=saliency)
+    assert torch.equal(left.gather(1, chosen), kept)
+    others = ficoco_ext.select(features, 9, method="scope", saliency=saliency.flip(1))
+    assert not torch.equal(left.gather(1, others), kept)  # saliency decides something here
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("row", [ROW, [*words(1, 2), *image(), *words(3, 4)]], ids=["two images", "one"])
 def test_tower_projector_and_language_model(model, plain, row):
     """Of 36 patches the tower leaves 18, the projector 9, and half of all in the row stay after layer 1."""
@@ -163,6 +189,16 @@ def test_tower_projector_and_language_model(model, plain, row):
     real = torch.ones(embeds.shape[1], dtype=torch.bool)
     wanted = decoder_by_hand(plain, embeds, positions, real, reductions, handle.plan.layers)
     assert close(out.logits[0], wanted[reductions[0].kept[0]])
+
+
+@torch.no_grad()
+def test_two_reductions_in_the_tower(model):
+    """Positions are those of the patches that are left in the end."""
+    with ficoco_ext.attach(model, "topk", r=9, layers=(2, 4), positions="original") as handle:
+        model(**batch(ROW))
+        assert [one.patch_ids.shape[1] for one in handle.reductions] == [27, 18]
+        kept = torch.stack([one.kept for one in handle.projections])
+    assert torch.equal(kept, handle.reductions[-1].patch_ids)
 
 
 @torch.no_grad()

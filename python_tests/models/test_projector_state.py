@@ -177,8 +177,25 @@ def test_features_that_lack_what_a_method_needs_are_refused(model):
         with ficoco_ext.attach(model, keep_ratio=0.25, **options):
             for call in (model, model.generate):
                 model(**one_image())  # what it has left must not be taken for that of the features
-                with pytest.raises(ValueError, match=r"mm_encoder_outputs must be None with .*pass pixels"):
+                with pytest.raises(ValueError, match=r"mm_encoder_outputs must be None .* while attached, or pass"):
                     call(**inputs, mm_encoder_outputs={"image": encoded})
+
+
+@every
+@torch.no_grad()
+def test_features_that_the_caller_encoded_while_attached(model, options):
+    """They are reduced already, and know what of."""
+    if not takes_encoded(model):
+        pytest.skip("this transformers encodes itself")
+    text = {name: value for name, value in TWO.items() if name != "pixel_values"}
+    with ficoco_ext.attach(model, **options) as handle:
+        wanted, said = model(**TWO).logits, model.generate(**TWO, **GREEDY)
+        kept = [one.kept for one in handle.projections]
+        encoded = {"image": model.get_image_features(TWO["pixel_values"], return_dict=True)}
+        model(**one_image(5))  # of other pictures
+        assert torch.equal(model(**text, mm_encoder_outputs=encoded).logits, wanted)
+        assert all(torch.equal(one.kept, right) for one, right in zip(handle.projections, kept, strict=True))
+        assert torch.equal(model.generate(**text, mm_encoder_outputs=encoded, **GREEDY), said)
 
 
 @every
