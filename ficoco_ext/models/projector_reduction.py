@@ -28,7 +28,6 @@ from .per_thread import PerThread
 from .tower_saliency import TowerSaliency
 from .vision_tower import TowerReductions
 
-
 _KEPT = "ficoco_projections"  # on what an encoder returned: what was kept of it
 
 
