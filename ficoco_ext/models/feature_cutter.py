@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,15 +155,15 @@ class FeatureCutter:
             self.features.forget()
 
     def _cut(self, op: str, ids: Tensor, mask: Tensor | None, found: dict[str, Reduced]) -> Cut:
-        """Which columns stay. Reads the device once, unless counts are static."""
+        """Which columns stay. Reads the device once, unless counts are static.
+
+        The last real column of a row stays, as the answer is read from it; where a picture ends there, its last token
+        is put back into ``found``.
+        """
         keep = torch.ones_like(ids, dtype=torch.bool)
-        every = torch.zeros_like(keep)
-        facts = []
+        visual = {name: ids == self.tokens[name] for name in found}
         for name, one in found.items():
-            visual = ids == self.tokens[name]
-            facts.append(visual.sum(1))
-            keep &= prompt_cut.kept_columns(visual, [each.kept for each in one.projections], one.counts)
-            every |= visual
+            keep &= prompt_cut.kept_columns(visual[name], [each.kept for each in one.projections], one.counts)
         b, length = ids.shape
         if self.static_counts:
             removed = sum(one.removed for one in found.values())
@@ -171,10 +172,19 @@ class FeatureCutter:
                 checks.fail(op, "images", wanted, f"{removed} in all", "attach without static_counts")
             return prompt_cut.cut(keep, [length - removed // b] * b)
         tracing.require_counts(op, ids, "attach with static_counts=True, and nothing is counted")
-        keep = prompt_cut.drop_padding(keep, every, mask)
-        *counts, widths = torch.stack([*facts, keep.sum(1)]).tolist()
-        for (name, one), rows in zip(found.items(), counts, strict=True):
-            self._require_fit(op, name, one, sum(rows))
+        keep = prompt_cut.drop_padding(keep, functools.reduce(torch.logical_or, visual.values()), mask)
+        last = prompt_cut.last_columns(ids, mask)
+        ended = [(one & ~keep).gather(1, last).squeeze(1) for one in visual.values()]
+        facts = [one.sum(1) for one in visual.values()]
+        *numbers, widths = torch.stack([*facts, *ended, keep.sum(1)]).tolist()
+        for number, (name, one) in enumerate(found.items()):
+            self._require_fit(op, name, one, sum(numbers[number]))
+            pictures = prompt_cut.at_the_end(numbers[number], numbers[len(found) + number], one.counts)
+            if pictures:
+                found[name] = self.features.with_last_tokens(name, pictures)
+        if any(any(rows) for rows in numbers[len(found) :]):
+            keep = keep.scatter(1, last, True)
+            widths = [width + any(rows) for width, *rows in zip(widths, *numbers[len(found) :], strict=True)]
         return prompt_cut.cut(keep, widths)
 
     def _require_fit(self, op: str, name: str, reduced: Reduced, total: int) -> None:

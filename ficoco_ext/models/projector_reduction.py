@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,11 +53,19 @@ class Projection(NamedTuple):
 
 
 class Reduced(NamedTuple):
-    """What an encoder returned, reduced: ``output`` in the model's own form, and what became of each picture."""
+    """What an encoder returned, reduced.
+
+    Attributes:
+        pixels: what was encoded. output: in the model's own form.
+        projections: what became of each picture.
+        full, made: the features before and after; None where the caller passed reduced ones.
+    """
 
     pixels: Any
     output: Any
     projections: tuple[Projection, ...]
+    full: Encoded | None = None
+    made: Encoded | None = None
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -220,8 +228,8 @@ class ProjectorReduction:
         for (before, layout, count), numbers in members.items():
             step = self._reduce(numbers, before, layout, count, features, planes, kept, seen)
             steps |= {number: (step, row) for row, number in enumerate(numbers)}
+        made = Encoded(tuple(features), tuple(tuple(plane) for plane in planes), encoded.entries)
         if members:
-            made = Encoded(tuple(features), tuple(tuple(plane) for plane in planes), encoded.entries)
             output = modalities.written(output, modality, made)
         if self.tower is not None:
             counts, kept = self._of_the_tower(kept)
@@ -231,7 +239,32 @@ class ProjectorReduction:
         )
         if (members or self.tower is not None) and not torch.compiler.is_compiling():
             setattr(output, _KEPT, projections)
-        return Reduced(modality.pixels_of(options), output, projections)
+        return Reduced(modality.pixels_of(options), output, projections, encoded, made)
+
+    def with_last_tokens(self, name: str, numbers: Sequence[int]) -> Reduced:
+        """What was encoded of a modality, and the last token of some of its pictures besides.
+
+        A prompt may end with a picture: the answer is read from its last token, so that one must stay.
+
+        Args:
+            name: of the modality. numbers: of pictures whose last token left.
+        """
+        held = self.prepared[name]
+        if held.full is None or held.made is None or self.tower is not None:
+            return held
+        features, projections = list(held.made.features), list(held.projections)
+        planes = [list(plane) for plane in held.made.planes]
+        for number in numbers:
+            for now, before in zip((features, *planes), (held.full.features, *held.full.planes), strict=True):
+                now[number] = torch.cat([now[number], before[number][-1:]])
+            one = projections[number]
+            projections[number] = one._replace(kept=torch.nn.functional.pad(one.kept, (0, 1), value=one.before - 1))
+        made = Encoded(tuple(features), tuple(tuple(plane) for plane in planes), held.made.entries)
+        output = modalities.written(held.output, self.calls[name].modality, made)
+        setattr(output, _KEPT, tuple(projections))
+        self.prepared[name] = held._replace(output=output, projections=tuple(projections), made=made)
+        self.last = tuple(each for reduced in self.prepared.values() for each in reduced.projections)
+        return self.prepared[name]
 
     def _say_if_too_few(self, free: int) -> None:
         """Warn, once, that a picture has fewer tokens than are to stay."""

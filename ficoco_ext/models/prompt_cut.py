@@ -6,7 +6,9 @@ rows have stays, so that a prompt that loses nothing is not changed.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -88,3 +90,20 @@ def kept_columns(visual: Tensor, kept: Sequence[Tensor], counts: Sequence[int]) 
     stays = stays.index_fill(0, torch.cat(chosen), True) if chosen else stays
     rank = visual.flatten().cumsum(0) - 1
     return ~visual | stays[rank.clamp(0, max(len(stays) - 1, 0))].view_as(visual) if len(stays) else ~visual
+
+
+def last_columns(ids: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, 1) the last column of each row of ``ids`` (B, L) that the mask shows."""
+    columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    return (columns if mask is None else columns * (mask != 0)).amax(1, keepdim=True)
+
+
+def at_the_end(rows: Sequence[int], ended: Sequence[int], counts: Sequence[int]) -> list[int]:
+    """Which pictures end a row whose last token left.
+
+    Args:
+        rows: placeholders of each row. ended: for each row, whether its last column is one that left.
+        counts: tokens of each picture, in the order of rows.
+    """
+    ends = list(accumulate(counts))
+    return [bisect_left(ends, total) for total, end in zip(accumulate(rows), ended, strict=True) if end]
