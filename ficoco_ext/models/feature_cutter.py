@@ -31,7 +31,7 @@ class CutPrompt(NamedTuple):
     Attributes:
         cut: the columns that are left.
         positions: (..., B, W) their position ids; None: contiguous ones.
-        next: (B, 1) the position of the token after them; None where ``positions`` is.
+        next: (..., B, 1) the position of the token after them; None where ``positions`` is.
     """
 
     cut: Cut
@@ -64,7 +64,7 @@ class FeatureCutter:
 
     def install(self, changes: ModelChanges) -> None:
         """After each call of the inner model, store on its cache what the prompt became."""
-        changes.hook(self.model.model.register_forward_hook(self.after, with_kwargs=True))
+        changes.hook(self.model.model.register_forward_hook(self.after, with_kwargs=True, always_call=True))
 
     def check(self, op: str, options: dict[str, Any]) -> None:
         """Raise for what a call with images cannot have."""
@@ -74,9 +74,11 @@ class FeatureCutter:
         if cache is not None and not api.is_static(cache) and int(cache.get_seq_length()) > 0:
             message = "new images on a cache that is not empty are not supported; pass the whole conversation again"
             raise NotImplementedError(f"ficoco::{op}: {message}")
-        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
-            wanted = "None or (B, L), as the processor made it"
-            checks.fail(op, "attention_mask", wanted, mask, "rows and columns leave, which only a 2-D mask can follow")
+        prompts = (options.get(name) for name in ("input_ids", "inputs", "inputs_embeds"))
+        shape = next((tuple(one.shape[:2]) for one in prompts if one is not None), None)
+        if mask is not None and not (isinstance(mask, Tensor) and tuple(mask.shape) == shape):
+            wanted = f"None or {shape}, as the processor made it"
+            checks.fail(op, "attention_mask", wanted, mask, "columns leave, which only a 2-D mask of them can follow")
 
     @contextmanager
     def generating(self) -> Iterator[None]:
@@ -138,15 +140,15 @@ class FeatureCutter:
             positions = changed["position_ids"] - first
             now.record = CutPrompt(cut, positions, _next(positions))
             if self.family.rope_index:  # what the model remembers of its last prompt
-                deltas = _next(positions) - changed["attention_mask"].sum(1, keepdim=True)
+                deltas = _next(positions)[-1] - changed["attention_mask"].sum(1, keepdim=True)
                 self.model.model.rope_deltas = deltas
         return changed
 
     def after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        """Store on the cache which prompt it holds."""
+        """Store on the cache which prompt it holds; after an exception, without an output, nothing."""
         now = self._now.here
         record, now.record = now.record, None
-        if record is not None:
+        if record is not None and output is not None:
             cache = api.output_cache(output)
             cache = api.cache_of(kwargs, self.cache_name) if cache is None else cache
             if cache is not None:
@@ -266,10 +268,9 @@ class FeatureCutter:
 
     def _continued(self, record: CutPrompt, past: Any, count: int) -> Tensor:
         """(..., B, count) positions of new tokens where ``past`` are in the cache."""
-        assert record.positions is not None and record.next is not None
+        assert record.next is not None
         new = torch.arange(count, device=record.next.device)
-        positions = record.next + new + (past - record.cut.order.shape[1])
-        return positions.expand(*record.positions.shape[:-1], count)
+        return record.next + new + (past - record.cut.order.shape[1])
 
     def _placeholders_in(self, embeddings: Tensor) -> Tensor:
         """(B, L) ids that have placeholders where ``embeddings`` (B, L, C) are those of one, and a word elsewhere."""
@@ -285,9 +286,14 @@ class FeatureCutter:
 
 
 def _next(positions: Tensor) -> Tensor:
-    """(B, 1) the position after all of ``positions`` (B, W), or (3, B, W)."""
-    last = positions.amax(-1, keepdim=True)
-    return (last.amax(0) if last.dim() == 3 else last) + 1
+    """(..., B, 1) the position after all of ``positions`` (..., B, W).
+
+    Of time, row and column (3, B, W) it is the same; a row of text positions may stand before these.
+    """
+    last = positions.amax(-1, keepdim=True) + 1
+    if last.dim() == 2:
+        return last
+    return torch.cat([last[:-3], last[-3:].amax(0, keepdim=True).expand(3, -1, -1)])
 
 
 def _forget(cache: Any) -> None:
