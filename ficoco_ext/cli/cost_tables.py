@@ -178,18 +178,12 @@ def _layers(cost: Cost) -> Any:
         held = list(same)
         first, last = held[0], held[-1]
         if there is not None and part == "decoder" and first.layer == 0:
-            row(
-                _AFTER.replace("the ", "the\n"),
-                there.pictures * there.before,
-                there.pictures * there.after,
-                0,
-                there.total,
-            )
+            row("projected", there.pictures * there.before, there.pictures * there.after, 0, there.total)
         name = f"{first.part} {first.layer}" + ("" if first is last else f"-{last.layer}")
         row(name, first.tokens, first.tokens_in_mlp, first.kv_bytes, first.total)
     table.caption = "each layer; tokens that enter attention > MLP, where they differ; cache in MB"
     if there is not None:
-        table.caption += f"; {_AFTER}, tokens before > those that stay"
+        table.caption += f"\nprojected: what leaves {_AFTER}, tokens before > those that stay"
     table.caption_justify = "left"
     return table
 

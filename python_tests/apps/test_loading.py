@@ -240,10 +240,10 @@ def test_several_feature_layers_are_billed_and_not_promised(copy):
     assert several.projector.inputs == 3 * one.projector.inputs
     with pytest.raises(ValueError, match=r"vision_feature_layer must be one integer .* got 3 layers"):
         schedules.build(several, get_method("ficoco-v"), keep_ratio=0.5)
-    vision = schedules.build(one, get_method("ficoco-v"), keep_ratio=0.5)[0]
+    vision = schedules.build(one, get_method("ficoco-v"), keep_ratio=0.5).vision
     with pytest.raises(ValueError, match="3 layers of its tower are read together"):
         cost.prefill(several, vision=vision)
-    assert schedules.build(several, get_method("fastv"), keep_ratio=0.5)[1] is not None
+    assert schedules.build(several, get_method("fastv"), keep_ratio=0.5).decoder is not None
     for given in (["cost", copy, "--method", "ficoco-v"], ["plan", copy, "--average-tokens", 60]):
         result = _ficoco(*given)
         assert result.exit_code == 2 and "vision_feature_layer must be one integer" in result.stderr

@@ -20,6 +20,7 @@ from ficoco_ext.cost import advice, compare, reproduce, schedules, scope
 
 KEYS = ("tflops", "kv_mb", "memory_access_gb", "resident_gb", "ttft_ms", "layers")
 TINY = PACKAGE / "data" / "tiny_llava"
+JOINED = ("divprune+ficoco-l", "topk+scope", "tome+divprune+fastv")
 
 
 def _text(*arguments):
@@ -37,7 +38,8 @@ def test_without_reduction_the_papers_first_row():
     assert found["resident_gb"] == pytest.approx(13.412, rel=1e-4)
     assert found["hardware"]["name"] == "a100-80g"
     assert found["method"] is None
-    assert found["schedule"] == {"vision": None, "decoder": None}
+    assert found["schedule"] == {"vision": None, "projector": None, "decoder": None}
+    assert found["after_projector"] is None
     assert all(found[key] == found["all_tokens"][key] for key in KEYS[:-1])
 
 
@@ -71,7 +73,7 @@ def test_matmul_is_everything():
     assert [one["tokens"] for one in tower[-2:]] == [217, 177]
 
 
-@pytest.mark.parametrize("method", ficoco_ext.METHODS)
+@pytest.mark.parametrize("method", [*ficoco_ext.METHODS, *JOINED])
 @pytest.mark.parametrize("model", ["llava-1.5-7b", "llava-next-13b"])
 def test_every_method(model, method):
     found = document("cost", model, "--method", method, "--images", 2)
@@ -193,20 +195,24 @@ def test_plan_says_how_to_apply_it():
     assert "within reach: 0.7923 to 8.453" in said
     call = 'ficoco_ext.attach(model, "ficoco-v", r=[35, 35, 35, 35, 35, 35, 35, 35, 35, 35, 34], layers=range(12, 23))'
     assert call in said
-    both = attach_call("ficoco-vl", {"lam": 0.5}, *(ficoco_ext.Schedule(9, (3, 5), (1, 2)) for _ in "vd"))
+    steps = ficoco_ext.Schedule(9, (3, 5), (1, 2))
+    both = attach_call("ficoco-vl", {"lam": 0.5}, schedules.Schedules(vision=steps, decoder=steps))
     sides = 'vision={"r": [1, 2], "layers": [3, 5]}, decoder={"r": [1, 2], "layers": [3, 5]}'
     assert both == f'ficoco_ext.attach(model, "ficoco-vl", {sides}, lam=0.5)'
 
 
-@pytest.mark.parametrize("method", ficoco_ext.METHODS)
+@pytest.mark.parametrize("method", [*ficoco_ext.METHODS, *JOINED])
 def test_attach_takes_what_plan_says(method):
     pytest.importorskip("transformers")
     model = checkpoint.load(None, torch.float32, torch.device("cpu")).model
     found = document("plan", TINY, "--method", method, "--average-tokens", 100, "--text-tokens", 12)
     with eval(found["attach"], {"ficoco_ext": ficoco_ext, "model": model}) as handle:
-        vision, decoder = found["schedule"]["vision"], found["schedule"]["decoder"]
+        vision, projector, decoder = found["schedule"].values()
         assert (handle.schedule is None) == (vision is None)
         assert (handle.plan is None) == (decoder is None)
+        assert (handle.attach_plan.projector is None) == (projector is None)
+        if projector is not None:
+            assert handle.attach_plan.per_image == projector["final"]
         if vision is not None:
             assert list(handle.schedule.layers) == vision["layers"]
             assert list(handle.schedule.r) == vision["r"]
@@ -217,16 +223,19 @@ def test_attach_takes_what_plan_says(method):
             assert schedule.before_attention == decoder["before_attention"]
 
 
-@pytest.mark.parametrize("method", ficoco_ext.METHODS)
+@pytest.mark.parametrize("method", [*ficoco_ext.METHODS, *JOINED])
 @pytest.mark.parametrize("amount", [{"keep_ratio": 0.4}, {"tokens": 50}])
 def test_schedules_are_those_of_attach(method, amount):
     pytest.importorskip("transformers")
     model = checkpoint.load(None, torch.float32, torch.device("cpu")).model
-    vision, decoder = schedules.build(cost.architecture(model.config), ficoco_ext.get_method(method), **amount)
+    vision, projector, decoder = schedules.build(
+        cost.architecture(model.config), ficoco_ext.get_method(method), **amount
+    )
     if method == "pyramiddrop" and "keep_ratio" in amount:
         assert decoder.final == 57  # rounded down
     with ficoco_ext.attach(model, method, **amount) as handle:
         assert handle.schedule == vision
+        assert projector == (None if handle.attach_plan.projector is None else handle.attach_plan.per_image)
         if decoder is not None:
             assert handle.plan.schedule(decoder.patches) == decoder
 
@@ -328,7 +337,7 @@ def test_times_of_layers_are_those_of_what_runs():
     """Fused attention, and the reduction within its layer, whatever is counted."""
     found = document("cost", "llava-1.5-7b", "--method", "ficoco-l", "--tokens", 64, "--gpu", "h200")
     shape, method = cost.architecture("llava-1.5-7b"), ficoco_ext.get_method("ficoco-l")
-    _, decoder = schedules.build(shape, method, tokens=64)
+    decoder = schedules.build(shape, method, tokens=64).decoder
     runs = scope.bill(shape, "matmul", method=method, decoder=decoder, hardware="h200").layers
     wanted = [one.total.seconds for one in runs if one.part == "decoder"]
     assert [one["seconds"] for one in found["layers"]] == wanted

@@ -5,15 +5,13 @@ import contextlib
 import pytest
 import torch
 from helpers.decoder import decoder_config, tiny
+from helpers.flop_counts import AFTER, EXACT, TEXT, compare, of_method, prompt
 from helpers.models import PATCHES, TRAINED, batch, image, one_thread, tiny_llava, words  # noqa: F401
 
 import ficoco_ext
 from ficoco_ext import Schedule, cost
 from ficoco_ext.apps import timing
 from ficoco_ext.cost import flop_counter
-
-EXACT = 1e-9  # relative; the difference is 0
-TEXT, AFTER = 7, 4
 
 TOWER = [
     ("ficoco-v", {"keep_ratio": 0.5}),
@@ -61,36 +59,11 @@ def attached(model, method, given):
     return ficoco_ext.attach(model, method, **given) if method else contextlib.nullcontext()
 
 
-def of_method(method, given):
-    amounts = ("r", "keep_ratio", "tokens", "layers", "vision", "decoder")
-    return ficoco_ext.get_method(method, **{name: value for name, value in given.items() if name not in amounts})
-
-
 def schedules(handle, visual):
     """Of tower and language model, as the model itself has them."""
     vision = handle.schedule
     entering = visual if vision is None else visual - sum(vision.r)
     return vision, None if handle.plan is None else handle.plan.schedule(entering)
-
-
-def prompt(images=1):
-    """TEXT words, AFTER of them after the last image."""
-    row = [*words(*range(TEXT - AFTER)), *(image() * images), *words(*range(AFTER))]
-    return batch(row)
-
-
-def compare(predicted, counted):
-    """All parts. What a reduction computes by torch's own products, extra projections in the decoder and neighbours
-    in the tower, is in the part where it runs for torch, and in the reduction's for us."""
-    ours = {name: part.operations for name, part in predicted.parts.items()}
-    for name in ("projector", "head"):
-        assert ours[name] == pytest.approx(getattr(counted, name), rel=EXACT), name
-    extra = sum(line.operations for line in predicted.lines if line.name.startswith("extra "))
-    near = sum(line.operations for line in predicted.lines if line.name in ("neighbours", "borrow"))
-    assert ours["tower"] + near == pytest.approx(counted.tower, rel=EXACT)
-    assert ours["decoder"] + extra == pytest.approx(counted.decoder, rel=EXACT)
-    assert ours.get("reduction", 0) - extra - near == pytest.approx(counted.reduction, rel=EXACT)
-    assert predicted.total.operations == pytest.approx(counted.total, rel=EXACT)
 
 
 @pytest.mark.parametrize(("method", "given"), [(None, {}), *TOWER, *DECODER, *BOTH])

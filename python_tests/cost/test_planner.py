@@ -7,23 +7,26 @@ import itertools
 
 import pytest
 from helpers.paths import PACKAGE
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from ficoco_ext import Schedule, cost, get_method
-from ficoco_ext.cost import architecture, planner, schedules, scope
-from ficoco_ext.cost.schedules import ranges
+from ficoco_ext.cost import architecture, planner, rows, schedules, scope
+from ficoco_ext.cost.schedules import Schedules, ranges
 from ficoco_ext.methods import Combined, Staged
 
 TOWER, DECODER = ("ficoco-v", "topk", "tome"), ("ficoco-l", "fastv", "pyramiddrop")
+PROJECTOR = ("divprune", "scope", "stride")
+SEVERAL = ("ficoco-vl", "divprune+fastv", "topk+divprune", "topk+stride+ficoco-l")
+EVERY = TOWER + DECODER + PROJECTOR + SEVERAL
 MODELS = ("llava-1.5-7b", "llava-1.5-13b", "llava-next-7b")
 TINY = PACKAGE / "data" / "tiny_llava"
 SLOW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def _value(shape, method, quantity, vision, decoder, **rest):
+def _value(shape, method, quantity, leaves, **rest):
     convention = "matmul" if quantity == "ttft_ms" else rest.pop("convention", "llmviewer")
-    cost = scope.bill(shape, convention, method=method, vision=vision, decoder=decoder, **rest)
+    cost = scope.bill(shape, convention, method=method, **leaves._asdict(), **rest)
     return cost.tokens.average if quantity == "average_tokens" else getattr(cost, quantity)
 
 
@@ -43,33 +46,40 @@ def _neighbours(schedule):
             yield Schedule(schedule.patches, schedule.layers, tuple(r), schedule.before_attention)
 
 
+def _others(found):
+    """The same with one token more or less."""
+    if found.projector is not None:
+        before = found.cost.after_projector.before
+        counts = (found.projector + change for change in (-1, 1))
+        return [Schedules(projector=count) for count in counts if 1 <= count <= before]
+    part = "decoder" if found.vision is None else "vision"
+    return [Schedules(**{part: one}) for one in _neighbours(getattr(found, part))]
+
+
 @SLOW
 @given(
-    model=st.sampled_from(MODELS),
-    method=st.sampled_from(TOWER + DECODER),
+    model=st.sampled_from((*MODELS, "qwen2-vl-7b", "video-llava-7b")),
+    method=st.sampled_from(TOWER + DECODER + PROJECTOR),
     quantity=st.sampled_from(sorted(planner.QUANTITIES)),
     text_tokens=st.sampled_from((1, 60, 512)),
     share=st.floats(0, 1),
 )
 def test_round_trip(model, method, quantity, text_tokens, share):
     shape = architecture(model)
+    assume(method not in TOWER or model in MODELS)
     rest = {"text_tokens": text_tokens, "hardware": "h200"}
-    most = _value(shape, method, quantity, None, None, **rest)
+    most = _value(shape, method, quantity, Schedules(), **rest)
     with pytest.raises(ValueError, match="out of reach") as caught:
         planner.plan(model, method, **{quantity: most * 1.01}, **rest)
     words = str(caught.value).split("reaches ")[1].split()
     least = float(words[0]) * 1.001  # as it is printed, to four digits
     wanted = least + share * (most - least)
     found = planner.plan(model, method, **{quantity: wanted}, **rest)
-    sides = found.vision, found.decoder
-    assert found.reached == _value(shape, method, quantity, *sides, **rest)
+    assert found.reached == _value(shape, method, quantity, found.schedules, **rest)
     assert found.least <= found.reached <= found.most
-    side = 0 if method in TOWER else 1
-    schedule = sides[side]
     off = abs(found.reached - wanted)
-    for other in _neighbours(schedule):
-        pair = (other, None) if side == 0 else (None, other)
-        assert off <= abs(_value(shape, method, quantity, *pair, **rest) - wanted) * (1 + 1e-9), other.r
+    for other in _others(found):
+        assert off <= abs(_value(shape, method, quantity, other, **rest) - wanted) * (1 + 1e-9), other
 
 
 def half(tokens):
@@ -81,27 +91,26 @@ def half(tokens):
 def test_it_is_the_best_of_all(method, quantity):
     shape, chosen = architecture(TINY), get_method(method)
     rest = {"text_tokens": 8, "hardware": "h200"}
-    side = 0 if method in TOWER else 1
-    of = planner.tower_layers if side == 0 else planner.decoder_layers
+    part = "vision" if method in TOWER else "decoder"
+    of = schedules.tower_layers if method in TOWER else schedules.decoder_layers
     layers = of("plan", shape, None, chosen)
     before = getattr(chosen, "before_attention", False)
     largest = [half] * len(layers) if method == "tome" else None
     everything = {
-        planner.spread(shape.tower.patches, layers, total, largest=largest, before_attention=before)
+        rows.spread(shape.tower.patches, layers, total, largest=largest, before_attention=before)
         for total in range(len(layers) * shape.tower.patches + 1)
     }
-    pairs = [(one, None) if side == 0 else (None, one) for one in everything]
-    costs = [_value(shape, method, quantity, *pair, **rest) for pair in pairs]
+    costs = [_value(shape, method, quantity, Schedules(**{part: one}), **rest) for one in everything]
     for share in (0, 0.1, 0.37, 0.5, 0.9, 1):
         wanted = min(costs) + share * (max(costs) - min(costs))
-        if wanted > _value(shape, method, quantity, None, None, **rest):
+        if wanted > _value(shape, method, quantity, Schedules(), **rest):
             continue  # a first reduction may cost more than none
         found = planner.plan(TINY, method, **{quantity: wanted}, **rest)
         assert abs(found.reached - wanted) == pytest.approx(min(abs(one - wanted) for one in costs), rel=1e-6)
 
 
 @SLOW
-@given(method=st.sampled_from((*TOWER, *DECODER, "ficoco-vl")), share=st.floats(0, 1))
+@given(method=st.sampled_from(EVERY), share=st.floats(0, 1))
 def test_it_costs_what_was_asked_within_one_token(method, share):
     text, layers = 60, 32
     least = planner.plan("llava-1.5-7b", method, average_tokens=576).least
@@ -112,26 +121,29 @@ def test_it_costs_what_was_asked_within_one_token(method, share):
 
 
 @SLOW
-@given(method=st.sampled_from((*TOWER, *DECODER, "ficoco-vl")), shares=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+@given(method=st.sampled_from(EVERY), shares=st.tuples(st.floats(0, 1), st.floats(0, 1)))
 def test_a_larger_budget_never_removes_more(method, shares):
     full = planner.plan("llava-1.5-7b", method, average_tokens=576)
     low, high = (full.least + share * (576 - full.least) for share in sorted(shares))
     small, large = (planner.plan("llava-1.5-7b", method, average_tokens=wanted) for wanted in (low, high))
     assert small.reached <= large.reached
-    if method != "ficoco-vl":
+    if method in PROJECTOR:
+        assert small.projector <= large.projector
+    elif method not in SEVERAL:
         for few, many in zip(small.schedule.steps, large.schedule.steps, strict=True):
             assert few.after <= many.after
 
 
 @pytest.mark.parametrize("quantity", sorted(planner.QUANTITIES))
 def test_both_parts_keep_the_same_share(quantity):
-    full = _value(architecture("llava-1.5-7b"), None, quantity, None, None, hardware="h200")
+    full = _value(architecture("llava-1.5-7b"), None, quantity, Schedules(), hardware="h200")
     wanted = {"tflops": 1.5, "kv_mb": 65.0, "average_tokens": 64.0, "ttft_ms": 4.0}[quantity]
     assert wanted < full
     vision, decoder = cost.plan("llava-1.5-7b", "ficoco-vl", **{quantity: wanted}, hardware="h200").schedule
     assert decoder.patches == vision.final
     assert vision.keep_ratio == pytest.approx(decoder.keep_ratio, abs=0.06)
-    reached = _value(architecture("llava-1.5-7b"), "ficoco-vl", quantity, vision, decoder, hardware="h200")
+    leaves = Schedules(vision=vision, decoder=decoder)
+    reached = _value(architecture("llava-1.5-7b"), "ficoco-vl", quantity, leaves, hardware="h200")
     assert reached == pytest.approx(wanted, rel=0.01)
 
 
@@ -141,7 +153,7 @@ def test_both_parts_keep_the_same_share(quantity):
 def test_spread(patches, layers, halves):
     before = None
     for total in range(layers * patches + 1):
-        schedule = planner.spread(patches, range(layers), total, largest=[half] * layers if halves else None)
+        schedule = rows.spread(patches, range(layers), total, largest=[half] * layers if halves else None)
         after = [step.after for step in schedule.steps]
         if before is not None:
             assert all(now <= then <= now + 1 for now, then in zip(after, before, strict=True))

@@ -7,10 +7,14 @@ import pytest
 from ficoco_ext import Schedule, cost, get_method
 from ficoco_ext.cost import staircase
 from ficoco_ext.cost.compare import compare
+from ficoco_ext.cost.schedules import Schedules
 
 pytest.importorskip("matplotlib")
 BASE = cost.architecture("llava-1.5-7b")
-BOTH = get_method("ficoco-vl"), (Schedule(576, (12,), (300,)), Schedule(276, (4,), (100,)))
+BOTH = (
+    get_method("ficoco-vl"),
+    Schedules(vision=Schedule(576, (12,), (300,)), decoder=Schedule(276, (4,), (100,))),
+)
 
 
 def drawn(axes):
@@ -42,5 +46,5 @@ def test_without_reduction_there_is_one_line():
 
 def test_its_title():
     assert staircase.title(compare(BASE)) == "llava-1.5-7b: 1 image and 60 text tokens"
-    several = compare(BASE, BOTH[0], (BOTH[1][0], None), images=2, text_tokens=7)
+    several = compare(BASE, BOTH[0], Schedules(vision=BOTH[1].vision), images=2, text_tokens=7)
     assert staircase.title(several) == "llava-1.5-7b, ficoco-v + ficoco-l: 2 images and 7 text tokens"

@@ -28,7 +28,7 @@ def bill(keep_ratio=None, convention="llmviewer", **load):
     vision = None
     if keep_ratio is not None:
         shape = cost.architecture("llava-1.5-7b")
-        vision, _ = schedules.build(shape, get_method("prune-then-merge"), keep_ratio=keep_ratio)
+        vision = schedules.build(shape, get_method("prune-then-merge"), keep_ratio=keep_ratio).vision
     return scope.bill("llava-1.5-7b", convention, vision=vision, **load)
 
 
@@ -37,7 +37,7 @@ def times(keep_ratio=None, **load):
     vision = None
     if keep_ratio is not None:
         shape = cost.architecture("llava-1.5-7b")
-        vision, _ = schedules.build(shape, get_method("prune-then-merge"), keep_ratio=keep_ratio)
+        vision = schedules.build(shape, get_method("prune-then-merge"), keep_ratio=keep_ratio).vision
     at = {"vision": vision, "hardware": "h200", **load}
     first = cost.prefill("llava-1.5-7b", **at).ttft_ms
     return first, first + 99 * cost.decode("llava-1.5-7b", **at).tpot_ms

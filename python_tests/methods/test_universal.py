@@ -235,8 +235,8 @@ def test_the_cost_model_knows_every_method(name):
     """Of tower and language model, and what a method costs is not nothing unless it is arithmetic on positions."""
     method = get_method(name)
     amount = {} if name == "pyramiddrop" else {"keep_ratio": 0.25}
-    vision, decoder = schedules.build(cost.architecture("llava-1.5-7b"), method, **amount)
-    bill = cost.prefill("llava-1.5-7b", vision=vision, decoder=decoder, method=method)
+    leaves = schedules.build(cost.architecture("llava-1.5-7b"), method, **amount)
+    bill = cost.prefill("llava-1.5-7b", **leaves._asdict(), method=method)
     assert bill.parts["reduction"].bytes > 0
     assert (bill.parts["reduction"].operations > 0) == (name != "random")
 

@@ -190,6 +190,15 @@ SPECIFICATIONS = [
     ("ficoco-vl", {"keep_ratio": 0.25}),
     ("ficoco-vl", {"tokens": 5}),
     (BOTH, {"keep_ratio": 0.35}),
+    ("divprune", {"keep_ratio": 0.3}),
+    ("divprune", {"tokens": 9}),
+    ("scope", {"tokens": lambda grid: 2 * grid[0]}),
+    ("divprune+ficoco-l", {"keep_ratio": 0.35}),
+    ("divprune+fastv", {"tokens": 7}),
+    ("topk+divprune", {"keep_ratio": 0.2}),
+    ("tome+stride", {"tokens": 10}),
+    ("topk+divprune+pyramiddrop", {"keep_ratio": 0.1}),
+    ("topk+stride+ficoco-l", {"tokens": 5}),
 ]
 
 
@@ -197,14 +206,17 @@ SPECIFICATIONS = [
 @pytest.mark.parametrize("images", [1, 3])
 def test_cost_makes_the_schedules_of_attach(deep, method, given, images):
     plan = resolve(deep, method, **given)
-    vision, decoder = schedules.build(
+    vision, projector, decoder = schedules.build(
         cost.architecture(deep.config), get_method(method), images=images, **{**given, **_tuples(given)}
     )
     assert vision == plan.schedule
+    assert (projector is None) == (plan.projector is None)
+    if projector is not None:
+        assert projector == plan.per_image < PATCHES
     assert (decoder is None) == (plan.plan is None)
     if plan.plan is not None:
         assert decoder == plan.plan.schedule(images * plan.per_image)
-    assert (vision is not None and sum(vision.r) > 0) or (decoder is not None and sum(decoder.r) > 0)
+    assert projector or any(one is not None and sum(one.r) > 0 for one in (vision, decoder))
 
 
 def _tuples(given):
@@ -230,6 +242,13 @@ def _tuples(given):
         ("ficoco-vl", {"r": 3}),
         ("ficoco-vl", {"keep_ratio": 0.5, "layers": (1,)}),
         ("ficoco-l", {"r": "x"}),
+        ("divprune", {}),
+        ("divprune", {"r": 3}),
+        ("divprune", {"keep_ratio": 0.5, "layers": (1,)}),
+        ("divprune", {"keep_ratio": [0.5, 0.2]}),
+        ("divprune", {"tokens": 0}),
+        ("divprune+fastv", {"r": 3}),
+        ("topk+divprune+fastv", {"keep_ratio": 0.5, "layers": (1,)}),
     ],
 )
 def test_cost_refuses_what_attach_refuses_in_the_same_words(deep, method, given):
