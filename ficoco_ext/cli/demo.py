@@ -24,14 +24,19 @@ _AllSamples = Annotated[
 ]
 _VisionKeepRatio = Annotated[
     float | None,
+    options.option(panel=options.REMOVE, help="Share that the tower keeps, for methods that act in several parts."),
+]
+_ProjectorKeepRatio = Annotated[
+    float | None,
     options.option(
-        panel=options.REMOVE, help="Share that the tower keeps, for methods that act in tower and language model."
+        panel=options.REMOVE, help="Share of the projected tokens that stays, for methods that act in several parts."
     ),
 ]
 _DecoderKeepRatio = Annotated[
     float | None,
     options.option(
-        panel=options.REMOVE, help="Share that the language model keeps of what it gets, for methods of both parts."
+        panel=options.REMOVE,
+        help="Share that the language model keeps of what it gets, for methods that act in several parts.",
     ),
 ]
 _Repeats = Annotated[int, options.option(panel=options.MACHINE, help="Timed runs with and without reduction.")]
@@ -60,6 +65,7 @@ def command(
     r: options.R = None,
     tokens: options.Tokens = None,
     vision_keep_ratio: _VisionKeepRatio = None,
+    projector_keep_ratio: _ProjectorKeepRatio = None,
     decoder_keep_ratio: _DecoderKeepRatio = None,
     layers: options.Layers = None,
     set_: options.Set = None,
@@ -78,7 +84,11 @@ def command(
     """Answer questions about a picture with and without reduction, count and time both, and draw where tokens went."""
     with common.reported(debug):
         amount = common.removal(keep_ratio, r, tokens)
-        sides = {"vision": vision_keep_ratio, "decoder": decoder_keep_ratio}
+        sides = {
+            "vision": vision_keep_ratio,
+            "projector": projector_keep_ratio,
+            "decoder": decoder_keep_ratio,
+        }
         amount |= {side: {"keep_ratio": ratio} for side, ratio in sides.items() if ratio is not None}
         _run(
             threads,

@@ -21,6 +21,7 @@ from PIL import Image
 
 from ficoco_ext import viz
 from ficoco_ext.apps import demo, timing
+from ficoco_ext.cli import demo as demo_command
 from ficoco_ext.schedule import Schedule
 
 METHODS = ("ficoco-l", "ficoco-vl", "fastv", "pyramiddrop")
@@ -199,3 +200,30 @@ def test_geometry_of_a_language_model_that_reduces(monkeypatch):
     assert tuple(layer.attention for layer in found.text_layers) == wanted.tokens_entering(4)
     assert [layer.kv_bytes for layer in found.text_layers] == [2 * (n + 7) * 64 * 4 for n in wanted.tokens_entering(4)]
     assert [layer.layer for layer in found.text_layers] == [0, 1, 2, 3]
+
+
+THREE = {"vision": {"tokens": 100}, "projector": {"tokens": 50}, "decoder": {"tokens": 20}}
+
+
+def _printed(result, capsys):
+    """What the command prints of it, without lines and columns."""
+    demo_command.show(result)
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_what_is_left_after_the_projector(tmp_path, capsys):
+    path = tmp_path / "out.png"
+    found = demo.run(demo.Request(method="divprune", repeats=1, output=path))
+    assert (found.patches, found.projected, found.kept, found.left) == (144, 144, 36, 36)
+    assert found.all_tokens.tokens - found.reduced.tokens == 108
+    assert found.reduced.flops.tower == found.all_tokens.flops.tower and found.reduced.flops.reduction > 0
+    assert found.picture == str(path) and path.stat().st_size > 10_000
+    text = _printed(found, capsys)
+    assert "After the projector: 36 of 144 visual tokens are left." in text and "vision layer" not in text
+    both = demo.run(demo.Request(method="topk+divprune+fastv", repeats=1, amount=THREE))
+    assert (both.projected, both.kept, both.left) == (100, 50, 20)
+    assert both.summary.startswith("50 of 144 patches reach the language model, 20 visual tokens are left")
+    text = _printed(both, capsys)
+    assert "vision layer" in text and "After the projector: 50 of 100" in text and "text layer" in text
+    plain = demo.run(demo.Request(method="topk", repeats=1))
+    assert plain.projected is None and "After the projector" not in _printed(plain, capsys)

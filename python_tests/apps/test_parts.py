@@ -185,6 +185,27 @@ def test_a_staircase_of_the_language_model():
     assert plain.text_removes == () and [one.mlp for one in plain.text_tokens((1, 1), (1, 1))] == [100, 100]
 
 
+def test_a_staircase_with_tokens_that_leave_after_the_projector():
+    vision = (layer_tokens.LayerTokens(0, 144, 0, 144), layer_tokens.LayerTokens(1, 144, 44, 100))
+    stairs = layer_tokens.Staircase(144, vision, 2, Schedule(30, (1,), (10,)), 30, 100)
+    assert stairs.steps == (("vision", 1), ("projector", 0), ("text", 1)) and stairs.kept == 30
+    assert [(one.attention, one.mlp) for one in stairs.text_tokens((9, 9), (9, 9))] == [(30, 30), (30, 20)]
+    plain = layer_tokens.Staircase(144, vision, 2, None, 101)  # with a class token
+    assert plain.steps == (("vision", 1),) and plain.kept == 100
+    assert [layer_tokens.step_name(*step) for step in stairs.steps] == ["vision layer 1", "projector", "text layer 1"]
+
+
+def test_layers_for_all_go_to_methods_that_act_in_layers():
+    request = show.Request("x", methods=("topk", "divprune", "divprune+fastv"), layers={"": (2, 3)})
+    assert {name: one["layers"] for name, one in show.checked(request).options.items()} == {
+        "topk": (2, 3),
+        "divprune": None,
+        "divprune+fastv": (2, 3),
+    }
+    with pytest.raises(ValueError, match=r"or several joined by '.', got 'divprune.nope'"):
+        show.checked(show.Request("x", methods=("divprune+nope",)))
+
+
 def test_a_platform_says_why_there_are_no_kernels(monkeypatch):
     info = {"cpu": "kernels", "cuda": "reference", "reasons": {"cpu": "of old", "cuda": "none"}}
     monkeypatch.setattr(machine, "build_info", lambda: info)

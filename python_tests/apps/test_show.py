@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
+import torch
 import typer.testing
 from helpers.embedded import one_thread  # noqa: F401
 from PIL import Image
 
+import ficoco_ext
 from ficoco_ext.apps import attention_maps, checkpoint, show, word_spans
 from ficoco_ext.cli.app import app
 
@@ -76,6 +79,55 @@ def test_methods_of_tower_language_model_and_both_side_by_side(loaded, tmp_path)
         assert picture.height > 5 * 250
     document = json.loads(json.dumps(dataclasses.asdict(found), allow_nan=False))
     assert document["methods"][0]["trace"]["steps"][0]["layer"].startswith("vision layer ")
+
+
+def test_what_stays_after_the_projector(loaded, tmp_path):
+    methods = ("divprune", "stride", "prune-then-merge+divprune", "divprune+ficoco-l")
+    request = show.Request(SCENE, question=QUESTION, methods=methods, trace=(3, 7), output=tmp_path / "out.png")
+    found = {one.method: one for one in show.run(request).methods}
+    inputs = loaded.inputs(show.open_image(show.find_image(SCENE)), QUESTION)
+    for name in methods:
+        one = found[name]
+        with ficoco_ext.attach(loaded.model, name, keep_ratio=0.25) as handle, torch.inference_mode():
+            loaded.model(**inputs)
+            (projection,) = handle.projections
+        here = next(layer for layer in one.layers if layer.side == "projector")
+        assert here.left == len(projection.kept) and here.name == "projector"
+        assert one.left == len(one.kept) == 36 and one.left + one.merged + one.dropped == 144
+        if "+" not in name:
+            assert list(one.kept) == projection.kept.tolist() and one.dropped == 108
+        assert set(one.kept) <= set(projection.kept.tolist())
+        assert one.answer == _answered(loaded, name)
+    assert [layer.side for layer in found["prune-then-merge+divprune"].layers] == ["vision"] * 3 + ["projector"]
+    assert [layer.side for layer in found["divprune+ficoco-l"].layers] == ["projector"] + ["text"] * 5
+    assert list(found["stride"].kept) == [2 + 4 * k for k in range(36)]
+    assert (tmp_path / "out.png").stat().st_size > 10_000
+
+
+def _answered(loaded, name):
+    with ficoco_ext.attach(loaded.model, name, keep_ratio=0.25):
+        return loaded.answer(show.open_image(show.find_image(SCENE)), QUESTION, 1)
+
+
+def test_a_page_has_the_projector_where_a_method_acts_there(loaded, tmp_path):
+    for methods, sides in (
+        (("topk", "divprune"), [["vision", 7], ["projector", 1], ["text", 6]]),
+        (("topk",), [["vision", 7], ["text", 6]]),
+    ):
+        path = tmp_path / "out.html"
+        show.run(show.Request(SCENE, question=QUESTION, methods=methods, keep_ratios=(0.5,), output=path))
+        data = json.loads(
+            re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', path.read_text(), re.S)[1]
+        )
+        assert data["sides"] == sides
+        if "divprune" in methods:
+            assert [step["layer"] for step in data["runs"][1][0]["steps"]] == [7]
+
+
+def test_tables_say_after_the_projector(loaded, tmp_path):
+    result = _run(SCENE, "--methods", "divprune", "-o", tmp_path / "out.png", "--question", QUESTION)
+    words = " ".join(result.stdout.replace("│", " ").split())
+    assert result.exit_code == 0 and "divprune after the projector 36 0 108" in words
 
 
 def test_layers_of_one_method_and_of_the_others(loaded):

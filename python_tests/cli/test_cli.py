@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from helpers.cli import document, run
 from helpers.embedded import one_thread  # noqa: F401
-from helpers.tiny_families import BY_NAME
+from helpers.tiny_families import shared_model
 from PIL import Image
 
 import ficoco_ext
@@ -104,14 +104,32 @@ def test_env_says_which_saliency_a_tower_gives():
     """As measuring it would: a kind that is named can be made, one that is not is refused."""
     found = {one["name"]: one["saliency"] for one in document("env")["models"]}
     assert set(found) == set(tower_families.TOWERS)
-    for name in ("LLaVA-1.5", "Qwen2.5-VL"):
-        model = BY_NAME[name].model()
+    for name, tiny in (("LLaVA-1.5", "llava-clip"), ("Qwen2.5-VL", "qwen2.5-vl")):
+        model = shared_model(tiny)
         for kind in tower_saliency.KINDS[1:]:
             if kind in found[name]:
                 assert tower_saliency.TowerSaliency(model, name, kind).kind == kind
             else:
                 with pytest.raises(NotImplementedError, match=kind):
                     tower_saliency.TowerSaliency(model, name, kind)
+
+
+def test_demo_takes_a_share_for_each_part(tmp_path):
+    shares = ["--projector-keep-ratio", 0.5, "--decoder-keep-ratio", 0.25]
+    found = document("demo", "--method", "divprune+fastv", *shares, "--repeats", 1, "-o", tmp_path / "out.png")
+    assert (found["patches"], found["projected"], found["kept"], found["left"]) == (144, 144, 72, 18)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("divprune", "acts after the projector: call select or merge"),
+        ("divprune+ficoco-l", "must be one reduction, got divprune + ficoco-l"),
+    ],
+)
+def test_reduce_has_no_methods_after_the_projector(method, said):
+    result = run("reduce", *TINY, "--method", method)
+    assert result.exit_code == 2 and said in " ".join(result.stderr.split())
 
 
 def test_reduce_random_tensors():

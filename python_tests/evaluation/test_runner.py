@@ -355,7 +355,7 @@ def test_geometric_schedules_leave_the_projector_alone():
 
 def test_equal_numbers_of_tokens_in_the_language_model():
     """What the columns say of every method at one number is what its prompts have."""
-    settings = settings_of(["topk", "divprune", "topk+scope", "divprune+fastv"], tokens=[36], baselines=True)
+    settings = settings_of(["topk", "divprune", "topk+divprune", "divprune+fastv"], tokens=[36], baselines=True)
     lines = evaluate(embedded(), grid(2), settings).summary().lines
     words = Prompts(embedded(), questions(grid(2))).text_tokens[0]
     full = lines[0].cost["kv_bytes"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from helpers.decoder import tiny
@@ -140,7 +142,7 @@ def test_what_went_into_another_picture_is_held_by_nobody_here():
 
 def test_wrong_positions_are_refused():
     _, tower, decoder = story([ONE], torch.arange(2, 20), method="ficoco-vl", keep_ratio=0.25)
-    with pytest.raises(ValueError, match=r"positions must be \(18,\), one for each patch that the tower left, got 36"):
+    with pytest.raises(ValueError, match=r"positions must be \(18,\), one for each patch that is left .*, got 36"):
         picture_reductions(tower, decoder[:], torch.arange(2, 38), GRID)
     with pytest.raises(ValueError, match=r"positions must be in \[0, 23\)"):
         picture_reductions(tower, decoder, torch.arange(10, 28), GRID)
@@ -165,3 +167,97 @@ def test_positions_just_beside_the_prompt_are_refused(first):
     _, tower, decoder = story([ONE], torch.arange(2, 20), method="ficoco-vl", keep_ratio=0.25)
     with pytest.raises(ValueError, match=r"positions must be in \[0, 23\), got \["):
         picture_reductions(tower, decoder, torch.arange(first, first + 18), GRID)
+
+
+AFTER = {
+    "projector alone": ("divprune", {"keep_ratio": 0.25}, 9),
+    "merging": ("divprune", {"keep_ratio": 0.25, "merge": True}, 9),
+    "and language model": ("divprune+ficoco-l", {"projector": {"tokens": 16}, "decoder": {"r": 3}}, 16),
+    "merging, and language model": (
+        "divprune+fastv",
+        {"projector": {"tokens": 16}, "decoder": {"tokens": 7}, "merge": True},
+        16,
+    ),
+    "tower and projector": ("tome+divprune", {"vision": {"tokens": 24}, "projector": {"tokens": 12}}, 12),
+    "all three": (
+        "topk+divprune+ficoco-l",
+        {"vision": {"tokens": 24}, "projector": {"tokens": 12}, "decoder": {"r": 2}},
+        12,
+    ),
+}
+
+
+def _followed(patch, tower, projection, decoder, columns):
+    """Who holds a patch at the end, through the handle's own records one after the other; -1: no patch."""
+    token = patch
+    if tower:
+        token = int(tower[-1].source_map[0, patch + 1]) - 1
+        if token < 0:
+            return -1
+    token = int(projection.reduction.source_map[projection.item, token])
+    if token >= 0 and decoder:
+        end = int(decoder[-1].source_map[0, columns[token]])
+        column = int(decoder[-1].kept[0, end]) if end >= 0 else -1
+        token = columns.index(column) if column in columns else -1
+    return -1 if token < 0 else int(projection.kept[token])
+
+
+@pytest.mark.parametrize("case", AFTER)
+def test_after_the_projector_every_patch_is_accounted_for(case):
+    method, options, reaching = AFTER[case]
+    model, columns = tiny(seed=3), [*range(2, 2 + reaching)]
+    with torch.no_grad(), ficoco_ext.attach(model, method, **options) as handle:
+        model(**batch(ONE))
+        tower, (projection,), decoder = handle.reductions, handle.projections, handle.decoder_reductions
+    decoder = decoder[0] if decoder else ()
+    found = picture_reductions(tower, decoder, torch.tensor(columns), GRID, projection=projection)
+    assert len(found) == len(tower) + 1 + len(decoder)
+    held = viz.holders(found[-1])
+    assert held == [_followed(patch, tower, projection, decoder, columns) for patch in range(PATCHES)]
+    here = found[len(tower)]
+    assert here.kept[0].tolist() == projection.kept.tolist() and here.grid == GRID
+    gone = [set(step.sources[0].tolist()) for step in found]
+    left = set(found[-1].kept[0].tolist())
+    assert sum(map(len, gone)) + len(left) == PATCHES and set.union(left, *gone) == set(range(PATCHES))
+    assert float(found[-1].size.sum()) == pytest.approx(PATCHES - held.count(-1), rel=1e-5)
+    assert (held.count(-1) == 0) == (case == "merging")
+    with torch.no_grad():
+        seen = watched(model, lambda: ficoco_ext.attach(model, method, **options), batch(ONE))
+    assert [viz.holders(step) for step in seen] == [viz.holders(step) for step in found]
+
+
+def test_pictures_that_were_reduced_together_have_records_of_their_own():
+    model = tiny(seed=3)
+    with torch.no_grad(), ficoco_ext.attach(model, "divprune", tokens=9) as handle:
+        model(**batch(ONE, TWO))
+        kept = [one.kept.tolist() for one in handle.projections]
+        for one in handle.projections:
+            columns = torch.arange(1, 10)
+            (found,) = picture_reductions((), (), columns, GRID, projection=one)
+            assert found.kept[0].tolist() == one.kept.tolist()
+    assert len(kept) == 3 and kept[0] != kept[1] != kept[2]
+
+
+def test_a_class_token_after_the_projector_is_no_patch():
+    """It is the first of the projected tokens, may leave as any other, and what goes into it is on no patch."""
+    model = tiny_llava(strategy="full")
+    rows = batch([*words(1, 2), *image(PATCHES + 1), *words(3, 4)])
+    for tokens in (3, 20, PATCHES):
+        attached = functools.partial(ficoco_ext.attach, model, "divprune", tokens=tokens, merge=True)
+        with torch.no_grad(), attached() as handle:
+            model(**rows)
+            (projection,) = handle.projections
+        (found,) = watched(model, attached, rows)
+        kept = projection.kept.tolist()
+        assert found.kept[0].tolist() == [token - 1 for token in kept if token]
+        holders = [kept[at] - 1 for at in projection.reduction.source_map[projection.item].tolist()]
+        assert viz.holders(found) == holders[1:]
+
+
+def test_positions_are_of_what_the_projector_left():
+    model = tiny(seed=3)
+    with torch.no_grad(), ficoco_ext.attach(model, "divprune", tokens=9) as handle:
+        model(**batch(ONE))
+        (projection,) = handle.projections
+    with pytest.raises(ValueError, match="one for each patch that is left before the language model"):
+        picture_reductions((), (), torch.arange(2, 2 + PATCHES), GRID, projection=projection)
