@@ -43,8 +43,8 @@ class Request:
         question: None asks what is known of an embedded scene, or something general.
         model: directory or hub name of a LLaVA-1.5 checkpoint; None is the embedded tiny one.
         method, hyperparameters, amount, layers: as :func:`ficoco_ext.attach` takes them; ``amount`` holds one of
-            ``r``, ``keep_ratio`` and ``tokens``, or ``vision``, ``projector`` and ``decoder``. None is the method's own amount, or a
-            quarter kept if it has none.
+            ``r``, ``keep_ratio`` and ``tokens``, or ``vision``, ``projector`` and ``decoder``. None is the method's own
+            amount, or a quarter kept if it has none.
         output: where to write the picture, None writes none.
         dtype, device: by name; dtype None is float32 on the CPU, bfloat16 elsewhere.
         max_new_tokens: None is 1 for the embedded model, whose answers are one word, and 48 otherwise.
