@@ -6,6 +6,7 @@ from mutations import Mutation
 
 M = "ficoco_ext/methods"
 TESTS = "python_tests/methods/test_projector_method.py"
+COMBINED = "python_tests/methods/test_combined.py"
 SELECTION = "python_tests/methods/test_projector_selection.py"
 
 MUTATIONS = [
@@ -76,14 +77,14 @@ MUTATIONS = [
         f"{M}/combined.py",
         "                if part in found:",
         "                if part in found and False:",
-        (f"{TESTS}::test_parts_that_do_not_go_together",),
+        (f"{COMBINED}::test_parts_that_do_not_go_together",),
         "Of two methods for one part the first is dropped without a word.",
     ),
     Mutation(
         f"{M}/combined.py",
         "if got is not None and getattr(got, part, None) is not got:",
         "if got is not None and getattr(got, part, None) is None:",
-        (f"{TESTS}::test_parts_that_do_not_go_together",),
+        (f"{COMBINED}::test_parts_that_do_not_go_together",),
         "A method of two parts stands in for one, and its other part is lost.",
     ),
     Mutation(
@@ -160,14 +161,14 @@ MUTATIONS = [
         f"{M}/registry.py",
         "if first in METHODS and (rest",
         "if first and (rest",
-        (f"{TESTS}::test_names_that_are_none",),
+        (f"{COMBINED}::test_names_that_are_none",),
         "A misspelt name ends in a KeyError.",
     ),
     Mutation(
         f"{M}/registry.py",
         "for key, value in given.items() if key in has}",
         "for key, value in given.items()}",
-        (f"{TESTS}::test_names_joined_by_plus",),
+        (f"{COMBINED}::test_names_joined_by_plus",),
         "A hyperparameter of one method is refused by the other.",
     ),
     Mutation(
