@@ -336,6 +336,7 @@ cudaError_t launch_probabilities(const TokenAttentionParams& p, const Workspace&
 
 cudaError_t launch_head_sums(const TokenAttentionParams& p, const RowSoftmax& softmax, float* parts,
                              cudaStream_t stream) {
+  if (softmax.of_all && !p.column) return cudaErrorInvalidValue;  // the kernels look up statistics of columns alone
   return are_wide_pairs(p) ? launch_wide_pairs(p, softmax, parts, stream) : launch_pairs(p, softmax, parts, stream);
 }
 

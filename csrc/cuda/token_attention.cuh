@@ -5,8 +5,8 @@
 
 namespace ficoco {
 
-// parts[b][h][set][token]: probabilities of one head between tokens and others, weighted; `softmax` of the queries. A
-// kernel for every four sets.
+// parts[b][h][set][token]: probabilities of one head between tokens and others, weighted; `softmax` of the queries, of
+// all tokens only with `column`. A kernel for every four sets.
 cudaError_t launch_head_sums(const TokenAttentionParams& p, const RowSoftmax& softmax, float* parts,
                              cudaStream_t stream);
 

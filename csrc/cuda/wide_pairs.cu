@@ -189,13 +189,11 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   const int row = warp * 16 + lane / 4;  // this row and row + 8
   const int token[2] = {shared.tokens[row], shared.tokens[row + 8]};
-  const auto statistic = [&](int i) {
-    return softmax.at(b * query.heads + h, p.count, keys, i0 + row + 8 * i, token[i]);
-  };
+  const int64_t statistic = (b * query.heads + h) * p.count + i0 + row;  // of rows
   float tops[2] = {};
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    if (!kColumn && row + 8 * i < rows) tops[i] = softmax.top[statistic(i)];
+    if (!kColumn && row + 8 * i < rows) tops[i] = softmax.top[statistic + 8 * i];
   }
   const float scale_log2 = p.scale * kLog2e;
   float totals[kSets][2] = {};
@@ -265,7 +263,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       total += __shfl_xor_sync(kAllLanes, total, 1);
       total += __shfl_xor_sync(kAllLanes, total, 2);
       if (lane % 4 != 0 || row + 8 * i >= rows || w >= sets) continue;
-      if (!kColumn) total *= softmax.inverse[statistic(i)];
+      if (!kColumn) total *= softmax.inverse[statistic + 8 * i];
       if (kColumn && mask && !mask[token[i]]) total = 0.f;  // a masked key gets 0, even if its sum is NaN
       parts[((b * query.heads + h) * p.sets + set0 + w) * p.count + i0 + row + 8 * i] = total;
     }

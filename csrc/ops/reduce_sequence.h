@@ -102,9 +102,10 @@ inline Tensor sequence_grid(const SequenceSettings& s, const std::optional<Tenso
 }  // namespace check
 
 inline ReduceSequenceCall reduce_sequence_call(const Tensor& tokens_, const Tensor& query_, const Tensor& key_,
-                                               double scale, const Tensor& visual, const std::optional<Tensor>& key_mask,
-                                               const std::optional<Tensor>& ids, const std::optional<Tensor>& size,
-                                               const SequenceSettings& s, bool size_weighted) {
+                                               double scale, const Tensor& visual,
+                                               const std::optional<Tensor>& key_mask, const std::optional<Tensor>& ids,
+                                               const std::optional<Tensor>& size, const SequenceSettings& s,
+                                               bool size_weighted) {
   check::sequence_shapes(tokens_, query_, key_, visual, key_mask, size);
   const int64_t b = tokens_.size(0), n = tokens_.size(1), count = visual.size(1), left = n - s.r;
   FICOCO_VALUE(count >= 1 && count <= n, check::kReduceSequence, "visual", check::text("of 1 to ", n, " columns"),
