@@ -67,6 +67,15 @@ def test_greedy_selection():
         assert len(ratios) == 3 or cells[-1] == "not run"
 
 
+def test_a_reducing_layer():
+    table, found = rows("A reducing layer of a language model"), results("reduce_sequence_cpu")
+    assert len(table) == len(found["results"])
+    for cells, row in zip(table, found["results"], strict=True):
+        assert cells[:3] == [row["shape"], row["method"], row["dtype"]]
+        times = [row["timings"][name]["median_ms"] for name in ("one operator", "in turn")]
+        said(cells[3:], [*times, row["speedup"]])
+
+
 def test_a_whole_prefill():
     table, found = rows("A whole prefill with reduction in the language model"), results("decoder_cpu")
     assert len(table) == len(found["results"])
@@ -92,7 +101,10 @@ def test_memory():
         said(cells[1:], [row["extra_bytes"] / 1e6])
 
 
-@pytest.mark.parametrize("name", ["ops_cpu", "match_cpu", "greedy_select_cpu", "decoder_cpu", "decoder_memory_cpu"])
+NAMES = ("ops_cpu", "match_cpu", "greedy_select_cpu", "reduce_sequence_cpu", "decoder_cpu", "decoder_memory_cpu")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_each_file_is_named_with_its_commit_and_command(name):
     made = results(name)["environment"]
     assert f"`{name}.json`, commit {made['commit']}" in PAGE
