@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <cstdio>
 
 #include "cuda/launch.h"
 #include "images.h"
@@ -76,7 +77,9 @@ class Range {
  public:
   explicit Range(const char* op) {
 #ifdef FICOCO_NVTX
-    nvtxRangePushA((std::string("ficoco::") + op).c_str());
+    char name[64];  // operators' names are short, and nothing is allocated for a range
+    std::snprintf(name, sizeof(name), "ficoco::%s", op);
+    nvtxRangePushA(name);
 #else
     (void)op;
 #endif
