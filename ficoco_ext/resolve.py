@@ -203,7 +203,7 @@ def _require_class_token(op: str, facts: TowerFacts, methods: TowerMethods) -> N
     wanting = None if facts.class_token else next((one for one in several if CLASS_TOKEN in one.needs), None)
     if wanting is not None:
         remedy = "this tower has none; use one that does without, such as 'ficoco-v', 'tome' or 'topk'"
-        got = f"{wanting.name!r}, which scores patches by the attention of the class token"
+        got = f"{wanting.name!r} as it is given here"
         checks.fail(op, "method", "one that needs no class token", got, remedy, NotImplementedError)
 
 

@@ -38,8 +38,9 @@ class Match(FilterStage):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Keys to compare, and a class token to weigh by."""
-        return (needs.QUERY_AND_KEY, needs.CLASS_TOKEN_OR_KEYS) if self.weigh else (needs.QUERY_AND_KEY,)
+        """Keys to compare, a class token to weigh by, and one before a distillation token."""
+        weighing = (needs.CLASS_TOKEN_OR_KEYS,) if self.weigh else ()
+        return (needs.QUERY_AND_KEY, *weighing, *((needs.CLASS_TOKEN,) if self.distill_token else ()))
 
     @property
     def inheritor(self) -> str:

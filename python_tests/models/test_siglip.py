@@ -168,12 +168,20 @@ def test_records_speak_of_patches_alone(model):
 def test_methods_that_need_a_class_token_are_refused(method):
     """With the names of some that do without, which work."""
     model = made()
-    message = f"attach: method must be one that needs no class token, got '{method}', which scores patches by"
+    message = f"attach: method must be one that needs no class token, got '{method}' as it is given here; this tower"
     assert_refused(model, {"method": method, "keep_ratio": 0.5}, NotImplementedError, message)
     assert_refused(model, {"method": ["tome", method], "r": 3, "layers": (1, 2)}, NotImplementedError, message)
     with pytest.raises(NotImplementedError, match="use one that does without, such as 'ficoco-v', 'tome' or 'topk'"):
         resolve(model, method, keep_ratio=0.5)
     assert {"ficoco-v", "tome", "topk"} <= set(WITHOUT) and WITH_CLASS_TOKEN == ["evit", "prumerge", "prumerge+"]
+
+
+def test_a_distillation_token_comes_after_a_class_token():
+    message = (
+        "attach: method must be one that needs no class token, got 'tome' as it is given here; this tower has none"
+    )
+    options = {"method": "tome", "keep_ratio": 0.5, "distill_token": True}
+    assert_refused(made(), options, NotImplementedError, message)
 
 
 def test_a_strategy_that_leaves_out_a_patch_is_refused():

@@ -10,6 +10,7 @@ from property.cases import FAMILIES, LLAVA, NEXT, QWEN2, QWEN25, TEXTS, Case
 
 from ficoco_ext import METHODS, get_method
 from ficoco_ext.methods import hyperparameters
+from ficoco_ext.stages.needs import CLASS_TOKEN
 
 # Values to draw for hyperparameters of these names. Others, and methods that are unknown here, keep their defaults.
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -74,9 +75,15 @@ def draw(number: int) -> Case:
     return varied(chance, with_promise(chance, case, part), part)
 
 
+def may_have_siglip(case: Case) -> bool:
+    """Whether the method does without a class token."""
+    names = [case.method] if isinstance(case.method, str) else case.method
+    return case.family == LLAVA and not any(CLASS_TOKEN in get_method(name).needs for name in names)
+
+
 def varied(chance: Random, case: Case, part: str) -> Case:
     """The case with what is rare."""
-    if part == "decoder" and case.family == LLAVA and not case.amount.get("static_counts") and chance.random() < 0.2:
+    if may_have_siglip(case) and not case.amount.get("static_counts") and chance.random() < 0.2:
         case = replace(case, tower="siglip", strategy="full")
     if case.family in (QWEN2, QWEN25) and chance.random() < 0.25:
         case = replace(case, video=True)

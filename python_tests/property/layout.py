@@ -52,7 +52,7 @@ def rows_of(case: Case, spelled: list[list[int]], schedule, plan) -> tuple[int, 
     longest = max(map(len, spelled))
     gaps = [longest - len(row) for row in spelled]
     if schedule is not None:
-        extra = int(case.strategy == "full")
+        extra = int(case.strategy == "full" and case.tower == "clip")
         counts = schedule.patches + extra, schedule.final + extra
         spelled = [shortened(row, *counts) for row in spelled]
     right = gaps if case.padding == "right" else [0] * len(spelled)

@@ -32,12 +32,12 @@ def specified(method, args, options):
 
 
 def tower_features(case: Case, model, pictures: Tensor, schedule, calls) -> tuple[Tensor, Tensor]:
-    """Projected features (images, N, C) by hand, class token first, and which of them are left (images, M).
+    """Projected features (images, N, C) by hand, a class token first, and which of them are left (images, M).
 
     ``calls``: one for every layer that removes something, whose attention the same method is given again: what it
     chooses then is what it had chosen, and what it merges are the tokens at full length.
     """
-    count = schedule.patches + 1
+    count = schedule.patches + (case.tower == "clip")
     alive, size = torch.arange(count).expand(len(pictures), -1), None
     by_layer = {call[0].layer: call for call in calls}
     assert sorted(by_layer) == [step.layer for step in schedule.steps if step.r]
@@ -81,7 +81,7 @@ def check_tower(case: Case, model, rows: list[Row], schedule, calls, records, us
     assert len(records) == len(calls)
     for record, call in zip(records, calls, strict=True):
         assert torch.equal(record.kept, call[3].kept) and record.tokens is None
-    assert left.shape[1] == schedule.final + 1
+    assert left.shape[1] == schedule.final + (case.tower == "clip")
     left = left if case.strategy == "full" else left[:, 1:]
     features = features.gather(1, left.unsqueeze(-1).expand(-1, -1, features.shape[2]))
     repeated = len(pictures) // len(case.pictures)
