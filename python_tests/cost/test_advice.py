@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ficoco_ext import Schedule
+from ficoco_ext import Schedule, get_method
 from ficoco_ext.cost import advice
 from ficoco_ext.cost.bill import AfterProjector
 from ficoco_ext.cost.schedules import Schedules
@@ -38,14 +38,15 @@ def side(first, each, new=11, visual=100, there=None, **parts):
     return SimpleNamespace(running=running, ttft_ms=first, tpot_ms=each, answer_ms=whole, new_tokens=new)
 
 
-def comparison(full, reduced=None, schedules=Schedules(), text=10, crops=1):
+def comparison(full, reduced=None, schedules=Schedules(), text=10, crops=1, method=None):
     return SimpleNamespace(
         full=full,
         reduced=reduced,
         shown=reduced or full,
         schedules=schedules,
         text_tokens=text,
-        shape=SimpleNamespace(name="toy", crops=crops),
+        shape=SimpleNamespace(name="toy", crops=crops, tower=SimpleNamespace(used=2)),
+        method=method,
     )
 
 
@@ -137,6 +138,18 @@ def test_a_single_token_of_a_picture_is_left():
     for there, wanted in ((chosen(100, 1), True), (chosen(100, 2), False), (chosen(1, 1), False)):
         found = said(side(100.0, 1.0), side(50.0, 1.0, there=there))
         assert ("After the projector a single visual token of a picture is left." in found) == wanted
+
+
+@pytest.mark.parametrize(
+    ("method", "layer", "refused"), [("scope", 1, True), ("scope", 0, False), ("divprune", 1, False)]
+)
+def test_saliency_of_a_layer_in_which_patches_leave(method, layer, refused):
+    """As attach has it: what was measured would not fit what is left."""
+    both = SimpleNamespace(projector=get_method(method))
+    vision = Schedule(100, (0, 1), (5, 5) if layer else (5, 0))
+    found = said(side(100.0, 1.0), side(50.0, 1.0), schedules=Schedules(vision=vision), method=both)
+    sentence = "attach cannot run this: layer 1 of the tower is asked what it looks at, and patches leave in it; end "
+    assert found[-1].startswith(sentence) == refused
 
 
 def test_without_times_nothing_is_said():
