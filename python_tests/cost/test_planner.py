@@ -252,6 +252,8 @@ def test_methods_as_values():
         ("ficoco-l", {"tflops": 3, "layers": []}, "at least one layer"),
         ("ficoco-l", {"tflops": 3, "layers": [5, 4]}, "ascending"),
         ("ficoco-vl", {"tflops": 3, "layers": [5]}, "has two"),
+        ("divprune", {"tflops": 3, "layers": [5]}, "layers must be None: divprune acts after the projector"),
+        ("topk+divprune+fastv", {"tflops": 3, "layers": [5]}, "has three; leave them out"),
         ("ficoco-v", {"tflops": 3, "floor": 0}, r"floor must be an integer in \[1, 576\]"),
         ("ficoco-v", {"tflops": 3, "convention": "none"}, "convention must be one of"),
         ("ficoco-v", {"tflops": 3, "precision": "int3"}, "precision must be one of"),
@@ -322,3 +324,51 @@ def test_a_method_that_needs_the_class_token_is_refused_without_one(method):
         cost.plan(shape, method, average_tokens=400)
     with pytest.raises(NotImplementedError, match=f"method must be one that needs no class token, got '{method}'"):
         schedules.build(shape, get_method(method), keep_ratio=0.5)
+
+
+@pytest.mark.parametrize("method", ["topk+divprune+fastv", "tome+stride+ficoco-l"])
+@pytest.mark.parametrize("wanted", [60.0, 150.0, 300.0])
+def test_three_parts_keep_the_same_share(method, wanted):
+    found = cost.plan("llava-1.5-7b", method, average_tokens=wanted)
+    assert found.decoder.patches == found.projector
+    shares = found.vision.keep_ratio, found.projector / found.vision.final, found.decoder.keep_ratio
+    assert max(shares) - min(shares) < 0.08  # one token of the coarse step is several of the last part
+    assert found.reached == pytest.approx(wanted, abs=0.5)
+
+
+def test_parts_before_the_language_model():
+    """The tower and the projector: the last one is tuned, token by token."""
+    found = cost.plan("llava-1.5-7b", "topk+divprune", average_tokens=100)
+    assert (found.projector, found.decoder) == (100, None)
+    assert found.vision.keep_ratio == pytest.approx(100 / found.vision.final, abs=0.01)
+    assert found.schedule == (found.vision, found.projector)
+
+
+def test_shares_of_crops():
+    """What is left of a picture of five crops is a share of all their tokens, not the number of one crop's."""
+    shape, method = architecture("llava-next-7b"), get_method("topk+divprune")
+    for amount in ({"keep_ratio": 0.25}, {"tokens": 144}):
+        leaves = schedules.build(shape, method, **amount)
+        assert (leaves.vision.final, leaves.projector) == (288, 720)
+    found = cost.plan(shape, method, average_tokens=720)
+    assert found.projector == 720 and found.vision.final == pytest.approx(288, abs=1)
+
+
+def test_tokens_of_every_picture():
+    """Frames that stay apart are planned each, and so is a floor."""
+    found = cost.plan("video-llava-7b", "divprune", average_tokens=800)
+    assert (found.projector, found.reached) == (100, 800)
+    assert cost.plan("video-llava-7b", "divprune", average_tokens=500, floor=60).least == 480
+    with pytest.raises(ValueError, match=r"divprune after the projector of video.* all visual tokens of a crop but 90"):
+        cost.plan("video-llava-7b", "divprune", average_tokens=500, floor=90)
+    with pytest.raises(ValueError, match=r"floor must be an integer in \[1, 257\]"):
+        cost.plan("video-llava-7b", "divprune", average_tokens=500, floor=258)
+
+
+def test_towers_that_merge_patches_can_be_planned_after_the_projector():
+    found = cost.plan("qwen2-vl-7b", "divprune+fastv", average_tokens=200, images=2)
+    assert found.decoder.patches == 2 * found.projector
+    assert found.projector / 576 == pytest.approx(found.decoder.keep_ratio, abs=0.03)
+    with pytest.raises(ValueError, match="keep_ratio, for the number of visual tokens depends on the picture"):
+        schedules.build(architecture("qwen2-vl-7b"), get_method("divprune+fastv"), tokens=100)  # as attach has it
+    assert schedules.build(architecture("qwen2-vl-7b"), get_method("divprune"), tokens=100).projector == 100

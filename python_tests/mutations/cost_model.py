@@ -7,8 +7,8 @@ COST = "python_tests/cost"
 MUTATIONS = [
     Mutation(
         file="ficoco_ext/cost/model.py",
-        old="batch = images * shape.crops",
-        new="batch = images",
+        old="in_tower, images * shape.crops, measured",
+        new="in_tower, images, measured",
         tests=(f"{COST}/test_model.py::test_every_crop_passes_through_the_tower",),
         why="Crops of a large image are free.",
     ),
@@ -196,8 +196,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/cost/reduction.py",
-        old="kv_heads=model.kv_heads,",
-        new="kv_heads=model.heads,",
+        old="kv_heads=model.kv_heads,\n        head_dim=model.head_dim,\n        text=after,",
+        new="kv_heads=model.heads,\n        head_dim=model.head_dim,\n        text=after,",
         tests=(f"{COST}/test_counter.py::test_a_whole_prefill_with_and_without_reduction",),
         why="Extra projections before attention are priced without grouped heads.",
     ),
