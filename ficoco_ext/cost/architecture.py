@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 MOST_TOKENS = 10**9  # of a prompt or an answer, and the most of everything that no layer is built for
-_MOST = {"layers": 1000, "used": 1000}
+_MOST = {"layers": 1000, "used": 1000, "deepstack": 1000}
+_LEAST = {"deepstack": 0}
 
 
 def _sane(thing: object) -> None:
-    """Every integer is at least 1 and far above any model's at most: layers are counted one by one."""
+    """Every integer is at least 1 (or 0) and far above any model's at most: layers are counted one by one."""
     for field in fields(thing):  # type: ignore[arg-type]
         value, most = getattr(thing, field.name), _MOST.get(field.name, MOST_TOKENS)
+        least = _LEAST.get(field.name, 1)
         if field.type != "int":
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise ValueError(f"{type(thing).__name__}: {field.name} must be in 1 ... {most}, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"{type(thing).__name__}: {field.name} must be in {least} ... {most}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ class Architecture:
         crops: passes through the tower that one image takes: crops of a large one, frames of a video.
         source: where the numbers are from.
         apart: a method after the projector reduces every crop on its own, else an image as a whole.
+        deepstack: levels of the tower whose features, each by a projector of its own, are added to the visual tokens
+            after as many first layers of the language model; these cannot reduce.
     """
 
     name: str
@@ -119,6 +123,7 @@ class Architecture:
     crops: int = 1
     source: str = ""
     apart: bool = False
+    deepstack: int = 0
 
     def __post_init__(self) -> None:
         _sane(self)

@@ -90,7 +90,7 @@ def prefill(
         _tower(rules, shape, vision, in_tower, images * shape.crops, measured, lines, layers)
     if include_projector:
         given = entering if chosen.found is None else chosen.found.pictures * chosen.found.before
-        lines += transformer.projector(rules, shape.projector, given)
+        lines += transformer.projector(rules, shape.projector, given) * (1 + shape.deepstack)
     lines += [line for line in chosen.lines if line.layer is None]
     count = shape.language_model.layers
     n, q = _staircase(decoder, entering, count)
@@ -327,7 +327,8 @@ def _not_running(rules: Rules, shape: Architecture) -> float:
     if rules.quirks:
         return 0.0
     tower = shape.tower
-    lines = [*transformer.patch_embedding(rules, tower, 1), *transformer.projector(rules, shape.projector, 1)]
+    lines = transformer.patch_embedding(rules, tower, 1)
+    lines += transformer.projector(rules, shape.projector, 1) * (1 + shape.deepstack)
     layer = transformer.tower_layer(rules, tower, 0, 1, 1, 1)
     return sum(line.weight_bytes for line in lines) + tower.layers * sum(line.weight_bytes for line in layer)
 

@@ -96,7 +96,17 @@ IDS = {
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 # Of other model types it is not known how many visual tokens they make of a picture.
-_KINDS = ("llava", "llava_next", "llava_onevision", "vipllava", "video_llava", "qwen2_vl", "qwen2_5_vl")
+_KINDS = (
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "vipllava",
+    "video_llava",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "internvl",
+)
 _HEADS = "num_key_value_heads"
 # Language models whose MLP has two matrices; all others that are met in multimodal models are gated.
 _TWO_MATRICES = ("opt", "gpt2", "gptj", "gpt_neox", "bloom", "falcon", "phi", "mpt")
@@ -228,6 +238,8 @@ def _from_config(config: Any, name: str) -> Architecture:
         )
     if hasattr(vision, "spatial_merge_size"):
         return _qwen(vision, language_model, name or kind, source)
+    if kind == "internvl":
+        return _internvl(config, vision, language_model, name or kind, source)
     tower = _tower(config, vision)
     crops = {"llava_next": 5, "llava_onevision": 10, "video_llava": 8}.get(kind, 1)
     strategy = getattr(config, "vision_feature_select_strategy", "default")
@@ -292,11 +304,13 @@ def _selected(config: Any, layers: int) -> tuple[int, ...]:
 
 def _qwen(vision: Any, language_model: LanguageModel, name: str, source: str) -> Architecture:
     width = getattr(vision, "embed_dim", None)
-    gated = width is None  # Qwen2.5-VL: hidden_size is the tower's, and its MLP has three matrices
+    levels = getattr(vision, "deepstack_visual_indexes", None)
+    own = width is None  # from Qwen2.5-VL on hidden_size is the tower's
+    gated = own and levels is None  # an MLP of three matrices
     width = _number(vision, "vision", "hidden_size") if width is None else width
-    if not gated:
+    if not own:
         configs.check({"embed_dim": width, "mlp_ratio": vision.mlp_ratio}, "model: its vision config")
-    mlp = _number(vision, "vision", "intermediate_size") if gated else int(width * vision.mlp_ratio)
+    mlp = _number(vision, "vision", "intermediate_size") if own else int(width * vision.mlp_ratio)
     merge = vision.spatial_merge_size**2
     depth = _number(vision, "vision", "depth")
     tower = Tower(
@@ -313,4 +327,17 @@ def _qwen(vision: Any, language_model: LanguageModel, name: str, source: str) ->
         channels=3 * vision.temporal_patch_size,
     )
     projector = Projector(width * merge, width * merge, language_model.hidden)
-    return Architecture(name, tower, projector, language_model, tower.patches // merge, source=source)
+    visual, deepstack = tower.patches // merge, len(levels or ())
+    return Architecture(name, tower, projector, language_model, visual, source=source, deepstack=deepstack)
+
+
+def _internvl(config: Any, vision: Any, language_model: LanguageModel, name: str, source: str) -> Architecture:
+    """One tile; more of them are crops."""
+    ratio = getattr(config, "downsample_ratio", None)
+    if not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
+        raise ValueError(f"model: its config must have a downsample_ratio in (0, 1], got {ratio!r}")
+    merge = int(1 / ratio) ** 2
+    tower = dataclasses.replace(_tower(config, vision), merge=merge, trained_class=False)
+    width = language_model.hidden
+    projector = Projector(tower.hidden * merge, width, width)
+    return Architecture(name, tower, projector, language_model, tower.patches // merge, source=source, apart=True)

@@ -91,5 +91,5 @@ def choose(
     if method is not None and left < before:
         seen = shape.tower.patches if vision is None else vision.tokens_entering(shape.tower.used)[-1]
         lines += reduction.saliency(rules, method, shape, images * shape.crops, seen)
-        lines += reduction.after_projector(rules, method, shape.language_model, pictures, before, left)
+        lines += reduction.after_projector(rules, method, shape, pictures, before, left)
     return Chosen(AfterProjector(pictures, before, left, Sum.of(lines)), tuple(lines))

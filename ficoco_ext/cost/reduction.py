@@ -60,10 +60,11 @@ def saliency(rules: Rules, method: AnyMethod, shape: Architecture, batch: int, p
 
 
 def after_projector(
-    rules: Rules, method: AnyMethod, model: LanguageModel, pictures: int, before: int, after: int
+    rules: Rules, method: AnyMethod, shape: Architecture, pictures: int, before: int, after: int
 ) -> list[Line]:
     """One reduction after the projector: ``after`` of ``before`` tokens of each of ``pictures`` pictures stay."""
-    shape = Shape(
+    model = shape.language_model
+    one = Shape(
         batch=pictures,
         tokens=before,
         visual=before,
@@ -73,7 +74,8 @@ def after_projector(
         kv_heads=model.kv_heads,
         head_dim=model.head_dim,
     )
-    return _lines(rules, method, None, shape)
+    lines = _lines(rules, method, None, one)
+    return lines + [line for line in lines if line.name == costs.COMPRESS.name] * shape.deepstack  # of other levels
 
 
 def decoder_layer(

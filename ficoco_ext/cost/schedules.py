@@ -87,7 +87,7 @@ def decoder_layers(
     op: str, shape: Architecture, layers: Iterable[int] | None, method: LanguageMethod
 ) -> tuple[int, ...]:
     """The layers of the language model that reduce, as :func:`ficoco_ext.resolve.decoder_layers` has them."""
-    facts = LanguageModelFacts(shape.language_model.layers)
+    facts = LanguageModelFacts(shape.language_model.layers, shape.deepstack)
     return resolve.decoder_layers(op, facts, method, Amount.of(op, layers=layers).layers)
 
 
@@ -169,7 +169,7 @@ def build(
         plan_there = resolve.projector_plan(OP, method.projector, next(amounts))  # type: ignore[arg-type]
         projector = left_of_picture(shape, vision, plan_there)
     if method.language_model is not None:
-        facts = LanguageModelFacts(shape.language_model.layers)
+        facts = LanguageModelFacts(shape.language_model.layers, shape.deepstack)
         plan, _ = resolve.decoder_plan(OP, facts, method.language_model, next(amounts))
         each = tokens_of_picture(shape, vision) if projector is None else projector
         decoder = plan.schedule(images * shape.pictures * each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -37,6 +38,10 @@ JOINED = [
     ("topk+divprune", {"tokens": 9}),
     ("tome+divprune+fastv", {"keep_ratio": 0.2}),
 ]
+
+
+def attached(model, method, given):
+    return ficoco_ext.attach(model, method, **given) if method else contextlib.nullcontext()
 
 
 def of_plan(plan, images):
@@ -105,6 +110,43 @@ def test_towers_that_merge_patches_or_have_no_class_token(name, method, given):
     assert shape.visual_tokens == projection.before
     found = cost.prefill(shape, projector=3, method=of_method(method, given))
     assert found.after_projector.total.operations == counted
+
+
+@pytest.mark.parametrize("name", ["qwen3-vl", "internvl"])
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        (None, {}),
+        ("divprune", {"tokens": 3}),
+        ("scope", {"tokens": 3, "merge": True}),
+        ("stride+fastv", {"keep_ratio": 0.25, "layer": 3}),
+    ],
+)
+def test_a_whole_prefill_of_other_families(name, method, given):
+    """DeepStack has further projectors and features to merge; InternVL reduces each tile."""
+    (family,) = (one for one in TINY if one.name == name)
+    model = family.build().eval()
+    model.set_attn_implementation("eager")
+    asked = one_picture(family, Picture(4, 4) if "qwen" in name else None)
+    ids = asked.ids
+    visual = int((ids == model.config.image_token_id).sum())
+    after = ids.shape[1] - 1 - int((ids[0] == model.config.image_token_id).nonzero().max())
+    shape = cost.architecture(model.config)
+    if "qwen" in name:
+        shape = cost.architecture(shape, image_size=shape.tower.patch * int((visual * shape.tower.merge) ** 0.5))
+    else:
+        shape = cost.architecture(shape, crops=visual // shape.visual_tokens)
+    assert shape.visual_tokens == visual
+    leaves = schedules.Schedules()
+    with attached(model, method, given), flop_counter.counter() as mode, torch.no_grad():
+        model(**asked.inputs, use_cache=True, logits_to_keep=1)
+    if method is not None:
+        amount = {key: value for key, value in given.items() if key in ("tokens", "keep_ratio")}
+        leaves = schedules.build(shape, of_method(method, given), **amount)
+    text = {"text_tokens": ids.shape[1] - visual, "text_after": after}
+    chosen = None if method is None else of_method(method, given)
+    found = cost.prefill(shape, **leaves._asdict(), **text, method=chosen)
+    assert found.total.operations == mode.get_total_flops()
 
 
 def test_selection_is_below_two_percent_of_a_7b_prefill():

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 from helpers.paths import PACKAGE
 
-from ficoco_ext import cost
+from ficoco_ext import cost, get_method
+from ficoco_ext.cost import schedules
 
 BASE = cost.architecture("llava-1.5-7b")
 
@@ -216,6 +217,26 @@ def test_two_kinds_of_qwen():
 def test_crops_keep_what_each_brings_besides_its_patches():
     assert cost.architecture("video-llava-7b", crops=2).visual_tokens == 2 * 257
     assert cost.architecture("llava-1.5-7b", crops=3, image_size=224).visual_tokens == 3 * 256
+
+
+def test_configs_of_newer_families():
+    """As transformers writes them without numbers of a checkpoint; DeepStack has three levels."""
+    transformers = pytest.importorskip("transformers")
+    deep = cost.architecture(transformers.Qwen3VLConfig())
+    assert (deep.deepstack, deep.tower.gated, deep.tower.mlp, deep.language_model.head_dim) == (3, False, 4304, 128)
+    assert (deep.tower.merge, deep.pictures, deep.projector.inputs) == (4, 1, 4 * 1152)
+    with pytest.raises(ValueError, match="layer 3 is the first that can reduce; say layer=4"):
+        schedules.build(deep, get_method("fastv"))
+    assert schedules.build(deep, get_method("fastv", layer=4)).decoder.layers == (3,)
+    with pytest.raises(ValueError, match="layer 3 is the first that can reduce"):
+        cost.plan(deep, "ficoco-l", average_tokens=500, layers=range(2, 9))
+    tiles = cost.architecture(transformers.InternVLConfig(), crops=13)
+    assert (tiles.visual_tokens, tiles.pictures, tiles.tower.merge) == (13 * 256, 13, 4)
+    assert (tiles.tower.class_token, tiles.tower.trained_class, tiles.tower.used) == (True, False, 24)
+    broken = transformers.InternVLConfig()
+    broken.downsample_ratio = 0
+    with pytest.raises(ValueError, match=r"downsample_ratio in \(0, 1\], got 0"):
+        cost.architecture(broken)
 
 
 def test_a_model_type_that_is_not_known_is_refused():

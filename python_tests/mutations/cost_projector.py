@@ -49,8 +49,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/cost/projected.py",
-        old="shape.language_model, pictures, before, left)",
-        new="shape.language_model, 1, before, left)",
+        old="method, shape, pictures, before, left)",
+        new="method, shape, 1, before, left)",
         tests=(f"{COST}/test_after_projector.py::test_pictures_are_reduced_each_on_its_own",),
         why="Selection of the first picture alone has a price.",
     ),
@@ -98,8 +98,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/cost/reduction.py",
-        old="head_dim=model.head_dim,\n    )\n    return _lines(rules, method, None, shape)",
-        new="head_dim=model.head_dim,\n    )\n    return _lines(rules, method, None, dataclasses.replace(shape, channels=128))",
+        old="lines = _lines(rules, method, None, one)",
+        new="lines = _lines(rules, method, None, dataclasses.replace(one, channels=model.head_dim))",
         tests=(f"{COST}/test_after_projector.py::test_selection_is_below_two_percent_of_a_7b_prefill",),
         why="Features are priced as wide as one head.",
     ),
@@ -165,5 +165,19 @@ MUTATIONS = [
         new="step.layer >= 0 for step",
         tests=(f"{COST}/test_advice.py::test_saliency_of_a_layer_in_which_patches_leave",),
         why="A reduction that runs is called impossible.",
+    ),
+    Mutation(
+        file="ficoco_ext/cost/reduction.py",
+        old="if line.name == costs.COMPRESS.name] * shape.deepstack",
+        new="if False] * shape.deepstack",
+        tests=(f"{COST}/test_after_projector.py::test_a_whole_prefill_of_other_families",),
+        why="Features of other levels are merged for nothing.",
+    ),
+    Mutation(
+        file="ficoco_ext/cost/model.py",
+        old="transformer.projector(rules, shape.projector, given) * (1 + shape.deepstack)",
+        new="transformer.projector(rules, shape.projector, given)",
+        tests=(f"{COST}/test_after_projector.py::test_a_whole_prefill_of_other_families",),
+        why="The projectors of other levels are free.",
     ),
 ]
