@@ -28,7 +28,7 @@ def prefill(prompts: Prompts, handle: Handle | None, method: Any) -> cost.Cost:
     text, after = prompts.text_tokens
     vision = None if handle is None else handle.schedule
     decoder = None if handle is None else handle.plan
-    visual = None if handle is None else _left(prompts, handle)
+    projector = None if handle is None or not handle.attach_plan.changes_features else handle.attach_plan.projector
     if vision is not None and vision.final == vision.patches:
         vision = None
     if decoder is not None and not decoder.removes:
@@ -37,20 +37,12 @@ def prefill(prompts: Prompts, handle: Handle | None, method: Any) -> cost.Cost:
         cost.architecture(model.config),
         vision=vision,
         decoder=decoder,
-        visual_tokens=visual,
+        projector=projector,
         text_tokens=text,
         text_after=after,
         precision=_BITS.get(model.dtype, "fp32"),
-        method=None if vision is None and decoder is None else method,
+        method=None if vision is None and projector is None and decoder is None else method,
     )
-
-
-def _left(prompts: Prompts, handle: Handle) -> int | None:
-    """Visual tokens of a picture after the projector; None if nothing is removed there."""
-    plan = handle.attach_plan
-    if plan.projector is None or not plan.changes_features:
-        return None
-    return plan.projector.count(prompts.visual) if plan.per_image is None else plan.per_image
 
 
 def columns(found: cost.Cost, full: cost.Cost) -> dict[str, Any]:

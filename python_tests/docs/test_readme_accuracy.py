@@ -108,6 +108,66 @@ def test_every_difference_is_what_the_studies_give(row):
             assert difference(cell) == pytest.approx(values, abs=0.051)
 
 
+SECTION = PAGE[PAGE.index("## After the projector") : PAGE.index("## Repeat it")]
+ALL_KINDS = (*KINDS, "count", "choice")
+TOKENS = ("tokens 36", "tokens 18")
+
+
+def test_the_table_at_equal_numbers_of_tokens_is_what_was_measured():
+    study = results("projector")
+    means = [{(one.name, one.budget): one for one in study.summary(kinds).lines} for kinds in (KINDS, ALL_KINDS)]
+    unreduced, *table = [row for row in rows(SECTION, " to ") if len(row) == 6]
+    names = [row[0].strip("`") for row in table]
+    assert set(names) == {name for name, _ in study.names} - {"unreduced"} and len(set(names)) == len(names)
+    for cell, found in zip(unreduced[1:3], means, strict=True):
+        assert difference(cell) == pytest.approx(_interval(found["unreduced", "all tokens"].mean), abs=0.051)
+    for name, row in zip(names, table, strict=True):
+        tokens = row[5].split(", ")
+        for budget, cells, mean in zip(TOKENS, (row[1:3], row[3:5]), tokens, strict=True):
+            if (name, budget) not in means[0]:
+                assert [*cells, mean] == ["-"] * 3
+                continue
+            for cell, found in zip(cells, means, strict=True):
+                assert difference(cell) == pytest.approx(_interval(found[name, budget].mean), abs=0.051), name
+            assert int(mean) == pytest.approx(means[0][name, budget].cost["visual_tokens"]["average"], abs=0.51)
+    run = study.document["run"]["data"]["gridvqa"]
+    asked = f"{run['scenes'] * run['per_scene']} questions about {run['scenes']} scenes of the split `{run['split']}`"
+    assert asked in " ".join(SECTION.split())
+
+
+def _interval(found):
+    return [100 * found.value, 100 * found.low, 100 * found.high]
+
+
+@pytest.mark.parametrize("row", [row for row in rows(SECTION, " to ") if len(row) == 5], ids=lambda row: str(row[:3]))
+def test_every_difference_at_equal_numbers_of_tokens(row):
+    a, b, kinds, *cells = (cell.strip("`") for cell in row)
+    for budget, cell in zip(TOKENS, cells, strict=True):
+        found = results("projector").paired(a, b, budget, {"five": KINDS, "all": ALL_KINDS}[kinds])
+        assert difference(cell) == pytest.approx(_interval(found), abs=0.051)
+
+
+def test_what_is_said_of_methods_after_the_projector():
+    study = results("projector")
+    for name in ("divprune", "scope, alpha 0"):
+        assert study.paired(name, "unreduced", "tokens 18", KINDS).high > 0
+        assert study.paired(name, "unreduced", "tokens 18", ("count",)).high < 0
+    for budget in TOKENS:
+        for other in ("random-0", "random-1", "random-2", "stride"):
+            assert study.paired("divprune", other, budget, KINDS).low > 0
+            if budget == "tokens 36":
+                assert study.paired("topk, projector", other, budget, ("count",)).high < 0
+    for other in ("tome, layers 0 to 6", "tome, tower", "prune-then-merge, tower"):
+        found = study.paired("divprune", other, "tokens 36", KINDS)
+        assert found.low < 0 < found.high
+    assert study.paired("divprune", "prune-then-merge, tower", "tokens 18", ALL_KINDS).low > 0
+    assert study.paired("prune-then-merge+divprune", "prune-then-merge, tower", "tokens 18", KINDS).low > 0
+    costs = {(one.name, one.budget): 100 * one.cost["flops_ratio"] for one in study.summary(KINDS).lines}
+    for name, said in (("divprune", (68, 64)), ("prune-then-merge, tower", (55, 48))):
+        assert [costs[name, budget] for budget in TOKENS] == pytest.approx(said, abs=0.51)
+        assert f"{said[0]} and {said[1]} % with `{name.partition(',')[0]}`" in " ".join(SECTION.split())
+
+
 def test_our_preset_beats_both_it_is_made_of(study):
     """The one claim of superiority: at both budgets, on scenes that it was not chosen on."""
     assert study.document["run"]["data"]["gridvqa"]["split"] == "test"
