@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
+from ..ops.values import free_to_read
 from . import placeholders, prompt_cut, tracing
 from . import transformers_api as api
 from .attach_plan import AttachPlan
@@ -172,7 +173,11 @@ class FeatureCutter:
             if removed % b:
                 wanted = f"equally many tokens to leave each of {b} rows, as static_counts promises"
                 checks.fail(op, "images", wanted, f"{removed} in all", "attach without static_counts")
-            return prompt_cut.cut(keep, [length - removed // b] * b)
+            widths = [length - removed // b] * b
+            if free_to_read(ids) and (found_widths := keep.sum(1).tolist()) != widths:
+                wanted = f"rows of which {widths[0]} tokens each are left, as static_counts promises"
+                checks.fail(op, "input_ids", wanted, str(found_widths), "attach without static_counts")
+            return prompt_cut.cut(keep, widths)
         tracing.require_counts(op, ids, "attach with static_counts=True, and nothing is counted")
         keep = prompt_cut.drop_padding(keep, functools.reduce(torch.logical_or, visual.values()), mask)
         last = prompt_cut.last_columns(ids, mask)

@@ -164,8 +164,7 @@ class ProjectorReduction:
                 found[one.name] = self._reduced_by_caller(one, given[one.name], options)
             elif one.pixels_of(options) is not None:
                 found[one.name] = self.calls[one.name].run_for(options)
-        self.forget()
-        self.prepared.update(found)
+        self._now.here.reduced = found
         self.last = tuple(projection for reduced in found.values() for projection in reduced.projections)
         return found
 
@@ -204,7 +203,7 @@ class ProjectorReduction:
 
     def forget(self) -> None:
         """What was encoded is not needed any more."""
-        self.prepared.clear()
+        self._now.here.reduced = {}  # no dict is changed: torch.compile would not trace the encoder after that
 
     def reduced(self, modality: Modality, output: Any, options: Mapping[str, Any]) -> Reduced:
         """What an encoder returned, with fewer features."""

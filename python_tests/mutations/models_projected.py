@@ -16,13 +16,6 @@ PLAN = "python_tests/methods/test_projector_plan.py"
 MUTATIONS = [
     Mutation(
         f"{M}/projector_reduction.py",
-        "if self.owner.encoding:  # some encode a video by the encoder of pictures",
-        "if False:",
-        (f"{FAMILIES}::test_forward_is_the_hand_cut[qwen2-vl-one_video-original]",),
-        "A video whose encoder calls that of pictures is reduced twice.",
-    ),
-    Mutation(
-        f"{M}/projector_reduction.py",
         "if held is None or held.pixels is not pixels:",
         "if held is None:",
         (f"{ENCODERS}::test_other_pixels_of_a_call_are_encoded",),
@@ -45,7 +38,7 @@ MUTATIONS = [
     Mutation(
         f"{M}/projector_reduction.py",
         "self.names = {*names, *also} - {modality.pixels, modality.other_pixels}",
-        "self.names = set(names)",
+        "self.names = set()",
         (f"{FAMILIES}::test_newlines_stay[llava-next-one_picture]",),
         "Pictures of several crops are encoded without their sizes.",
     ),
