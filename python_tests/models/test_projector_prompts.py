@@ -1,4 +1,4 @@
-"""Prompts that are cut after the projector: embeddings, positions and masks of the caller's own, caches, conversations."""
+"""Prompts that are cut after the projector: embeddings, positions and masks of the caller, caches, conversations."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_a_conversation_by_new_ids_alone(model, handle):
 
 def test_a_conversation_is_counted_on_from_the_whole_prompt(model, handle):
     """What a call on its own cache says is what one call of all of it says."""
-    first, cache, asked = conversation(model, handle)
+    _, cache, asked = conversation(model, handle)
     got = model.generate(input_ids=asked, **cache, **DETAILS)
     new = got.sequences[:, len(ROW) : -1]
     whole = batch([*ROW, *new[0].tolist()], images=1)
