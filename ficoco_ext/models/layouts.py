@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops import checks
 from . import transformers_api as api
 from .modalities import Modality
 
@@ -78,7 +79,9 @@ def packed_crops(inner: Any, options: Mapping[str, Any], modality: Modality, cou
     sizes = options.get("image_sizes")
     sizes = sizes.tolist() if isinstance(sizes, Tensor) else sizes
     if sizes is None or len(sizes) != len(counts):
-        return unknown(inner, options, modality, counts)
+        wanted = f"the (height, width) of each of the {len(counts)} pictures, which says where their lines end"
+        got = "None" if sizes is None else f"{len(sizes)} of them"
+        checks.fail("forward", "image_sizes", wanted, got, "pass what the processor returned")
     return [_of_crops(inner, options, (int(h), int(w)), count) for (h, w), count in zip(sizes, counts, strict=True)]
 
 
