@@ -70,10 +70,12 @@ def test_videos_whose_frames_are_halved():
     assert pooled_videos(inner, {}, VIDEOS, (20,)) == [Layout()]
 
 
-def test_pictures_without_their_sizes():
+@pytest.mark.parametrize(("given", "got"), [({}, "None"), ({"image_sizes": [(16, 16)]}, "1 of them")])
+def test_pictures_without_their_sizes(given, got):
+    """Nothing else says where their lines end."""
     inner = inner_of(image_size=16, patch_size=4)
-    assert packed_crops(inner, {}, IMAGES, (20, 17)) == [Layout(), Layout()]
-    assert packed_crops(inner, {"image_sizes": [(16, 16)]}, IMAGES, (20, 17)) == [Layout(), Layout()]
+    with pytest.raises(ValueError, match=rf"image_sizes must be the \(height, width\) of each of the 2 .*, got {got}"):
+        packed_crops(inner, given, IMAGES, (20, 17))
 
 
 def test_a_picture_alone_ends_with_one_newline():
