@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ..methods import AnyMethod
+from ..methods import FeatureMethod
 from ..resolve import ProjectorPlan
 from ..schedule import Schedule
 from . import reduction
@@ -79,7 +79,7 @@ def choose(
     shape: Architecture,
     vision: Schedule | None,
     projector: ProjectorPlan | int | None,
-    method: AnyMethod | None,
+    method: FeatureMethod | None,
     images: int,
 ) -> Chosen:
     """What leaves after the projector. Without ``method`` its cost is not counted."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..methods import AnyMethod
+from ..methods import AnyMethod, FeatureMethod
 from ..ops import costs
 from ..stages import Shape
 from ..stages.needs import SALIENCY
@@ -34,7 +34,7 @@ def vision_layer(
     return _lines(rules, method, layer, shape)
 
 
-def saliency(rules: Rules, method: AnyMethod, shape: Architecture, batch: int, patches: int) -> list[Line]:
+def saliency(rules: Rules, method: FeatureMethod, shape: Architecture, batch: int, patches: int) -> list[Line]:
     """How much the last tower layer in use looks at each of ``patches`` patches, if ``method`` needs to know that.
 
     Raises:
@@ -42,7 +42,7 @@ def saliency(rules: Rules, method: AnyMethod, shape: Architecture, batch: int, p
     """
     if SALIENCY not in method.needs:
         return []
-    tower, kind = shape.tower, getattr(method, "saliency", "auto")
+    tower, kind = shape.tower, method.saliency
     if kind == "auto":
         kind = "class" if tower.class_token and tower.trained_class else "column"
     if kind == "class" and not tower.class_token:
@@ -60,7 +60,7 @@ def saliency(rules: Rules, method: AnyMethod, shape: Architecture, batch: int, p
 
 
 def after_projector(
-    rules: Rules, method: AnyMethod, shape: Architecture, pictures: int, before: int, after: int
+    rules: Rules, method: FeatureMethod, shape: Architecture, pictures: int, before: int, after: int
 ) -> list[Line]:
     """One reduction after the projector: ``after`` of ``before`` tokens of each of ``pictures`` pictures stay."""
     model = shape.language_model

@@ -173,7 +173,13 @@ class Projected(NamedTuple):
 
 
 class FeatureMethod(AnyMethod):
-    """A method between the projector and the language model; see :class:`ficoco_ext.methods.ProjectorMethod`."""
+    """A method between the projector and the language model; see :class:`ficoco_ext.methods.ProjectorMethod`.
+
+    Attributes:
+        saliency: which kind of it is measured in the vision tower, where the method needs saliency.
+    """
+
+    saliency: str = "auto"
 
     @property
     def projector(self) -> FeatureMethod:

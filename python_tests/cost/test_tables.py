@@ -234,8 +234,8 @@ def test_configs_of_newer_families():
     assert (tiles.visual_tokens, tiles.pictures, tiles.tower.merge) == (13 * 256, 13, 4)
     assert (tiles.tower.class_token, tiles.tower.trained_class, tiles.tower.used) == (True, False, 24)
     broken = transformers.InternVLConfig()
-    broken.downsample_ratio = 0
-    with pytest.raises(ValueError, match=r"downsample_ratio in \(0, 1\], got 0"):
+    broken.downsample_ratio = 0.0
+    with pytest.raises(ValueError, match=r"downsample_ratio in \(0, 1\], got 0\.0"):
         cost.architecture(broken)
 
 
