@@ -350,6 +350,8 @@ def test_shares_of_crops():
     for amount in ({"keep_ratio": 0.25}, {"tokens": 144}):
         leaves = schedules.build(shape, method, **amount)
         assert (leaves.vision.final, leaves.projector) == (288, 720)
+    three = schedules.build(shape, get_method("topk+divprune+fastv"), keep_ratio=0.125)
+    assert (three.vision.final, three.projector, three.decoder.final) == (288, 720, 360)
     found = cost.plan(shape, method, average_tokens=720)
     assert found.projector == 720 and found.vision.final == pytest.approx(288, abs=1)
 

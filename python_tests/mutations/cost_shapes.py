@@ -28,8 +28,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/cost/architecture.py",
-        old='_MOST = {"layers": 1000, "used": 1000}',
-        new='_MOST = {"used": 1000}',
+        old='_MOST = {"layers": 1000, "used": 1000, "deepstack": 1000}',
+        new='_MOST = {"used": 1000, "deepstack": 1000}',
         tests=(f"{COST}/test_refusals.py::test_bad_input",),
         why="A config with a million layers is counted layer by layer.",
     ),
@@ -112,8 +112,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/cost/presets.py",
-        old="gated = width is None  # Qwen2.5-VL",
-        new="gated = False  # Qwen2.5-VL",
+        old="gated = own and levels is None",
+        new="gated = False",
         tests=(f"{COST}/test_tables.py::test_two_kinds_of_qwen",),
         why="The tower of Qwen2.5-VL is priced as that of Qwen2-VL.",
     ),
