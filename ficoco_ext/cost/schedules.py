@@ -94,7 +94,7 @@ def decoder_layers(
 def same_patches(shape: Architecture) -> int:
     """Patches of an image if all are visual tokens of it, in which case ``attach`` shares integers; else 0."""
     tower = shape.tower
-    fixed = tower.class_token and tower.merge == tower.joined == shape.crops == 1
+    fixed = tower.merge == tower.joined == shape.crops == 1
     return tower.patches if fixed else 0
 
 

@@ -315,3 +315,12 @@ def test_two_parts_may_name_their_amount(model):
     assert resolve(model, named, keep_ratio=0.5).schedule == resolve(model, BOTH, keep_ratio=0.5).schedule
     shape = cost.architecture(model.config)
     assert schedules.build(shape, named) == schedules.build(shape, BOTH, keep_ratio=0.25)
+
+
+@pytest.mark.parametrize("given", [{"tokens": 7}, {"keep_ratio": 0.3}])
+def test_cost_divides_between_parts_as_attach_does_without_a_class_token(given):
+    siglip = tiny_siglip()
+    plan = resolve(siglip, "divprune+fastv", **given)
+    leaves = schedules.build(cost.architecture(siglip.config), get_method("divprune+fastv"), **given)
+    assert leaves.projector == plan.per_image
+    assert leaves.decoder == plan.plan.schedule(plan.per_image)
