@@ -316,8 +316,8 @@ MUTATIONS: list[Mutation] = [
     ),
     Mutation(
         file="ficoco_ext/apps/show_request.py",
-        old='"layers": request.layers.get(name, request.layers.get("")),',
-        new='"layers": request.layers.get("", request.layers.get(name)),',
+        old='request.layers.get(name, request.layers.get("") if _in_layers(name) else None)',
+        new='request.layers.get("", request.layers.get(name))',
         tests=(_PARTS + "test_requests_are_checked_without_a_model",),
         why="Layers of one method are overruled by those of all others.",
     ),
