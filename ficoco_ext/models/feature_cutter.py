@@ -161,7 +161,7 @@ class FeatureCutter:
         """Which columns stay. Reads the device once, unless counts are static.
 
         The last real column of a row stays, as the answer is read from it; where a picture ends there, its last token
-        is put back into ``found``.
+        is put back into ``found``. If that is not to be had, the answer is read from the last one that is left.
         """
         keep = torch.ones_like(ids, dtype=torch.bool)
         visual = {name: ids == self.tokens[name] for name in found}
@@ -187,11 +187,16 @@ class FeatureCutter:
         for number, (name, one) in enumerate(found.items()):
             self._require_fit(op, name, one, sum(numbers[number]))
             pictures = prompt_cut.at_the_end(numbers[number], numbers[len(found) + number], one.counts)
-            if pictures:
-                found[name] = self.features.with_last_tokens(name, pictures)
-        if any(any(rows) for rows in numbers[len(found) :]):
-            keep = keep.scatter(1, last, True)
-            widths = [width + any(rows) for width, *rows in zip(widths, *numbers[len(found) :], strict=True)]
+            with_last = self.features.with_last_tokens(name, pictures) if pictures else one
+            if with_last is None:
+                numbers[len(found) + number] = [0] * b
+            else:
+                found[name] = with_last
+        put_back = [any(rows) for rows in zip(*numbers[len(found) :], strict=True)]
+        if any(put_back):
+            stays = keep.gather(1, last) | torch.tensor(put_back, device=keep.device).unsqueeze(1)
+            keep = keep.scatter(1, last, stays)
+            widths = [width + more for width, more in zip(widths, put_back, strict=True)]
         return prompt_cut.cut(keep, widths)
 
     def _require_fit(self, op: str, name: str, reduced: Reduced, total: int) -> None:

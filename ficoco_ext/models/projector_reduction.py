@@ -240,8 +240,10 @@ class ProjectorReduction:
             setattr(output, _KEPT, projections)
         return Reduced(modality.pixels_of(options), output, projections, encoded, made)
 
-    def with_last_tokens(self, name: str, numbers: Sequence[int]) -> Reduced:
+    def with_last_tokens(self, name: str, numbers: Sequence[int]) -> Reduced | None:
         """What was encoded of a modality, and the last token of some of its pictures besides.
+
+        None if that token is not to be had: it left in the vision tower, or the caller encoded the pictures before.
 
         A prompt may end with a picture: the answer is read from its last token, so that one must stay.
 
@@ -250,7 +252,7 @@ class ProjectorReduction:
         """
         held = self.prepared[name]
         if held.full is None or held.made is None or self.tower is not None:
-            return held
+            return None
         features, projections = list(held.made.features), list(held.projections)
         planes = [list(plane) for plane in held.made.planes]
         for number in numbers:

@@ -34,6 +34,7 @@ class PromptReader:
         self.plan, self.cache_name = plan.plan, cache_name
         self.placeholders, self.static_counts = plan.facts.placeholders, plan.static_counts
         self.per_image, self.picture = plan.per_image, plan.picture
+        self.cut_by_features = plan.cuts_by_features  # and counted there; a picture at the end has one token more
         self.checks_promise = True  # of static counts, where reading costs nothing
 
     def has_visual_tokens(self, options: dict[str, Any]) -> bool:
@@ -91,7 +92,7 @@ class PromptReader:
             uneven = (real[:, 1:] < real[:, :-1]).any(1)  # holes, or padding on the right
             facts += [real.sum(1), uneven]
         counts = torch.stack(facts, 1).tolist()
-        if self.per_image is not None:
+        if self.per_image is not None and not self.cut_by_features:
             total = sum(count[2] for count in counts)
             fits_images("forward", self.placeholders[0], images_of(options), self.per_image, total)
         numbers = {count[0] for count in counts} - {0}

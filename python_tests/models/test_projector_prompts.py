@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from helpers.decoder import watch
 from helpers.models import GREEDY, IMAGE, PAD, batch, close, image, one_thread, pixels, tiny_llava, words  # noqa: F401
+from helpers.tiny_families import BY_NAME, shared_model, untouched_model
+from helpers.tiny_oracle import cut, kept_of, worst
+from helpers.tiny_prompts import one_picture, prompt
 
 import ficoco_ext
+from ficoco_ext.models.feature_cutter import _next
 from ficoco_ext.models.generate_options import images_of
 from ficoco_ext.models.transformers_api import cache_name, output_cache
 
@@ -63,6 +69,24 @@ def test_embeddings_equal_ids(model, handle, inputs):
     assert torch.equal(model.generate(**given, **GREEDY), wanted)
 
 
+def test_padding_that_is_added_to_embeddings(model, handle):
+    embeddings = model.get_input_embeddings()(TWO["input_ids"])
+    given = {name: value for name, value in TWO.items() if name != "input_ids"} | {"inputs_embeds": embeddings}
+    seen, _ = watch(model, lambda: model(**given))
+    assert torch.equal(seen.embeds[1, :-11], model.get_input_embeddings().weight[PAD].expand(13, -1))
+
+
+def test_padding_is_no_placeholder_whatever_its_id():
+    """Here 0 is the placeholder, and what padding is filled with elsewhere."""
+    model = tiny_llava(seed=7)
+    model.config.image_token_id = 0
+    ids = TWO["input_ids"].masked_fill(TWO["attention_mask"] == 0, 5).masked_fill(TWO["input_ids"] == IMAGE, 0)
+    with ficoco_ext.attach(model, "divprune", keep_ratio=0.25):
+        seen, out = watch(model, lambda: model(**TWO | {"input_ids": ids}))
+    assert out.logits.shape[1] == 24
+    assert torch.equal(seen.embeds[1, :-11], model.get_input_embeddings().weight[1].expand(13, -1))
+
+
 def test_the_model_inside_takes_the_same_prompt(model, handle):
     hidden = model.model(**TWO).last_hidden_state
     assert torch.equal(model.lm_head(hidden), model(**TWO).logits)
@@ -74,6 +98,7 @@ def test_padding_that_is_added_is_masked(model, handle):
     alone = model(**batch([*words(1), *image(), *words(5)], images=1) | {"pixel_values": TWO["pixel_values"][2:]})
     assert close(out.logits[1, -11:], alone.logits[0])
     assert seen.mask[1].tolist() == [0] * (seen.mask.shape[1] - 11) + [1] * 11
+    assert seen.embeds.shape[1] == out.logits.shape[1] == 24  # the first row; padding that it has not is dropped
     filler = model.get_input_embeddings().weight[PAD]
     assert torch.equal(seen.embeds[1, :-11], filler.expand(seen.embeds.shape[1] - 11, -1))
 
@@ -130,7 +155,7 @@ def test_masks_of_other_kinds_are_refused(model, handle):
     inputs = batch(ROW)
     wide = torch.ones(1, 1, len(ROW), len(ROW))
     with pytest.raises(
-        (ValueError, TypeError), match=r"attention_mask must be None or \(B, L\), as the processor made"
+        (ValueError, TypeError), match=r"attention_mask must be None or \(1, 41\), as the processor made"
     ):
         model(**inputs | {"attention_mask": wide})
 
@@ -179,7 +204,9 @@ def test_a_cache_that_was_emptied_is_for_another_prompt(model, handle):
     cache = output_cache(model(**batch(ROW), use_cache=True))
     cache.crop(-cache.get_seq_length())
     given = {cache_name(type(model).forward): cache}
-    assert cache.get_seq_length() == 0 and close(model(**text, **given).logits, wanted)
+    assert cache.get_seq_length() == 0
+    seen, out = watch(model, lambda: model(**text, **given))
+    assert close(out.logits, wanted) and (seen.positions is None or seen.positions.tolist() == [[0, 1, 2]])
     step = model(input_ids=torch.tensor([words(7)]), **given).logits  # and stays so
     assert close(step[:, -1], model(**batch(words(4, 5, 6, 7))).logits[:, -1])
 
@@ -206,6 +233,66 @@ def test_steps_after_a_prompt_continue_its_positions(model, handle):
     own = torch.tensor([[following + 5]])
     seen, _ = watch(model, lambda: model(input_ids=new[:, :1], position_ids=own, **{name: cache}))
     assert seen.positions.tolist() == own.tolist()
+
+
+def test_one_kind_loses_nothing():
+    """A picture of 16 tokens and a video of 6 of which 6 stay each."""
+    family = BY_NAME["qwen2-vl"]
+    full = prompt(family, [[*words(3), family.pictures[2], *words(2), family.videos[1], *words(4)]])
+    with ficoco_ext.attach(shared_model("qwen2-vl"), "divprune", tokens=6) as handle:
+        got = shared_model("qwen2-vl")(**full.inputs).logits
+        assert [(one.before, len(one.kept)) for one in handle.projections] == [(16, 6), (6, 6)]
+        hand = cut(untouched_model("qwen2-vl"), full, kept_of(full, handle.projections))
+    assert got.shape[1] == full.ids.shape[1] - 10
+    assert worst(hand, hand.logits(untouched_model("qwen2-vl")), got) < 2e-5
+
+
+def test_an_emptied_cache_is_not_that_of_a_longer_prompt():
+    """A prompt that loses nothing, on the cache of one that lost 10 tokens."""
+    family, model = BY_NAME["qwen2-vl"], shared_model("qwen2-vl")
+    long, short = (one_picture(family, family.pictures[index]).inputs for index in (2, 3))
+    name, new = cache_name(type(model).forward), torch.tensor([words(7)])
+    with ficoco_ext.attach(model, "divprune", tokens=6):
+        wanted = model(input_ids=new, **{name: output_cache(model(**short, use_cache=True))}).logits
+        cache = output_cache(model(**long, use_cache=True))
+        cache.crop(-cache.get_seq_length())
+        model(**short, **{name: cache})
+        assert close(model(input_ids=new, **{name: cache}).logits, wanted)
+
+
+def test_the_next_position_is_after_all_axes():
+    assert _next(torch.tensor([[0, 1, 5], [2, 0, 0]])).tolist() == [[6], [3]]
+    axes = torch.tensor([[[0, 0, 0]], [[0, 1, 4]], [[0, 2, 2]]])
+    assert _next(axes).tolist() == [[[5]]] * 3
+    assert _next(torch.cat([torch.tensor([[[0, 1, 7]]]), axes])).tolist() == [[[8]], *[[[5]]] * 3]  # text goes on alone
+
+
+ENDS = {
+    "projector": {"method": "divprune", "keep_ratio": 0.25},
+    "tower, original positions": {"method": "topk", "keep_ratio": 0.25, "positions": "original"},
+    "tower and projector": {"method": "topk+divprune", "keep_ratio": 0.25},
+    "projector and language model": {"method": "divprune+fastv", "keep_ratio": 0.25},
+    "three parts": {"method": "topk+divprune+fastv", "keep_ratio": 0.25},
+}
+
+
+@pytest.mark.parametrize("options", ENDS.values(), ids=ENDS)
+def test_a_prompt_that_ends_with_a_picture(model, options):
+    """The answer is read from its last token, or where the tower dropped that, from the last one that is left."""
+    put_back = options["method"] in ("divprune", "divprune+fastv")
+    found = set()
+    with ficoco_ext.attach(model, **options) as handle:
+        for seed in range(8):
+            inputs = batch([*words(1, 2), *image()], seed=seed)
+            seen, _ = watch(model, lambda inputs=inputs: model(**inputs))
+            (one,) = handle.projections
+            assert seen.embeds.shape[1] == 2 + len(one.kept) and seen.positions[0, -1] == one.kept[-1] + 2
+            found.add(int(one.kept[-1]))
+            text = {name: value for name, value in inputs.items() if name != "pixel_values"}
+            encoded = model.get_image_features(inputs["pixel_values"], return_dict=True)
+            if "mm_encoder_outputs" in inspect.signature(type(model).forward).parameters:
+                model(**text, mm_encoder_outputs={"image": encoded})
+    assert (found == {35}) == put_back
 
 
 def test_placeholders_that_are_not_as_many_as_features(model, handle):

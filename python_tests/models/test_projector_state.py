@@ -244,6 +244,16 @@ def test_accelerate_after_attach(model, options):
     assert all(map(torch.equal, answers(model), plain))
 
 
+@every
+@torch.no_grad()
+def test_features_of_a_call_are_not_kept(model, options):
+    with ficoco_ext.attach(model, **options) as handle:
+        model(**one_image())
+        assert handle._features.prepared == {}
+        model.generate(**one_image(), **GREEDY)
+        assert handle._features.prepared == {}
+
+
 @torch.no_grad()
 def test_saliency_is_that_of_the_call(model):
     """Two calls in turn with other pictures choose by their own."""
