@@ -97,6 +97,8 @@ def test_padding_that_is_added_is_masked(model, handle):
     seen, out = watch(model, lambda: model(**TWO))
     alone = model(**batch([*words(1), *image(), *words(5)], images=1) | {"pixel_values": TWO["pixel_values"][2:]})
     assert close(out.logits[1, -11:], alone.logits[0])
+    if original(handle):
+        assert seen.positions[1, -11] == 0 and seen.positions[1, -1] == 37  # padding is at no position
     assert seen.mask[1].tolist() == [0] * (seen.mask.shape[1] - 11) + [1] * 11
     assert seen.embeds.shape[1] == out.logits.shape[1] == 24  # the first row; padding that it has not is dropped
     filler = model.get_input_embeddings().weight[PAD]
@@ -258,6 +260,18 @@ def test_an_emptied_cache_is_not_that_of_a_longer_prompt():
         cache.crop(-cache.get_seq_length())
         model(**short, **{name: cache})
         assert close(model(input_ids=new, **{name: cache}).logits, wanted)
+
+
+def test_positions_of_a_family_that_counts_from_one():
+    """Also in generate, which itself adds one to the positions that it is given."""
+    model, inputs = shared_model("paligemma"), one_picture(BY_NAME["paligemma"]).inputs
+    plain, _ = watch(model, lambda: model(**inputs))
+    with ficoco_ext.attach(model, "divprune", keep_ratio=0.5):
+        for call in (model, model.generate):
+            options = GREEDY if call is not model else {}
+            seen, _ = watch(model, lambda call=call, options=options: call(**inputs, **options))
+            assert seen.positions[0, -1] == plain.positions[0, -1] == inputs["input_ids"].shape[1]
+            assert seen.positions.shape[1] == plain.positions.shape[1] - 8
 
 
 def test_the_next_position_is_after_all_axes():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ficoco_ext.models.prompt_cut import cut, drop_padding, kept_columns
+from ficoco_ext.models.prompt_cut import at_the_end, cut, drop_padding, kept_columns, last_columns
 
 PAD = 0
 TWO_ROWS = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 1]]).bool()  # 3 and 2 columns stay
@@ -105,3 +105,17 @@ def test_more_placeholders_than_features_are_no_index_error():
     visual = torch.ones(1, 3).bool()
     assert kept_columns(visual, [torch.tensor([1])], (2,)).long().tolist() == [[0, 1, 1]]
     assert not kept_columns(visual, [], ()).any()
+
+
+def test_the_last_column_that_the_mask_shows():
+    ids = torch.ones(3, 4, dtype=torch.long)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 1, 1, 0]])
+    assert last_columns(ids, mask).tolist() == [[3], [1], [2]]
+    assert last_columns(ids, None).tolist() == [[3], [3], [3]]
+
+
+def test_pictures_at_the_end_of_rows():
+    """Rows of 5, 0 and 7 placeholders; pictures of 2 and 3, of 4 and 3 tokens."""
+    assert at_the_end((5, 0, 7), (1, 0, 1), (2, 3, 4, 3)) == [1, 3]
+    assert at_the_end((5, 0, 7), (0, 0, 1), (2, 3, 4, 3)) == [3]
+    assert at_the_end((5, 0, 7), (0, 0, 0), (2, 3, 4, 3)) == []

@@ -7,6 +7,7 @@ from mutations import Mutation
 CUTTER = "ficoco_ext/models/feature_cutter.py"
 PROMPTS = "python_tests/models/test_projector_prompts.py"
 STATE = "python_tests/models/test_projector_state.py"
+CUT = "python_tests/models/test_prompt_cut.py"
 COMPILE = "python_tests/models/test_projector_compile.py"
 GENERATE = "python_tests/families/test_projector_generate.py"
 
@@ -78,7 +79,7 @@ MUTATIONS = [
         CUTTER,
         'first = self.family.first_position if op == "forward" else 0',
         "first = self.family.first_position",
-        (f"{GENERATE}::test_generate_is_the_hand_cut_without_a_cache[paligemma-unequal_rows-original]",),
+        (f"{PROMPTS}::test_positions_of_a_family_that_counts_from_one",),
         "generate of a family that counts from 1 begins at 2.",
     ),
     Mutation(
@@ -120,15 +121,8 @@ MUTATIONS = [
         CUTTER,
         "self.model.model.rope_deltas = deltas",
         "pass",
-        (f"{GENERATE}::test_every_cache_says_the_same[qwen2-vl-options0]",),
+        (f"{GENERATE}::test_generate_is_the_hand_cut_without_a_cache[qwen2-vl-unequal_rows-original]",),
         "Answers of Qwen-VL are counted on from the prompt of an earlier call.",
-    ),
-    Mutation(
-        CUTTER,
-        "cache = api.cache_of(kwargs, self.cache_name) if cache is None else cache",
-        "pass",
-        (f"{GENERATE}::test_every_cache_says_the_same[llava-clip-options0]",),
-        "A static cache that the output does not name forgets the positions of its prompt.",
     ),
     Mutation(
         CUTTER,
@@ -176,7 +170,7 @@ MUTATIONS = [
         CUTTER,
         "return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)",
         "return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)",
-        (f"{GENERATE}::test_generate_is_the_hand_cut_without_a_cache[llava-clip-unequal_rows-original]",),
+        (f"{PROMPTS}::test_padding_that_is_added_is_masked",),
         "A row with padding on the left is at other positions than alone.",
     ),
     Mutation(
@@ -206,5 +200,48 @@ MUTATIONS = [
         "last[-3:-2].expand(3, -1, -1)",
         (f"{PROMPTS}::test_the_next_position_is_after_all_axes",),
         "The answer after a wide picture begins inside it.",
+    ),
+    Mutation(
+        CUTTER,
+        "numbers[len(found) + number] = [0] * b",
+        "pass",
+        (f"{PROMPTS}::test_a_prompt_that_ends_with_a_picture",),
+        "A prompt that ends with a picture whose last patch the tower dropped is refused.",
+    ),
+    Mutation(
+        CUTTER,
+        "found[name] = with_last",
+        "pass",
+        (f"{PROMPTS}::test_a_prompt_that_ends_with_a_picture",),
+        "A prompt that ends with a picture has a placeholder without a feature.",
+    ),
+    Mutation(
+        CUTTER,
+        "stays = keep.gather(1, last) | torch.tensor(put_back, device=keep.device).unsqueeze(1)",
+        "stays = keep.gather(1, last)",
+        (f"{PROMPTS}::test_a_prompt_that_ends_with_a_picture",),
+        "A prompt that ends with a picture has a feature without a placeholder.",
+    ),
+    Mutation(
+        "ficoco_ext/models/prompt_reader.py",
+        "if self.per_image is not None and not self.cut_by_features:",
+        "if self.per_image is not None:",
+        (f"{PROMPTS}::test_a_prompt_that_ends_with_a_picture",),
+        "With a method of the language model besides, a prompt that ends with a picture is refused.",
+    ),
+    Mutation(
+        "ficoco_ext/models/prompt_cut.py",
+        "return (columns if mask is None else columns * (mask != 0)).amax(1, keepdim=True)",
+        "return columns[:, -1:]",
+        (f"{CUT}::test_the_last_column_that_the_mask_shows",),
+        "With padding on the right the last token of a picture may leave, from which the answer is read.",
+    ),
+    Mutation(
+        "ficoco_ext/models/prompt_cut.py",
+        "return [bisect_left(ends, total) for total, end",
+        "return [row for row, (total, end) in enumerate(zip(accumulate(rows), ended, strict=True)) if end]\n"
+        "    return [bisect_left(ends, total) for total, end",
+        (f"{CUT}::test_pictures_at_the_end_of_rows",),
+        "A row's number is taken for that of its last picture.",
     ),
 ]
