@@ -274,6 +274,16 @@ def test_positions_of_a_family_that_counts_from_one():
             assert seen.positions.shape[1] == plain.positions.shape[1] - 8
 
 
+def test_what_a_model_remembers_of_its_last_prompt():
+    """The next position, as a difference to the length that was cached."""
+    model, inputs = shared_model("qwen2-vl"), one_picture(BY_NAME["qwen2-vl"]).inputs
+    length = model(**inputs).logits.shape[1]
+    wanted = length + model.model.rope_deltas
+    with ficoco_ext.attach(model, "divprune", keep_ratio=0.5):
+        left = model(**inputs).logits.shape[1]
+        assert left == length - 4 and torch.equal(left + model.model.rope_deltas, wanted)
+
+
 def test_the_next_position_is_after_all_axes():
     assert _next(torch.tensor([[0, 1, 5], [2, 0, 0]])).tolist() == [[6], [3]]
     axes = torch.tensor([[[0, 0, 0]], [[0, 1, 4]], [[0, 2, 2]]])
@@ -294,18 +304,21 @@ ENDS = {
 def test_a_prompt_that_ends_with_a_picture(model, options):
     """The answer is read from its last token, or where the tower dropped that, from the last one that is left."""
     put_back = options["method"] in ("divprune", "divprune+fastv")
-    found = set()
+    takes_encoded = "mm_encoder_outputs" in inspect.signature(type(model).forward).parameters
+    found, full = set(), [model.get_image_features(pixels(1, seed), return_dict=True) for seed in range(8)]
     with ficoco_ext.attach(model, **options) as handle:
         for seed in range(8):
             inputs = batch([*words(1, 2), *image()], seed=seed)
-            seen, _ = watch(model, lambda inputs=inputs: model(**inputs))
+            seen, out = watch(model, lambda inputs=inputs: model(**inputs))
             (one,) = handle.projections
             assert seen.embeds.shape[1] == 2 + len(one.kept) and seen.positions[0, -1] == one.kept[-1] + 2
             found.add(int(one.kept[-1]))
             text = {name: value for name, value in inputs.items() if name != "pixel_values"}
             encoded = model.get_image_features(inputs["pixel_values"], return_dict=True)
-            if "mm_encoder_outputs" in inspect.signature(type(model).forward).parameters:
+            if takes_encoded:
                 model(**text, mm_encoder_outputs={"image": encoded})
+            if takes_encoded and put_back:
+                assert torch.equal(model(**text, mm_encoder_outputs={"image": full[seed]}).logits, out.logits)
     assert (found == {35}) == put_back
 
 

@@ -121,7 +121,7 @@ MUTATIONS = [
         CUTTER,
         "self.model.model.rope_deltas = deltas",
         "pass",
-        (f"{GENERATE}::test_generate_is_the_hand_cut_without_a_cache[qwen2-vl-unequal_rows-original]",),
+        (f"{PROMPTS}::test_what_a_model_remembers_of_its_last_prompt",),
         "Answers of Qwen-VL are counted on from the prompt of an earlier call.",
     ),
     Mutation(
