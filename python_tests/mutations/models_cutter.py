@@ -210,13 +210,6 @@ MUTATIONS = [
     ),
     Mutation(
         CUTTER,
-        "found[name] = with_last",
-        "pass",
-        (f"{PROMPTS}::test_a_prompt_that_ends_with_a_picture",),
-        "A prompt that ends with a picture has a placeholder without a feature.",
-    ),
-    Mutation(
-        CUTTER,
         "stays = keep.gather(1, last) | torch.tensor(put_back, device=keep.device).unsqueeze(1)",
         "stays = keep.gather(1, last)",
         (f"{PROMPTS}::test_a_prompt_that_ends_with_a_picture",),
