@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import warnings
 from dataclasses import dataclass
@@ -63,7 +64,8 @@ def test_a_call_encodes_once(model, options):
         model.generate(**one_image(), **GREEDY)
         assert len(runs) == 2
         model.generate(**one_image(), **GREEDY, num_beams=2)
-        assert len(runs) == 3
+        # A transformers that encodes within the model gives every beam pixels of its own.
+        assert len(runs) == (3 if "mm_encoder_outputs" in inspect.signature(type(model).forward).parameters else 4)
 
 
 def test_other_pixels_of_a_call_are_encoded(model):
