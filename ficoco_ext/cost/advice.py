@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..stages.needs import SALIENCY
 from .compare import Comparison, Side
 
 _LARGE = 0.3  # a share of the time from which on something is worth a sentence
@@ -25,16 +24,7 @@ def _selection(found: Comparison) -> str:
 
 
 def _served(found: Comparison) -> str:
-    vision, method, tower = found.schedules.vision, found.method, found.shape.tower
-    if vision is None:
-        return ""
-    asks = method is not None and method.projector is not None and SALIENCY in method.projector.needs
-    if asks and any(step.r and step.layer >= tower.used - 1 for step in vision.steps):
-        return (
-            f"attach cannot run this: layer {tower.used - 1} of the tower is asked what it looks at, and patches leave "
-            "in it; end the tower's reduction before that layer."
-        )
-    if found.shape.crops == 1:
+    if found.schedules.vision is None or found.shape.crops == 1:
         return ""
     return (
         f"attach does not reduce in the tower of {found.shape.name}, whose crops are put together after it: this is "

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ficoco_ext import Schedule, get_method
+from ficoco_ext import Schedule
 from ficoco_ext.cost import advice
 from ficoco_ext.cost.bill import AfterProjector
 from ficoco_ext.cost.schedules import Schedules
@@ -138,18 +138,6 @@ def test_a_single_token_of_a_picture_is_left():
     for there, wanted in ((chosen(100, 1), True), (chosen(100, 2), False), (chosen(1, 1), False)):
         found = said(side(100.0, 1.0), side(50.0, 1.0, there=there))
         assert ("After the projector a single visual token of a picture is left." in found) == wanted
-
-
-@pytest.mark.parametrize(
-    ("method", "layer", "refused"), [("scope", 1, True), ("scope", 0, False), ("divprune", 1, False)]
-)
-def test_saliency_of_a_layer_in_which_patches_leave(method, layer, refused):
-    """As attach has it: what was measured would not fit what is left."""
-    both = SimpleNamespace(projector=get_method(method))
-    vision = Schedule(100, (0, 1), (5, 5) if layer else (5, 0))
-    found = said(side(100.0, 1.0), side(50.0, 1.0), schedules=Schedules(vision=vision), method=both)
-    sentence = "attach cannot run this: layer 1 of the tower is asked what it looks at, and patches leave in it; end "
-    assert found[-1].startswith(sentence) == refused
 
 
 def test_without_times_nothing_is_said():
