@@ -257,7 +257,7 @@ def _settings(
     layers: list[str] | None,
     schedule: str,
     set_: list[str] | None,
-    baselines: bool,
+    baselines: bool = False,
 ) -> list[Setting]:
     from ..evaluation import settings_of
     from ..methods import METHODS, distinct

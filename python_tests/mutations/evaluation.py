@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutations import Mutation
 
 _ANSWERS = "python_tests/evaluation/test_answers.py::"
+_BASELINES = "python_tests/evaluation/test_baselines.py::"
 _DATA = "python_tests/evaluation/test_data.py::"
 _DOCUMENT = "python_tests/evaluation/test_document.py::"
 _IDENTITY = "python_tests/evaluation/test_identity.py::"
@@ -304,35 +305,35 @@ MUTATIONS: list[Mutation] = [
         file="ficoco_ext/evaluation/settings.py",
         old='("random", {"part": "projector", "seed": seed}) for seed in range(3)',
         new='("random", {"part": "projector", "seed": 0}) for seed in range(3)',
-        tests=(_RUNNER + "test_baselines_are_random_with_three_seeds_and_every_kth",),
+        tests=(_BASELINES + "test_baselines_are_random_with_three_seeds_and_every_kth",),
         why="Three rows of one draw look like three that agree.",
     ),
     Mutation(
         file="ficoco_ext/evaluation/settings.py",
         old='("random", {"part": "projector", "seed": seed}) for seed in range(3)',
         new='("random", {"seed": seed}) for seed in range(3)',
-        tests=(_RUNNER + "test_baselines_are_random_with_three_seeds_and_every_kth",),
+        tests=(_BASELINES + "test_baselines_are_random_with_three_seeds_and_every_kth",),
         why="Methods after the projector are compared with random dropping in the tower, which is another thing.",
     ),
     Mutation(
         file="ficoco_ext/evaluation/settings.py",
         old="if label not in named:",
         new="if True:",
-        tests=(_RUNNER + "test_baselines_are_random_with_three_seeds_and_every_kth",),
+        tests=(_BASELINES + "test_baselines_are_random_with_three_seeds_and_every_kth",),
         why="A label of the user names another method than the user said.",
     ),
     Mutation(
         file="ficoco_ext/evaluation/settings.py",
         old="if method.tower is None or method.projector is not None or method.language_model is not None:",
         new="if method.tower is None or method.language_model is not None:",
-        tests=(_RUNNER + "test_geometric_schedules_leave_the_projector_alone",),
+        tests=(_BASELINES + "test_geometric_schedules_leave_the_projector_alone",),
         why="A method of tower and projector is asked for layers that it cannot be given.",
     ),
     Mutation(
         file="ficoco_ext/evaluation/costs.py",
         old="        projector=projector,\n",
         new="",
-        tests=(_RUNNER + "test_equal_numbers_of_tokens_in_the_language_model",),
+        tests=(_BASELINES + "test_equal_numbers_of_tokens_in_the_language_model",),
         why="Methods after the projector seem to save nothing.",
     ),
     Mutation(
