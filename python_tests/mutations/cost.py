@@ -9,8 +9,8 @@ MODELS = "python_tests/models"
 MUTATIONS = [
     Mutation(
         file="ficoco_ext/cost/advice.py",
-        old='    if vision is None:\n        return ""',
-        new='    if found.schedules == (None, None, None):\n        return ""',
+        old="if found.schedules.vision is None or found.shape.crops == 1:",
+        new="if found.shape.crops == 1:",
         tests=(f"{COST}/test_advice.py::test_a_tower_that_attach_does_not_reduce",),
         why="A warning about the tower is given where only the language model is reduced.",
     ),

@@ -160,13 +160,6 @@ MUTATIONS = [
         why="A picture of one token is said to lose all others.",
     ),
     Mutation(
-        file="ficoco_ext/cost/advice.py",
-        old="step.layer >= tower.used - 1 for step",
-        new="step.layer >= 0 for step",
-        tests=(f"{COST}/test_advice.py::test_saliency_of_a_layer_in_which_patches_leave",),
-        why="A reduction that runs is called impossible.",
-    ),
-    Mutation(
         file="ficoco_ext/cost/reduction.py",
         old="if line.name == costs.COMPRESS.name] * shape.deepstack",
         new="if False] * shape.deepstack",
