@@ -9,30 +9,10 @@ import pytest
 from ficoco_ext import describe, get_method
 from ficoco_ext.methods import (
     Combined,
-    ProjectorMethod,
     Split,
     hyperparameters,
     joined_names,
 )
-from ficoco_ext.stages import Compress, Correlate, GreedySelect
-
-METHODS = {
-    "divprune": get_method("divprune"),
-    "divprune merged": get_method("divprune", merge=True),
-    "scope": get_method("scope"),
-    "scope merged": get_method("scope", merge=True),
-    "coverage": get_method("scope", alpha=0),
-    "stride": get_method("stride"),
-    "stride merged": get_method("stride", merge=True),
-    "random": get_method("random", part="projector", seed=5),
-    "topk": get_method("topk", part="projector"),
-    "two targets": ProjectorMethod(
-        "two targets", GreedySelect("log-det"), Correlate(by="key", targets=2), Compress(size_weighted=True)
-    ),
-}
-MERGES = tuple(name for name, method in METHODS.items() if not method.drops)
-every = pytest.mark.parametrize("name", METHODS)
-single = pytest.mark.parametrize("name", [name for name in METHODS if name != "two targets"])
 
 
 def test_up_to_one_method_for_each_part():
