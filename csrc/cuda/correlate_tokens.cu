@@ -7,7 +7,8 @@
 // of its entries for each source, and the last block of 32 sources chooses from these lists.
 //
 // 2 B H d (r m + r R + R m) FLOPs for logits; probabilities also need the softmax statistics of the rows. 2 B r R m for
-// the second term. Bound by arithmetic. Shared memory 48 KB.
+// the second term. Bound by arithmetic. Shared memory 48 KB, 36 KB
+// where the last block chooses.
 #include "cuda/correlate.cuh"
 #include "cuda/correlate_tokens.cuh"
 #include "cuda/ptx.cuh"

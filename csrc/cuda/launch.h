@@ -67,7 +67,7 @@ cudaError_t launch_to_sequence(const ToSequenceParams& p, cudaStream_t stream);
 // five), more beyond, for maps and without a class token.
 cudaError_t launch_reduce(const ReduceParams& p, void* workspace, cudaStream_t stream);
 
-// Up to 4096 visual tokens at most five kernels by logits, and seven by probabilities.
+// Up to 4096 visual tokens at most five kernels by logits, and seven by probabilities or a mix; see reduce_sequence.cu.
 cudaError_t launch_reduce_sequence(const ReduceSequenceParams& p, void* workspace, cudaStream_t stream);
 
 // The number of kernels that this process has launched.

@@ -4,15 +4,18 @@
 //                        then is; blocks of attention; the way by the text, whose last blocks choose targets; merge
 //   by probabilities, 7  softmax statistics of all rows; lists, and the union of shared rows; attention sums; the
 //                        choice; blocks of attention, by the same statistics; the way and the targets; merge
-//   by the last token    lists; its products with all keys; its attention; the choice; merge: 5. One more if its query
-//                        rows take the general way.
+//   by the last token    with 0 targets 5: lists; its products with all keys; its attention; the choice; merge. One
+//                        more if its query rows take the general way, and two more with targets.
 //
 // With 0 targets the blocks and the way are left out. A correlation by probabilities after a filter by logits adds the
-// statistics (one or two kernels). Beyond 4096 visual tokens a choice by logits is a kernel of its own.
+// statistics (one or two kernels). Beyond 4096 visual tokens, or windows of a grid, a choice by logits is a kernel of
+// its own.
 //
 // FLOPs and exponentials are those of the parts: see visual_scores.cu, row_softmax.cu, token_attention.cu,
-// token_blocks.cu, correlate_tokens.cu, compress.cu; statistics are computed once, where operators in a row do it
-// twice. Lists of 8 (N + 4 n) bytes are written besides.
+// token_blocks.cu, correlate_tokens.cu, compress.cu. Statistics are computed once, but of all N rows: operators in a
+// row compute those of visual tokens and text, or of sources and text after a filter by logits, and those of the
+// sources again. That is more where much text stands before the pictures. Lists of 8 (N + 4 n) bytes are written
+// besides.
 #include "cuda/correlate_tokens.cuh"
 #include "cuda/few_queries.cuh"
 #include "cuda/token_attention.cuh"

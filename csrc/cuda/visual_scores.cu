@@ -6,9 +6,10 @@
 // partial inner products, filters, and writes where what stays will be. It can do so for up to 4096 visual tokens; more
 // of them, and scores that others made (probabilities), take a kernel with a block an image.
 //
-// 4 B n H d + 2 B (n + R) Hk d FLOPs for n visual tokens and R of text: their keys and queries are read once, bound by
-// memory. No exponentials. The choice reads 8 n bytes for each of its parts and writes 8 (N + 2 n): bound by latency.
-// Shared memory: 9 KB (sums), 4 KB (choice), and 8 bytes a window of a local penalty.
+// 4 B n H d + B (n + R) Hk d FLOPs for n visual tokens and R of text: their keys and queries are read once, bound by
+// memory; each block of the second kernel adds up the sums of all chunks again. No exponentials. The choice reads 8 n
+// bytes for each of its parts and writes 8 (N + 2 n): bound by latency. Shared memory: 9 KB (sums), 4 KB (choice), and
+// 8 bytes a window of a local penalty.
 #include "cuda/visual_scores.cuh"
 
 #include "images.h"
@@ -122,6 +123,8 @@ __device__ __forceinline__ void write_choice(const ReduceSequenceParams& p, int6
     const int i = threadIdx.x + k * blockDim.x, before = rank_of(chosen, k, select);
     if (i >= n) continue;
     const int column = column_of(p, b, i), leaves = static_cast<int>(chosen >> k & 1u);
+    const int next = i + 1 < n ? column_of(p, b, i + 1) : column + 1;
+    assert(next > column && column >= i && "ficoco::reduce_sequence: visual tokens do not ascend");
     if (leaves) {
       sources[before] = column;
     } else {
@@ -129,8 +132,6 @@ __device__ __forceinline__ void write_choice(const ReduceSequenceParams& p, int6
       left_visual[i - before] = column - before;
       kept[column - before] = column;
     }
-    const int next = i + 1 < n ? column_of(p, b, i + 1) : column + 1;
-    assert(next > column && "ficoco::reduce_sequence: visual tokens do not ascend");
     for (int between = column + 1; between < next; ++between) kept[between - before - leaves] = between;
   }
   const int first = column_of(p, b, 0), last = column_of(p, b, n - 1);
@@ -220,12 +221,21 @@ __global__ void __launch_bounds__(kThreads, 2)
   const T* rows = query.row(b, h, 0) + c;
   const int begin = static_cast<int>(blockIdx.x) * block_tokens, end = min(begin + block_tokens, n);
   for (int i0 = begin + warp; i0 < end; i0 += kBatch * kWarps) {
+    // All columns first, with one assert: an assert for each would make the loads wait for one another.
+    int column[kBatch];
+    bool right = true;
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int64_t at = p.visual[b * p.visual_count + min(i0 + j * kWarps, end - 1)];
+      right = right && at >= 0 && at < p.count;
+      column[j] = static_cast<int>(at);
+    }
+    assert(right && "ficoco::reduce_sequence: visual columns out of range");
     Pack<T> x[kBatch];
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
-      const int i = i0 + j * kWarps;
       x[j] = {};
-      if (mine && i < end) x[j] = load_pack<T, kVector>(rows + column_of(p, b, i) * query.stride_n, width - c);
+      if (mine && i0 + j * kWarps < end) x[j] = load_pack<T, kVector>(rows + column[j] * query.stride_n, width - c);
     }
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
