@@ -147,8 +147,10 @@ def require_shareable(op: str, amount: Amount) -> None:
     given = amount.given
     if "r" in given or amount.layers is not None or len(given) != 1:
         got = ", ".join([*given, *(["layers"] if amount.layers is not None else [])]) or "nothing"
-        wanted = "one of keep_ratio and tokens for both parts together"
-        checks.fail(op, "amount", wanted, got, "or say it for each part: vision={...}, decoder={...}")
+        wanted = "one of keep_ratio and tokens for all parts together"
+        checks.fail(
+            op, "amount", wanted, got, "or say it for each part, by vision={...}, projector={...} or decoder={...}"
+        )
 
 
 def equal_shares(op: str, patches: int, amount: Amount, parts: int = 2) -> tuple[Amount, ...]:

@@ -85,7 +85,8 @@ def attach(
             where in the picture a token was; the default after the projector. ``"contiguous"``: the short prompt is
             counted from 0; the default of tower methods, and not possible with M-RoPE (Qwen-VL).
         static_counts: the caller promises that all rows of every prompt with images hold the same number of visual
-            tokens: True where it follows from the number of images (LLaVA-1.5), or that number. Then a prefill reads no
+            tokens: True where it follows from the number of images (LLaVA-1.5), or that number, of those that reach the
+            language model after tower and projector. Then a prefill reads no
             device and has no shape that depends on data, so ``torch.compile(fullgraph=True)`` traces it. Prompts must
             end with text.
         **hyperparameters: of methods given by name.

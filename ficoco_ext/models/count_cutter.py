@@ -14,13 +14,28 @@ from torch import Tensor
 
 from ..ops import checks
 from ..resolve import TowerFacts
-from . import placeholders
+from . import cut_prompt, placeholders
 from . import transformers_api as api
 from .generate_options import filler, images_of
 from .model_checks import one_layer
 from .placeholders import Placeholders, Prompt
 
 _OVERRIDES = ("vision_feature_layer", "vision_feature_select_strategy")
+
+
+def selection_of(model: Any) -> dict[str, Any]:
+    """What a config says of the tower's layer that is taken, and of its tokens; None where it says nothing."""
+    return {name: one_layer(getattr(model.config, name, None)) for name in _OVERRIDES}
+
+
+def require_selection(op: str, model: Any, selection: dict[str, Any], options: dict[str, Any]) -> None:
+    """Raise if a call, or the config since, asks for another ``selection`` than there was at attach."""
+    for name, attached in selection.items():
+        asked = options.get(name)
+        asked = one_layer(getattr(model.config, name, None) if asked is None else asked)
+        if asked != attached:
+            remedy = "detach, change model.config, attach again"
+            checks.fail(op, name, f"{attached!r}, its value at attach", repr(asked), remedy)
 
 
 class CountCutter:
@@ -34,19 +49,14 @@ class CountCutter:
     def __init__(self, model: Any, tower: TowerFacts, removed: int, token_types: Sequence[str] = ()) -> None:
         before = tower.patches + tower.extra
         self.model, self.token_types = model, token_types
-        self.selection = {name: one_layer(getattr(model.config, name, None)) for name in _OVERRIDES}
+        self.selection = selection_of(model)
         token = model.config.image_token_id
         self.rule = Placeholders(token, before, before - removed, filler(model, (token,)))
         self.cache_name = api.cache_name(type(model).forward)
 
     def check(self, op: str, options: dict[str, Any]) -> None:
         """Raise for what a call with images cannot have."""
-        for name, attached in self.selection.items():
-            asked = options.get(name)
-            asked = one_layer(getattr(self.model.config, name, None) if asked is None else asked)
-            if asked != attached:
-                remedy = "detach, change model.config, attach again"
-                checks.fail(op, name, f"{attached!r}, its value at attach", repr(asked), remedy)
+        require_selection(op, self.model, self.selection, options)
 
     def generating(self) -> AbstractContextManager[Any]:
         """Nothing is remembered."""
@@ -55,6 +65,7 @@ class CountCutter:
     def cached(self, options: dict[str, Any]) -> None:
         """A mask must cover the tokens that are in the cache: one over the caller's prompt would hide wrong ones."""
         ids, cache = options.get("input_ids"), api.cache_of(options, self.cache_name)
+        cut_prompt.prompt_on(cache, None)
         mask = options.get("attention_mask")
         past = 0 if cache is None else cache.get_seq_length()
         if ids is None or not isinstance(past, int) or not past or not isinstance(mask, Tensor) or mask.dim() != 2:

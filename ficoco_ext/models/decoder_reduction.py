@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
-from . import kv_cache, loss, positions, qk_capture
+from . import cut_prompt, kv_cache, loss, positions, qk_capture
 from . import transformers_api as api
 from .attach_plan import AttachPlan
 from .decoder_layer import CALL, DecoderLayer
@@ -64,6 +64,7 @@ class DecoderReduction:
         assert plan.plan is not None
         self.model, self.language_model = model, language_model
         self.plan, self.methods = plan.plan, plan.decoder_methods
+        self.cutting = plan if plan.cuts_by_features else None
         self.cache_name = api.cache_name(type(model).forward)
         self.reader = PromptReader(plan, self.cache_name)
         self._generate = model.generate
@@ -158,6 +159,7 @@ class DecoderReduction:
         """New tokens after a cache, also where the language model itself is called with it."""
         options = named(type(module).forward, module, args, kwargs) if args else kwargs
         cache = api.cache_of(options, self.cache_name)
+        cut_prompt.prompt_on(cache, self.cutting)
         state = kv_cache.positions_on(cache)
         if options.get(CALL) is not None or cache is None or state is None:
             return None

@@ -6,38 +6,25 @@ import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import checks
 from ..ops.values import free_to_read
-from . import placeholders, prompt_cut, tracing
+from . import cut_prompt, placeholders, prompt_cut, tracing
 from . import transformers_api as api
 from .attach_plan import AttachPlan
+from .count_cutter import require_selection, selection_of
+from .cut_prompt import CutPrompt
 from .families import Family
-from .generate_options import filler, images_of
+from .generate_options import filler, given_of, images_of, named, option
 from .model_changes import ModelChanges
 from .per_thread import PerThread
 from .projector_reduction import ProjectorReduction, Reduced
 from .prompt_cut import Cut
-
-_RECORD = "_ficoco_prompt"
-
-
-class CutPrompt(NamedTuple):
-    """What a cache holds of a prompt that was cut.
-
-    Attributes:
-        cut: the columns that are left.
-        positions: (..., B, W) their position ids; None: contiguous ones.
-        next: (..., B, 1) the position of the token after them; None where ``positions`` is.
-    """
-
-    cut: Cut
-    positions: Tensor | None
-    next: Tensor | None
 
 
 class _Now:
@@ -56,10 +43,12 @@ class FeatureCutter:
     """
 
     def __init__(self, model: Any, family: Family, plan: AttachPlan, features: ProjectorReduction) -> None:
-        self.model, self.family, self.features = model, family, features
+        self.model, self.family, self.plan, self.features = model, family, plan, features
         self.tokens = dict(zip((one.name for one in family.modalities), plan.facts.placeholders, strict=True))
         self.static_counts, self.original = bool(plan.static_counts), plan.positions == "original"
         self.filler = filler(model, plan.facts.placeholders)
+        looks_inside = features.tower is not None or features.saliency is not None
+        self.selection = selection_of(model) if looks_inside else {}
         self.cache_name = api.cache_name(type(model).forward)
         self._now = PerThread(_Now)
 
@@ -72,7 +61,9 @@ class FeatureCutter:
         cache, mask = api.cache_of(options, self.cache_name), options.get("attention_mask")
         if self._now.here.generating:
             return
-        if cache is not None and not api.is_static(cache) and int(cache.get_seq_length()) > 0:
+        require_selection(op, self.model, self.selection, options)
+        unread = api.is_static(cache) and self.static_counts
+        if cache is not None and not unread and int(cache.get_seq_length()) > 0:
             message = "new images on a cache that is not empty are not supported; pass the whole conversation again"
             raise NotImplementedError(f"ficoco::{op}: {message}")
         prompts = (options.get(name) for name in ("input_ids", "inputs", "inputs_embeds"))
@@ -93,37 +84,66 @@ class FeatureCutter:
             self.features.forget()
 
     def cached(self, options: dict[str, Any]) -> dict[str, Any] | None:
-        """New tokens after a cut prompt continue from its last position."""
+        """New tokens after a cut prompt: they go on from its last position, under its mask."""
+        if self._now.here.generating:
+            return None
+        self._drop()  # what a call left that ended before the inner model
         cache = api.cache_of(options, self.cache_name)
-        record: CutPrompt | None = getattr(cache, _RECORD, None)
-        ids = options.get("input_ids")
-        given = options.get("inputs_embeds") if ids is None else ids
-        if record is None or given is None or self._now.here.generating:
+        record = cut_prompt.prompt_on(cache, self.plan)
+        given = given_of(options)
+        if record is None or given is None:
             return None
-        if (given.shape[1] > 1 or not api.is_static(cache)) and int(cache.get_seq_length()) == 0:
-            _forget(cache)  # it was emptied; this is another prompt, of text alone
+        static = api.is_static(cache)
+        if (given.shape[1] > 1 or not static) and int(cache.get_seq_length()) == 0:
+            cut_prompt.forget(cache)  # it was emptied; this is another prompt, of text alone
             return None
-        if record.next is None or options.get("position_ids") is not None:
-            return None
-        positions = self._continued(record, cache.get_seq_length(), given.shape[1])
-        return {"position_ids": positions + self.family.first_position}
+        record, past = record.repeated(given.shape[0]), cache.get_seq_length()
+        changed = {} if static else self._mask(record, int(past), given.shape[1], options.get("attention_mask"))
+        if record.next is not None and options.get("position_ids") is None:
+            changed["position_ids"] = record.continued(past, given.shape[1]) + self.family.first_position
+        return changed or None
+
+    def _mask(self, record: CutPrompt, past: int, count: int, mask: Any) -> dict[str, Any]:
+        """The mask of ``count`` new tokens where ``past`` are in the cache, if it has to be given."""
+        if past < record.width:
+            remedy = "crop no more than the generated tokens"
+            checks.fail("forward", self.cache_name, f"one of at least {record.width} tokens", str(past), remedy)
+        if mask is None and record.mask is not None:
+            ones = record.mask.new_ones(record.rows, past + count - record.width)
+            return {"attention_mask": torch.cat([record.mask, ones], 1)}
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] != past + count:
+            wanted = f"({record.rows}, {past} cached + {count})"
+            remedy = "the cache holds the shortened prompt: count from its length"
+            checks.fail("forward", "attention_mask", wanted, mask, remedy)
+        return {}
+
+    def _drop(self) -> None:
+        """Forget what was encoded and cut for a call."""
+        self._now.here.record = None
+        self.features.forget()
 
     def shorten(self, op: str, options: dict[str, Any]) -> dict[str, Any] | None:
         """The arguments of a call that has to change, ids or embeddings among them; None if none has to."""
-        now = self._now.here
-        if now.generating:
+        if self._now.here.generating:
             return None
         if not images_of(options):
             return self._conversation(options)
-        self.features.forget()
-        now.record = None
-        _forget(api.cache_of(options, self.cache_name))
-        found = self.features.encode(options)
+        self._drop()
+        cut_prompt.forget(api.cache_of(options, self.cache_name))
+        try:
+            return self._shortened(op, options)
+        except BaseException:
+            self._drop()
+            raise
+
+    def _shortened(self, op: str, options: dict[str, Any]) -> dict[str, Any] | None:
+        """:meth:`shorten` for a call with images."""
+        found = self.features.encode(options, direct=op == "forward")
         if not any(one.removed for one in found.values()):
             return None
         embeddings: Any = options.get("inputs_embeds")
         ids = options["input_ids"] if embeddings is None else self._placeholders_in(embeddings)
-        cut = self._cut(op, ids, options.get("attention_mask"), found)
+        cut = self._cut(op, ids, options.get("attention_mask"), found, self._encodes_again(op, options))
         # ``generate`` itself adds the first position to what it is given.
         first = self.family.first_position if op == "forward" else 0
         changed = self._tensors(ids, options, cut, first)
@@ -136,32 +156,40 @@ class FeatureCutter:
             changed["mm_encoder_outputs"] = {**options["mm_encoder_outputs"], **outputs}
         if isinstance(options.get("logits_to_keep"), Tensor):
             changed["logits_to_keep"] = placeholders.moved(cut.indices, options["logits_to_keep"], cut.length)
-        now.record = CutPrompt(cut, None, None)
-        if self.original:
-            positions = changed["position_ids"] - first
-            now.record = CutPrompt(cut, positions, _next(positions))
-            if self.family.rope_index:  # what the model remembers of its last prompt
-                deltas = _next(positions)[-1] - changed["attention_mask"].sum(1, keepdim=True)
-                self.model.model.rope_deltas = deltas
+        mask = changed.get("attention_mask")
+        record = CutPrompt(self.plan, cut, mask, changed["position_ids"] - first if self.original else None)
+        if record.next is not None and self.family.rope_index:  # what the model remembers of its last prompt
+            after = record.next if record.next.dim() == 2 else record.next[-1]
+            self.model.model.rope_deltas = after - changed["attention_mask"].sum(1, keepdim=True)
+        self._now.here.record = record
+        self.features.release()
         return changed
+
+    def _encodes_again(self, op: str, options: dict[str, Any]) -> bool:
+        """Whether ``generate`` repeats the pixels for several sequences, so that the model encodes them again."""
+        if op != "generate" or "mm_encoder_outputs" in inspect.signature(type(self.model).forward).parameters:
+            return False
+        return any((option(self.model, name, options) or 1) > 1 for name in ("num_beams", "num_return_sequences"))
 
     def after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Store on the cache which prompt it holds; after an exception, without an output, nothing."""
         now = self._now.here
         record, now.record = now.record, None
         if record is not None and output is not None:
+            options = named(type(module).forward, module, args, kwargs) if args else kwargs
             cache = api.output_cache(output)
-            cache = api.cache_of(kwargs, self.cache_name) if cache is None else cache
+            cache = api.cache_of(options, self.cache_name) if cache is None else cache
             if cache is not None:
-                setattr(cache, _RECORD, record)
+                record.repeated(given_of(options).shape[0]).put_on(cache)
         if not now.generating:
             self.features.forget()
 
-    def _cut(self, op: str, ids: Tensor, mask: Tensor | None, found: dict[str, Reduced]) -> Cut:
+    def _cut(self, op: str, ids: Tensor, mask: Tensor | None, found: dict[str, Reduced], again: bool) -> Cut:
         """Which columns stay. Reads the device once, unless counts are static.
 
         The last real column of a row stays, as the answer is read from it; where a picture ends there, its last token
-        is put back into ``found``. If that is not to be had, the answer is read from the last one that is left.
+        is put back into ``found``. If that is not to be had, or the pictures are encoded ``again`` without it, the
+        answer is read from the last one that is left.
         """
         keep = torch.ones_like(ids, dtype=torch.bool)
         visual = {name: ids == self.tokens[name] for name in found}
@@ -187,7 +215,7 @@ class FeatureCutter:
         for number, (name, one) in enumerate(found.items()):
             self._require_fit(op, name, one, sum(numbers[number]))
             pictures = prompt_cut.at_the_end(numbers[number], numbers[len(found) + number], one.counts)
-            with_last = self.features.with_last_tokens(name, pictures) if pictures else one
+            with_last = one if not pictures else None if again else self.features.with_last_tokens(name, pictures)
             if with_last is None:
                 numbers[len(found) + number] = [0] * b
             else:
@@ -210,12 +238,14 @@ class FeatureCutter:
     def _tensors(self, ids: Tensor, options: dict[str, Any], cut: Cut, first: int) -> dict[str, Any]:
         """Mask, positions, token types and labels of what is left."""
         changed: dict[str, Any] = {}
-        mask, labels = options.get("attention_mask"), options.get("labels")
-        positions = options.get("position_ids")
+        mask, positions = options.get("attention_mask"), options.get("position_ids")
+        for name in ("position_ids", *self.family.token_types):
+            self._require_length(name, options.get(name), ids)
         if positions is None and self.original:
             positions = self._positions(ids, mask, options) + first
         if positions is not None and not self.original:
-            positions = positions - cut.left_out.cumsum(1)
+            visual = functools.reduce(torch.logical_or, (ids == token for token in self.tokens.values()))
+            positions = positions - (cut.left_out * visual).cumsum(1)
         if mask is None and (self.original or cut.valid is not None):
             mask = torch.ones_like(ids)  # without one, positions that jump mean several sequences in one row
         if mask is not None:
@@ -225,16 +255,34 @@ class FeatureCutter:
         for name in self.family.token_types:
             if options.get(name) is not None:
                 changed[name] = cut.of(options[name])
-        if labels is not None:
+        if options.get("labels") is not None:
             real = None if mask is None else changed["attention_mask"] != 0
-            changed["labels"] = placeholders.after_the_first(cut.of(labels, -100), real)
+            changed["labels"] = self._labels(ids, options["labels"], options.get("logits_to_keep"), cut, real)
         return changed
+
+    def _require_length(self, name: str, given: Tensor | None, ids: Tensor) -> None:
+        """Raise unless a tensor of the prompt has an entry for each of ``ids``."""
+        if given is not None and given.shape[-1] != ids.shape[1]:
+            wanted = f"one entry for each of the {ids.shape[1]} tokens of the prompt"
+            checks.fail("forward", name, wanted, given, "pass that of the whole prompt")
+
+    def _labels(self, ids: Tensor, labels: Tensor, keep: Any, cut: Cut, real: Tensor | None) -> Tensor:
+        """(B, W) labels of what is left; or (B, n) of the last ones, where ``logits_to_keep`` is n."""
+        last = labels.shape[1] if isinstance(keep, int) and 0 < keep == labels.shape[1] < ids.shape[1] else 0
+        if last:
+            labels = F.pad(labels, (ids.shape[1] - last, 0), value=-100)
+        self._require_length("labels", labels, ids)
+        real = None if real is None else real.to(labels.device)
+        return placeholders.after_the_first(cut.of(labels, -100), real)[:, -last:]
 
     def _positions(self, ids: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
         """(..., B, L) the positions that the model would give the full prompt."""
         if self.family.rope_index:
             function = self.model.model.get_rope_index
             taken = {name: options.get(name) for name in inspect.signature(function).parameters if name != "kwargs"}
+            if api.TOKEN_TYPES in taken and taken[api.TOKEN_TYPES] is None:
+                wanted = "given with images: positions come from it"
+                checks.fail("forward", api.TOKEN_TYPES, wanted, "None", "pass what the processor returned")
             positions, _ = function(**{**taken, "input_ids": ids, "attention_mask": mask})
             return positions
         if mask is None:
@@ -244,20 +292,19 @@ class FeatureCutter:
     def _conversation(self, options: dict[str, Any]) -> dict[str, Any] | None:
         """``generate`` on a cache without new images: the ids begin with a prompt that was cut, or are new ones."""
         cache = api.cache_of(options, self.cache_name)
-        record: CutPrompt | None = getattr(cache, _RECORD, None)
+        record = cut_prompt.prompt_on(cache, self.plan)
         if record is None:
             return None
-        ids, mask, past = options["input_ids"], options.get("attention_mask"), cache.get_seq_length()
+        ids, mask, past = options["input_ids"], options.get("attention_mask"), int(cache.get_seq_length())
+        record = record.repeated(ids.shape[0])
         if isinstance(mask, Tensor) and mask.shape[-1] > ids.shape[1]:  # over cached and new tokens
+            self._mask(record, past, ids.shape[1], mask)
             if record.next is None:
                 return None
-            return {
-                "input_ids": ids,
-                "attention_mask": mask,
-                "position_ids": self._continued(record, past, ids.shape[1]),
-            }
+            positions = record.continued(past, ids.shape[1])
+            return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         before, after = ids[:, : record.cut.length], ids[:, record.cut.length :]
-        if before.shape != (record.cut.order.shape[0], record.cut.length) or not after.shape[1]:
+        if before.shape[1] != record.cut.length or not after.shape[1]:
             wanted = f"a conversation that begins with the {record.cut.length} tokens of the prompt in the cache"
             remedy = "append to what generate returned (and to its attention_mask)"
             checks.fail("generate", "input_ids", wanted, ids, remedy)
@@ -271,16 +318,9 @@ class FeatureCutter:
                 head, tail = tensor[:, : record.cut.length], tensor[:, record.cut.length :]
                 changed[name] = torch.cat([record.cut.of(head), tail], 1)
         if record.positions is not None:
-            width = record.cut.order.shape[1]
-            tail = self._continued(record, width, after.shape[1])
+            tail = record.continued(record.width, after.shape[1])
             changed["position_ids"] = torch.cat([record.positions, tail], -1)
         return changed
-
-    def _continued(self, record: CutPrompt, past: Any, count: int) -> Tensor:
-        """(..., B, count) positions of new tokens where ``past`` are in the cache."""
-        assert record.next is not None
-        new = torch.arange(count, device=record.next.device)
-        return record.next + new + (past - record.cut.order.shape[1])
 
     def _placeholders_in(self, embeddings: Tensor) -> Tensor:
         """(B, L) ids that have placeholders where ``embeddings`` (B, L, C) are those of one, and a word elsewhere."""
@@ -293,19 +333,3 @@ class FeatureCutter:
     def _embedded(self, ids: Tensor) -> Tensor:
         vectors: Tensor = self.model.get_input_embeddings()(ids)
         return vectors
-
-
-def _next(positions: Tensor) -> Tensor:
-    """(..., B, 1) the position after all of ``positions`` (..., B, W).
-
-    Of time, row and column (3, B, W) it is the same; a row of text positions may stand before these.
-    """
-    last = positions.amax(-1, keepdim=True) + 1
-    if last.dim() == 2:
-        return last
-    return torch.cat([last[:-3], last[-3:].amax(0, keepdim=True).expand(3, -1, -1)])
-
-
-def _forget(cache: Any) -> None:
-    if _RECORD in getattr(cache, "__dict__", {}):
-        delattr(cache, _RECORD)

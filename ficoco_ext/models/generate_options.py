@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..ops import checks
@@ -29,6 +29,12 @@ def images_of(options: dict[str, Any]) -> int:
         if encoded is not None:
             return len(encoded.pooler_output)
     return 0
+
+
+def given_of(options: Mapping[str, Any]) -> Any:
+    """The ids (B, L), or else the embeddings (B, L, C), of a call; None: neither."""
+    ids = options.get("input_ids")
+    return options.get("inputs_embeds") if ids is None else ids
 
 
 def option(model: Any, name: str, options: dict[str, Any]) -> Any:

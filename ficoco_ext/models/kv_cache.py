@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..ops import checks
 from ..schedule import Plan
+from . import cache_rows
 from . import transformers_api as api
 from .positions import HeldPositions
 
-_STATE = "_ficoco_positions"
-_METHODS = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave", "reset")
+_STATE = "positions"
 
 
 class CachedPositions:
     """Which positions of the prompt each layer of a cache holds.
-
-    It replaces the cache's methods that move or remove rows, and does the same to the rows of its positions.
 
     Args:
         plan: what reduced the prompt; the cache can only be continued under the same one.
@@ -32,51 +27,14 @@ class CachedPositions:
 
     def __init__(self, plan: Plan, length: int, stages: list[HeldPositions], stage_of_layer: tuple[int, ...]) -> None:
         self.plan, self.length, self.stages, self.stage_of_layer = plan, length, stages, stage_of_layer
-        self._cache: Callable[[], Any] | None = None
-
-    @property
-    def cache(self) -> Any:
-        """The cache that holds this. A weak reference: a cycle would keep the cache after its last user."""
-        return None if self._cache is None else self._cache()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_cache": self.cache}  # copied or pickled together
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        cache = state.pop("_cache")
-        vars(self).update(state, _cache=None if cache is None else weakref.ref(cache))
 
     def put_on(self, cache: Any) -> None:
         """Store this on ``cache``."""
-        setattr(cache, _STATE, self)
-        if torch.compiler.is_compiling():
-            return  # a graph cannot give an object methods; rows of such a cache are not moved
-        self._cache = weakref.ref(cache)
-        for name in _METHODS:
-            setattr(cache, name, getattr(self, name))
+        cache_rows.store(cache, _STATE, self)
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """``Cache.reorder_cache``."""
-        type(self.cache).reorder_cache(self.cache, beam_idx)
-        self._select(beam_idx)
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows."""
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """``Cache.batch_select_indices``."""
-        type(self.cache).batch_select_indices(self.cache, indices)
-        self._select(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """``Cache.batch_repeat_interleave``."""
-        type(self.cache).batch_repeat_interleave(self.cache, repeats)
-        rows = torch.arange(self.rows, device=self.stages[0].indices.device)
-        self._select(rows.repeat_interleave(repeats))
-
-    def reset(self) -> None:
-        """``Cache.reset``: the cache is empty, so the stored positions go too."""
-        type(self.cache).reset(self.cache)
-        forget(self.cache)
-
-    def _select(self, rows: Tensor) -> None:
         def of(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[rows.to(tensor.device)]
 
@@ -111,11 +69,10 @@ class CachedPositions:
 
 def positions_on(cache: Any) -> CachedPositions | None:
     """The positions stored on ``cache``, None if there are none."""
-    return getattr(cache, _STATE, None)
+    found: CachedPositions | None = cache_rows.stored(cache, _STATE)
+    return found
 
 
 def forget(cache: Any) -> None:
     """Remove the positions stored on ``cache``."""
-    for name in (_STATE, *_METHODS):
-        if name in getattr(cache, "__dict__", {}):
-            delattr(cache, name)
+    cache_rows.forget(cache, _STATE)

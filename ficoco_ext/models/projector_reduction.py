@@ -79,11 +79,14 @@ class Reduced(NamedTuple):
 
 
 class _Now:
-    """State of a thread: what its call has encoded already, by the name of the modality, and whether it is encoding."""
+    """State of a thread: what its call has encoded already, by the name of the modality, and whether it is encoding.
+
+    ``direct``: the call is one of the model itself, which asks for nothing else than what was encoded for it.
+    """
 
     def __init__(self) -> None:
         self.reduced: dict[str, Reduced] = {}
-        self.encoding = False
+        self.encoding = self.direct = False
 
 
 class EncoderCall:
@@ -108,7 +111,7 @@ class EncoderCall:
         given = options.pop(self.pixels, None)
         pixels = self.modality.pixels_of(options) if given is None else given
         held = self.owner.prepared.get(self.modality.name)
-        if held is None or held.pixels is not pixels:
+        if held is None or not self.owner.are_same(held.pixels, pixels):
             held = self.run(pixels, options)
         as_tuple = kwargs.get("return_dict") is False
         return held.output.to_tuple() if as_tuple else held.output
@@ -155,8 +158,18 @@ class ProjectorReduction:
         for one in self.family.modalities:
             changes.set(self.inner, one.method, self.calls[one.name])
 
-    def encode(self, options: Mapping[str, Any]) -> dict[str, Reduced]:
-        """Everything visual that comes with a call, encoded and reduced, by the name of the modality."""
+    def are_same(self, encoded: Any, pixels: Any) -> bool:
+        """Whether ``pixels`` are those that were ``encoded``, or their copy on the device of the model."""
+        if encoded is pixels or not self._now.here.direct or not isinstance(encoded, Tensor):
+            return encoded is pixels
+        return encoded.device != pixels.device and encoded.shape == pixels.shape
+
+    def encode(self, options: Mapping[str, Any], *, direct: bool = False) -> dict[str, Reduced]:
+        """Everything visual that comes with a call, encoded and reduced, by the name of the modality.
+
+        Args:
+            options: arguments of the call. direct: it is one of the model itself, not of ``generate``.
+        """
         found: dict[str, Reduced] = {}
         given = options.get("mm_encoder_outputs") or {}
         for one in self.family.modalities:
@@ -165,6 +178,7 @@ class ProjectorReduction:
             elif one.pixels_of(options) is not None:
                 found[one.name] = self.calls[one.name].run_for(options)
         self._now.here.reduced = found
+        self._now.here.direct = direct
         self.last = tuple(projection for reduced in found.values() for projection in reduced.projections)
         return found
 
@@ -204,6 +218,12 @@ class ProjectorReduction:
     def forget(self) -> None:
         """What was encoded is not needed any more."""
         self._now.here.reduced = {}  # no dict is changed: torch.compile would not trace the encoder after that
+        self._now.here.direct = False
+
+    def release(self) -> None:
+        """The features before the reduction are not needed any more."""
+        held = self._now.here.reduced
+        self._now.here.reduced = {name: one._replace(full=None, made=None) for name, one in held.items()}
 
     def reduced(self, modality: Modality, output: Any, options: Mapping[str, Any]) -> Reduced:
         """What an encoder returned, with fewer features."""
@@ -243,7 +263,8 @@ class ProjectorReduction:
     def with_last_tokens(self, name: str, numbers: Sequence[int]) -> Reduced | None:
         """What was encoded of a modality, and the last token of some of its pictures besides.
 
-        None if that token is not to be had: it left in the vision tower, or the caller encoded the pictures before.
+        None if that token is not to be had: it left in the vision tower, the caller encoded the pictures before, or one
+        tensor holds all pictures, which would come to differ.
 
         A prompt may end with a picture: the answer is read from its last token, so that one must stay.
 
@@ -253,6 +274,9 @@ class ProjectorReduction:
         held = self.prepared[name]
         if held.full is None or held.made is None or self.tower is not None:
             return None
+        counts = {len(one.kept) + (number in numbers) for number, one in enumerate(held.projections)}
+        if isinstance(held.output.pooler_output, Tensor) and len(counts) > 1:
+            return None  # one tensor cannot hold pictures of unequal numbers
         features, projections = list(held.made.features), list(held.projections)
         planes = [list(plane) for plane in held.made.planes]
         for number in numbers:
@@ -282,7 +306,9 @@ class ProjectorReduction:
         extra = self.facts.extra
         ids = self.tower.of_this_thread()[-1].patch_ids
         left = torch.nn.functional.pad(ids + extra, (extra, 0))  # a class token, if it is passed on, is token 0
-        return (self.facts.patches + extra,) * len(kept), [row[one] for row, one in zip(left, kept, strict=True)]
+        return (self.facts.patches + extra,) * len(kept), [
+            row.to(one.device)[one] for row, one in zip(left, kept, strict=True)
+        ]
 
     def _reduce(
         self,
@@ -303,7 +329,7 @@ class ProjectorReduction:
             ends = set(layout.line_ends)
             free = torch.tensor([index for index in range(before) if index not in ends], device=device)
         together = torch.stack([features[number] for number in numbers])
-        of_planes = [torch.stack([plane[number] for number in numbers]) for plane in planes]
+        of_planes = [torch.stack([plane[number] for number in numbers]).to(device) for plane in planes]
         saliency = None
         if seen is not None:
             saliency = torch.stack([seen[number] for number in numbers]).to(device).index_select(1, free)
@@ -320,7 +346,7 @@ class ProjectorReduction:
         for row, number in enumerate(numbers):
             kept[number], features[number] = chosen[row], made[0][row]
             for plane, values in zip(planes, made[1:], strict=True):
-                plane[number] = values[row]
+                plane[number] = values[row].to(plane[number].device)
         return result.reduction
 
 

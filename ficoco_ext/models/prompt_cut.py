@@ -44,8 +44,8 @@ class Cut(NamedTuple):
         """(..., B, W) of a tensor (..., B or 1, L); ``filler`` where padding was added."""
         b, w = self.order.shape
         wide = tensor.expand(*tensor.shape[:-2], b, tensor.shape[-1])
-        cut = wide.gather(-1, self.order.expand(*tensor.shape[:-2], b, w))
-        return cut if self.valid is None else cut.masked_fill(~self.valid, filler)
+        cut = wide.gather(-1, self.order.to(tensor.device).expand(*tensor.shape[:-2], b, w))
+        return cut if self.valid is None else cut.masked_fill(~self.valid.to(tensor.device), filler)
 
     def of_vectors(self, tensor: Tensor, filler: Tensor) -> Tensor:
         """(B, W, C) of vectors (B, L, C); the vector ``filler`` (C,) where padding was added."""

@@ -87,7 +87,7 @@ class Request:
         if given is False or (given is True and self.decoder is not None):
             return given
         if self.decoder is None:
-            remedy = "a tower's counts are always known"
+            remedy = "leave it out: it is a promise to reductions inside the language model"
             checks.fail(OP, "static_counts", "False without a method for the language model", given, remedy)
         if not isinstance(given, int) or given < 1:
             remedy = "pass the number of visual tokens in each row"

@@ -64,6 +64,8 @@ def without_cache(options: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def output_cache(output: Any) -> Any:
     """The cache in what a model or ``generate`` returned, whatever this release calls it; None if there is none."""
+    if isinstance(output, tuple):
+        return next((one for one in output if hasattr(one, "get_seq_length")), None)
     for name in (CACHE_NEW, CACHE):
         found = getattr(output, name, None)
         if found is not None:

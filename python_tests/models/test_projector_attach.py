@@ -161,7 +161,7 @@ def test_positions(model):
         ({"method": THREE, **EACH, "projector": {"layers": (1,), "tokens": 9}}, ValueError, "layers must be None"),
         ({"method": THREE, **EACH, "projector": 9}, TypeError, "projector must be a dict with some of r, keep_ratio"),
         ({"method": THREE, **EACH, "projector": {"ratio": 0.5}}, TypeError, "projector must be a dict with some of"),
-        ({"method": THREE, "r": 3}, ValueError, "amount must be one of keep_ratio and tokens for both parts together"),
+        ({"method": THREE, "r": 3}, ValueError, "amount must be one of keep_ratio and tokens for all parts together"),
         ({"method": ["divprune", "topk"], "r": 3}, ValueError, "methods that are all for the tower or all for the dec"),
     ],
 )

@@ -13,7 +13,7 @@ from helpers.tiny_oracle import cut, kept_of, worst
 from helpers.tiny_prompts import one_picture, prompt
 
 import ficoco_ext
-from ficoco_ext.models.feature_cutter import _next
+from ficoco_ext.models.cut_prompt import after_all
 from ficoco_ext.models.generate_options import images_of
 from ficoco_ext.models.transformers_api import cache_name, output_cache
 
@@ -285,10 +285,13 @@ def test_what_a_model_remembers_of_its_last_prompt():
 
 
 def test_the_next_position_is_after_all_axes():
-    assert _next(torch.tensor([[0, 1, 5], [2, 0, 0]])).tolist() == [[6], [3]]
+    assert after_all(torch.tensor([[0, 1, 5], [2, 0, 0]])).tolist() == [[6], [3]]
     axes = torch.tensor([[[0, 0, 0]], [[0, 1, 4]], [[0, 2, 2]]])
-    assert _next(axes).tolist() == [[[5]]] * 3
-    assert _next(torch.cat([torch.tensor([[[0, 1, 7]]]), axes])).tolist() == [[[8]], *[[[5]]] * 3]  # text goes on alone
+    assert after_all(axes).tolist() == [[[5]]] * 3
+    assert after_all(torch.cat([torch.tensor([[[0, 1, 7]]]), axes])).tolist() == [
+        [[8]],
+        *[[[5]]] * 3,
+    ]
 
 
 ENDS = {

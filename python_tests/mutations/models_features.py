@@ -26,7 +26,7 @@ MUTATIONS = [
     ),
     Mutation(
         f"{M}/prompt_cut.py",
-        "return cut if self.valid is None else cut.masked_fill(~self.valid, filler)",
+        "return cut if self.valid is None else cut.masked_fill(~self.valid.to(tensor.device), filler)",
         "return cut",
         (f"{CUT}::test_tensors_of_a_prompt_are_cut",),
         "Padding that was added is attended to, and counts in the loss.",

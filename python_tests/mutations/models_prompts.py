@@ -324,7 +324,7 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/models/count_cutter.py",
-        old="asked = one_layer(getattr(self.model.config, name, None) if asked is None else asked)",
+        old="asked = one_layer(getattr(model.config, name, None) if asked is None else asked)",
         new="asked = attached if asked is None else one_layer(asked)",
         tests=(f"{MODELS}/test_refusals.py::test_a_config_changed_after_attach_is_noticed",),
         why="A config that was changed after attach is not noticed.",
