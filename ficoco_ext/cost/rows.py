@@ -75,7 +75,8 @@ def spread(
 
 
 def first_within(cost: Callable[[int], float], low: int, high: int, limit: float) -> int:
-    """The first step in ``low`` ... ``high`` that costs no more than ``limit``, else ``high``."""
+    """The first step in ``low`` ... ``high`` that costs no more than ``limit``, up to rounding, else ``high``."""
+    limit *= 1 + 1e-9
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if cost(middle) <= limit else (middle + 1, high)

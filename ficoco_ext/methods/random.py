@@ -27,8 +27,8 @@ def random(*, seed: int = 0, part: str = "tower") -> AnyMethod:
     return in_part(
         "random",
         part,
-        select=RandomSelect(seed),
         filter=RandomFilter(seed),
+        select=RandomSelect(seed),
         merge=False,
         source="a baseline: no method",
     )

@@ -296,7 +296,7 @@ def test_the_cpu_is_measured(monkeypatch):
         ),
         ("cost llava-1.5-7b --method tome --tokens 100 --layers 22", "at most half"),
         ("cost llava-1.5-7b --method ficoco-vl --r 3", "one of --keep-ratio and tokens"),
-        ("cost qwen2-vl-7b --keep-ratio 0.5", "no class token"),
+        ("cost qwen2-vl-7b --keep-ratio 0.5", "joins blocks of patches"),
         ("cost llava-1.5-7b --text-tokens -1", "--text-tokens must be in 0 ... 1000000000"),
         ("cost llava-1.5-7b --images 0", "images must be in 1 ... 1000000000"),
         ("cost llava-1.5-7b --method fastv --images 0", "images must be an integer in 1 ... 1000000000"),

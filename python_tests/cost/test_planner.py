@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 from helpers.paths import PACKAGE
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from ficoco_ext import Schedule, cost, get_method
@@ -111,6 +111,7 @@ def test_it_is_the_best_of_all(method, quantity):
 
 @SLOW
 @given(method=st.sampled_from(EVERY), share=st.floats(0, 1))
+@example(method="ficoco-vl", share=0.9999999999999999)
 def test_it_costs_what_was_asked_within_one_token(method, share):
     text, layers = 60, 32
     least = planner.plan("llava-1.5-7b", method, average_tokens=576).least

@@ -146,8 +146,9 @@ def test_end_to_end(rehearsal):
     content = rehearsal[1]["end_to_end"]
     methods = {"without", *ficoco_ext.METHODS} - set(content["skipped"])
     language = {"ficoco-l", "fastv", "pyramiddrop"}  # reduce in the language model alone
-    assert language | {"ficoco-v"} <= methods
-    for table, wanted in (("prefill", methods), ("tower", methods - language)):
+    after = {"divprune", "scope", "stride"}  # the projector
+    assert language | after | {"ficoco-v"} <= methods
+    for table, wanted in (("prefill", methods), ("tower", methods - language - after)):
         assert {row["method"] for row in content[table]} == wanted
         assert not any("failed" in row for row in content[table]), content[table]
     plain = next(row for row in content["prefill"] if row["method"] == "without")

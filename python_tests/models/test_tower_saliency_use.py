@@ -76,10 +76,13 @@ def test_query_and_key_do_not_outlive_their_layer(name):
     one, model = case(name), shared_model(name)
     with Installed(model, one.family) as saliency:
         gc.collect()
+        before = [found for found in gc.get_objects() if isinstance(found, torch.Tensor)]  # of other tests
         one.encode(model, one.tensors())
         seen = saliency._state.here.seen
         assert all(part.dim() == 2 for part in seen.parts) and seen.mask is None
-        held = [found for found in gc.get_objects() if isinstance(found, torch.Tensor) and found.dim() == 4]
+        old = set(map(id, before))
+        new = [found for found in gc.get_objects() if isinstance(found, torch.Tensor) and id(found) not in old]
+        held = [found for found in new if found.dim() == 4]
         assert not any(found.shape[:2] == (1, 4) and found.shape[-1] == 8 for found in held)
 
 

@@ -48,8 +48,11 @@ def composed(args):
     return _reduce_sequence.composed(*args)
 
 
-def check(backend, args):
-    """Integers as the composition in float64 has them, numbers within the tolerance; the sources' scores as well."""
+def check(backend, args, scale=1.0):
+    """Integers as the composition in float64 has them, numbers within the tolerance; the sources' scores as well.
+
+    ``scale``: the size of the scores, whose rounding a softmax turns into that of weights.
+    """
     got = _reduce_sequence.Shortened(*backend("reduce_sequence", *args))
     wanted = composed(double(args))
     query, n = args[1], args[0].shape[1]
@@ -57,7 +60,7 @@ def check(backend, args):
     for name in NAMES:
         one, other = getattr(got, name), getattr(wanted, name)
         if one.is_floating_point():
-            assert_close(one, other, length, scale=1.0)
+            assert_close(one, other, length, scale=scale)
         else:
             assert torch.equal(one, other), name
 
@@ -145,9 +148,8 @@ def test_more_than_one_block_has(kernels, ranking, correlation, count):
 def test_real_widths(kernels, shape):
     for ranking, dtype in product(RANKINGS, (torch.float32, torch.bfloat16)):
         correlation = "logits" if ranking == "logits" else "probs"
-        check(
-            kernels, inputs(b=1, n=90, count=70, r=20, ranking=ranking, correlation=correlation, dtype=dtype, **shape)
-        )
+        args = inputs(b=1, n=90, count=70, r=20, ranking=ranking, correlation=correlation, dtype=dtype, **shape)
+        check(kernels, args, scale=32.0)
 
 
 def test_more_images_than_a_grid_has(kernels):
