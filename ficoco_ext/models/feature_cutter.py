@@ -211,7 +211,12 @@ class FeatureCutter:
         last = prompt_cut.last_columns(ids, mask)
         ended = [(one & ~keep).gather(1, last).squeeze(1) for one in visual.values()]
         facts = [one.sum(1) for one in visual.values()]
-        *numbers, widths = torch.stack([*facts, *ended, keep.sum(1)]).tolist()
+        torn = torch.zeros_like(facts[0])
+        if mask is not None and self.features.tower is not None:
+            for name, shown in visual.items():
+                torn = torn + placeholders.torn(shown, mask != 0, found[name].counts[0])
+        *numbers, hides, widths = torch.stack([*facts, *ended, torn, keep.sum(1)]).tolist()
+        placeholders.require_whole_images([[0, number] for number in hides], op)
         for number, (name, one) in enumerate(found.items()):
             self._require_fit(op, name, one, sum(numbers[number]))
             pictures = prompt_cut.at_the_end(numbers[number], numbers[len(found) + number], one.counts)

@@ -85,14 +85,14 @@ def shrink(
     visual = ids == rule.token
     tracing.require_counts(op, visual, _TOWER_ALONE)
     flat = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == b and cached in (0, past)
-    facts = [visual.sum(1)] + ([_torn(visual, mask[:, -n:] != 0, rule.before)] if flat else [])
+    facts = [visual.sum(1)] + ([torn(visual, mask[:, -n:] != 0, rule.before)] if flat else [])
     counts = torch.stack(facts, 1).tolist()
     if not _fits([row[0] for row in counts], rule, images, whole, op):
         return prompt
     if mask is not None and not flat:
         wanted = f"({b}, {n})" + (f" or ({b}, {past + n}) with {past} tokens in the cache" if past else "")
         checks.fail(op, "attention_mask", wanted, mask, "pass the 2-D mask that the processor made")
-    _require_whole_images(counts, op)
+    require_whole_images(counts, op)
     keep = ~visual | ((visual.cumsum(1) - 1) % rule.before < rule.after)
     if mask is not None and not cached:
         leading = mask.cumsum(1) == 0
@@ -148,7 +148,7 @@ def moved(indices: Tensor, asked: Tensor, length: int) -> Tensor:
     return position[0]
 
 
-def _require_whole_images(counts: list[list[int]], op: str) -> None:
+def require_whole_images(counts: list[list[int]], op: str) -> None:
     """Raise if the mask hides a part of an image, as the second number of a row of ``counts`` shows."""
     for number, row in enumerate(counts):
         if any(row[1:]):
@@ -158,7 +158,7 @@ def _require_whole_images(counts: list[list[int]], op: str) -> None:
             checks.fail(op, "attention_mask", wanted, got, remedy)
 
 
-def _torn(visual: Tensor, unmasked: Tensor, before: int) -> Tensor:
+def torn(visual: Tensor, unmasked: Tensor, before: int) -> Tensor:
     """(B,) how many neighbours in one image of ``before`` placeholders differ in whether the mask shows them."""
     order = visual.to(torch.uint8).argsort(dim=1, descending=True, stable=True)  # placeholders first, in order
     shown, present = unmasked.gather(1, order), visual.gather(1, order)

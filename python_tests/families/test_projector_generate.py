@@ -18,6 +18,7 @@ pytest.importorskip("transformers")
 PROMPTS = [(family, unequal_rows) for family in TINY] + [(family, pictures_and_videos) for family in WITH_VIDEO]
 IDS = [f"{family}-{make.__name__}" for family, make in PROMPTS]
 STEPS = 4
+SHORT = {"do_sample": False, "max_new_tokens": 2}
 DETAILS = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False, "max_new_tokens": STEPS}
 
 
@@ -59,6 +60,19 @@ def test_a_prompt_that_ends_with_a_picture(family):
         out = model.generate(**full.inputs, **DETAILS)
         kept = kept_of(full, handle.projections)
     assert worst_step(cut(untouched_model(family.name), full, kept), out) < 1e-5
+
+
+@pytest.mark.parametrize("family", TINY, ids=str)
+@torch.no_grad()
+def test_one_of_two_rows_ends_with_a_picture(family):
+    """Where a family keeps all pictures in one tensor, the last token cannot be put back into one of them alone."""
+    model, picture = shared_model(family.name), family.pictures[0]
+    full = prompt(family, [[*words(6), picture], [*words(3), picture, *words(3)]])
+    with ficoco_ext.attach(model, "stride", keep_ratio=0.25):
+        logits = model(**full.inputs).logits
+        said = model.generate(**full.inputs, **SHORT)
+        beams = model.generate(**full.inputs, **SHORT, num_beams=2)
+    assert logits.isfinite().all() and said.shape[0] == beams.shape[0] == 2
 
 
 @pytest.mark.parametrize("options", [{"cache_implementation": "static", "disable_compile": True}, {"use_cache": False}])

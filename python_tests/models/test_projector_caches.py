@@ -201,3 +201,15 @@ def test_another_layer_of_the_tower_is_refused_where_it_matters(model):
         pytest.raises(ValueError, match=r"vision_feature_layer must be .* its value at attach"),
     ):
         model(**inputs, vision_feature_layer=-5)
+
+
+@torch.no_grad()
+def test_a_mask_that_hides_a_part_of_a_picture(model):
+    """With a tower method a token that is left stands for several patches."""
+    inputs = batch(ROW)
+    inputs["attention_mask"][0, 10:20] = 0
+    with (
+        ficoco_ext.attach(model, "topk", positions="original", **QUARTER),
+        pytest.raises(ValueError, match="a mask that hides a part of an image in row 0"),
+    ):
+        model(**inputs)
