@@ -142,9 +142,7 @@ class PromptReader:
             last = length - 1 if real is None else (torch.arange(length) * real).amax(1)
             ends = visual[torch.arange(b), last]
             if bool((visual.sum(1) != count).any()) or bool(ends.any()):
-                wanted = (
-                    f"{count} visual tokens in each row that reach the language model, and text after them, as promised"
-                )
+                wanted = f"{count} visual tokens in each row and text after them, as promised"
                 got = f"rows with {visual.sum(1).tolist()}{', an image at the end' if bool(ends.any()) else ''}"
                 remedy = "promise what reaches the language model, or attach without static_counts"
                 checks.fail("forward", "input_ids", wanted, got, remedy)
