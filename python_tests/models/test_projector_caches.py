@@ -61,7 +61,7 @@ def test_rows_that_came_to_differ_go_on_without_a_mask(model, method, positions)
     bare = {name: value for name, value in inputs.items() if name != "attention_mask"}
     with ficoco_ext.attach(model, method, positions=positions, **QUARTER):
         got = model(input_ids=NEW, **{name_of(model): prefill(model, bare)}).logits
-        close(got[0], next_alone(model, inputs, 0, NEW[0]), 1e-5)
+        assert close(got[0], next_alone(model, inputs, 0, NEW[0]), 1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -92,8 +92,8 @@ def test_rows_that_the_cache_moves_take_their_prompt_along(model, method):
         after = model(input_ids=NEW.flip(0), **{name_of(model): copied}).logits
         for row in (0, 1):
             wanted = next_alone(model, inputs, row, NEW[row])
-            close(got[1 - row], wanted, 1e-5)
-            close(after[1 - row], wanted, 1e-5)
+            assert close(got[1 - row], wanted, 1e-5)
+            assert close(after[1 - row], wanted, 1e-5)
 
 
 @torch.no_grad()
@@ -176,7 +176,7 @@ def test_positions_of_the_caller_are_counted_without_padding(model):
     places = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
     with ficoco_ext.attach(model, "divprune", positions="contiguous", **QUARTER):
         plain, given = model(**inputs), model(**inputs, position_ids=places)
-        close(plain.logits, given.logits, 1e-5)
+        assert close(plain.logits, given.logits, 1e-5)
 
 
 def test_labels_of_the_last_tokens_and_of_another_length(model):
