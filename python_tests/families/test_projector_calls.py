@@ -39,7 +39,7 @@ def test_gradients_reach_the_tower(name):
 
 
 def state(model):
-    """Everything that attach could leave behind: attributes and hooks of every module."""
+    """Everything that attach could leave: attributes and hooks of every module."""
     found = {}
     for name, module in model.named_modules():
         hooks = [len(value) for key, value in vars(module).items() if key.endswith("_hooks")]

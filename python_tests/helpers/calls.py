@@ -48,8 +48,8 @@ def of_method(tensors, method, r=11, **options):
 
     def call(tokens, query, key):
         attn = QueryKey(query, key)
-        told = ficoco_ext.reduce(tokens, attn, r, method=method, return_reduction=True, **options)
-        values = [getattr(told, field.name) for field in fields(told)]
+        made = ficoco_ext.reduce(tokens, attn, r, method=method, return_reduction=True, **options)
+        values = [getattr(made, field.name) for field in fields(made)]
         return [value for value in values if isinstance(value, torch.Tensor)]
 
     return Call(call, tensors)
@@ -70,9 +70,9 @@ def of_features(tensors, method, count=11):
     def call(features, query, plane):
         mask = torch.arange(features.shape[1], device=features.device) < 40
         visual = VisualFeatures(features, mask.expand(len(features), -1), saliency=query[:, 0, :, 0].abs())
-        told = method(visual, count, [plane[:, 0]])
-        values = [getattr(told.reduction, field.name) for field in fields(told.reduction)]
-        return [told.features, *told.planes, *(value for value in values if isinstance(value, torch.Tensor))]
+        made = method(visual, count, [plane[:, 0]])
+        values = [getattr(made.reduction, field.name) for field in fields(made.reduction)]
+        return [made.features, *made.planes, *(value for value in values if isinstance(value, torch.Tensor))]
 
     return Call(call, tensors)
 
@@ -81,13 +81,13 @@ def of_layers(tensors, method, counts=(12, 8, 5)):
     """Reductions in a row, one a layer of ``method``; the later ones read the beginning of query and key."""
 
     def call(tokens, query, key):
-        told, values = None, []
+        made, values = None, []
         for one, r in zip(method.of_layers(len(counts)), counts, strict=True):
             n = tokens.shape[1]
-            attn, given = QueryKey(query[:, :, :n], key[:, :, :n]), {"grid": (6, 8)} if told is None else {}
-            told = ficoco_ext.reduce(tokens, attn, r, method=one, previous=told, return_reduction=True, **given)
-            tokens = told.tokens
-            values += [value for field in fields(told) if isinstance(value := getattr(told, field.name), torch.Tensor)]
+            attn, given = QueryKey(query[:, :, :n], key[:, :, :n]), {"grid": (6, 8)} if made is None else {}
+            made = ficoco_ext.reduce(tokens, attn, r, method=one, previous=made, return_reduction=True, **given)
+            tokens = made.tokens
+            values += [value for field in fields(made) if isinstance(value := getattr(made, field.name), torch.Tensor)]
         return values
 
     return Call(call, tensors)
@@ -99,8 +99,8 @@ def of_map(tensors, method, r=11):
     probs = (query.double() @ key.double().mT * query.shape[-1] ** -0.5).softmax(-1).to(query.dtype)
 
     def call(tokens, probs):
-        told = ficoco_ext.reduce(tokens, probs, r, method=method, grid=(6, 8), return_reduction=True)
-        return [value for field in fields(told) if isinstance(value := getattr(told, field.name), torch.Tensor)]
+        made = ficoco_ext.reduce(tokens, probs, r, method=method, grid=(6, 8), return_reduction=True)
+        return [value for field in fields(made) if isinstance(value := getattr(made, field.name), torch.Tensor)]
 
     return Call(call, [tokens, probs])
 

@@ -152,7 +152,7 @@ def decoder_by_hand(
         if dropping:
             gone = torch.ones(n, dtype=torch.bool)
             gone[reduction.kept[0]] = False
-            gone[int(reduction.source_map.shape[1]) :] = False  # new tokens behind the prompt
+            gone[int(reduction.source_map.shape[1]) :] = False  # new tokens after the prompt
             alive[gone] = False
         return hidden
 
@@ -240,7 +240,7 @@ def row_positions(seen, row, total):
 
 
 def row_planes(seen, row, total):
-    """For each DeepStack level (total, C) of a row; nothing is added to new tokens behind the prompt."""
+    """For each DeepStack level (total, C) of a row; nothing is added to new tokens after the prompt."""
     if seen.planes is None:
         return ()
     return torch.nn.functional.pad(seen.planes[:, row], (0, 0, 0, total - seen.planes.shape[2]))

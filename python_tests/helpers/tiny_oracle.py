@@ -111,7 +111,7 @@ def _masks(model: Any, mask: Tensor, blocks: Tensor) -> Any:
     text = model.config.get_text_config()
 
     def additive(allowed: Tensor) -> Tensor:
-        allowed = allowed | torch.eye(mask.shape[1], dtype=torch.bool)  # padding sees itself: nobody reads it
+        allowed = allowed | torch.eye(mask.shape[1], dtype=torch.bool)  # padding sees itself and is not read
         return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)[:, None]
 
     if "sliding_attention" not in (getattr(text, "layer_types", None) or ()):

@@ -69,7 +69,7 @@ def test_a_call_encodes_once(model, options):
 
 
 def test_other_pixels_of_a_call_are_encoded(model):
-    """By whoever asks for other features while a call runs."""
+    """A caller asks for other features while a call runs."""
     other, found = pixels(1, seed=7), []
     with ficoco_ext.attach(model, **HALF):
         wanted = encoded(model, other).pooler_output[0]

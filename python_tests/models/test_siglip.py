@@ -61,7 +61,7 @@ def test_removing_nothing_and_detaching_change_no_bit(attention):
 
 
 def masked_after(model, handle, picture):
-    """Oracle: patches dropped in a layer stay in the tensor, but nobody may attend to them in later layers."""
+    """Oracle: patches dropped in a layer stay in the tensor, but no token may attend to them in later layers."""
     steps = [step for step in handle.schedule.steps if step.r]
     dropped, hidden = torch.zeros(len(picture), PATCHES, dtype=torch.bool), {}
     for index in range(LAYERS):

@@ -76,7 +76,7 @@ def test_hooked_layers_that_keep_all_tokens_are_bit_identical(attention):
 
 
 def masked_after(model, handle, picture):
-    """Oracle: tokens dropped in a layer stay in the tensor, but nobody may attend to them in later layers."""
+    """Oracle: tokens dropped in a layer stay in the tensor, but no token may attend to them in later layers."""
     steps = [step for step in handle.schedule.steps if step.r]
     dropped, hidden = torch.zeros(len(picture), PATCHES + 1, dtype=torch.bool), {}
     for index in range(LAYERS):
