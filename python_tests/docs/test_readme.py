@@ -137,3 +137,21 @@ def _table(text, first):
     """The body of the table of ``text`` whose first heading is ``first``."""
     lines = text[text.index(f"| {first} |") :].split("\n\n")[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_supported_models_are_those_that_are_declared():
+    """Their number, and for each what its declaration says of tower, projector and language model."""
+    pytest.importorskip("transformers")
+    from ficoco_ext.models.families import FAMILIES
+
+    assert f"| Models | {len(FAMILIES)} families of transformers" in README
+    part = README[README.index("## Supported models") :].split("\n\n")[1]
+    said = {}
+    for line in part.splitlines()[2:]:
+        names, *flags = (cell.strip() for cell in line.strip("|").split("|"))
+        said |= {name.split(" with ")[0]: flags for name in names.split(", ")}
+
+    def word(has):
+        return "yes" if has else "no"
+
+    assert said == {one.name: [word(one.towers), "yes", word(one.language_models)] for one in FAMILIES}
