@@ -22,6 +22,10 @@ def select(
     text: Tensor | None = None,
     text_mask: Tensor | None = None,
     saliency: Tensor | None = None,
+    keys: Tensor | None = None,
+    tower_features: Tensor | None = None,
+    early_saliency: Tensor | None = None,
+    frames: int = 1,
     mask: Tensor | None = None,
     **hyperparameters: Any,
 ) -> Tensor:
@@ -39,6 +43,9 @@ def select(
             padding.
         saliency: (B, N), finite and at least 0: how much the vision tower looks at each token, for methods that need
             it, such as ``"scope"``. Its unit does not matter.
+        keys: (B, N, K), tower_features: (B, N, C), early_saliency: (B, N): of the vision tower, for methods that need
+            them; see :class:`ficoco_ext.stages.VisualFeatures`.
+        frames: of videos: the N tokens are those of so many frames, one frame after the other.
         mask: (B, N) bool, False for padding and for tokens that may never stay, such as separators. Every picture has
             at least ``tokens`` others: checked on the CPU, a promise elsewhere.
         **hyperparameters: of the method, by name.
@@ -62,7 +69,8 @@ def select(
         >>> features.gather(1, kept.unsqueeze(-1).expand(-1, -1, 2)).shape
         torch.Size([1, 3, 2])
     """
-    visual = VisualFeatures(features, mask, grid, saliency, text, text_mask)
+    of_the_tower = (keys, tower_features, early_saliency)
+    visual = VisualFeatures(features, mask, grid, saliency, text, text_mask, *of_the_tower, frames)
     chosen = _chosen("select", method, hyperparameters)
     check_shapes("select", visual, tokens, needs=chosen.needs, count_name="tokens")
     return chosen.keep(visual, tokens)
@@ -77,6 +85,10 @@ def merge(
     text: Tensor | None = None,
     text_mask: Tensor | None = None,
     saliency: Tensor | None = None,
+    keys: Tensor | None = None,
+    tower_features: Tensor | None = None,
+    early_saliency: Tensor | None = None,
+    frames: int = 1,
     mask: Tensor | None = None,
     planes: Sequence[Tensor] = (),
     **hyperparameters: Any,
@@ -84,8 +96,8 @@ def merge(
     """:func:`select`, and each token that leaves goes into the kept one that is most similar to it.
 
     Args:
-        features, tokens, method, grid, text, text_mask, saliency, mask: as of :func:`select`. Methods with a
-            hyperparameter ``merge`` have it on; others drop, and are refused.
+        features, tokens, method, grid, text, text_mask, saliency, keys, tower_features, early_saliency, frames, mask:
+            as of :func:`select`. Methods with a hyperparameter ``merge`` have it on; others drop, and are refused.
         planes: other features of the same tokens, each (B, N, E), such as DeepStack's levels: merged with the same
             weights.
         **hyperparameters: of the method, by name.
@@ -108,7 +120,8 @@ def merge(
                  [ 0.0000,  1.0000],
                  [-1.0000,  0.0000]]]), tensor([[0, 0, 1, 2]]))
     """
-    visual = VisualFeatures(features, mask, grid, saliency, text, text_mask)
+    of_the_tower = (keys, tower_features, early_saliency)
+    visual = VisualFeatures(features, mask, grid, saliency, text, text_mask, *of_the_tower, frames)
     chosen = _chosen("merge", method, hyperparameters, merge=True)
     if chosen.drops:
         able = ", ".join(repr(name) for name in _names() if "merge" in defaults(name))

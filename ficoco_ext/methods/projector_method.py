@@ -117,7 +117,7 @@ class ProjectorMethod(FeatureMethod):
                 features that are not finite, negative saliency, and a mask that leaves fewer than ``count``.
         """
         check_shapes(self.name, visual, count, needs=self.needs)
-        check_values(self.name, visual, count)
+        check_values(self.name, visual, count, needs=self.needs)
         with torch.no_grad():
             kept = self.select(visual, count)
         check_kept(self.name, kept, visual, count)

@@ -232,7 +232,7 @@ class ProjectorReduction:
         layouts = [Layout()] * len(counts)
         if self.tower is None:
             layouts = self.family.layout(self.inner, options, modality, counts)
-        seen = None if self.saliency is None else self.saliency.take(counts)
+        seen = {} if self.saliency is None else {"saliency": self.saliency.take(counts)}
         features, planes = list(encoded.features), [list(plane) for plane in encoded.planes]
         kept = [torch.arange(count, device=one.device) for count, one in zip(counts, features, strict=True)]
         members: dict[tuple[int, Layout, int], list[int]] = {}
@@ -319,9 +319,13 @@ class ProjectorReduction:
         features: list[Tensor],
         planes: list[list[Tensor]],
         kept: list[Tensor],
-        seen: list[Tensor] | None,
+        seen: Mapping[str, Sequence[Tensor]],
     ) -> Reduction:
-        """Reduce the pictures ``numbers``, which are alike, in the lists of all pictures."""
+        """Reduce the pictures ``numbers``, which are alike, in the lists of all pictures.
+
+        Args:
+            seen: what there is for each token besides, by its name among :class:`VisualFeatures`, for each picture.
+        """
         assert self.plan is not None
         device = features[numbers[0]].device
         free = torch.arange(before, device=device)
@@ -330,10 +334,11 @@ class ProjectorReduction:
             free = torch.tensor([index for index in range(before) if index not in ends], device=device)
         together = torch.stack([features[number] for number in numbers])
         of_planes = [torch.stack([plane[number] for number in numbers]).to(device) for plane in planes]
-        saliency = None
-        if seen is not None:
-            saliency = torch.stack([seen[number] for number in numbers]).to(device).index_select(1, free)
-        visual = VisualFeatures(together.index_select(1, free), grid=layout.grid, saliency=saliency)
+        of_tokens: dict[str, Any] = {
+            name: torch.stack([values[number] for number in numbers]).to(device).index_select(1, free)
+            for name, values in seen.items()
+        }
+        visual = VisualFeatures(together.index_select(1, free), grid=layout.grid, **of_tokens)
         result = self.plan.method(visual, count, [plane.index_select(1, free) for plane in of_planes])
         chosen = free[result.kept]
         if layout.line_ends:

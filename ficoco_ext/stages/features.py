@@ -24,7 +24,12 @@ class VisualFeatures(NamedTuple):
         grid: (rows, columns) of the tokens of every picture; None: unknown, or not a whole grid.
         saliency: (B, N), finite and at least 0: how much the vision tower looks at each token.
         text: (B, L, D) embeddings of the words of each picture's prompt.
-        text_mask: (B, L) bool, False for a word that is not there. None: all are.
+        text_mask: (B, L) bool, False for a word that is not there. None: all are. A picture without any word is one
+            without text.
+        keys: (B, N, K) keys of the vision tower, heads averaged, of the layer whose attention is the saliency.
+        tower_features: (B, N, C) what the vision tower gave for each token, before the projector.
+        early_saliency: (B, N), like ``saliency``, of an early layer of the vision tower.
+        frames: of a video: the N tokens are those of so many frames, one frame after the other, N / frames each.
     """
 
     features: Tensor
@@ -33,6 +38,10 @@ class VisualFeatures(NamedTuple):
     saliency: Tensor | None = None
     text: Tensor | None = None
     text_mask: Tensor | None = None
+    keys: Tensor | None = None
+    tower_features: Tensor | None = None
+    early_saliency: Tensor | None = None
+    frames: int = 1
 
 
 class SelectStage(Stage):
@@ -52,7 +61,17 @@ class _PlainSelect(_Plain, SelectStage):
 
 SelectStage.plain = _PlainSelect
 
-_ASKED = {named.SALIENCY: "saliency", named.TEXT: "text", named.GRID: "grid", named.WHOLE_GRID: "grid"}
+_ASKED = {
+    named.SALIENCY: "saliency",
+    named.EARLY_SALIENCY: "early_saliency",
+    named.TEXT: "text",
+    named.TOWER_KEYS: "keys",
+    named.TOWER_FEATURES: "tower_features",
+    named.GRID: "grid",
+    named.WHOLE_GRID: "grid",
+}
+_NUMBERS = ("saliency", "early_saliency")  # one for each token
+_VECTORS = ("keys", "tower_features")
 
 
 def check_shapes(
@@ -74,7 +93,7 @@ def check_shapes(
     checks.floating(op, "features", features)
     remedy = "pass features[None] for one picture" if features.dim() == 2 else "pass one vector a token"
     checks.shape(op, "features", features, "(B, N, D)", features.dim() == 3, remedy)
-    b, n, _ = features.shape
+    n = features.shape[1]
     checks.shape(op, "features", features, "of at least 1 token", n >= 1, "leave out a picture without tokens")
     if isinstance(count, bool) or not isinstance(count, (int, torch.SymInt)):
         checks.fail(op, count_name, "an integer", count, "pass how many tokens stay", TypeError)
@@ -85,29 +104,56 @@ def check_shapes(
     for need, argument in _ASKED.items():
         if need in needs and getattr(visual, argument) is None:
             checks.fail(op, argument, "given, as the method needs it", "None", "pass it, or use 'divprune'")
-    for name in ("mask", "saliency", "text", "text_mask"):
+    for name in ("mask", "text", "text_mask", *_NUMBERS, *_VECTORS):
         given = getattr(visual, name)
         if not isinstance(given, (Tensor, type(None))):
             checks.fail(op, name, "a tensor or None", given, "pass one for all pictures", TypeError)
-    per_token = {"saliency": visual.saliency, "mask": visual.mask}
+    _check_words(op, visual)
+    _check_of_tokens(op, visual)
+    if visual.grid is not None:
+        check_grid(op, visual.grid, n)
+    if isinstance(visual.frames, bool) or not isinstance(visual.frames, int):
+        checks.fail(op, "frames", "an integer", visual.frames, "pass the number of frames, 1 for a picture", TypeError)
+    if visual.frames < 1 or n % visual.frames:
+        remedy = "pass videos whose frames have equally many tokens, without line ends"
+        checks.fail(op, "frames", f"a divisor of the {n} tokens", str(visual.frames), remedy)
+
+
+def _check_words(op: str, visual: VisualFeatures) -> None:
+    """Raise unless text and its mask fit the features."""
+    b = visual.features.shape[0]
     words = None if visual.text is None else visual.text.shape[:2]
     if visual.text is not None:
         checks.floating(op, "text", visual.text)
         ok = visual.text.dim() == 3 and visual.text.shape[0] == b
         checks.shape(op, "text", visual.text, lambda: f"({b}, L, D)", ok, "pass one vector a word")
-    checks.same_device(op, "features", features, text=visual.text, text_mask=visual.text_mask, **per_token)
-    for name, given in per_token.items():
+    checks.same_device(op, "features", visual.features, text=visual.text, text_mask=visual.text_mask)
+    mask = visual.text_mask
+    if mask is not None and mask.dtype != torch.bool:
+        checks.fail(op, "text_mask", "bool", mask, "True for what is there", TypeError)
+    if mask is not None and mask.shape != words:
+        checks.fail(op, "text_mask", "(B, L) like text", mask, "pass one flag for each word")
+
+
+def _check_of_tokens(op: str, visual: VisualFeatures) -> None:
+    """Raise unless what there is for each token fits the features."""
+    b, n, _ = visual.features.shape
+    numbers = {name: getattr(visual, name) for name in ("mask", *_NUMBERS)}
+    vectors = {name: getattr(visual, name) for name in _VECTORS}
+    checks.same_device(op, "features", visual.features, **numbers, **vectors)
+    for name, given in numbers.items():
         if given is not None:
             checks.shape(op, name, given, lambda: f"({b}, {n})", tuple(given.shape) == (b, n), "pass one a token")
-    if visual.saliency is not None:
-        checks.floating(op, "saliency", visual.saliency)
-    for name, flags in (("mask", visual.mask), ("text_mask", visual.text_mask)):
-        if flags is not None and flags.dtype != torch.bool:
-            checks.fail(op, name, "bool", flags, "True for what is there", TypeError)
-    if visual.text_mask is not None and visual.text_mask.shape != words:
-        checks.fail(op, "text_mask", "(B, L) like text", visual.text_mask, "pass one flag for each word")
-    if visual.grid is not None:
-        check_grid(op, visual.grid, n)
+    for name, given in vectors.items():
+        if given is not None:
+            ok = given.dim() == 3 and tuple(given.shape[:2]) == (b, n)
+            checks.shape(op, name, given, lambda: f"({b}, {n}, C)", ok, "pass one vector a token")
+            checks.floating(op, name, given)
+    for name in _NUMBERS:
+        if numbers[name] is not None:
+            checks.floating(op, name, numbers[name])
+    if visual.mask is not None and visual.mask.dtype != torch.bool:
+        checks.fail(op, "mask", "bool", visual.mask, "True for what is there", TypeError)
 
 
 def check_grid(op: str, grid: tuple[int, int], tokens: int) -> None:
@@ -131,25 +177,45 @@ def check_planes(op: str, visual: VisualFeatures, planes: Sequence[Tensor]) -> N
         checks.same_device(op, "features", visual.features, planes=plane)
 
 
-def check_values(op: str, visual: VisualFeatures, count: int) -> None:
+def check_values(op: str, visual: VisualFeatures, count: int, *, needs: Sequence[str] = ()) -> None:
     """Raise for values that no method can work with, where reading them costs nothing: on the CPU.
 
     Raises:
-        ValueError: features or saliency that are not finite, saliency below 0, a mask that leaves fewer than ``count``.
+        ValueError: features, or what else there is for each token, that are not finite, saliency below 0, a mask that
+            leaves fewer than ``count``, no word for a picture where words are needed.
     """
-    features, mask, saliency = visual.features, visual.mask, visual.saliency
-    if not free_to_read(features):
+    mask = visual.mask
+    if not free_to_read(visual.features):
         return
     if mask is not None and mask.shape[0] and (fewest := int(mask.sum(1).min())) < count:
         wanted = f"True for at least {count} tokens of every picture, as many as are to stay"
         checks.fail(op, "mask", wanted, f"one with {fewest}", "keep fewer, or pass that picture alone")
-    finite = features.isfinite().all(-1)
-    if not (finite if mask is None else finite | ~mask).all():
-        checks.fail(op, "features", "finite", "NaN or infinity among them", "check the layer they come from")
-    if saliency is not None:
-        legal = (saliency >= 0) & saliency.isfinite()
-        if not (legal if mask is None else legal | ~mask).all():
-            checks.fail(op, "saliency", "finite and at least 0", "others", "shift it, or take its exponential")
+    for name in ("features", *_VECTORS):
+        given = getattr(visual, name)
+        finite = True if given is None else _where_real(given.isfinite().all(-1), mask)
+        if not finite:
+            checks.fail(op, name, "finite", "NaN or infinity among them", "check the layer they come from")
+    for name in _NUMBERS:
+        given = getattr(visual, name)
+        if given is not None and not _where_real((given >= 0) & given.isfinite(), mask):
+            checks.fail(op, name, "finite and at least 0", "others", "shift it, or take its exponential")
+    if named.TEXT in needs and visual.text is not None:
+        _check_word_values(op, visual.text, visual.text_mask)
+
+
+def _where_real(legal: Tensor, mask: Tensor | None) -> bool:
+    return bool((legal if mask is None else legal | ~mask).all())
+
+
+def _check_word_values(op: str, text: Tensor, mask: Tensor | None) -> None:
+    """Raise for words that are not finite, and for a picture without any."""
+    there = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device) if mask is None else mask
+    silent = (~there.any(1)).nonzero().flatten().tolist()
+    if silent:
+        remedy = "ask something, or use a method that reads no words, such as 'divprune'"
+        checks.fail(op, "text", "at least one word for every picture", f"none for picture {silent[0]}", remedy)
+    if not _where_real(text.isfinite().all(-1), there):
+        checks.fail(op, "text", "finite", "NaN or infinity among it", "check the embeddings")
 
 
 def check_kept(op: str, kept: Tensor, visual: VisualFeatures, count: int) -> None:

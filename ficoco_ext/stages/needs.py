@@ -11,6 +11,9 @@ WHOLE_GRID = "whole grid"  # of which no patch has left before
 GRID = "grid"
 PLAIN_ATTENTION = "SDPA or eager attention"  # that takes a bias on its logits, in layers of a model
 SALIENCY = "saliency of the vision tower"  # of each projected token
+EARLY_SALIENCY = "saliency of an early layer of the vision tower"
+TOWER_KEYS = "keys of the vision tower"
+TOWER_FEATURES = "features before the projector"
 TEXT = "words of the prompt"  # their embeddings
 
 NEEDS = (
@@ -21,6 +24,9 @@ NEEDS = (
     GRID,
     PLAIN_ATTENTION,
     SALIENCY,
+    EARLY_SALIENCY,
+    TOWER_KEYS,
+    TOWER_FEATURES,
     TEXT,
 )
 _IMPLIED = {CLASS_TOKEN: CLASS_TOKEN_OR_KEYS, WHOLE_GRID: GRID}

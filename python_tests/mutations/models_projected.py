@@ -135,8 +135,8 @@ MUTATIONS = [
     ),
     Mutation(
         f"{M}/projector_reduction.py",
-        "saliency = torch.stack([seen[number] for number in numbers]).to(device).index_select(1, free)",
-        "saliency = torch.stack([seen[0] for _ in numbers]).to(device).index_select(1, free)",
+        "torch.stack([values[number] for number in numbers]).to(device).index_select(1, free)",
+        "torch.stack([values[0] for _ in numbers]).to(device).index_select(1, free)",
         (f"{PARTS}::test_saliency_after_a_reduction_in_the_tower",),
         "All pictures of a call are chosen by the saliency of the first.",
     ),

@@ -66,6 +66,42 @@ def test_text_and_its_mask_are_handed_on():
         select(FEATURES, 2, method=method)
 
 
+class FirstOfAllThereIs(ficoco_ext.stages.SelectStage):
+    """Keeps the first tokens, and remembers what it was given."""
+
+    needs = (ficoco_ext.stages.needs.TEXT,)
+
+    def __call__(self, visual, count):
+        type(self).seen = visual
+        return torch.arange(count).expand(len(visual.features), -1)
+
+
+def test_everything_of_the_tower_is_handed_on():
+    given = {"keys": FEATURES[..., :4], "tower_features": FEATURES[..., :3], "early_saliency": SALIENCY, "frames": 3}
+    method = ficoco_ext.methods.ProjectorMethod("all", FirstOfAllThereIs())
+    select(FEATURES, 2, method=method, text=FEATURES, **given)
+    seen = FirstOfAllThereIs.seen._asdict()
+    assert all(seen[name] is value for name, value in given.items())
+    assert torch.equal(select(FEATURES, 2), select(FEATURES, 2, **given))
+
+
+def test_a_picture_without_words_is_refused_where_words_are_needed():
+    """On the CPU; a method that reads none does not mind."""
+    method = ficoco_ext.methods.ProjectorMethod("words", FirstOfAllThereIs())
+    flags = torch.tensor([[True, False], [False, False]])
+    wanted = "words: text must be at least one word for every picture, got none for picture 1; ask .* 'divprune'"
+    for text_mask, text in ((flags, FEATURES[:, :2]), (None, FEATURES[:, :0])):
+        with pytest.raises(ValueError, match=wanted if text_mask is not None else "none for picture 0"):
+            select(FEATURES, 2, method=method, text=text, text_mask=text_mask)
+        assert select(FEATURES, 2, text=text, text_mask=text_mask).shape == (2, 2)
+    words = FEATURES[:, :2].clone()
+    words[1, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="words: text must be finite"):
+        select(FEATURES, 2, method=method, text=words)
+    hidden = torch.tensor([[True, True], [False, True]])
+    assert select(FEATURES, 2, method=method, text=words, text_mask=hidden).shape == (2, 2)
+
+
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_true_sizes_batched_and_padded(merged, dtype):
@@ -185,10 +221,15 @@ REFUSED = {
         r"select: text_mask must be \(B, L\) like text, got \(2, 5\)",
     ),
     "flags without words": ({"text_mask": MASK}, r"select: text_mask must be \(B, L\) like text, got"),
+    "keys of another shape": ({"keys": FEATURES[:1]}, r"select: keys must be \(2, 12, C\), got \(1, 12, 6\)"),
+    "NaN before the projector": ({"tower_features": NAN}, "divprune: tower_features must be finite"),
+    "early saliency below 0": ({"early_saliency": SALIENCY - 1}, "early_saliency must be finite and at least 0"),
+    "frames of unequal size": ({"frames": 5}, "select: frames must be a divisor of the 12 tokens, got 5; pass videos"),
+    "no frames": ({"frames": 0}, "select: frames must be a divisor of the 12 tokens, got 0"),
     "tower": (
         {"method": "ficoco-v"},
         "select: method must be one that acts after the projector alone, got ficoco-v, which works inside the tower; "
-        "use attach for it, or one of 'topk', 'random', 'divprune', 'scope', 'stride'",
+        "use attach for it, or one of 'topk', 'random', ",
     ),
     "part": ({"part": "tower"}, "got divprune, which works inside the tower; use attach for it"),
     "language model": ({"method": "fastv"}, "got fastv, which works inside the language model; use attach for it"),
@@ -216,6 +257,11 @@ def test_refused(case):
         ({"mask": [True]}, "select: mask must be a tensor or None, got"),
         ({"saliency": SALIENCY.long()}, "select: saliency must be float32"),
         ({"text": FEATURES, "text_mask": MASK.int()}, "select: text_mask must be bool"),
+        ({"early_saliency": SALIENCY.long()}, "select: early_saliency must be float32"),
+        ({"keys": FEATURES.long()}, "select: keys must be float32"),
+        ({"tower_features": [1.0]}, "select: tower_features must be a tensor or None, got"),
+        ({"frames": 2.0}, "select: frames must be an integer, got 2.0"),
+        ({"frames": True}, "select: frames must be an integer, got True"),
         ({"seed": 3}, "method 'divprune' has no hyperparameter 'seed'; it has part, merge"),
         (
             {"method": get_method("divprune"), "merge": True},
