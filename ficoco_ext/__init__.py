@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .features import merge, select
     from .methods import METHODS, Method, describe, get_method
     from .models.attach import attach
+    from .models.prompt_words import template_ids
     from .ops import QueryKey
     from .ops.backend import build_info
     from .reduction import Reduction
@@ -39,6 +40,7 @@ _HOMES = {  # of the other public names
     "merge": "features",
     "reduce": "api",
     "select": "features",
+    "template_ids": "models",
 }
 
 
@@ -79,6 +81,7 @@ __all__ = [
     "reduce",
     "select",
     "stages",
+    "template_ids",
 ]
 
 if Path(*getattr(sys, "argv", [])[:1]).stem != "ficoco":

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..models.model_changes import ModelChanges
-from ..models.projector_reduction import EncoderCall, Projection, Reduced
+from ..models.projections import Projection, Reduced
+from ..models.projector_reduction import EncoderCall
 
 _TOWER_BATCH = 16  # pictures that go through the tower together
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..ops import Attention
 from ..reduction import Reduction
 from ..stages import Layout, Priced, Shape, VisualFeatures
+from ..stages.needs import TEXT
 
 
 class Words(NamedTuple):
@@ -30,6 +31,7 @@ class AnyMethod:
             pairs of name and value; empty: an amount has to be given.
         tower, projector, language_model: its three parts, of which one at least is not None.
         needs: what tokens and attention must have.
+        reads_question: what stays depends on the words of the prompt.
     """
 
     name: str
@@ -63,6 +65,11 @@ class AnyMethod:
     def members(self) -> tuple[AnyMethod, ...]:
         """The methods of one filter, correlate and compress each that it is made of, in the order in which they act."""
         return (self,)
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether what stays of a picture depends on the words of the prompt, so that it fits one question alone."""
+        return any(member.reads_question for member in self.members if member is not self)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -187,6 +194,11 @@ class FeatureMethod(AnyMethod):
         return self
 
     @property
+    def reads_question(self) -> bool:
+        """It does if it needs words."""
+        return TEXT in self.needs
+
+    @property
     def drops(self) -> bool:
         """Whether what leaves goes into no other token."""
         return False
@@ -209,6 +221,11 @@ class LanguageMethod(AnyMethod):
     def language_model(self) -> LanguageMethod:
         """This method."""
         return self
+
+    @property
+    def reads_question(self) -> bool:
+        """It does: attention in the language model is that of the words too."""
+        return True
 
     @property
     def rounding(self) -> str:

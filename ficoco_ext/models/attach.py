@@ -19,6 +19,7 @@ from .feature_cutter import FeatureCutter
 from .handle import Handle
 from .model_checks import check_parts, family_of
 from .projector_reduction import ProjectorReduction
+from .prompt_words import QuestionTie
 from .request import OP, Request
 from .short_prompts import ShortPrompts
 
@@ -38,6 +39,7 @@ def attach(
     decoder: Mapping[str, Any] | None = None,
     positions: Literal["original", "contiguous"] | None = None,
     static_counts: bool | int = False,
+    words: Callable[[Any], Any] | Sequence[int] | None = None,
     **hyperparameters: Any,
 ) -> Handle:
     """Reduce visual tokens inside a multimodal model from transformers. No weights, no training.
@@ -89,6 +91,11 @@ def attach(
             language model after tower and projector. Then a prefill reads no
             device and has no shape that depends on data, so ``torch.compile(fullgraph=True)`` traces it. Prompts must
             end with text.
+        words: for methods after the projector that choose by the words of the prompt, such as ``"cdpruner"``: ids that
+            are not words, such as ``ficoco_ext.template_ids(processor)``, or a function of the ids (B, L) that returns
+            (B, L) bool, True for words. None: all real tokens of the picture's row are, but placeholders and the
+            special ones that the model's configs name. Such a picture fits that question alone; a conversation that
+            goes on from its cache is warned of, once.
         **hyperparameters: of methods given by name.
 
     Returns:
@@ -122,6 +129,7 @@ def attach(
         parts={"vision": vision, "projector": projector, "decoder": decoder},
         positions=positions,
         static_counts=static_counts,
+        words=words,
     )
     return _install(model, plan)
 
@@ -139,6 +147,7 @@ def resolve(
     decoder: Mapping[str, Any] | None = None,
     positions: Literal["original", "contiguous"] | None = None,
     static_counts: bool | int = False,
+    words: Callable[[Any], Any] | Sequence[int] | None = None,
     **hyperparameters: Any,
 ) -> AttachPlan:
     """What :func:`attach` would do to ``model`` with these arguments. The model is not touched.
@@ -165,6 +174,7 @@ def resolve(
         parts={"vision": vision, "projector": projector, "decoder": decoder},
         positions=positions,
         static_counts=static_counts,
+        words=words,
     )
 
 
@@ -183,31 +193,31 @@ def _resolve(model: Any, method: Any, hyperparameters: Mapping[str, Any], **argu
 def _install(model: Any, plan: AttachPlan) -> Handle:
     """Change the model as planned; a part that removes nothing is left alone."""
     handle = Handle(model, plan)
-    changes = handle._changes
+    changes, tie = handle._changes, QuestionTie(plan)
     try:
         changes.set(model, "ficoco_handle", handle)
         if plan.changes_language_model:
             language_model = getattr(model.model, family_of(model).language_model)
-            handle._decoder = DecoderReduction(model, language_model, plan)
+            handle._decoder = DecoderReduction(model, language_model, plan, tie)
             handle._decoder.install(changes)
         if plan.schedule is not None and plan.removed:
             assert plan.facts.tower is not None
             tower, facts = model.model.vision_tower, plan.facts.tower
             handle._tower = vision_tower.install(tower, plan.schedule, plan.methods, facts, changes)
-        _cut_prompts(model, plan, handle)
+        _cut_prompts(model, plan, handle, tie)
     except BaseException:
         handle.detach()
         raise
     return handle
 
 
-def _cut_prompts(model: Any, plan: AttachPlan, handle: Handle) -> None:
+def _cut_prompts(model: Any, plan: AttachPlan, handle: Handle, tie: QuestionTie) -> None:
     """Make prompts as short as what tower and projector leave of each picture."""
     changes, family = handle._changes, family_of(model)
     if plan.cuts_by_features:
         handle._features = ProjectorReduction(model, family, plan, handle._tower)
         handle._features.install(changes)
-        cutter = FeatureCutter(model, family, plan, handle._features)
+        cutter = FeatureCutter(model, family, plan, handle._features, tie)
         cutter.install(changes)
         ShortPrompts(model, cutter).install(changes)
     elif plan.removed:

@@ -13,7 +13,7 @@ from ..stages.needs import GRID
 from .facts import ModelFacts
 from .model_checks import unsupported
 from .qk_capture import check_bias
-from .request import OP, Request
+from .request import OP, Request, Words
 
 _EXAMPLE = 576  # visual tokens of the prompt that is printed where images differ in theirs
 
@@ -35,6 +35,7 @@ class AttachPlan:
             ``"contiguous"``: the short prompt is counted from 0. The language model's own reductions keep positions.
         static_counts: False, or the promise that all rows of a prompt have the same number of visual tokens: True, or
             that number.
+        words: which ids of a prompt are its words, as ``attach`` takes it, for a method that reads them.
     """
 
     facts: ModelFacts
@@ -45,6 +46,14 @@ class AttachPlan:
     projector: ProjectorPlan | None = None
     positions: str = "contiguous"
     static_counts: bool | int = False
+    words: Words = None
+
+    @property
+    def question_readers(self) -> tuple[str, ...]:
+        """The names of the methods that choose by the words of the prompt."""
+        after = () if self.projector is None or not self.changes_features else (self.projector.method,)
+        inside = self.decoder_methods if self.changes_language_model else ()
+        return tuple(dict.fromkeys(one.name for one in (*after, *inside) if one.reads_question))
 
     @property
     def removed(self) -> int:
@@ -154,7 +163,8 @@ def make_plan(facts: ModelFacts, request: Request) -> AttachPlan:
     if request.decoder is not None:
         plan, decoder_methods = decoder_plan(OP, facts.language_model, request.decoder, amounts["decoder"])
     positions = request.positions or ("contiguous" if projector is None else "original")
-    made = AttachPlan(facts, schedule, methods, plan, decoder_methods, projector, positions, request.promise())
+    promise = request.promise()
+    made = AttachPlan(facts, schedule, methods, plan, decoder_methods, projector, positions, promise, request.words)
     _check_possible(made)
     _check_positions(made, request)
     return made

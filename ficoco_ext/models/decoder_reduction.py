@@ -23,6 +23,7 @@ from .model_changes import ModelChanges
 from .per_thread import PerThread
 from .positions import HeldPositions
 from .prompt_reader import PromptReader
+from .prompt_words import QuestionTie
 from .reduced_prefill import ReducedPrefill
 
 _GUESSING = ("prompt_lookup_num_tokens", "assistant_early_exit")
@@ -57,12 +58,12 @@ class DecoderReduction:
 
     Args:
         model: the whole model. language_model: the part of it with the layers.
-        plan: what to do.
+        plan: what to do. tie: says that a conversation goes on.
     """
 
-    def __init__(self, model: Any, language_model: Any, plan: AttachPlan) -> None:
+    def __init__(self, model: Any, language_model: Any, plan: AttachPlan, tie: QuestionTie) -> None:
         assert plan.plan is not None
-        self.model, self.language_model = model, language_model
+        self.model, self.language_model, self.tie = model, language_model, tie
         self.plan, self.methods = plan.plan, plan.decoder_methods
         self.cutting = plan if plan.cuts_by_features else None
         self.cache_name = api.cache_name(type(model).forward)
@@ -169,6 +170,8 @@ class DecoderReduction:
         if (given.shape[1] > 1 or not on_device) and int(cache.get_seq_length()) == 0:
             kv_cache.forget(cache)  # it was emptied without our methods; this is another prompt, of text alone
             return None
+        if given.shape[1] > 1:
+            self.tie.warn("forward")
         state.check(self.plan, self.stage_of_layer, cache, given.shape[0])
         call = _Call()
         call.state, call.cache = state, cache

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..ops import checks
 from ..ops.values import free_to_read
+from ..stages.needs import TEXT
 from . import cut_prompt, placeholders, prompt_cut, tracing
 from . import transformers_api as api
 from .attach_plan import AttachPlan
@@ -23,8 +24,10 @@ from .families import Family
 from .generate_options import filler, given_of, images_of, named, option
 from .model_changes import ModelChanges
 from .per_thread import PerThread
-from .projector_reduction import ProjectorReduction, Reduced
+from .projections import Reduced
+from .projector_reduction import ProjectorReduction
 from .prompt_cut import Cut
+from .prompt_words import QuestionTie, WordReader
 
 
 class _Now:
@@ -40,9 +43,12 @@ class FeatureCutter:
 
     Args:
         model: the whole model. family: of it. plan: what to do. features: the reduction of what the encoders return.
+        tie: says that a conversation goes on.
     """
 
-    def __init__(self, model: Any, family: Family, plan: AttachPlan, features: ProjectorReduction) -> None:
+    def __init__(
+        self, model: Any, family: Family, plan: AttachPlan, features: ProjectorReduction, tie: QuestionTie
+    ) -> None:
         self.model, self.family, self.plan, self.features = model, family, plan, features
         self.tokens = dict(zip((one.name for one in family.modalities), plan.facts.placeholders, strict=True))
         self.static_counts, self.original = bool(plan.static_counts), plan.positions == "original"
@@ -50,6 +56,8 @@ class FeatureCutter:
         looks_inside = features.tower is not None or features.saliency is not None
         self.selection = selection_of(model) if looks_inside else {}
         self.cache_name = api.cache_name(type(model).forward)
+        reads = plan.projector is not None and TEXT in plan.projector.method.needs
+        self.words, self.tie = WordReader(model, plan, self.tokens) if reads else None, tie
         self._now = PerThread(_Now)
 
     def install(self, changes: ModelChanges) -> None:
@@ -97,6 +105,8 @@ class FeatureCutter:
         if (given.shape[1] > 1 or not static) and int(cache.get_seq_length()) == 0:
             cut_prompt.forget(cache)  # it was emptied; this is another prompt, of text alone
             return None
+        if given.shape[1] > 1:
+            self.tie.warn("forward")
         record, past = record.repeated(given.shape[0]), cache.get_seq_length()
         changed = {} if static else self._mask(record, int(past), given.shape[1], options.get("attention_mask"))
         if record.next is not None and options.get("position_ids") is None:
@@ -138,11 +148,12 @@ class FeatureCutter:
 
     def _shortened(self, op: str, options: dict[str, Any]) -> dict[str, Any] | None:
         """:meth:`shorten` for a call with images."""
-        found = self.features.encode(options, direct=op == "forward")
-        if not any(one.removed for one in found.values()):
-            return None
         embeddings: Any = options.get("inputs_embeds")
         ids = options["input_ids"] if embeddings is None else self._placeholders_in(embeddings)
+        words = None if self.words is None else self.words.read(ids, embeddings, options.get("attention_mask"))
+        found = self.features.encode(options, direct=op == "forward", words=words)
+        if not any(one.removed for one in found.values()):
+            return None
         cut = self._cut(op, ids, options.get("attention_mask"), found, self._encodes_again(op, options))
         # ``generate`` itself adds the first position to what it is given.
         first = self.family.first_position if op == "forward" else 0
@@ -300,6 +311,7 @@ class FeatureCutter:
         record = cut_prompt.prompt_on(cache, self.plan)
         if record is None:
             return None
+        self.tie.warn("generate")
         ids, mask, past = options["input_ids"], options.get("attention_mask"), int(cache.get_seq_length())
         record = record.repeated(ids.shape[0])
         if isinstance(mask, Tensor) and mask.shape[-1] > ids.shape[1]:  # over cached and new tokens

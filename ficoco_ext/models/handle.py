@@ -10,7 +10,8 @@ from ..schedule import Plan, Schedule
 from .attach_plan import AttachPlan
 from .decoder_reduction import DecoderReduction
 from .model_changes import ModelChanges
-from .projector_reduction import Projection, ProjectorReduction
+from .projections import Projection
+from .projector_reduction import ProjectorReduction
 from .reduced_prefill import ReducedPrefill
 from .row_reductions import row_reductions
 from .vision_tower import TowerReductions

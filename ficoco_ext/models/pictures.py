@@ -13,7 +13,7 @@ from ..ops import checks
 from ..reduction import Reduction
 from .facts import tower_facts
 from .handle import Handle
-from .projector_reduction import Projection
+from .projections import Projection
 
 
 def watched(model: Any, attached: Callable[[], Handle], inputs: Mapping[str, Any]) -> list[Reduction]:

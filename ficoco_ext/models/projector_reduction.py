@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..ops import checks
 from ..reduction import Reduction
 from ..stages import VisualFeatures
-from ..stages.needs import SALIENCY
+from ..stages.needs import SALIENCY, TEXT
 from . import modalities
 from .attach_plan import AttachPlan
 from .families import Family
@@ -25,57 +25,12 @@ from .layouts import Layout
 from .modalities import Encoded, Modality
 from .model_changes import ModelChanges
 from .per_thread import PerThread
+from .projections import Projection, Reduced, projection
+from .prompt_words import PromptWords
 from .tower_saliency import TowerSaliency
 from .vision_tower import TowerReductions
 
 _KEPT = "ficoco_projections"  # on what an encoder returned: what was kept of it
-
-
-class Projection(NamedTuple):
-    """What was kept of one picture, or of one video.
-
-    Attributes:
-        modality: its kind, ``"image"`` or ``"video"``.
-        before: its visual tokens before.
-        kept: (T,) int64, ascending: those that stayed, indices into the tokens that the projector gave.
-        grid: (rows, columns) of its tokens, if they are a whole grid.
-        reduction: what the method after the projector did, without tokens, to this picture and those that were reduced
-            with it, in indices of the tokens that it got: those that the tower left, without line ends. None: nothing
-            left there. item: which of its batch this picture is.
-    """
-
-    modality: str
-    before: int
-    kept: Tensor
-    grid: tuple[int, int] | None
-    reduction: Reduction | None = None
-    item: int = 0
-
-
-class Reduced(NamedTuple):
-    """What an encoder returned, reduced.
-
-    Attributes:
-        pixels: what was encoded. output: in the model's own form.
-        projections: what became of each picture.
-        full, made: the features before and after; None where the caller passed reduced ones.
-    """
-
-    pixels: Any
-    output: Any
-    projections: tuple[Projection, ...]
-    full: Encoded | None = None
-    made: Encoded | None = None
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Visual tokens of each picture before."""
-        return tuple(one.before for one in self.projections)
-
-    @property
-    def removed(self) -> int:
-        """Visual tokens that left."""
-        return sum(one.before - len(one.kept) for one in self.projections)
 
 
 class _Now:
@@ -86,6 +41,7 @@ class _Now:
 
     def __init__(self) -> None:
         self.reduced: dict[str, Reduced] = {}
+        self.words: PromptWords | None = None
         self.encoding = self.direct = False
 
 
@@ -164,13 +120,17 @@ class ProjectorReduction:
             return encoded is pixels
         return encoded.device != pixels.device and encoded.shape == pixels.shape
 
-    def encode(self, options: Mapping[str, Any], *, direct: bool = False) -> dict[str, Reduced]:
+    def encode(
+        self, options: Mapping[str, Any], *, direct: bool = False, words: PromptWords | None = None
+    ) -> dict[str, Reduced]:
         """Everything visual that comes with a call, encoded and reduced, by the name of the modality.
 
         Args:
             options: arguments of the call. direct: it is one of the model itself, not of ``generate``.
+            words: of its prompts, for a method that reads them.
         """
         found: dict[str, Reduced] = {}
+        self._now.here.words = words
         given = options.get("mm_encoder_outputs") or {}
         for one in self.family.modalities:
             if given.get(one.name) is not None:
@@ -219,6 +179,7 @@ class ProjectorReduction:
         """What was encoded is not needed any more."""
         self._now.here.reduced = {}  # no dict is changed: torch.compile would not trace the encoder after that
         self._now.here.direct = False
+        self._now.here.words = None
 
     def release(self) -> None:
         """The features before the reduction are not needed any more."""
@@ -243,9 +204,10 @@ class ProjectorReduction:
                 self._say_if_too_few(free)
             if count < free:
                 members.setdefault((before, layout, count), []).append(number)
+        words = self._words(modality, counts) if members else None
         steps: dict[int, tuple[Reduction, int]] = {}
         for (before, layout, count), numbers in members.items():
-            step = self._reduce(numbers, before, layout, count, features, planes, kept, seen)
+            step = self._reduce(numbers, before, layout, count, features, planes, kept, seen, words)
             steps |= {number: (step, row) for row, number in enumerate(numbers)}
         made = Encoded(tuple(features), tuple(tuple(plane) for plane in planes), encoded.entries)
         if members:
@@ -253,7 +215,7 @@ class ProjectorReduction:
         if self.tower is not None:
             counts, kept = self._of_the_tower(kept)
         projections = tuple(
-            _projection(modality, *one, *steps.get(number, (None, 0)))
+            projection(modality, *one, *steps.get(number, (None, 0)))
             for number, one in enumerate(zip(counts, kept, layouts, strict=True))
         )
         if (members or self.tower is not None) and not torch.compiler.is_compiling():
@@ -291,6 +253,22 @@ class ProjectorReduction:
         self.last = tuple(each for reduced in self.prepared.values() for each in reduced.projections)
         return self.prepared[name]
 
+    def _words(self, modality: Modality, counts: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+        """The words of each picture's prompt, if the method reads them.
+
+        Raises:
+            ValueError: the pictures come without a prompt.
+        """
+        if self.plan is None or TEXT not in self.plan.method.needs:
+            return None
+        words = self._now.here.words
+        if words is None:
+            wanted = f"given with the pictures: {self.plan.method.name} chooses by its words"
+            checks.fail(modality.method, "prompt", wanted, "None", "call the model, or use 'divprune'")
+        before = self.prepared.get(modality.name)  # ``generate`` may encode each picture again for each sequence
+        times = 1 if before is None or not before.counts else max(len(counts) // len(before.counts), 1)
+        return words.of(modality.name, counts, times)
+
     def _say_if_too_few(self, free: int) -> None:
         """Warn, once, that a picture has fewer tokens than are to stay."""
         assert self.plan is not None
@@ -320,11 +298,13 @@ class ProjectorReduction:
         planes: list[list[Tensor]],
         kept: list[Tensor],
         seen: Mapping[str, Sequence[Tensor]],
+        words: tuple[Tensor, Tensor] | None,
     ) -> Reduction:
         """Reduce the pictures ``numbers``, which are alike, in the lists of all pictures.
 
         Args:
             seen: what there is for each token besides, by its name among :class:`VisualFeatures`, for each picture.
+            words: of each picture's prompt, embeddings and which are there; None: the method reads none.
         """
         assert self.plan is not None
         device = features[numbers[0]].device
@@ -338,6 +318,8 @@ class ProjectorReduction:
             name: torch.stack([values[number] for number in numbers]).to(device).index_select(1, free)
             for name, values in seen.items()
         }
+        if words is not None:
+            of_tokens |= {name: one[numbers].to(device) for name, one in zip(("text", "text_mask"), words, strict=True)}
         visual = VisualFeatures(together.index_select(1, free), grid=layout.grid, **of_tokens)
         result = self.plan.method(visual, count, [plane.index_select(1, free) for plane in of_planes])
         chosen = free[result.kept]
@@ -353,16 +335,6 @@ class ProjectorReduction:
             for plane, values in zip(planes, made[1:], strict=True):
                 plane[number] = values[row].to(plane[number].device)
         return result.reduction
-
-
-def _projection(
-    modality: Modality, before: int, kept: Tensor, layout: Layout, step: Reduction | None, item: int
-) -> Projection:
-    """With the tokens that the model itself adds after the features, which stay."""
-    after = before + layout.appended
-    if layout.appended:
-        kept = torch.cat([kept, torch.arange(before, after, device=kept.device)])
-    return Projection(modality.name, after, kept, layout.grid, step, item)
 
 
 def _in_order(whole: Tensor, part: Tensor, ends: Tensor, order: Tensor) -> Tensor:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..methods import AnyMethod, ProjectorMethod, get_method
 from ..ops import checks
 from ..resolve import Amount, DecoderMethods, TowerMethods, equal_shares, require_shareable
+from ..stages.needs import TEXT
 
 OP = "attach"  # in messages
 
+Words = Callable[[Any], Any] | tuple[int, ...] | None  # which ids of a prompt are its words
 
 PARTS = ("vision", "projector", "decoder")  # the arguments of attach that say how much each part removes
 
@@ -27,7 +29,7 @@ class Request:
         amount: what the one part removes, or all together.
         each: what each part removes, by the names of :data:`PARTS`; empty: ``amount`` is divided.
         positions: ``"original"``, ``"contiguous"``, or None for the default.
-        static_counts: as ``attach`` takes it.
+        static_counts, words: as ``attach`` takes them.
     """
 
     tower: TowerMethods | None
@@ -37,6 +39,7 @@ class Request:
     each: tuple[tuple[str, Amount], ...] = ()
     positions: str | None = None
     static_counts: Any = False
+    words: Words = None
 
     @classmethod
     def of(
@@ -47,12 +50,14 @@ class Request:
         parts: Mapping[str, Any],
         positions: Any,
         static_counts: Any,
+        words: Any = None,
         **amount: Any,
     ) -> Request:
         """From the arguments of ``attach``.
 
         Args:
-            method, hyperparameters, positions, static_counts: as of attach. parts: its arguments of :data:`PARTS`.
+            method, hyperparameters, positions, static_counts, words: as of attach. parts: its arguments of
+                :data:`PARTS`.
             **amount: ``r``, ``keep_ratio``, ``tokens`` and ``layers``.
 
         Raises:
@@ -75,7 +80,8 @@ class Request:
             require_shareable(OP, whole)
         if positions not in (None, "original", "contiguous"):
             checks.fail(OP, "positions", "'original', 'contiguous' or None", positions, "pass one of them")
-        return cls(tower, projector, language_model, whole, each, positions, static_counts)
+        words = _words(words, projector)
+        return cls(tower, projector, language_model, whole, each, positions, static_counts, words)
 
     def promise(self) -> bool | int:
         """``static_counts``, checked.
@@ -103,6 +109,26 @@ class Request:
         if len(several) == 1:
             return {several[0]: self.amount}
         return dict(zip(several, equal_shares(OP, patches, self.amount, len(several)), strict=True))
+
+
+def _words(words: Any, projector: Any) -> Words:
+    """``words``, checked.
+
+    Raises:
+        ValueError, TypeError: something else than ids or a function, or no method reads it.
+    """
+    if words is None:
+        return None
+    if projector is None or TEXT not in projector.needs:
+        remedy = "leave it out, or use a method after the projector that reads words, such as 'cdpruner'"
+        checks.fail(OP, "words", "None for a method that reads none", words, remedy)
+    if callable(words):
+        return words
+    held = tuple(words) if isinstance(words, Iterable) and not isinstance(words, str) else (None,)
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in held):
+        wanted = "ids that are not words, or a function (ids (B, L)) -> (B, L) bool that is True for words"
+        checks.fail(OP, "words", wanted, words, "pass ficoco_ext.template_ids(processor)", TypeError)
+    return held
 
 
 def _parts(method: Any, hyperparameters: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
