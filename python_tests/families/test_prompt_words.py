@@ -7,14 +7,14 @@ import warnings
 import pytest
 import torch
 from helpers.models import one_thread  # noqa: F401
-from helpers.tiny_configs import WORD
+from helpers.tiny_configs import IMAGE, WORD
 from helpers.tiny_families import BY_NAME, TINY, WITH_VIDEO, shared_model, untouched_model
 from helpers.tiny_oracle import cut, kept_of, worst
 from helpers.tiny_prompts import one_picture, pictures_and_videos, prompt, unequal_rows, words
 
 import ficoco_ext
 from ficoco_ext.methods import ProjectorMethod
-from ficoco_ext.models.prompt_words import special_ids
+from ficoco_ext.models.prompt_words import PromptWords, special_ids
 from ficoco_ext.stages import SelectStage, needs
 
 pytest.importorskip("transformers")
@@ -73,7 +73,8 @@ def test_each_picture_gets_the_words_of_its_row(family, make):
         hand = cut(untouched_model(family.name), full, kept)
     wanted = sorted(words_of(model, full.ids[one.row][is_word(full.ids[one.row])]) for one in full.visuals)
     found = given(stage)
-    assert len(found) >= len(wanted) and sorted(set(found)) == sorted(set(wanted))
+    assert len(found) >= len(wanted) and sorted(set(found)) == sorted(set(wanted))  # tiles and frames are apart in some
+    assert sorted(found) == wanted or len(found) > len(wanted)
     assert worst(hand, hand.logits(untouched_model(family.name)), out.logits) < 1e-5
 
 
@@ -143,14 +144,12 @@ def test_embeddings_are_their_own_words():
     with ficoco_ext.attach(model, method, keep_ratio=0.5) as handle:
         model(**full.inputs)
         wanted = [one.kept.tolist() for one in handle.projections]
-        special = model.get_input_embeddings()(torch.tensor(sorted(special_ids(model.config) - {3})))
         inputs = {key: value for key, value in full.inputs.items() if key != "input_ids"}
         vectors = model.get_input_embeddings()(full.ids)
         stage.seen.clear()
         model(**inputs, inputs_embeds=vectors)
-        begins = {tuple(one.tolist()) for one in special}
-        found = [tuple(word for word in one if word not in begins) for one in given(stage)]
-        assert found == [words_of(model, full.ids[one.row][is_word(full.ids[one.row])]) for one in full.visuals]
+        real = (full.mask != 0) & (full.ids != IMAGE)  # special ids cannot be seen in vectors
+        assert given(stage) == [words_of(model, full.ids[one.row][real[one.row]]) for one in full.visuals]
         assert [len(one.kept) for one in handle.projections] == list(map(len, wanted))
 
 
@@ -169,6 +168,15 @@ def test_several_sequences_of_one_prompt(name, options):
     found = given(stage)
     assert set(found) == wanted
     assert all(found.count(one) == len(found) // 2 for one in wanted)
+
+
+def test_pictures_that_follow_themselves_have_the_words_of_one_row():
+    """As older releases encode them for beams."""
+    ids = torch.tensor([[3, 3, 30], [31, 3, 3]])
+    read = PromptWords(lambda columns, rows: ids[rows[:, None], columns], ids > 3, {"image": ids == 3})
+    vectors, there = read.of("image", [2, 2, 2, 2], times=2)
+    assert [one[flags].tolist() for one, flags in zip(vectors, there, strict=True)] == [[30], [30], [31], [31]]
+    assert [one[0].tolist() for one in read.of("image", [2, 2])] == [[30, 3, 3], [True, False, False]]
 
 
 @torch.no_grad()

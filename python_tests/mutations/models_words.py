@@ -19,7 +19,7 @@ MUTATIONS = [
         WORDS,
         ".repeat_interleave(times)",
         ".repeat(times)",
-        (f"{TESTS}::test_several_sequences_of_one_prompt",),
+        (f"{TESTS}::test_pictures_that_follow_themselves_have_the_words_of_one_row",),
         "With beams pictures that are encoded again are chosen by the words of other rows.",
     ),
     Mutation(
@@ -68,8 +68,8 @@ MUTATIONS = [
         "ficoco_ext/models/projections.py",
         "return sum(one.before - len(one.kept) for one in self.projections)",
         "return sum(one.before for one in self.projections)",
-        ("python_tests/models/test_projector_attach.py",),
-        "A prompt of which nothing leaves is cut.",
+        ("python_tests/models/test_projector_compile.py::test_static_counts_change_no_answer",),
+        "With static counts prompts lose all columns of their pictures.",
     ),
     Mutation(
         "ficoco_ext/models/projections.py",
