@@ -159,6 +159,5 @@ def template_ids(processor: Any) -> tuple[int, ...]:
     if len(parts) != 2:
         wanted = "one whose chat template writes the question once"
         checks.fail("template_ids", "processor", wanted, f"one that writes it {len(parts) - 1} times", "pass ids")
-    return tuple(
-        sorted({one for part in parts for one in processor.tokenizer(part, add_special_tokens=False).input_ids})
-    )
+    ids = [processor.tokenizer(part, add_special_tokens=False).input_ids for part in parts]
+    return tuple(sorted({one for part in ids for one in part}))

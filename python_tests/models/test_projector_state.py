@@ -25,6 +25,9 @@ from helpers.models import (
 )
 
 import ficoco_ext
+from ficoco_ext.models.layouts import Layout
+from ficoco_ext.models.modalities import VIDEOS
+from ficoco_ext.models.projections import projection
 
 pytest.importorskip("transformers")
 
@@ -263,3 +266,10 @@ def test_saliency_is_that_of_the_call(model):
             model(**one_image(seed))
             found.append(handle.projections[0].kept)
     assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
+
+
+def test_tokens_that_the_model_adds_itself_stay():
+    """Older releases add the end of line after a video themselves: the encoder knows nothing of it, the prompt does."""
+    found = projection(VIDEOS, 12, torch.tensor([1, 5]), Layout((6, 2), appended=1), None, 0)
+    assert (found.before, found.kept.tolist(), found.grid) == (13, [1, 5, 12], (6, 2))
+    assert projection(VIDEOS, 12, torch.tensor([1, 5]), Layout((6, 2)), None, 0).kept.tolist() == [1, 5]

@@ -157,8 +157,8 @@ MUTATIONS = [
     ),
     Mutation(
         f"{M}/projector_reduction.py",
-        "for plane, values in zip(planes, made[1:], strict=True):\n                plane[number] = values[row]",
-        "",
+        "for plane, values in zip(planes, made[1:], strict=True):",
+        "for plane, values in zip([], [], strict=True):",
         (f"{FAMILIES}::test_forward_is_the_hand_cut[qwen3-vl-one_picture-original]",),
         "DeepStack adds features of tokens that left.",
     ),

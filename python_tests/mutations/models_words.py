@@ -75,7 +75,7 @@ MUTATIONS = [
         "ficoco_ext/models/projections.py",
         "kept = torch.cat([kept, torch.arange(before, after, device=kept.device)])",
         "pass",
-        ("python_tests/families/test_projector_families.py",),
+        ("python_tests/models/test_projector_state.py::test_tokens_that_the_model_adds_itself_stay",),
         "The end of line that a model adds to a video leaves the prompt, but not the features.",
     ),
     Mutation(
