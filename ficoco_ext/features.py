@@ -138,11 +138,11 @@ def _chosen(op: str, method: str | AnyMethod, given: dict[str, Any], **wanted: A
         known = [key for name in joined_names(method) for key in defaults(name)]
         given = {key: value for key, value in {"part": "projector", **wanted}.items() if key in known} | given
     chosen = get_method(method, **given)
-    if chosen.projector is chosen:
+    if chosen.projector is chosen and not chosen.projector.resizes:
         return chosen.projector
     others = {"inside the tower": chosen.tower, "inside the language model": chosen.language_model}
-    where = " and ".join(words for words, part in others.items() if part is not None)
-    also = "" if chosen.projector is None else " too"
+    where = " and ".join(words for words, part in others.items() if part is not None) or "before the tower"
+    also = "" if chosen.projector in (None, chosen) else " too"
     remedy = f"use attach for it, or one of {', '.join(map(repr, _names()))}"
     got = f"{chosen.name}, which works {where}{also}"
     checks.fail(op, "method", "one that acts after the projector alone", got, remedy)
@@ -151,4 +151,5 @@ def _chosen(op: str, method: str | AnyMethod, given: dict[str, Any], **wanted: A
 def _names() -> list[str]:
     """The methods that can act after the projector, in the order of tables."""
     found = {name: {"part": "projector"} if "part" in defaults(name) else {} for name in distinct()}
-    return [name for name, part in found.items() if get_method(name, **part).projector is not None]
+    acts = {name: get_method(name, **part).projector for name, part in found.items()}
+    return [name for name, method in acts.items() if method is not None and not method.resizes]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .methods import LanguageMethod, LayerMethod, ProjectorMethod, TowerMethod
+from .methods import FeatureMethod, LanguageMethod, LayerMethod, TowerMethod
 from .ops import checks
 from .schedule import Plan, Schedule
 from .stages.needs import CLASS_TOKEN, WHOLE_GRID
@@ -98,7 +98,7 @@ class ProjectorPlan:
             tokens are no whole grid.
     """
 
-    method: ProjectorMethod
+    method: FeatureMethod
     keep_ratio: float | None = None
     tokens: int | Callable[[tuple[int, int] | None], int] | None = None
 
@@ -108,6 +108,13 @@ class ProjectorPlan:
         Raises:
             ValueError, TypeError: the function of the grid gives no number of at least 1.
         """
+        wanted = self._wanted(before, grid)
+        if not self.method.resizes or grid is None or wanted == before:
+            return wanted
+        rows, columns = self.method.encoded_grid(grid, wanted)
+        return rows * columns
+
+    def _wanted(self, before: int, grid: tuple[int, int] | None) -> int:
         if self.keep_ratio is not None:
             return max(math.floor(self.keep_ratio * before + 0.5), 1) if before else 0
         wanted = self.tokens(grid) if callable(self.tokens) else self.tokens
@@ -319,7 +326,7 @@ def decoder_plan(
     return plan, _one_for_each(op, methods, layers)
 
 
-def projector_plan(op: str, method: ProjectorMethod, amount: Amount) -> ProjectorPlan:
+def projector_plan(op: str, method: FeatureMethod, amount: Amount) -> ProjectorPlan:
     """What is removed after the projector.
 
     Raises:

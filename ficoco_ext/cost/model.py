@@ -84,10 +84,12 @@ def prefill(
     if vision is not None:
         _check_vision(shape, vision)
     entering = projected.entering(shape, vision, projector, images, visual_tokens)
-    chosen = projected.choose(rules, shape, vision, projector, after_it, images)
+    smaller = projected.resizes(projector, method)
+    chosen = projected.choose(rules, shape, vision, None if smaller else projector, after_it, images)
     if include_tower:
         measured = [line for line in chosen.lines if line.layer is not None]
-        _tower(rules, shape, vision, in_tower, images * shape.crops, measured, lines, layers)
+        patches = projected.encoded_patches(shape, projector) if smaller else shape.tower.patches
+        _tower(rules, shape, vision, in_tower, images * shape.crops, patches, measured, lines, layers)
     if include_projector:
         given = entering if chosen.found is None else chosen.found.pictures * chosen.found.before
         lines += transformer.projector(rules, shape.projector, given) * (1 + shape.deepstack)
@@ -239,14 +241,18 @@ def _tower(
     vision: Schedule | None,
     method: Any,
     batch: int,
+    patches: int,
     measured: list[Line],
     lines: list[Line],
     layers: list[LayerCost],
 ) -> None:
-    """All of the tower; ``measured`` are the lines of what a method after the projector measures in it."""
+    """All of the tower.
+
+    ``measured`` are the lines of what a method after the projector measures in it, ``patches`` those of a picture.
+    """
     tower = shape.tower
-    lines += transformer.patch_embedding(rules, tower, batch)
-    full = (tower.patches,) * tower.layers
+    lines += transformer.patch_embedding(rules, tower, batch, patches)
+    full = (patches,) * tower.layers
     n = full if vision is None else vision.tokens_entering(tower.layers)
     q = full if vision is None else vision.tokens_in_mlp(tower.layers)
     removed = {} if vision is None else {step.layer: step for step in vision.steps if step.r}
@@ -327,7 +333,7 @@ def _not_running(rules: Rules, shape: Architecture) -> float:
     if rules.quirks:
         return 0.0
     tower = shape.tower
-    lines = transformer.patch_embedding(rules, tower, 1)
+    lines = transformer.patch_embedding(rules, tower, 1, tower.patches)
     lines += transformer.projector(rules, shape.projector, 1) * (1 + shape.deepstack)
     layer = transformer.tower_layer(rules, tower, 0, 1, 1, 1)
     return sum(line.weight_bytes for line in lines) + tower.layers * sum(line.weight_bytes for line in layer)

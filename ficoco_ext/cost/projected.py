@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ..methods import FeatureMethod
+from ..methods import FeatureMethod, get_method
 from ..resolve import ProjectorPlan
 from ..schedule import Schedule
 from . import reduction
@@ -65,6 +65,20 @@ def entering(
     if visual_tokens < 0:
         raise ValueError(f"visual_tokens must not be negative, got {visual_tokens}")
     return visual_tokens
+
+
+def resizes(projector: ProjectorPlan | int | None, method: Any) -> bool:
+    """Whether fewer tokens come out because pictures are resized before the tower."""
+    part = projector.method if isinstance(projector, ProjectorPlan) else None
+    if part is None and projector is not None and method is not None:
+        part = get_method(method).projector
+    return part is not None and part.resizes
+
+
+def encoded_patches(shape: Architecture, projector: ProjectorPlan | int | None) -> int:
+    """Patches of a resized picture, that of which as many tokens come as ``projector`` says."""
+    assert projector is not None
+    return left_of_picture(shape, None, projector) * shape.pictures * shape.tower.merge // shape.crops
 
 
 class Chosen(NamedTuple):

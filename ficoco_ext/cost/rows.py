@@ -187,7 +187,7 @@ class _Parts:
         if self.method.projector is not None and self.decoder is not None:
             amount = next(amounts)
             before = tokens_of_picture(self.shape, vision)
-            projector = projector_plan("plan", self.method.projector, amount).count(before)  # type: ignore[arg-type]
+            projector = projector_plan("plan", self.method.projector, amount).count(before)
             left *= projector / before
         return Schedules(vision, projector), final / left
 

@@ -166,7 +166,7 @@ def build(
     if method.tower is not None:
         vision, _ = resolve.tower_schedule(OP, tower_facts(shape), method.tower, next(amounts))
     if method.projector is not None:
-        plan_there = resolve.projector_plan(OP, method.projector, next(amounts))  # type: ignore[arg-type]
+        plan_there = resolve.projector_plan(OP, method.projector, next(amounts))
         projector = left_of_picture(shape, vision, plan_there)
     if method.language_model is not None:
         facts = LanguageModelFacts(shape.language_model.layers, shape.deepstack)

@@ -155,9 +155,9 @@ def _without_cache(one: Operation) -> Operation:
     return Operation(one.name, one.operations, one.weights, loads, stores)
 
 
-def patch_embedding(rules: Rules, tower: Tower, batch: int) -> list[Line]:
+def patch_embedding(rules: Rules, tower: Tower, batch: int, patches: int) -> list[Line]:
     """The convolution that turns patches into tokens."""
-    values = {"b": batch, "p": tower.patches, "x": tower.channels * tower.patch**2, "h": tower.hidden}
+    values = {"b": batch, "p": patches, "x": tower.channels * tower.patch**2, "h": tower.hidden}
     return [rules.line("tower", None, _PATCHES, values)]
 
 

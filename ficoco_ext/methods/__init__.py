@@ -13,6 +13,7 @@ from .combined import Combined
 from .decoder_method import DecoderMethod
 from .description import Description, describe
 from .divprune import divprune
+from .downsample import Downsample, downsample
 from .evit import evit
 from .fastv import fastv
 from .ficoco_l import ficoco_l
@@ -42,6 +43,7 @@ __all__ = [
     "Combined",
     "DecoderMethod",
     "Description",
+    "Downsample",
     "FeatureMethod",
     "LanguageMethod",
     "LayerMethod",
@@ -55,6 +57,7 @@ __all__ = [
     "describe",
     "distinct",
     "divprune",
+    "downsample",
     "evit",
     "fastv",
     "ficoco_l",

@@ -184,9 +184,11 @@ class FeatureMethod(AnyMethod):
 
     Attributes:
         saliency: which kind of it is measured in the vision tower, where the method needs saliency.
+        resizes: it chooses among no features: pictures go through the vision tower in :meth:`encoded_grid`.
     """
 
     saliency: str = "auto"
+    resizes: ClassVar[bool] = False
 
     @property
     def projector(self) -> FeatureMethod:
@@ -202,6 +204,10 @@ class FeatureMethod(AnyMethod):
     def drops(self) -> bool:
         """Whether what leaves goes into no other token."""
         return False
+
+    def encoded_grid(self, grid: tuple[int, int], count: int) -> tuple[int, int]:
+        """(rows, columns) in which a picture of ``grid`` is encoded for at most ``count`` tokens: its own."""
+        return grid
 
     def keep(self, visual: VisualFeatures, count: int) -> Tensor:
         """(B, ``count``) indices of the tokens that stay, ascending."""

@@ -192,10 +192,26 @@ def _check_possible(plan: AttachPlan) -> None:
         if plan.static_counts is True and plan.per_image is None:
             remedy = "pass the number of visual tokens in each row"
             unsupported("static_counts", "a number for this model", True, remedy)
+    if plan.projector is not None and plan.projector.method.resizes:
+        _check_resizes(plan, plan.projector.method.name)
     if plan.schedule is not None:
         steps = zip(plan.schedule.steps, plan.methods, strict=True)
         if any(step.r and method.proportional_attention for step, method in steps):
             check_bias(OP, plan.facts.tower_attention)
+
+
+def _check_resizes(plan: AttachPlan, name: str) -> None:
+    """Raise unless the vision tower of this model can read smaller pictures, whole."""
+    tower = plan.facts.tower
+    if tower is None:
+        remedy = "give its processor fewer pixels, such as max_pixels of Qwen-VL, or use 'stride'"
+        unsupported("method", f"one that chooses among features for {plan.facts.family}", name, remedy)
+    if tower.extra:
+        remedy = "use 'stride', or vision_feature_select_strategy='default'"
+        unsupported("method", "one that chooses among features where a class token is among them", name, remedy)
+    if plan.schedule is not None:
+        remedy = "use one of them alone"
+        unsupported("method", f"one without a part in the vision tower beside {name}", _names(plan.methods), remedy)
 
 
 def _names(methods: Iterable[LayerMethod | LanguageMethod]) -> str:

@@ -27,6 +27,7 @@ from .model_changes import ModelChanges
 from .per_thread import PerThread
 from .projections import Projection, Reduced, projection
 from .prompt_words import PromptWords
+from .smaller_pictures import SmallerPictures, as_reduction
 from .tower_saliency import TowerSaliency
 from .vision_tower import TowerReductions
 
@@ -74,6 +75,8 @@ class EncoderCall:
 
     def run(self, pixels: Any, options: Mapping[str, Any]) -> Reduced:
         """Encode and reduce. ``options``: the other arguments."""
+        if self.owner.smaller is not None:
+            return self.owner.encoded_smaller(self.modality, self.function, pixels, {**options, "return_dict": True})
         output = self.owner.encoded(self.function, pixels, {**options, "return_dict": True})
         return self.owner.reduced(self.modality, output, {**options, self.modality.pixels: pixels})
 
@@ -97,6 +100,8 @@ class ProjectorReduction:
         self.saliency: TowerSaliency | None = None
         if self.plan is not None and SALIENCY in self.plan.method.needs:
             self.saliency = TowerSaliency(model, family.name, self.plan.method.saliency, tower)
+        resizes = self.plan is not None and self.plan.method.resizes
+        self.smaller = SmallerPictures(self.inner.vision_tower) if resizes else None
         self.calls = {one.name: EncoderCall(self, self.inner, one) for one in family.modalities}
         self._now = PerThread(_Now)
         self.last: tuple[Projection, ...] = ()
@@ -111,6 +116,8 @@ class ProjectorReduction:
         """Put our calls in front of the encoders."""
         if self.saliency is not None:
             self.saliency.install(changes)
+        if self.smaller is not None:
+            self.smaller.install(changes)
         for one in self.family.modalities:
             changes.set(self.inner, one.method, self.calls[one.name])
 
@@ -154,6 +161,8 @@ class ProjectorReduction:
         wanted = None
         if self.tower is not None:
             wanted = "None where patches leave in the vision tower and the others keep their positions"
+        elif self.smaller is not None:
+            wanted = "None with a method that resizes pictures"
         elif self.saliency is not None and self.plan is not None:
             wanted = f"None with {self.plan.method.name}, which needs what the vision tower looks at"
         if wanted is not None:
@@ -174,6 +183,26 @@ class ProjectorReduction:
             return function(self.inner, pixels, **options)
         finally:
             now.encoding = False
+
+    def encoded_smaller(
+        self, modality: Modality, function: Callable[..., Any], pixels: Tensor, options: Mapping[str, Any]
+    ) -> Reduced:
+        """What an encoder returns of smaller pictures. The whole grid of every picture is that of the vision tower."""
+        assert self.smaller is not None and self.plan is not None and self.facts is not None
+        grid, patches = self.facts.grid, self.facts.patches
+        count = self.plan.count(patches, grid)
+        if count == patches:
+            kept = torch.arange(patches, device=pixels.device)
+            alike = (Projection(modality.name, patches, kept, grid),) * len(pixels)
+            return Reduced(pixels, self.encoded(function, pixels, options), alike)
+        smaller = self.plan.method.encoded_grid(grid, count)
+        with self.smaller.running():
+            output = self.encoded(function, self.smaller.resized(pixels, smaller), options)
+        step = as_reduction(grid, smaller, pixels.device)
+        projections = (Projection(modality.name, patches, step.kept[0], grid, step),) * len(pixels)
+        if not torch.compiler.is_compiling():
+            setattr(output, _KEPT, projections)
+        return Reduced(pixels, output, projections)
 
     def forget(self) -> None:
         """What was encoded is not needed any more."""

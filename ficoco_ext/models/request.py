@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..methods import AnyMethod, ProjectorMethod, get_method
+from ..methods import AnyMethod, FeatureMethod, get_method
 from ..ops import checks
 from ..resolve import Amount, DecoderMethods, TowerMethods, equal_shares, require_shareable
 from ..stages.needs import TEXT
@@ -33,7 +33,7 @@ class Request:
     """
 
     tower: TowerMethods | None
-    projector: ProjectorMethod | None
+    projector: FeatureMethod | None
     decoder: DecoderMethods | None
     amount: Amount
     each: tuple[tuple[str, Amount], ...] = ()

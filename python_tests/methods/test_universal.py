@@ -237,6 +237,9 @@ def test_the_cost_model_knows_every_method(name):
     amount = {} if name == "pyramiddrop" else {"keep_ratio": 0.25}
     leaves = schedules.build(cost.architecture("llava-1.5-7b"), method, **amount)
     bill = cost.prefill("llava-1.5-7b", **leaves._asdict(), method=method)
+    if method.projector is not None and method.projector.resizes:  # nothing is chosen; the tower saves
+        assert bill.parts["tower"].operations < cost.prefill("llava-1.5-7b").parts["tower"].operations / 3
+        return
     assert bill.parts["reduction"].bytes > 0
     assert (bill.parts["reduction"].operations > 0) == (name not in ("random", "stride"))
 
