@@ -185,10 +185,13 @@ class FeatureMethod(AnyMethod):
     Attributes:
         saliency: which kind of it is measured in the vision tower, where the method needs saliency.
         resizes: it chooses among no features: pictures go through the vision tower in :meth:`encoded_grid`.
+        early_layer: where early saliency is measured there, where the method needs it: a layer, counted from 0, or a
+            share of the layers, above 0 and at most 1, of which it is the last; None: as published for such a tower.
     """
 
     saliency: str = "auto"
     resizes: ClassVar[bool] = False
+    early_layer: int | float | None = None
 
     @property
     def projector(self) -> FeatureMethod:

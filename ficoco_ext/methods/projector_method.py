@@ -34,7 +34,8 @@ class ProjectorMethod(FeatureMethod):
         source: where it comes from.
         amount: what attach and cost take for ``keep_ratio`` or ``tokens`` where they are given none of them.
         saliency: which kind of saliency attach measures in the vision tower where a stage needs one; see
-            :class:`ficoco_ext.models.tower_saliency.TowerSaliency`.
+            :class:`ficoco_ext.models.tower_readings.TowerReadings`.
+        early_layer: in which of its layers early saliency is measured; see there.
 
     Raises:
         ValueError: a correlate without a compress, or the other way round, or one that reads attention.
@@ -55,9 +56,11 @@ class ProjectorMethod(FeatureMethod):
     source: str = ""
     amount: tuple[tuple[str, Any], ...] = ()
     saliency: str = "auto"
+    early_layer: int | float | None = None
 
     def __post_init__(self) -> None:
         require_one_of("ProjectorMethod", "saliency", self.saliency, KINDS_OF_SALIENCY)
+        require_early_layer("ProjectorMethod", self.early_layer)
         if (self.correlate is None) != (self.compress is None):
             reject(
                 "ProjectorMethod", "correlate and compress", "both given or both None", (self.correlate, self.compress)
@@ -170,6 +173,13 @@ class ProjectorMethod(FeatureMethod):
             return Links(empty, features.new_empty(empty.shape, dtype=ops.result_dtype(features)))
         keys = features.unsqueeze(1)
         return self.correlate(QueryKey(keys, keys), selection, class_token=False)
+
+
+def require_early_layer(owner: str, layer: int | float | None) -> None:
+    """Raise ValueError unless ``layer`` is None, a layer counted from 0, or a share above 0 and at most 1."""
+    number = isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0
+    if layer is not None and not number and not (isinstance(layer, float) and 0 < layer <= 1):
+        reject(owner, "early_layer", "a layer counted from 0, a share in (0.0, 1.0], or None", layer)
 
 
 def _real(features: Tensor, mask: Tensor | None) -> Tensor:

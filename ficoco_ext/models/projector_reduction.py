@@ -17,7 +17,7 @@ from torch import Tensor
 from ..ops import checks
 from ..reduction import Reduction
 from ..stages import VisualFeatures
-from ..stages.needs import SALIENCY, TEXT
+from ..stages.needs import TEXT
 from . import modalities
 from .attach_plan import AttachPlan
 from .families import Family
@@ -28,7 +28,7 @@ from .per_thread import PerThread
 from .projections import Projection, Reduced, projection
 from .prompt_words import PromptWords
 from .smaller_pictures import SmallerPictures, as_reduction
-from .tower_saliency import TowerSaliency
+from .tower_readings import TowerReadings
 from .vision_tower import TowerReductions
 
 _KEPT = "ficoco_projections"  # on what an encoder returned: what was kept of it
@@ -97,11 +97,19 @@ class ProjectorReduction:
     def __init__(self, model: Any, family: Family, plan: AttachPlan, tower: TowerReductions | None = None) -> None:
         self.inner, self.family, self.plan = model.model, family, plan.projector
         self.tower, self.facts = tower, plan.facts.tower
-        self.saliency: TowerSaliency | None = None
-        if self.plan is not None and SALIENCY in self.plan.method.needs:
-            self.saliency = TowerSaliency(model, family.name, self.plan.method.saliency, tower)
         resizes = self.plan is not None and self.plan.method.resizes
         self.smaller = SmallerPictures(self.inner.vision_tower) if resizes else None
+        self.readings: TowerReadings | None = None
+        if self.plan is not None and TowerReadings.serve(self.plan.method.needs):
+            method = self.plan.method
+            self.readings = TowerReadings(
+                model,
+                family.name,
+                method.needs,
+                saliency=method.saliency,
+                early_layer=method.early_layer,
+                reductions=tower,
+            )
         self.calls = {one.name: EncoderCall(self, self.inner, one) for one in family.modalities}
         self._now = PerThread(_Now)
         self.last: tuple[Projection, ...] = ()
@@ -114,10 +122,10 @@ class ProjectorReduction:
 
     def install(self, changes: ModelChanges) -> None:
         """Put our calls in front of the encoders."""
-        if self.saliency is not None:
-            self.saliency.install(changes)
         if self.smaller is not None:
             self.smaller.install(changes)
+        if self.readings is not None:
+            self.readings.install(changes)
         for one in self.family.modalities:
             changes.set(self.inner, one.method, self.calls[one.name])
 
@@ -163,7 +171,7 @@ class ProjectorReduction:
             wanted = "None where patches leave in the vision tower and the others keep their positions"
         elif self.smaller is not None:
             wanted = "None with a method that resizes pictures"
-        elif self.saliency is not None and self.plan is not None:
+        elif self.readings is not None and self.plan is not None:
             wanted = f"None with {self.plan.method.name}, which needs what the vision tower looks at"
         if wanted is not None:
             remedy = "encode with get_image_features while attached, or pass pixels"
@@ -222,7 +230,7 @@ class ProjectorReduction:
         layouts = [Layout()] * len(counts)
         if self.tower is None:
             layouts = self.family.layout(self.inner, options, modality, counts)
-        seen = {} if self.saliency is None else {"saliency": self.saliency.take(counts)}
+        seen = {} if self.readings is None else self.readings.take(counts)
         features, planes = list(encoded.features), [list(plane) for plane in encoded.planes]
         kept = [torch.arange(count, device=one.device) for count, one in zip(counts, features, strict=True)]
         members: dict[tuple[int, Layout, int], list[int]] = {}

@@ -1,16 +1,19 @@
-"""What is known of the attention of vision towers, declared for each family; :mod:`~ficoco_ext.models.tower_saliency`
-measures with it. To add a family, add a line to :data:`TOWERS`, and a :class:`TowerBody` if its tower is new.
+"""What is known of the attention of vision towers, declared for each family; :mod:`~ficoco_ext.models.tower_readings`
+reads with it. To add a family, add a line to :data:`TOWERS`, and a :class:`TowerBody` if its tower is new.
 
 Nothing here imports transformers before one of the classes is asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from . import tower_layouts as layouts
-from .tower_layouts import Layout, Watcher
+from .tower_layouts import Layout, Watcher, last, last_or_selected, selected
 from .transformers_api import model_class
 
 TRAINED, UNUSED = "trained", "unused"  # class tokens
@@ -29,6 +32,9 @@ class TowerBody:
         full_layers: name in the tower's config of a list of those layers that attend to whole pictures; None: all do.
         padding: the tower's argument that says which patches of a batch are real, (B, rows, columns) bool.
         one_sequence: the tower puts all pictures into one sequence and masks them from one another.
+        merger: the tower's module that gets what leaves its layers and norms and merges patches; None: there is none,
+            and what the tower returns is not merged.
+        early: share of the layers of which the last is the one of early saliency, unless a method names another.
     """
 
     module: str
@@ -40,6 +46,8 @@ class TowerBody:
     full_layers: str | None = None
     padding: str | None = None
     one_sequence: bool = False
+    merger: str | None = None
+    early: float = 9 / 24  # HiPrune (arXiv 2508.00553) for CLIP
 
     def classes(self) -> tuple[Any, Any]:
         """The classes of the tower and of a layer's attention."""
@@ -52,7 +60,9 @@ class TowerAttention:
 
     Attributes:
         bodies: towers that it may have.
-        layout: how numbers of patches become numbers of projected tokens.
+        layout: how what is read of patches becomes that of projected tokens.
+        features: what leaves the tower for the projector, from what the tower returns; a tower with a merger of its
+            own is read there.
         tower: the attribute of the module that owns ``get_image_features``. video_tower: likewise of videos, if they
             have a tower of their own.
         watched: methods of the model that lay features out, by their path from that module, and what to do when they
@@ -61,6 +71,7 @@ class TowerAttention:
 
     bodies: tuple[TowerBody, ...]
     layout: Layout
+    features: Callable[[Any, Any], Tensor] = last
     tower: str = "vision_tower"
     video_tower: str | None = None
     watched: tuple[tuple[str, Watcher], ...] = ()
@@ -104,9 +115,17 @@ IDEFICS3 = TowerBody(
 )
 
 
-def _packed(family: str, model: str, attention: str, full_layers: str | None = None) -> TowerBody:
+def _packed(
+    family: str,
+    model: str,
+    attention: str,
+    full_layers: str | None = None,
+    merger: str = "merger",
+    early: float = TowerBody.early,
+) -> TowerBody:
     """A tower of the Qwen kind, which attends to one picture, or frame, after the other."""
-    return TowerBody(f"{family}.modeling_{family}", model, attention, "blocks", "attn", full_layers=full_layers)
+    module = f"{family}.modeling_{family}"
+    return TowerBody(module, model, attention, "blocks", "attn", full_layers=full_layers, merger=merger, early=early)
 
 
 def _merging(*bodies: TowerBody, windows: bool = False) -> TowerAttention:
@@ -117,29 +136,34 @@ def _merging(*bodies: TowerBody, windows: bool = False) -> TowerAttention:
 
 _PACK, _POOL = ("pack_image_features", layouts.pack), ("apply_pooling", layouts.pool_frames)
 _QWEN2_5 = _packed(
-    "qwen2_5_vl", "Qwen2_5_VisionTransformerPretrainedModel", "Qwen2_5_VLVisionAttention", "fullatt_block_indexes"
+    "qwen2_5_vl",
+    "Qwen2_5_VisionTransformerPretrainedModel",
+    "Qwen2_5_VLVisionAttention",
+    "fullatt_block_indexes",
+    early=16 / 32,  # HiPrune
 )
-_GLM4V = _packed("glm4v", "Glm4vVisionModel", "Glm4vVisionAttention")
+_GLM4V = _packed("glm4v", "Glm4vVisionModel", "Glm4vVisionAttention", merger="downsample")
+_GLM4V_MOE = _packed("glm4v_moe", "Glm4vMoeVisionModel", "Glm4vMoeVisionAttention", merger="downsample")
 
 # By the names of families.
 TOWERS = {
-    "LLaVA-1.5": TowerAttention((CLIP, SIGLIP, PIXTRAL), layouts.patches),
-    "LLaVA-NeXT": TowerAttention((CLIP, SIGLIP), layouts.placed, watched=(_PACK,)),
-    "LLaVA-OneVision": TowerAttention((SIGLIP,), layouts.placed, watched=(_PACK, _POOL)),
-    "Video-LLaVA": TowerAttention((CLIP,), layouts.patches, tower="image_tower", video_tower="video_tower"),
+    "LLaVA-1.5": TowerAttention((CLIP, SIGLIP, PIXTRAL), layouts.patches, selected),
+    "LLaVA-NeXT": TowerAttention((CLIP, SIGLIP), layouts.placed, selected, watched=(_PACK,)),
+    "LLaVA-OneVision": TowerAttention((SIGLIP,), layouts.placed, selected, watched=(_PACK, _POOL)),
+    "Video-LLaVA": TowerAttention((CLIP,), layouts.patches, selected, "image_tower", "video_tower"),
     "Qwen2-VL": _merging(_packed("qwen2_vl", "Qwen2VisionTransformerPretrainedModel", "VisionAttention")),
     "Qwen2.5-VL": _merging(_QWEN2_5, windows=True),
     "Qwen3-VL": _merging(_packed("qwen3_vl", "Qwen3VLVisionModel", "Qwen3VLVisionAttention")),
     "Qwen3-VL-MoE": _merging(_packed("qwen3_vl_moe", "Qwen3VLMoeVisionModel", "Qwen3VLMoeVisionAttention")),
     "Qwen3.5": _merging(_packed("qwen3_5", "Qwen3_5VisionModel", "Qwen3_5VisionAttention")),
     "Qwen3.5-MoE": _merging(_packed("qwen3_5_moe", "Qwen3_5MoeVisionModel", "Qwen3_5MoeVisionAttention")),
-    "InternVL3": TowerAttention((INTERNVL,), layouts.shuffled),
+    "InternVL3": TowerAttention((INTERNVL,), layouts.shuffled, last_or_selected),
     "Gemma 3": TowerAttention((SIGLIP,), layouts.pooled),
     "SmolVLM": TowerAttention((SMOLVLM,), layouts.connected, tower="vision_model"),
     "Idefics3": TowerAttention((IDEFICS3,), layouts.connected, tower="vision_model"),
-    "Mistral3": TowerAttention((PIXTRAL,), layouts.merged_grids),
+    "Mistral3": TowerAttention((PIXTRAL,), layouts.merged_grids, selected),
     "GLM-4V": _merging(_GLM4V),
     "GLM-4.6V": _merging(_GLM4V),
-    "GLM-4V-MoE": _merging(_packed("glm4v_moe", "Glm4vMoeVisionModel", "Glm4vMoeVisionAttention")),
+    "GLM-4V-MoE": _merging(_GLM4V_MOE),
     "PaliGemma": TowerAttention((SIGLIP,), layouts.patches),
 }

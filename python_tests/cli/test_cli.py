@@ -19,6 +19,7 @@ from ficoco_ext import cli
 from ficoco_ext.apps import timing
 from ficoco_ext.models import tower_families, tower_saliency
 from ficoco_ext.models.families import FAMILIES
+from ficoco_ext.models.tower_readings import TowerReadings
 
 TINY = ["--shape", "2,17,16", "--heads", "4", "--repeats", "1"]
 
@@ -108,10 +109,10 @@ def test_env_says_which_saliency_a_tower_gives():
         model = shared_model(tiny)
         for kind in tower_saliency.KINDS[1:]:
             if kind in found[name]:
-                assert tower_saliency.TowerSaliency(model, name, kind).kind == kind
+                assert TowerReadings(model, name, saliency=kind).kind == kind
             else:
                 with pytest.raises(NotImplementedError, match=kind):
-                    tower_saliency.TowerSaliency(model, name, kind)
+                    TowerReadings(model, name, saliency=kind)
 
 
 def test_demo_takes_a_share_for_each_part(tmp_path):

@@ -58,7 +58,7 @@ def test_after_a_reduction_inside_the_tower(name, tower):
         both = one.encode(model, tensors)
         last = handle.reductions[-1].patch_ids
         assert [len(entry) for entry in both] == [4, 4] and last.shape == (2, 8)
-        step = next(step for step in handle.schedule.steps if step.layer == handle._features.saliency.layer)
+        step = next(step for step in handle.schedule.steps if step.layer == handle._features.readings.layer)
         assert step.r == 8  # it leaves in the layer that is measured
     whole, _ = measured(one, model, tensors)
     with ficoco_ext.attach(model, tower, keep_ratio=0.5):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ficoco_ext.models.model_changes import ModelChanges
-from ficoco_ext.models.tower_saliency import TowerSaliency
+from ficoco_ext.models.tower_readings import TowerReadings
+from ficoco_ext.stages import needs
 from helpers.tiny_configs import PATCHES, SIDE
 from helpers.tiny_families import BY_NAME, TINY, TinyFamily
 from helpers.tiny_processors import Picture
@@ -97,19 +98,26 @@ class Case:
         call = core.get_video_features if self.video else core.get_image_features
         return list(call(**tensors).pooler_output)
 
-    def attention(self, model: Any) -> torch.nn.Module:
-        """The attention of the layer whose output is selected, or of the last that sees whole pictures."""
-        core, layer = model.model, LAYER.get(self.family.name, 1)
+    def tower(self, model: Any) -> torch.nn.Module:
+        """The vision tower that the call runs."""
+        core, name = model.model, self.family.name
+        if name == "video-llava":
+            return core.video_tower if self.video else core.image_tower
+        return core.visual if name in PACKED else getattr(core, "vision_model", None) or core.vision_tower
+
+    def layers(self, model: Any) -> torch.nn.ModuleList:
+        """The layers of the tower."""
+        tower = self.tower(model)
         if self.family.name in PACKED:
-            return core.visual.blocks[layer].attn
+            return tower.blocks
         if self.family.name == "internvl":
-            return core.vision_tower.encoder.layer[layer].attention
-        if self.family.name in ("mistral3", "llava-pixtral"):
-            return core.vision_tower.transformer.layers[layer].attention
-        if self.family.name in ("smolvlm", "idefics3"):
-            return core.vision_model.encoder.layers[layer].self_attn
-        name = "vision_tower" if self.family.name != "video-llava" else f"{'video' if self.video else 'image'}_tower"
-        return getattr(core, name).encoder.layers[layer].self_attn
+            return tower.encoder.layer
+        return (tower.transformer if self.family.name in ("mistral3", "llava-pixtral") else tower.encoder).layers
+
+    def attention(self, model: Any, layer: int | None = None) -> torch.nn.Module:
+        """The attention of the layer whose output is selected, or of the last that sees whole pictures."""
+        found = self.layers(model)[LAYER.get(self.family.name, 1) if layer is None else layer]
+        return next(getattr(found, name) for name in ("attn", "attention", "self_attn") if hasattr(found, name))
 
 
 CASES = [Case(family, video) for family in TINY for video in (False, True) if family.videos or not video]
@@ -154,6 +162,19 @@ def of_patches(kind: str, calls: EagerCalls, case: Case) -> list[Tensor]:
                     part = key[begin:end]
                     found.append(1 - torch.cosine_similarity(part.mean(0, keepdim=True), part))
     return found
+
+
+def keys_of_patches(calls: EagerCalls, case: Case) -> list[Tensor]:
+    """The keys of patches, heads averaged, one tensor (n, d) for each picture, tile or frame."""
+    first = int(case.family.name in CLASS_TOKENS)
+    rows = [row for keys in calls.keys for row in keys.double().mean(1)]
+    return [row[begin:end] for row in rows for begin, end in _spans(case, row.shape[0], first)]
+
+
+def vectors(case: Case, patches: list[Tensor], counts: list[int]) -> list[Tensor]:
+    """As :func:`expected`, of vectors (n, W): one channel after the other."""
+    channels = [expected(case, list(one), counts) for one in zip(*(each.unbind(1) for each in patches), strict=True)]
+    return [torch.stack(entry, 1) for entry in zip(*channels, strict=True)]
 
 
 def _spans(case: Case, length: int, first: int) -> list[tuple[int, int]]:
@@ -247,19 +268,26 @@ def _tiles(case: Case, patches: list[Tensor]) -> list[Tensor]:
 class Installed:
     """A model whose tower is measured, as a context."""
 
-    def __init__(self, model, family, kind="auto"):
-        self.saliency, self.changes = TowerSaliency(model, NAMES[family.name], kind), ModelChanges()
+    def __init__(self, model, family, kind="auto", wanted=(needs.SALIENCY,), **options):
+        self.readings = TowerReadings(model, NAMES[family.name], wanted, saliency=kind, **options)
+        self.changes = ModelChanges()
 
     def __enter__(self):
-        self.saliency.install(self.changes)
-        return self.saliency
+        self.readings.install(self.changes)
+        return self.readings
 
     def __exit__(self, *error):
         self.changes.undo()
 
 
 def measured(one, model, tensors, kind="auto"):
-    """The numbers of each entry, and its features."""
-    with Installed(model, one.family, kind) as saliency:
+    """The saliency of each entry, and its features."""
+    found, features = read(one, model, tensors, (needs.SALIENCY,), kind)
+    return found["saliency"], features
+
+
+def read(one, model, tensors, wanted, kind="auto", **options):
+    """What is wanted of each entry, and its features."""
+    with Installed(model, one.family, kind, wanted, **options) as readings:
         features = one.encode(model, tensors)
-        return saliency.take([len(entry) for entry in features]), features
+        return readings.take([len(entry) for entry in features]), features

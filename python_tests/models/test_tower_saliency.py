@@ -24,7 +24,7 @@ from helpers.towers import (
 from ficoco_ext.models import tower_saliency
 from ficoco_ext.models.families import FAMILIES
 from ficoco_ext.models.tower_families import TOWERS
-from ficoco_ext.models.tower_saliency import TowerSaliency
+from ficoco_ext.models.tower_readings import TowerReadings
 
 pytest.importorskip("transformers")
 
@@ -139,7 +139,7 @@ def test_every_family_is_declared_by_its_own_name():
 def test_which_layer_and_what_is_read():
     """Class row where a class token was trained for it; the layer whose output is selected; windows are passed over."""
     for name, family in NAMES.items():
-        saliency = TowerSaliency(shared_model(name), family)
+        saliency = TowerReadings(shared_model(name), family)
         assert saliency.layer == LAYER.get(name, 1), name
         assert saliency.kind == ("class" if name in CLASS_TOKENS[:3] else "column"), name
 
@@ -151,7 +151,7 @@ def test_the_layer_follows_the_selected_features(selected, layer):
     """hidden_states[i] is what layer i - 1 gives."""
     model = copy.deepcopy(shared_model("llava-clip"))
     model.config.vision_feature_layer = selected
-    assert TowerSaliency(model, "LLaVA-1.5").layer == layer
+    assert TowerReadings(model, "LLaVA-1.5").layer == layer
 
 
 @torch.no_grad()
@@ -163,7 +163,7 @@ def test_the_last_layer_with_full_attention_is_read():
         visual.fullatt_block_indexes = visual.config.fullatt_block_indexes = layers
         with Installed(model, one.family) as saliency:
             features = one.encode(model, one.tensors())
-            found = saliency.take([len(entry) for entry in features])
+            found = saliency.take([len(entry) for entry in features])["saliency"]
         assert saliency.layer == wanted
         sums = torch.stack([entry.sum() for entry in found])
         torch.testing.assert_close(sums, torch.full_like(sums, 0.25))  # each patch is looked at from its whole picture

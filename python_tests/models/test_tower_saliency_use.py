@@ -12,7 +12,7 @@ from helpers.tiny_families import shared_model
 from helpers.towers import NAMES, Installed, case, measured
 
 from ficoco_ext.models.model_changes import ModelChanges
-from ficoco_ext.models.tower_saliency import TowerSaliency
+from ficoco_ext.models.tower_readings import TowerReadings
 
 pytest.importorskip("transformers")
 
@@ -25,10 +25,10 @@ def test_every_kernel_keeps_running(attention):
     model, tensors = one.family.model(attention), one.tensors()
     with Installed(model, one.family) as saliency:
         features = one.encode(model, tensors)
-        found = saliency.take([len(entry) for entry in features])
+        found = saliency.take([len(entry) for entry in features])["saliency"]
         model.set_attn_implementation("eager" if attention == "sdpa" else "sdpa")
         features = one.encode(model, tensors)
-        again = saliency.take([len(entry) for entry in features])
+        again = saliency.take([len(entry) for entry in features])["saliency"]
     torch.testing.assert_close(torch.cat(found), torch.cat(again))
     wanted, _ = measured(one, shared_model("qwen2.5-vl"), tensors)
     torch.testing.assert_close(torch.cat(found), torch.cat(wanted))
@@ -79,7 +79,7 @@ def test_query_and_key_do_not_outlive_their_layer(name):
         before = [found for found in gc.get_objects() if isinstance(found, torch.Tensor)]  # of other tests
         one.encode(model, one.tensors())
         seen = saliency._state.here.seen
-        assert all(part.dim() == 2 for part in seen.parts) and seen.mask is None
+        assert all(part.shape[2] == 1 for part in seen.parts["saliency"]) and seen.mask is None
         old = set(map(id, before))
         new = [found for found in gc.get_objects() if isinstance(found, torch.Tensor) and id(found) not in old]
         held = [found for found in new if found.dim() == 4]
@@ -98,7 +98,7 @@ def test_each_thread_takes_its_own():
             with torch.no_grad():
                 features = one.encode(model, tensors[index])
                 gate.wait()
-                found[index] = saliency.take([len(entry) for entry in features])
+                found[index] = saliency.take([len(entry) for entry in features])["saliency"]
 
         threads = [threading.Thread(target=run, args=(index,)) for index in range(4)]
         [thread.start() for thread in threads]
@@ -111,7 +111,7 @@ def test_it_is_a_constant_of_the_gradient():
     one, model = case("llava-siglip"), copy.deepcopy(shared_model("llava-siglip"))
     with Installed(model, one.family) as saliency:
         features = one.encode(model, one.tensors())
-        found = saliency.take([len(entry) for entry in features])
+        found = saliency.take([len(entry) for entry in features])["saliency"]
         assert features[0].requires_grad and not found[0].requires_grad
         torch.cat(features).sum().backward()
 
@@ -126,7 +126,7 @@ def test_a_layer_that_is_computed_again_is_not_measured_again(name):
     with Installed(model, one.family) as saliency:
         features = one.encode(model, one.tensors())
         torch.cat(features).sum().backward()
-        found = saliency.take([len(entry) for entry in features])
+        found = saliency.take([len(entry) for entry in features])["saliency"]
         torch.testing.assert_close(torch.cat(found), torch.cat(wanted))
         assert saliency._state.here.seen is None
 
@@ -140,7 +140,7 @@ def test_it_compiles_without_graph_breaks(fresh_compiler):
 
         def encode(tensors):
             features = one.encode(model, tensors)
-            return saliency.take([len(entry) for entry in features])
+            return saliency.take([len(entry) for entry in features])["saliency"]
 
         found = torch.compile(encode, fullgraph=True)(one.tensors())
     torch.testing.assert_close(torch.cat(found), torch.cat(wanted))
@@ -156,7 +156,7 @@ def test_a_copy_measures_for_itself():
         counts = [len(entry) for entry in features]
         with pytest.raises(RuntimeError, match="call get_image_features"):
             saliency.take(counts)
-        found = twin.saliency.take(counts)
+        found = twin.saliency.take(counts)["saliency"]
         del model.saliency
     wanted, _ = measured(one, shared_model("llava-next"), one.tensors())
     torch.testing.assert_close(torch.cat(found), torch.cat(wanted))
@@ -173,10 +173,10 @@ def test_it_joins_a_reduction_inside_the_tower():
     for layers in ((0,), (1,), (0, 1)):
         with ficoco_ext.attach(model, "ficoco-v", r=4, layers=layers) as handle:
             plain = one.encode(model, one.tensors())
-            changes, saliency = ModelChanges(), TowerSaliency(model, NAMES[name], reductions=handle._tower)
+            changes, saliency = ModelChanges(), TowerReadings(model, NAMES[name], reductions=handle._tower)
             saliency.install(changes)
             features = one.encode(model, one.tensors())
-            numbers = saliency.take([len(entry) for entry in features])
+            numbers = saliency.take([len(entry) for entry in features])["saliency"]
             changes.undo()
             assert all(map(torch.equal, plain, features))
             rows = zip(handle.reductions[-1].patch_ids.tolist(), torch.stack(numbers).tolist(), strict=True)
@@ -198,7 +198,7 @@ def test_numbers_are_taken_once():
         with pytest.raises(RuntimeError, match="did not run"):
             saliency.take([16])
         counts = [len(entry) for entry in one.encode(model, one.tensors())]
-        assert len(saliency.take(counts)) == len(counts)
+        assert len(saliency.take(counts)["saliency"]) == len(counts)
         with pytest.raises(RuntimeError, match="did not run"):
             saliency.take(counts)
         one.encode(model, one.tensors())
@@ -220,7 +220,7 @@ def test_packing_something_else_changes_nothing():
         assert signature(model.model.pack_image_features) == plain
         features = one.encode(model, one.tensors())
         model.model.pack_image_features([torch.zeros(3, 16, 1)], [(56, 112)], "default", torch.ones(1))
-        found = saliency.take([len(entry) for entry in features])
+        found = saliency.take([len(entry) for entry in features])["saliency"]
         model.model.pack_image_features([torch.zeros(3, 16, 1)], [(56, 112)], "default", torch.ones(1))
     assert all(map(torch.equal, found, wanted))
 
@@ -237,28 +237,28 @@ def test_a_call_that_fails_leaves_nothing_to_the_next():
             one.encode(model, broken)
         assert saliency._state.here.seen is None and not saliency._state.here.running
         features = one.encode(model, one.tensors())
-        found = saliency.take([len(entry) for entry in features])
+        found = saliency.take([len(entry) for entry in features])["saliency"]
     torch.testing.assert_close(torch.cat(found), torch.cat(wanted), atol=0, rtol=0)
 
 
 def test_refusals():
     llava, siglip, qwen = (copy.deepcopy(shared_model(name)) for name in ("llava-clip", "llava-siglip", "qwen2.5-vl"))
     with pytest.raises(ValueError, match="saliency must be one of auto, class, column, keys, got row"):
-        TowerSaliency(llava, "LLaVA-1.5", "row")
-    with pytest.raises(NotImplementedError, match=r"saliency must be that of LLaVA-1\.5, .*got BLIP-2; use a"):
-        TowerSaliency(llava, "BLIP-2")
+        TowerReadings(llava, "LLaVA-1.5", saliency="row")
+    with pytest.raises(NotImplementedError, match=r"saliency must be of the tower of LLaVA-1\.5, .*got BLIP-2; use a"):
+        TowerReadings(llava, "BLIP-2")
     with pytest.raises(NotImplementedError, match=r"must be 'column' or 'keys', got class; the vision tower of L"):
-        TowerSaliency(siglip, "LLaVA-1.5", "class")
+        TowerReadings(siglip, "LLaVA-1.5", saliency="class")
     siglip.model.vision_tower = torch.nn.Identity()
     with pytest.raises(NotImplementedError, match=r"one of CLIPVisionModel, SiglipVisionModel, .*got Identity"):
-        TowerSaliency(siglip, "LLaVA-1.5")
+        TowerReadings(siglip, "LLaVA-1.5")
     qwen.model.visual.config.fullatt_block_indexes = []
     with pytest.raises(NotImplementedError, match=r"attends to whole pictures.*got fullatt_block_indexes=\[\]"):
-        TowerSaliency(qwen, "Qwen2.5-VL")
+        TowerReadings(qwen, "Qwen2.5-VL")
     llava.config.vision_feature_layer = 0
     with pytest.raises(NotImplementedError, match="vision_feature_layer=0"):
-        TowerSaliency(llava, "LLaVA-1.5")
+        TowerReadings(llava, "LLaVA-1.5")
     llava.config.vision_feature_layer = -2
     llava.model.vision_tower.encoder.layers[1].self_attn = torch.nn.Identity()
     with pytest.raises(NotImplementedError, match="attention of vision layer 1 must be a CLIPAttention, got Identity"):
-        TowerSaliency(llava, "LLaVA-1.5")
+        TowerReadings(llava, "LLaVA-1.5")

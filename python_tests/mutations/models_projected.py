@@ -128,8 +128,8 @@ MUTATIONS = [
     ),
     Mutation(
         f"{M}/projector_reduction.py",
-        "TowerSaliency(model, family.name, self.plan.method.saliency, tower)",
-        "TowerSaliency(model, family.name, self.plan.method.saliency)",
+        "                reductions=tower,\n",
+        "",
         (f"{PARTS}::test_saliency_after_a_reduction_in_the_tower",),
         "A method that needs saliency fails after one that reduces in the last layer of the tower.",
     ),
