@@ -103,7 +103,8 @@ def choose(
     pictures = images * shape.pictures
     lines: list[Line] = []
     if method is not None and left < before:
-        seen = shape.tower.patches if vision is None else vision.tokens_entering(shape.tower.used)[-1]
+        used = shape.tower.used
+        seen = (shape.tower.patches,) * used if vision is None else vision.tokens_entering(used)
         lines += reduction.saliency(rules, method, shape, images * shape.crops, seen)
         lines += reduction.after_projector(rules, method, shape, pictures, before, left)
     return Chosen(AfterProjector(pictures, before, left, Sum.of(lines)), tuple(lines))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from ..methods import AnyMethod, FeatureMethod
 from ..ops import costs
 from ..stages import Shape
-from ..stages.needs import SALIENCY
+from ..stages.needs import EARLY_SALIENCY, SALIENCY
 from .architecture import Architecture, LanguageModel, Tower
 from .lines import Line, Rules
 
@@ -34,15 +35,23 @@ def vision_layer(
     return _lines(rules, method, layer, shape)
 
 
-def saliency(rules: Rules, method: FeatureMethod, shape: Architecture, batch: int, patches: int) -> list[Line]:
-    """How much the last tower layer in use looks at each of ``patches`` patches, if ``method`` needs to know that.
+def saliency(
+    rules: Rules, method: FeatureMethod, shape: Architecture, batch: int, patches: Sequence[int]
+) -> list[Line]:
+    """How much the last tower layer in use, or an early one, looks at each patch, if ``method`` needs to know that.
+
+    Args:
+        patches: that enter each tower layer in use.
 
     Raises:
-        ValueError: it asks for the class token's attention of a tower without one.
+        ValueError: it asks for the class token's attention of a tower without one, or for an early layer not in use.
     """
-    if SALIENCY not in method.needs:
-        return []
     tower, kind = shape.tower, method.saliency
+    layers = [tower.used - 1] if SALIENCY in method.needs else []
+    if EARLY_SALIENCY in method.needs:
+        layers.insert(0, _early_layer(method, tower))
+    if not layers:
+        return []
     if kind == "auto":
         kind = "class" if tower.class_token and tower.trained_class else "column"
     if kind == "class" and not tower.class_token:
@@ -50,13 +59,19 @@ def saliency(rules: Rules, method: FeatureMethod, shape: Architecture, batch: in
             f"saliency must be 'column' or 'keys' for {shape.name}, whose tower has no class token, got {kind!r}"
         )
     operation = costs.attention_stats(probs=True, patches=kind == "column")  # keys cost what the class token's row does
-    values = {
-        "b": batch,
-        "n": patches + (tower.class_token and kind != "keys"),
-        "a": tower.heads,
-        "d": tower.hidden // tower.heads,
-    }
-    return [rules.line("reduction", tower.used - 1, dataclasses.replace(operation, name="saliency"), values)]
+    first = tower.class_token and kind != "keys"
+    values = {"b": batch, "a": tower.heads, "d": tower.hidden // tower.heads}
+    operation = dataclasses.replace(operation, name="saliency")
+    return [rules.line("reduction", at, operation, values | {"n": patches[at] + first}) for at in layers]
+
+
+def _early_layer(method: FeatureMethod, tower: Tower) -> int:
+    """The layer of early saliency; unless the method names one, that of CLIP, 9 of 24."""
+    asked = 9 / 24 if method.early_layer is None else method.early_layer
+    layer = asked if isinstance(asked, int) else max(round(asked * tower.layers), 1) - 1
+    if layer >= tower.used:
+        raise ValueError(f"early_layer must be a layer in [0, {tower.used - 1}], which are in use, got {asked}")
+    return layer
 
 
 def after_projector(
@@ -73,6 +88,7 @@ def after_projector(
         heads=model.heads,
         kv_heads=model.kv_heads,
         head_dim=model.head_dim,
+        tower_head_dim=shape.tower.hidden // shape.tower.heads,
     )
     lines = _lines(rules, method, None, one)
     return lines + [line for line in lines if line.name == costs.COMPRESS.name] * shape.deepstack  # of other levels

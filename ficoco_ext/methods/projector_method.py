@@ -13,7 +13,15 @@ from .. import ops
 from ..ops import QueryKey
 from ..reduction import Reduction
 from ..stages import Compress, CompressStage, CorrelateStage, Links, Priced, Selection, Shape, needs
-from ..stages.features import SelectStage, VisualFeatures, check_kept, check_planes, check_shapes, check_values
+from ..stages.features import (
+    SelectStage,
+    VisualCorrelateStage,
+    VisualFeatures,
+    check_kept,
+    check_planes,
+    check_shapes,
+    check_values,
+)
 from ..stages.frozen import reject, require_one_of, value
 from .base import FeatureMethod, Projected, Words
 
@@ -28,8 +36,8 @@ class ProjectorMethod(FeatureMethod):
     Args:
         name: what it is called in messages.
         select: chooses who stays; a :class:`ficoco_ext.stages.SelectStage`, or what is called like one.
-        correlate: finds who inherits the tokens that leave: ``Correlate(by="key")``, with the features as keys. None
-            drops them.
+        correlate: finds who inherits the tokens that leave: ``Correlate(by="key")``, with the features as keys, or a
+            :class:`ficoco_ext.stages.VisualCorrelateStage`. None drops them.
         compress: merges; needed with ``correlate``.
         source: where it comes from.
         amount: what attach and cost take for ``keep_ratio`` or ``tokens`` where they are given none of them.
@@ -145,7 +153,7 @@ class ProjectorMethod(FeatureMethod):
         features, *others = (_real(one, mask) for one in (visual.features, *planes))
         with torch.no_grad():
             selection = _selection(kept, features)
-            links = self._links(features.detach(), selection)
+            links = self._links(visual._replace(features=features.detach()), selection)
         size = None if mask is None else mask.unsqueeze(-1).to(ops.result_dtype(features))
         weighed: dict[str, Any] = {"size": size, "size_weighted": size is not None}
         merged, size_out, source_map = self._compress(features, selection, links, **weighed)
@@ -167,7 +175,10 @@ class ProjectorMethod(FeatureMethod):
         merged_planes = tuple(self._compress(plane, selection, links, **weighed)[0] for plane in others)
         return Projected(kept, merged, merged_planes, reduction)
 
-    def _links(self, features: Tensor, selection: Selection) -> Links:
+    def _links(self, visual: VisualFeatures, selection: Selection) -> Links:
+        features = visual.features
+        if isinstance(self.correlate, VisualCorrelateStage):
+            return self.correlate(visual, selection)
         if self.correlate is None:
             empty = selection.sources.new_empty(*selection.sources.shape, 0)
             return Links(empty, features.new_empty(empty.shape, dtype=ops.result_dtype(features)))

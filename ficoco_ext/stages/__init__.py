@@ -1,12 +1,14 @@
 """The stages as values: a Filter, a Correlate, a Compress, and what can stand in for each. Methods are made of them."""
 
 from . import needs
+from .anchors import AnchorSelect
 from .base import CompressStage, CorrelateStage, FilterStage, Links, Selection, Stage
 from .class_attention import Fuse, Neighbours, SingleHeadFilter, outlier_count, single_head_attention
 from .compress import Compress
+from .contextual import CentrePlusMean, ContextualSelect, ToCentres
 from .correlate import Correlate, adaptive_targets
 from .decoder import DecoderCorrelate, DecoderFilter, LastTokenFilter, Layout
-from .features import SelectStage, VisualFeatures
+from .features import SelectStage, VisualCorrelateStage, VisualFeatures
 from .filter import Filter
 from .greedy import GreedyFilter
 from .match import Match
@@ -15,9 +17,12 @@ from .select import GreedySelect, RandomSelect, SaliencySelect, StrideSelect
 from .shape import Priced, Shape
 
 __all__ = [
+    "AnchorSelect",
     "Cells",
+    "CentrePlusMean",
     "Compress",
     "CompressStage",
+    "ContextualSelect",
     "Correlate",
     "CorrelateStage",
     "DecoderCorrelate",
@@ -42,6 +47,8 @@ __all__ = [
     "SingleHeadFilter",
     "Stage",
     "StrideSelect",
+    "ToCentres",
+    "VisualCorrelateStage",
     "VisualFeatures",
     "adaptive_targets",
     "needs",

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..ops import checks
 from ..ops.values import free_to_read
 from . import needs as named
-from .base import Stage, _Plain
+from .base import CorrelateStage, Stage, _Plain
 
 
 class VisualFeatures(NamedTuple):
@@ -60,6 +60,15 @@ class _PlainSelect(_Plain, SelectStage):
 
 
 SelectStage.plain = _PlainSelect
+
+
+class VisualCorrelateStage(CorrelateStage):
+    """Finds who inherits each token that leaves by more than the projected features.
+
+    It is called as ``correlate(visual, selection)`` and returns :class:`ficoco_ext.stages.Links`. Only a method after
+    the projector can have it.
+    """
+
 
 _ASKED = {
     named.SALIENCY: "saliency",

@@ -160,18 +160,22 @@ class StrideSelect(SelectStage):
         return real.gather(1, odd * visual.mask.sum(1, keepdim=True) // (2 * count))
 
 
-def required_saliency(stage: str, visual: VisualFeatures) -> Tensor:
+def required_saliency(stage: str, visual: VisualFeatures, name: str = "saliency") -> Tensor:
     """(B, N) saliency, in at least float32.
+
+    Args:
+        name: which field of ``visual``, ``"saliency"`` or ``"early_saliency"``.
 
     Raises:
         ValueError: there is none.
     """
-    if visual.saliency is None:
+    given: Tensor | None = getattr(visual, name)
+    if given is None:
         raise ValueError(
-            f"{stage}: saliency is needed, and none was given; pass saliency=(B, N), how much the vision tower looks "
+            f"{stage}: {name} is needed, and none was given; pass {name}=(B, N), how much the vision tower looks "
             "at each token"
         )
-    saliency = visual.saliency.detach()
+    saliency = given.detach()
     return saliency.to(torch.promote_types(saliency.dtype, torch.float32))
 
 

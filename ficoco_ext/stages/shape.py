@@ -22,6 +22,8 @@ class Shape:
         text: text tokens after the visual ones.
         targets: of each source; a method fills it in for its Compress. neighbours: likewise, that each kept token
             borrows from.
+        tower_head_dim: width of a head of the vision tower, for stages after the projector that read its keys; 0: not
+            known.
 
     Example:
         >>> from ficoco_ext.stages import Filter, Shape
@@ -43,6 +45,7 @@ class Shape:
     text: int = 0
     targets: int = 0
     neighbours: int = 0
+    tower_head_dim: int = 0
 
     @property
     def kept(self) -> int:
