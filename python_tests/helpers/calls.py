@@ -65,11 +65,17 @@ def on_grid(tensors, method):
 
 
 def of_features(tensors, method, count=11):
-    """A whole reduction after the projector: padded features with a plane beside them, and any numbers as saliency."""
+    """A whole reduction after the projector: padded features with a plane beside them, and any numbers as readings."""
 
     def call(features, query, plane):
         mask = torch.arange(features.shape[1], device=features.device) < 40
-        visual = VisualFeatures(features, mask.expand(len(features), -1), saliency=query[:, 0, :, 0].abs())
+        readings = {
+            "saliency": query[:, 0, :, 0].abs(),
+            "early_saliency": query[:, 0, :, 1].abs(),
+            "keys": query[:, 1],
+            "tower_features": query[:, 2],
+        }
+        visual = VisualFeatures(features, mask.expand(len(features), -1), **readings)
         made = method(visual, count, [plane[:, 0]])
         values = [getattr(made.reduction, field.name) for field in fields(made.reduction)]
         return [made.features, *made.planes, *(value for value in values if isinstance(value, torch.Tensor))]

@@ -274,3 +274,20 @@ def test_refusals_say_what_is_needed():
     assert TowerReadings(model, NAMES["llava-clip"], (needs.SALIENCY, needs.TOWER_KEYS, needs.TOWER_FEATURES))
     with pytest.raises(NotImplementedError, match="attention of vision layer 0 must be a CLIPAttention, got Identity"):
         TowerReadings(model, NAMES["llava-clip"], (needs.EARLY_SALIENCY,))
+
+
+@torch.no_grad()
+def test_a_last_norm_counts_where_the_model_reads_it():
+    """InternVL: what the tower ends with is normed, and a layer that is selected by its number is not."""
+    one, model = case("internvl"), copy.deepcopy(shared_model("internvl"))
+    model.model.vision_tower.layernorm = torch.nn.LayerNorm(32)
+    for selected in (-1, -2):
+        model.config.vision_feature_layer = selected
+        outputs = Outputs()
+        hook = outputs.of("layer", one.layers(model)[selected])
+        found, features = read(one, model, one.tensors(), (needs.TOWER_FEATURES,))
+        hook.remove()
+        states_ = outputs.found["layer"][0]
+        states_ = model.model.vision_tower.layernorm(states_) if selected == -1 else states_
+        wanted = vectors(one, [entry[1:] for entry in states_], [len(entry) for entry in features])
+        assert_near(found["tower_features"], wanted)

@@ -314,7 +314,7 @@ MUTATIONS = [
         file=LAYOUTS,
         old="return (last if core.config.vision_feature_layer == -1 else selected)(core, output)",
         new="return selected(core, output)",
-        tests=(f"{READ}[internvl]",),
+        tests=(f"{READINGS}::test_a_last_norm_counts_where_the_model_reads_it",),
         why="InternVL's features are those before its last norm.",
     ),
     Mutation(
