@@ -1,4 +1,4 @@
-"""Faults of the stages after the projector that read more of the vision tower than its saliency, and of their methods."""
+"""Faults of the stages after the projector that read more of the vision tower than its saliency."""
 
 from __future__ import annotations
 
