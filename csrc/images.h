@@ -116,6 +116,15 @@ inline GreedySelectParams image(GreedySelectParams p, int64_t b, int64_t count =
   return p;
 }
 
+inline GreedyCoverParams image(GreedyCoverParams p, int64_t b, int64_t count = 1) {
+  p.cover = image(p.cover, b);
+  p.mask = image(p.mask, b, p.tokens);
+  p.order = image(p.order, b, p.count);
+  p.gains = image(p.gains, b, p.count);
+  p.batch = count;
+  return p;
+}
+
 inline CompressParams image(CompressParams p, int64_t b, int64_t count = 1) {
   p.tokens = image(p.tokens, b);
   p.sources = image(p.sources, b, p.r);

@@ -146,6 +146,15 @@ struct GreedySelectParams {
   float* gains;    // (B, T)
 };
 
+// Tokens that are picked one by one, each for what it covers that those before do not.
+struct GreedyCoverParams {
+  Rows cover;        // (B, N, R) of floats: by how much each token covers each thing
+  const bool* mask;  // (B, N), or nullptr
+  int64_t batch, tokens, things, count;
+  int64_t* order;  // (B, T) in the order of picking
+  float* gains;    // (B, T)
+};
+
 struct CompressParams {
   Rows tokens;             // (B, N, C)
   const int64_t* sources;  // (B, r)

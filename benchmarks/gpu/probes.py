@@ -100,6 +100,7 @@ GROUPS = (
     "compress",
     "match",
     "greedy_select",
+    "greedy_cover",
     *DECODER_GROUPS,
     "methods",
 )

@@ -1,17 +1,14 @@
 // Tokens picked one by one, each the one with the largest gain; the objectives differ in the gain.
 //
 // All cosines of an image are computed once, half of them: N^2 D FLOPs, bound by arithmetic, nearly all of the time. A
-// pick then reads one row of them. Coverage would read them all for every pick, but a gain only falls while more is
-// covered, also as rounded: so an old gain is an upper bound, and only the candidate with the largest is computed
-// again.
+// pick then reads one row of them; coverage some more, see greedy_cover.cpp.
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <queue>
 #include <vector>
 
 #include "cpu/buffer.h"
-#include "cpu/choose.h"
+#include "cpu/coverage.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
@@ -115,33 +112,11 @@ void by_distance(Candidates& c) {
   }
 }
 
-void by_coverage(Candidates& c) {
+void by_coverage(const Candidates& c) {
   const GreedySelectParams& p = c.p;
-  const int64_t n = p.tokens;
-  std::vector<float> covered(n);
-  for (int64_t i = 0; i < n; ++i) covered[i] = c.free[i] ? 0.f : kInfinity;  // what is not there needs no cover
-  const auto gain = [&](int64_t j) { return c.saliency(j) * simd.sum_above(c.row(j), covered.data(), n); };
-  each(n, [&](int64_t j) { c.gain[j] = gain(j); });
-  std::vector<int64_t> computed(n, 0);  // the step at which its gain was
-  std::vector<uint64_t> ranks;
-  for (int64_t j = 0; j < n; ++j) {
-    if (c.free[j]) ranks.push_back(falling_rank(c.gain[j], j));
-  }
-  std::priority_queue bounds(std::greater<uint64_t>(), std::move(ranks));
-  for (int64_t step = 0; step < p.count; ++step) {
-    int64_t first = bounds.top() & 0xffffffffu;
-    while (computed[first] != step) {
-      bounds.pop();
-      c.gain[first] = gain(first);
-      computed[first] = step;
-      bounds.push(falling_rank(c.gain[first], first));
-      first = bounds.top() & 0xffffffffu;
-    }
-    bounds.pop();
-    c.pick(step, first, c.gain[first]);
-    const float* row = c.row(first);
-    for (int64_t i = 0; i < n; ++i) covered[i] = row[i] > covered[i] ? row[i] : covered[i];
-  }
+  Buffer<float> covered(p.tokens);
+  for (int64_t i = 0; i < p.tokens; ++i) covered[i] = c.free[i] ? 0.f : kInfinity;  // what is not there needs no cover
+  pick_by_coverage({c.cosine, p.tokens, p.tokens, p.tokens, p.count, p.saliency, p.order, p.gains}, c.free, covered);
 }
 
 void by_determinant(Candidates& c) {

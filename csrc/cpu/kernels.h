@@ -14,8 +14,10 @@ enum class Fault {
   kNone,
   kNegativeRatio,
   kTooFewTokens,
+  kTooFewToCover,
   kSaliency,
   kFeatureNotFinite,
+  kCoverNotFinite,
   kCorrelationNotFinite,
   kScoreNotFinite,
   kKeyNotFinite,
@@ -33,6 +35,7 @@ Fault filter_image(const FilterParams& p);
 Fault correlate_image(const CorrelateParams& p);
 Fault match_image(const MatchParams& p);
 Fault greedy_select_image(const GreedySelectParams& p);
+Fault greedy_cover_image(const GreedyCoverParams& p);
 void token_attention_image(const TokenAttentionParams& p);
 Fault correlate_tokens_image(const CorrelateTokensParams& p);
 Fault to_sequence_image(const ToSequenceParams& p);

@@ -3,21 +3,18 @@
 // First the cosines of all pairs, half of them: a block owns 64 x 64, on tensor cores for halves, and writes them both
 // ways. It adds up the squares of its rows on the way, so features are never normalized in memory. Then one block an
 // image picks: for each pick it reads a row of cosines, updates what it knows of every token, and finds the largest
-// gain. Coverage would read all rows for every pick; but a gain only falls while more is covered, also as rounded, so
-// an old gain is an upper bound. A warp owns every 16th candidate, and computes its best bound again only if that
-// exceeds the best gain of this pick known so far.
+// gain. Coverage reads some rows more, see coverage.cuh.
 //
 // B N^2 D FLOPs for the cosines: features are read once for every 64 tokens, B N^2 floats are written. Then B T (N + d)
 // numbers with max-min and mmr (d: the latency of two barriers and a read from the second-level cache), B T^2 N FLOPs
 // with log-det. Shared memory of the cosines 74 KB (float), 37 KB (halves).
+#include "cuda/coverage.cuh"
 #include "cuda/tile.cuh"
 #include "cuda/utils.cuh"
 
 namespace ficoco {
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kWarps = kThreads / kWarp;
 constexpr float kTiny = 1e-12f;
 
 template <class T, bool kVector>
@@ -78,23 +75,7 @@ struct Picking {
   float* columns;       // (B, T, N) of the Cholesky factor
 };
 
-struct BestShared {
-  uint32_t key[kWarps];
-  int index[kWarps];
-  bool exact[kWarps];
-};
-
-// The best of the lanes' pairs, in every lane.
-__device__ __forceinline__ void warp_best(uint32_t& key, int& index) {
-#pragma unroll
-  for (int offset = 1; offset < kWarp; offset *= 2) {
-    const uint32_t other_key = __shfl_xor_sync(kAllLanes, key, offset);
-    const int other_index = __shfl_xor_sync(kAllLanes, index, offset);
-    keep_better(key, index, other_key, other_index);
-  }
-}
-
-// One image's tokens. Thread t owns t, t + kThreads, ...
+// One image's tokens. Thread t owns t, t + kPickThreads, ...
 struct Image {
   const GreedySelectParams& p;
   int64_t b;
@@ -120,7 +101,7 @@ struct Image {
 
   template <class F>
   __device__ void each(const F& f) const {
-    for (int j = threadIdx.x; j < n; j += kThreads) f(j);
+    for (int j = threadIdx.x; j < n; j += kPickThreads) f(j);
   }
 
   // The free token with the largest rank(j), the lowest of equal ones, in every thread.
@@ -139,16 +120,16 @@ struct Image {
       shared.index[threadIdx.x / kWarp] = index;
     }
     __syncthreads();
-    key = shared.key[lane % kWarps];
-    index = shared.index[lane % kWarps];
+    key = shared.key[lane % kPickWarps];
+    index = shared.index[lane % kPickWarps];
     warp_best(key, index);
-    assert(index < n && "ficoco::greedy_select: count is larger than the number of real tokens of a row");
+    assert(index < n && "ficoco: count is larger than the number of real tokens of a row");
     return index;
   }
 
   // Called by all threads; the caller has a barrier before anything reads `free` of another thread's token.
   __device__ void pick(int64_t step, int j, float gain) const {
-    if (j % kThreads == static_cast<int>(threadIdx.x)) free[j] = false;
+    if (j % kPickThreads == static_cast<int>(threadIdx.x)) free[j] = false;
     if (threadIdx.x != 0) return;
     p.order[b * p.count + step] = j;
     p.gains[b * p.count + step] = gain;
@@ -161,7 +142,7 @@ __device__ void pick_by_distance(const Image& im, BestShared& shared) {
   const GreedySelectParams& p = im.p;
   if (!kMmr) {  // the first pick has the farthest nearest neighbour: a warp looks for one token's at a time
     const int lane = threadIdx.x % kWarp;
-    for (int j = threadIdx.x / kWarp; j < im.n; j += kWarps) {
+    for (int j = threadIdx.x / kWarp; j < im.n; j += kPickWarps) {
       float nearest = -INFINITY;
       for (int i = lane; i < im.n; i += kWarp) {
         if (i != j && im.free[i]) nearest = fmaxf(nearest, im.row(j)[i]);
@@ -190,65 +171,21 @@ __device__ void pick_by_distance(const Image& im, BestShared& shared) {
 
 __device__ void pick_by_coverage(const Image& im, BestShared& shared) {
   const GreedySelectParams& p = im.p;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   im.each([&](int i) { im.value[i] = im.free[i] ? 0.f : INFINITY; });  // what is not there needs no cover
   __syncthreads();
-  const auto compute = [&](int j, int step) {  // by one warp
-    const float* row = im.row(j);
-    float more = 0.f;
-    for (int i = lane; i < im.n; i += kWarp) {
-      const float x = row[i], covered = im.value[i];
-      more += x > covered ? x - covered : 0.f;
-    }
-    more = warp_sum(more);
-    if (lane == 0) {
-      im.bound[j] = im.saliency(j) * more;
-      im.computed[j] = step;
-    }
-    __syncwarp();
-  };
-  for (int j = warp; j < im.n; j += kWarps) {
-    if (im.free[j]) compute(j, 0);
-  }
-  for (int step = 0; step < static_cast<int>(p.count); ++step) {
-    int picked;
-    while (true) {
-      uint32_t key = 0;
-      int index = INT_MAX;
-      for (int j = warp + kWarps * lane; j < im.n; j += kWarps * kWarp) {
-        if (im.free[j]) keep_better(key, index, ordered(im.bound[j]), j);
-      }
-      warp_best(key, index);
-      if (lane == 0) {
-        shared.key[warp] = key;
-        shared.index[warp] = index;
-        shared.exact[warp] = index < im.n && im.computed[index] == step;
-      }
-      __syncthreads();
-      const bool exact = shared.exact[lane % kWarps];
-      uint32_t top = shared.key[lane % kWarps], known = exact ? top : 0;
-      int top_index = shared.index[lane % kWarps], known_index = exact ? top_index : INT_MAX;
-      warp_best(top, top_index);
-      warp_best(known, known_index);
-      picked = top_index;
-      const bool mine = shared.exact[warp];
-      __syncthreads();  // all threads have read `shared`
-      assert(picked < im.n && "ficoco::greedy_select: count is larger than the number of real tokens of a row");
-      if (top_index == known_index) break;
-      if (!mine && (key > known || (key == known && index < known_index))) compute(index, step);
-    }
-    const float* row = im.row(picked);
-    if (picked % kWarps == warp) {
-      if (lane == 0) im.free[picked] = false;
-      __syncwarp();
-    }
-    if (threadIdx.x == 0) {
-      p.order[im.b * p.count + step] = picked;
-      p.gains[im.b * p.count + step] = im.bound[picked];
-    }
-    im.each([&](int i) { im.value[i] = fmaxf(im.value[i], row[i]); });
-    __syncthreads();
-  }
+  pick_by_coverage({.candidates = im.n,
+                    .things = im.n,
+                    .rows = im.cosine,
+                    .stride = im.n,
+                    .saliency = p.saliency ? p.saliency + im.b * im.n : nullptr,
+                    .covered = im.value,
+                    .bound = im.bound,
+                    .computed = im.computed,
+                    .free = im.free,
+                    .count = p.count,
+                    .order = p.order + im.b * p.count,
+                    .gains = p.gains + im.b * p.count},
+                   shared);
 }
 
 __device__ void pick_by_determinant(const Image& im, BestShared& shared) {
@@ -286,7 +223,7 @@ __device__ void pick_by_determinant(const Image& im, BestShared& shared) {
 }
 
 template <Objective kObjective>
-__global__ void __launch_bounds__(kThreads, 1) pick_kernel(GreedySelectParams p, Picking w) {
+__global__ void __launch_bounds__(kPickThreads, 1) pick_kernel(GreedySelectParams p, Picking w) {
   __shared__ BestShared shared;
   const Image im(p, w);
   im.each([&](int j) {
@@ -332,10 +269,10 @@ cudaError_t launch_cosines(const GreedySelectParams& p, float* cosine, cudaStrea
 cudaError_t launch_picks(const GreedySelectParams& p, const Picking& w, cudaStream_t stream) {
   const unsigned blocks = static_cast<unsigned>(p.batch);
   switch (p.objective) {
-    case Objective::kMaxMin: pick_kernel<Objective::kMaxMin><<<blocks, kThreads, 0, stream>>>(p, w); break;
-    case Objective::kCoverage: pick_kernel<Objective::kCoverage><<<blocks, kThreads, 0, stream>>>(p, w); break;
-    case Objective::kLogDet: pick_kernel<Objective::kLogDet><<<blocks, kThreads, 0, stream>>>(p, w); break;
-    case Objective::kMmr: pick_kernel<Objective::kMmr><<<blocks, kThreads, 0, stream>>>(p, w); break;
+    case Objective::kMaxMin: pick_kernel<Objective::kMaxMin><<<blocks, kPickThreads, 0, stream>>>(p, w); break;
+    case Objective::kCoverage: pick_kernel<Objective::kCoverage><<<blocks, kPickThreads, 0, stream>>>(p, w); break;
+    case Objective::kLogDet: pick_kernel<Objective::kLogDet><<<blocks, kPickThreads, 0, stream>>>(p, w); break;
+    case Objective::kMmr: pick_kernel<Objective::kMmr><<<blocks, kPickThreads, 0, stream>>>(p, w); break;
   }
   return launched();
 }

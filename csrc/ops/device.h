@@ -13,6 +13,7 @@ struct CorrelateCall;
 struct CorrelateTokensCall;
 struct MatchCall;
 struct GreedySelectCall;
+struct GreedyCoverCall;
 struct CompressCall;
 struct TokenAttentionCall;
 struct ToSequenceCall;
@@ -31,6 +32,7 @@ class Device {
   virtual void run(const CorrelateTokensCall& call) const = 0;
   virtual void run(const MatchCall& call) const = 0;
   virtual void run(const GreedySelectCall& call) const = 0;
+  virtual void run(const GreedyCoverCall& call) const = 0;
   virtual void run(const CompressCall& call) const = 0;
   virtual void run(const TokenAttentionCall& call) const = 0;
   virtual void run(const ToSequenceCall& call) const = 0;

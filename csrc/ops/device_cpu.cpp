@@ -14,6 +14,7 @@
 #include "ops/correlate.h"
 #include "ops/correlate_tokens.h"
 #include "ops/filter.h"
+#include "ops/greedy_cover.h"
 #include "ops/greedy_select.h"
 #include "ops/match.h"
 #include "ops/reduce.h"
@@ -40,6 +41,10 @@ void raise(Fault fault) {
                "check the layer they come from");
   FICOCO_VALUE(fault != Fault::kSaliency, "greedy_select", "saliency", "finite and at least 0", "others",
                "shift it, or take its exponential");
+  FICOCO_VALUE(fault != Fault::kCoverNotFinite, "greedy_cover", "cover", "finite", "NaN or infinity among it",
+               "check what it is made of");
+  FICOCO_VALUE(fault != Fault::kTooFewToCover, "greedy_cover", "count", "at most the real tokens of every row", "more",
+               "lower it");
   FICOCO_VALUE(fault != Fault::kTooFewTokens, "greedy_select", "count", "at most the real tokens of every row", "more",
                "lower it");
   FICOCO_VALUE(fault != Fault::kNegativeRatio, "correlate", "attn", "non-negative for alpha='ratio'",
@@ -113,6 +118,8 @@ class Cpu final : public Device {
   void run(const MatchCall& call) const override { run_images(call.params, match_image); }
 
   void run(const GreedySelectCall& call) const override { run_images(call.params, greedy_select_image); }
+
+  void run(const GreedyCoverCall& call) const override { run_images(call.params, greedy_cover_image); }
 
   void run(const CompressCall& call) const override {
     check::in_range("compress", "sources", call.sources, call.params.count);

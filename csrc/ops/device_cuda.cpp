@@ -14,6 +14,7 @@
 #include "ops/correlate.h"
 #include "ops/correlate_tokens.h"
 #include "ops/filter.h"
+#include "ops/greedy_cover.h"
 #include "ops/greedy_select.h"
 #include "ops/match.h"
 #include "ops/reduce.h"
@@ -207,6 +208,11 @@ class Cuda final : public Device {
     check_patches("greedy_select", "features", call.params.tokens, call.params.tokens);
     check_grid("greedy_select", "features", 1, call.params.tokens, call.params.width);
     launch_images("greedy_select", call.order, call.params, launch_greedy_select);
+  }
+
+  void run(const GreedyCoverCall& call) const override {
+    check_patches("greedy_cover", "cover", call.params.tokens, call.params.tokens);
+    launch_images("greedy_cover", call.order, call.params, launch_greedy_cover);
   }
 
   void run(const CompressCall& call) const override {

@@ -12,6 +12,7 @@
 #include "ops/correlate.h"
 #include "ops/correlate_tokens.h"
 #include "ops/filter.h"
+#include "ops/greedy_cover.h"
 #include "ops/greedy_select.h"
 #include "ops/match.h"
 #include "ops/reduce.h"
@@ -34,6 +35,7 @@ static void register_operators(torch::Library& m) {
   m.impl("correlate.tokens", &correlate_tokens);
   m.impl("match", &match);
   m.impl("greedy_select", &greedy_select);
+  m.impl("greedy_cover", &greedy_cover);
   m.impl("compress", &compress);
   m.impl("token_attention", &token_attention);
   m.impl("to_sequence", &to_sequence);

@@ -205,6 +205,15 @@ def _greedy_select(make: Maker, group: str) -> Iterator[Probe]:
     yield make.probe(group, ", masked", features, min(count, max(c.n - 3, 1)), "coverage", None, mask, 0.5)
 
 
+def _greedy_cover(make: Maker, group: str) -> Iterator[Probe]:
+    """Few picks, of a picture's tokens and some words."""
+    c = make.case
+    cover, left = make.uniform(c.b, c.n, c.n + 5), max(c.n - 3, 1)
+    yield make.probe(group, "", cover, min(6, c.n), None)
+    mask = torch.arange(c.n, device=make.device).repeat(c.b, 1) < left
+    yield make.probe(group, ", masked", cover, min(6, left), mask)
+
+
 def _reduce(make: Maker, group: str) -> Iterator[Probe]:
     """The composition of the four stages, as FiCoCo-V sets them in both readings, and by keys."""
     c, k = make.case, min(2, make.case.n - make.case.r - int(make.case.class_token))
@@ -318,6 +327,7 @@ OPERATORS: dict[str, Callable[[Maker, str], Iterator[Probe]]] = {
     "compress": _compress,
     "match": _match,
     "greedy_select": _greedy_select,
+    "greedy_cover": _greedy_cover,
     "reduce": _reduce,
     "reduce.map": _reduce,
     **DECODER_OPERATORS,

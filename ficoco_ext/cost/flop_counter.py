@@ -81,6 +81,12 @@ def greedy_select(features: Shape, count: int, objective: str, *rest: Any) -> in
     return _counted(costs.greedy_select(objective), b=b, n=n, h=d, m=count)
 
 
+def greedy_cover(cover: Shape, count: int, *rest: Any) -> int:
+    """2 B N R: every gain once."""
+    b, n, things = cover
+    return _counted(costs.GREEDY_COVER, b=b, n=n, w=things)
+
+
 def compress(tokens: Shape, sources: Shape, kept: Shape, targets: Shape, *rest: Any) -> int:
     """2 B r k C: every source goes into its k targets."""
     b, r, k = targets
@@ -133,6 +139,7 @@ FORMULAS: dict[str, dict[str, Callable[..., int]]] = {
     "correlate": {"default": correlate, "map": nothing, "key": correlate_key, "tokens": correlate_tokens},
     "match": {"default": match},
     "greedy_select": {"default": greedy_select},
+    "greedy_cover": {"default": greedy_cover},
     "compress": {"default": compress},
     "reduce": {"default": reduce, "map": reduce_map},
     "token_attention": {"default": token_attention},

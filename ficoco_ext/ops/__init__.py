@@ -12,6 +12,7 @@ from ._compress import compress
 from ._correlate import correlate, correlate_key
 from ._correlate_tokens import correlate_tokens
 from ._filter import filter
+from ._greedy_cover import greedy_cover
 from ._greedy_select import Picked, greedy_select
 from ._match import Matched, match
 from ._reduce import Reduced, reduce
@@ -35,6 +36,7 @@ __all__ = [
     "correlate_key",
     "correlate_tokens",
     "filter",
+    "greedy_cover",
     "greedy_select",
     "match",
     "reduce",

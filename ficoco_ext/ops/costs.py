@@ -28,6 +28,7 @@ SYMBOLS = {
     "j": "weighted sums over these",
     "e": "tokens by way of which sources and candidates correlate: the text after the visual tokens",
     "z": "tokens at even positions that may be paired",
+    "w": "things to cover: words of the prompt and tokens",
 }
 
 
@@ -86,13 +87,15 @@ _CORRELATE_TOKENS = {
     "probs": Operation("correlate", "2*b*(a*d*(r+e)*l+r*e*m)", loads="b*((r+e)*a+l*k)*d", stores="2*b*r*g"),
 }
 _COSINES = {"loads": "b*n*h+b*n*n", "stores": "b*n*n"}
-# Half of all cosines. Coverage computes every gain once; the few that it computes again are not counted.
+# Half of all cosines. Coverage, here and of given things, computes every gain once; the few that it computes again are
+# not counted.
 _GREEDY_SELECT = {
     "max-min": Operation("greedy_select", "b*n*(n*h+2*m)", **_COSINES),
     "coverage": Operation("greedy_select", "b*n*(n*h+2*n)", **_COSINES),
     "log-det": Operation("greedy_select", "b*n*(n*h+m*m)", **_COSINES),
     "mmr": Operation("greedy_select", "b*n*(n*h+2*m)", **_COSINES),
 }
+GREEDY_COVER = Operation("greedy_cover", "2*b*n*w", loads="b*n*w", stores="2*b*m")
 MATCH = Operation("match", "2*b*z*o*d", loads="b*n*a*d", stores="2*b*r")
 COMPRESS = Operation("compress", "2*b*r*g*h", loads="b*l*h", stores="b*(l-r)*h")
 

@@ -15,6 +15,7 @@ from ._correlate import specification_map as correlate_map
 from ._correlate_tokens import specification as correlate_tokens
 from ._filter import local_penalty
 from ._filter import specification as filter
+from ._greedy_cover import specification as greedy_cover
 from ._greedy_select import specification as greedy_select
 from ._match import specification as match
 from ._to_sequence import specification as to_sequence
@@ -33,6 +34,7 @@ __all__ = [
     "correlate_map",
     "correlate_tokens",
     "filter",
+    "greedy_cover",
     "greedy_select",
     "local_penalty",
     "match",

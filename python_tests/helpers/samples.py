@@ -49,6 +49,8 @@ def samples(b=2, n=20, dtype=torch.float32):
     yield "greedy_select", (tokens, 7, "coverage", torch.rand(b, n) + 0.5, torch.arange(n).repeat(b, 1) > 3, 0.5)
     yield "greedy_select", (tokens, 6, "log-det", torch.rand(b, n) + 0.5, None, 0.5)
     yield "greedy_select", (tokens, 6, "mmr", torch.rand(b, n) + 0.5, None, 0.3)
+    yield "greedy_cover", (torch.rand(b, n, n + 3).to(dtype), 5, None)
+    yield "greedy_cover", (torch.randn(b, n, 7).to(dtype), 6, torch.arange(n).repeat(b, 1) > 3)
     yield "match", (key, 6, True, False)
     yield "match", (key, 4, True, True)
     yield "match", (attn.mean(1)[:, None, :, :7], 0, False, False)

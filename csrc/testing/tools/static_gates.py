@@ -38,6 +38,7 @@ BUDGET = {
     "compress_kernel": 128,
     "cosine_kernel": 64,
     "cosines_kernel": 128,
+    "cover_kernel": 80,
     "filter_kernel": 64,
     "finish_filter_kernel": 64,
     "finish_kernel": 112,
