@@ -106,6 +106,14 @@ inline ToSequenceParams image(ToSequenceParams p, int64_t b, int64_t count = 1) 
   return p;
 }
 
+inline CosinesParams image(CosinesParams p, int64_t b, int64_t count = 1) {
+  p.features = image(p.features, b);
+  p.things = image(p.things, b);
+  p.cosines = image(p.cosines, b, p.tokens * p.thing_count);
+  p.batch = count;
+  return p;
+}
+
 inline GreedySelectParams image(GreedySelectParams p, int64_t b, int64_t count = 1) {
   p.features = image(p.features, b);
   p.saliency = image(p.saliency, b, p.tokens);

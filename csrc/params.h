@@ -134,6 +134,14 @@ struct MatchParams {
   float* weights;     // (B, r)
 };
 
+// Cosines of the features of tokens with other vectors.
+struct CosinesParams {
+  Rows features;  // (B, N, D)
+  Rows things;    // (B, R, D)
+  int64_t batch, tokens, thing_count, width;
+  float* cosines;  // (B, N, R)
+};
+
 // Tokens that are picked one by one, each for what it adds to those before.
 struct GreedySelectParams {
   Rows features;          // (B, N, D)

@@ -99,6 +99,7 @@ GROUPS = (
     "correlate.key",
     "compress",
     "match",
+    "cosines",
     "greedy_select",
     "greedy_cover",
     *DECODER_GROUPS,

@@ -34,6 +34,7 @@ void attention_stats_image(const AttentionStatsMapParams& p);
 Fault filter_image(const FilterParams& p);
 Fault correlate_image(const CorrelateParams& p);
 Fault match_image(const MatchParams& p);
+void cosines_image(const CosinesParams& p);
 Fault greedy_select_image(const GreedySelectParams& p);
 Fault greedy_cover_image(const GreedyCoverParams& p);
 void token_attention_image(const TokenAttentionParams& p);

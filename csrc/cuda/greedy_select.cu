@@ -1,69 +1,18 @@
 // Tokens picked one by one, each the one with the largest gain; the objectives differ in the gain.
 //
-// First the cosines of all pairs, half of them: a block owns 64 x 64, on tensor cores for halves, and writes them both
-// ways. It adds up the squares of its rows on the way, so features are never normalized in memory. Then one block an
-// image picks: for each pick it reads a row of cosines, updates what it knows of every token, and finds the largest
-// gain. Coverage reads some rows more, see coverage.cuh.
+// First the cosines of all pairs, half of them (cosines.cuh). Then one block an image picks: for each pick it reads a
+// row of cosines, updates what it knows of every token, and finds the largest gain. Coverage reads some rows more, see
+// coverage.cuh.
 //
 // B N^2 D FLOPs for the cosines: features are read once for every 64 tokens, B N^2 floats are written. Then B T (N + d)
 // numbers with max-min and mmr (d: the latency of two barriers and a read from the second-level cache), B T^2 N FLOPs
 // with log-det. Shared memory of the cosines 74 KB (float), 37 KB (halves).
+#include "cuda/cosines.cuh"
 #include "cuda/coverage.cuh"
-#include "cuda/tile.cuh"
 #include "cuda/utils.cuh"
 
 namespace ficoco {
 namespace {
-
-constexpr float kTiny = 1e-12f;
-
-template <class T, bool kVector>
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
-    cosines_kernel(GreedySelectParams p, View<T> features, float* cosine) {
-  extern __shared__ __align__(128) unsigned char storage[];
-  auto& shared = *reinterpret_cast<TileShared<T, kStages>*>(storage);
-  __shared__ float inverse[2][kTile];
-  using Sums = TileSums<T>;
-  if (blockIdx.x < blockIdx.y) return;  // the other half
-  const int64_t i0 = static_cast<int64_t>(blockIdx.y) * kTile, j0 = static_cast<int64_t>(blockIdx.x) * kTile;
-  const int64_t b = blockIdx.z, n = p.tokens;
-  const int rows = static_cast<int>(min(static_cast<int64_t>(kTile), n - i0));
-  const int columns = static_cast<int>(min(static_cast<int64_t>(kTile), n - j0));
-  const int side = threadIdx.x / (2 * kTile), own = threadIdx.x / 2 % kTile, half = threadIdx.x % 2;  // two a row
-  Sums sums;
-  float squares = 0.f;
-  const auto load = [&](int, int chunk, TileStep<T>& to) {
-    const int64_t c = static_cast<int64_t>(chunk) * kTile;
-    to.a.template load<kVector>([&](int i) { return features.row(b, 0, i0 + i); }, rows, c, p.width);
-    to.b.template load<kVector>([&](int j) { return features.row(b, 0, j0 + j); }, columns, c, p.width);
-  };
-  walk(shared, 1, chunks_of(p.width), load, [&](int, int, const TileStep<T>& from) {
-    sums.add(from.a, from.b);
-    const T* row = (side ? from.b : from.a).x + own * TileRows<T>::kStride + half * kPer<T>;
-#pragma unroll
-    for (int c = 0; c < kTile; c += 2 * kPer<T>) {
-      const Pack<T> pack = *reinterpret_cast<const Pack<T>*>(row + c);
-#pragma unroll
-      for (int e = 0; e < kPer<T>; ++e) squares = fmaf(to_float(pack.x[e]), to_float(pack.x[e]), squares);
-    }
-  });
-  squares += __shfl_xor_sync(kAllLanes, squares, 1);
-  if (half == 0) inverse[side][own] = 1.f / fmaxf(sqrtf(squares), kTiny);
-  __syncthreads();
-  float* out = cosine + b * n * n;
-#pragma unroll
-  for (int i = 0; i < Sums::kRows; ++i) {
-#pragma unroll
-    for (int j = 0; j < Sums::kColumns; ++j) {
-      const int row = Sums::row(i), column = Sums::column(j);
-      if (row >= rows || column >= columns) continue;
-      float value = sums.at(i, j) * inverse[0][row] * inverse[1][column];
-      if (i0 + row == j0 + column && value > kItself) value = 1.f;
-      out[(i0 + row) * n + j0 + column] = value;
-      if (i0 != j0) out[(j0 + column) * n + i0 + row] = value;
-    }
-  }
-}
 
 // What a block knows of its image's tokens while it picks.
 struct Picking {
@@ -255,17 +204,6 @@ Workspace take(const GreedySelectParams& p, Pieces& pieces) {
   return w;
 }
 
-template <class T, bool kVector>
-cudaError_t launch_cosines(const GreedySelectParams& p, float* cosine, cudaStream_t stream) {
-  const unsigned tiles = static_cast<unsigned>(ceil_div(p.tokens, kTile));
-  const auto kernel = cosines_kernel<T, kVector>;
-  constexpr size_t kShared = sizeof(TileShared<T, kStages>);
-  FICOCO_TRY(allow_shared(kernel, kShared));
-  kernel<<<dim3(tiles, tiles, static_cast<unsigned>(p.batch)), kTileThreads, kShared, stream>>>(p, view<T>(p.features),
-                                                                                                cosine);
-  return launched();
-}
-
 cudaError_t launch_picks(const GreedySelectParams& p, const Picking& w, cudaStream_t stream) {
   const unsigned blocks = static_cast<unsigned>(p.batch);
   switch (p.objective) {
@@ -290,9 +228,14 @@ cudaError_t launch_greedy_select(const GreedySelectParams& p, void* workspace, c
   if (p.tokens > kMaxPatches) return cudaErrorInvalidValue;
   Pieces pieces(workspace);
   const Workspace w = take(p, pieces);
-  FICOCO_TRY(with_type(p.features.dtype, vectorised(p.features, p.width), [&](auto type, auto vector) {
-    return launch_cosines<decltype(type), decltype(vector)::value>(p, w.cosine, stream);
-  }));
+  FICOCO_TRY(launch_tiled_cosines<true>({.features = p.features,
+                                         .things = p.features,
+                                         .batch = p.batch,
+                                         .tokens = p.tokens,
+                                         .thing_count = p.tokens,
+                                         .width = p.width,
+                                         .cosines = w.cosine},
+                                        stream));
   return launch_picks(p, w.picking, stream);
 }
 

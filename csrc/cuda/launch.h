@@ -49,6 +49,7 @@ size_t workspace_bytes(const CorrelateTokensParams& p);
 size_t workspace_bytes(const ReduceParams& p);
 size_t workspace_bytes(const ReduceSequenceParams& p);
 inline size_t workspace_bytes(const CompressParams&) { return 0; }
+inline size_t workspace_bytes(const CosinesParams&) { return 0; }
 inline size_t workspace_bytes(const ToSequenceParams&) { return 0; }
 
 cudaError_t launch_attention_stats(const AttentionStatsParams& p, void* workspace, cudaStream_t stream);
@@ -59,6 +60,8 @@ cudaError_t launch_token_attention(const TokenAttentionParams& p, void* workspac
 cudaError_t launch_correlate_tokens(const CorrelateTokensParams& p, void* workspace, cudaStream_t stream);
 // Two kernels up to 1024 tokens, three beyond.
 cudaError_t launch_match(const MatchParams& p, void* workspace, cudaStream_t stream);
+// One kernel.
+cudaError_t launch_cosines(const CosinesParams& p, cudaStream_t stream);
 // Two kernels.
 cudaError_t launch_greedy_select(const GreedySelectParams& p, void* workspace, cudaStream_t stream);
 // One kernel.

@@ -12,6 +12,7 @@ struct FilterCall;
 struct CorrelateCall;
 struct CorrelateTokensCall;
 struct MatchCall;
+struct CosinesCall;
 struct GreedySelectCall;
 struct GreedyCoverCall;
 struct CompressCall;
@@ -31,6 +32,7 @@ class Device {
   virtual void run(const CorrelateCall& call) const = 0;
   virtual void run(const CorrelateTokensCall& call) const = 0;
   virtual void run(const MatchCall& call) const = 0;
+  virtual void run(const CosinesCall& call) const = 0;
   virtual void run(const GreedySelectCall& call) const = 0;
   virtual void run(const GreedyCoverCall& call) const = 0;
   virtual void run(const CompressCall& call) const = 0;

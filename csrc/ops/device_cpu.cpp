@@ -13,6 +13,7 @@
 #include "ops/compress.h"
 #include "ops/correlate.h"
 #include "ops/correlate_tokens.h"
+#include "ops/cosines.h"
 #include "ops/filter.h"
 #include "ops/greedy_cover.h"
 #include "ops/greedy_select.h"
@@ -116,6 +117,8 @@ class Cpu final : public Device {
   }
 
   void run(const MatchCall& call) const override { run_images(call.params, match_image); }
+
+  void run(const CosinesCall& call) const override { run_images(call.params, cosines_image); }
 
   void run(const GreedySelectCall& call) const override { run_images(call.params, greedy_select_image); }
 

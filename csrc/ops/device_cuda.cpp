@@ -13,6 +13,7 @@
 #include "ops/compress.h"
 #include "ops/correlate.h"
 #include "ops/correlate_tokens.h"
+#include "ops/cosines.h"
 #include "ops/filter.h"
 #include "ops/greedy_cover.h"
 #include "ops/greedy_select.h"
@@ -202,6 +203,13 @@ class Cuda final : public Device {
     check_patches("match", "key", call.params.tokens - call.params.first, call.params.tokens);
     check_grid("match", "key", call.params.key.heads, call.params.tokens, call.params.width);
     launch_images("match", call.redundancy, call.params, launch_match);
+  }
+
+  void run(const CosinesCall& call) const override {
+    check_grid("cosines", "features", 1, call.params.tokens, call.params.width);
+    check_grid("cosines", "things", 1, call.params.thing_count, call.params.width);
+    launch_images("cosines", call.out, call.params,
+                  [](const CosinesParams& p, void*, cudaStream_t stream) { return launch_cosines(p, stream); });
   }
 
   void run(const GreedySelectCall& call) const override {

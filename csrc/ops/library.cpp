@@ -11,6 +11,7 @@
 #include "ops/compress.h"
 #include "ops/correlate.h"
 #include "ops/correlate_tokens.h"
+#include "ops/cosines.h"
 #include "ops/filter.h"
 #include "ops/greedy_cover.h"
 #include "ops/greedy_select.h"
@@ -34,6 +35,7 @@ static void register_operators(torch::Library& m) {
   m.impl("correlate.key", &correlate_key);
   m.impl("correlate.tokens", &correlate_tokens);
   m.impl("match", &match);
+  m.impl("cosines", &cosines);
   m.impl("greedy_select", &greedy_select);
   m.impl("greedy_cover", &greedy_cover);
   m.impl("compress", &compress);

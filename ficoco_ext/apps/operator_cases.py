@@ -205,6 +205,13 @@ def _greedy_select(make: Maker, group: str) -> Iterator[Probe]:
     yield make.probe(group, ", masked", features, min(count, max(c.n - 3, 1)), "coverage", None, mask, 0.5)
 
 
+def _cosines(make: Maker, group: str) -> Iterator[Probe]:
+    c = make.case
+    features = make.normal(c.b, c.n, c.c)
+    yield make.probe(group, "", features, make.normal(c.b, c.r + 3, c.c + 1)[..., 1:])
+    yield make.probe(group, ", with themselves", features, features)
+
+
 def _greedy_cover(make: Maker, group: str) -> Iterator[Probe]:
     """Few picks, of a picture's tokens and some words."""
     c = make.case
@@ -326,6 +333,7 @@ OPERATORS: dict[str, Callable[[Maker, str], Iterator[Probe]]] = {
     "correlate.key": _correlate_given,
     "compress": _compress,
     "match": _match,
+    "cosines": _cosines,
     "greedy_select": _greedy_select,
     "greedy_cover": _greedy_cover,
     "reduce": _reduce,

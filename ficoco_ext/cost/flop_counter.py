@@ -75,6 +75,12 @@ def match(key: Shape, r: int, class_token: bool, distill_token: bool) -> int:
     return _counted(costs.MATCH, b=b, d=d, **costs.pairs(n, class_token=class_token, distill_token=distill_token))
 
 
+def cosines(features: Shape, things: Shape) -> int:
+    """2 B N R D."""
+    b, n, d = features
+    return _counted(costs.COSINES, b=b, n=n, c=things[1], h=d)
+
+
 def greedy_select(features: Shape, count: int, objective: str, *rest: Any) -> int:
     """B N^2 D for half of all cosines, and what the picks take; see :func:`ficoco_ext.ops.costs.greedy_select`."""
     b, n, d = features
@@ -84,7 +90,7 @@ def greedy_select(features: Shape, count: int, objective: str, *rest: Any) -> in
 def greedy_cover(cover: Shape, count: int, *rest: Any) -> int:
     """2 B N R: every gain once."""
     b, n, things = cover
-    return _counted(costs.GREEDY_COVER, b=b, n=n, w=things)
+    return _counted(costs.GREEDY_COVER, b=b, n=n, c=things)
 
 
 def compress(tokens: Shape, sources: Shape, kept: Shape, targets: Shape, *rest: Any) -> int:
@@ -138,6 +144,7 @@ FORMULAS: dict[str, dict[str, Callable[..., int]]] = {
     "attention_stats": {"default": attention_stats, "map": nothing},
     "correlate": {"default": correlate, "map": nothing, "key": correlate_key, "tokens": correlate_tokens},
     "match": {"default": match},
+    "cosines": {"default": cosines},
     "greedy_select": {"default": greedy_select},
     "greedy_cover": {"default": greedy_cover},
     "compress": {"default": compress},

@@ -11,6 +11,7 @@ from ._attention_stats import attention_stats
 from ._compress import compress
 from ._correlate import correlate, correlate_key
 from ._correlate_tokens import correlate_tokens
+from ._cosines import cosines
 from ._filter import filter
 from ._greedy_cover import greedy_cover
 from ._greedy_select import Picked, greedy_select
@@ -35,6 +36,7 @@ __all__ = [
     "correlate",
     "correlate_key",
     "correlate_tokens",
+    "cosines",
     "filter",
     "greedy_cover",
     "greedy_select",

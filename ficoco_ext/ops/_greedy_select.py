@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .attention import TINY, accumulate
+from .attention import cosine_map
 from .library import define, fake, operator, result_dtype
+from .values import free_to_read
 
 OBJECTIVES = ("max-min", "coverage", "log-det", "mmr")
 ITSELF = 0.999  # a cosine with oneself above this is 1: rounding would decide between equals
@@ -52,7 +53,7 @@ def _check(
 def _check_values(similarity: Tensor, count: int, saliency: Tensor, valid: Tensor) -> None:
     """What costs nothing to read on the CPU, and would be a synchronization elsewhere."""
     op = "greedy_select"
-    if similarity.device.type != "cpu":
+    if not free_to_read(similarity):
         return
     pairs = valid[:, :, None] & valid[:, None, :]
     if not similarity[pairs].isfinite().all():
@@ -82,8 +83,7 @@ def specification(
     """
     _check(features, count, objective, saliency, mask, trade)
     b, n, _ = features.shape
-    unit = torch.nn.functional.normalize(accumulate(features), dim=-1, eps=TINY)
-    similarity = unit @ unit.mT
+    similarity = cosine_map(features, features)
     itself = similarity.diagonal(dim1=1, dim2=2)
     itself.copy_(torch.where(itself > ITSELF, 1.0, itself))
     weight = similarity.new_ones(b, n) if saliency is None else saliency.to(similarity.dtype)

@@ -7,6 +7,7 @@ token 0.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -69,6 +70,14 @@ def attention_rows(query: Tensor, key: Tensor, scale: float, probs: bool, index:
         logits = q @ accumulate(key[:, head * key.shape[1] // h]).mT * scale
         out += logits.softmax(-1) if probs else logits
     return out / h
+
+
+def cosine_map(one: Tensor, other: Tensor) -> Tensor:
+    """(B, N, R) cosines of vectors (B, N, D) and (B, R, D), which autocast does not make coarser."""
+    units = [torch.nn.functional.normalize(accumulate(x), dim=-1, eps=TINY) for x in (one, other)]
+    kind = one.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        return units[0] @ units[1].mT
 
 
 def key_metric(key: Tensor) -> Tensor:

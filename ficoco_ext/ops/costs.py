@@ -28,7 +28,8 @@ SYMBOLS = {
     "j": "weighted sums over these",
     "e": "tokens by way of which sources and candidates correlate: the text after the visual tokens",
     "z": "tokens at even positions that may be paired",
-    "w": "things to cover: words of the prompt and tokens",
+    "w": "words of the prompt that the choice reads",
+    "c": "what tokens are to cover: words of the prompt and tokens",
 }
 
 
@@ -95,7 +96,10 @@ _GREEDY_SELECT = {
     "log-det": Operation("greedy_select", "b*n*(n*h+m*m)", **_COSINES),
     "mmr": Operation("greedy_select", "b*n*(n*h+2*m)", **_COSINES),
 }
-GREEDY_COVER = Operation("greedy_cover", "2*b*n*w", loads="b*n*w", stores="2*b*m")
+GREEDY_COVER = Operation("greedy_cover", "2*b*n*c", loads="b*n*c", stores="2*b*m")
+# Of features with the mean of the words.
+LIKENESS = Operation("likeness", "2*b*h*(n+w)", loads="b*h*(n+w)", stores="b*n")
+COSINES = Operation("cosines", "2*b*n*c*h", loads="b*(n+c)*h", stores="b*n*c")
 MATCH = Operation("match", "2*b*z*o*d", loads="b*n*a*d", stores="2*b*r")
 COMPRESS = Operation("compress", "2*b*r*g*h", loads="b*l*h", stores="b*(l-r)*h")
 

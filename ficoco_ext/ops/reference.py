@@ -13,6 +13,7 @@ from ._correlate import specification as correlate
 from ._correlate import specification_key as correlate_key
 from ._correlate import specification_map as correlate_map
 from ._correlate_tokens import specification as correlate_tokens
+from ._cosines import specification as cosines
 from ._filter import local_penalty
 from ._filter import specification as filter
 from ._greedy_cover import specification as greedy_cover
@@ -33,6 +34,7 @@ __all__ = [
     "correlate_key",
     "correlate_map",
     "correlate_tokens",
+    "cosines",
     "filter",
     "greedy_cover",
     "greedy_select",

@@ -7,12 +7,14 @@ from .class_attention import Fuse, Neighbours, SingleHeadFilter, outlier_count, 
 from .compress import Compress
 from .contextual import CentrePlusMean, ContextualSelect, ToCentres
 from .correlate import Correlate, adaptive_targets
+from .cover import CoverSelect
 from .decoder import DecoderCorrelate, DecoderFilter, LastTokenFilter, Layout
 from .features import SelectStage, VisualCorrelateStage, VisualFeatures
 from .filter import Filter
 from .greedy import GreedyFilter
 from .match import Match
 from .positional import Cells, RandomFilter
+from .relevance import RelevanceSelect
 from .select import GreedySelect, RandomSelect, SaliencySelect, StrideSelect
 from .shape import Priced, Shape
 
@@ -25,6 +27,7 @@ __all__ = [
     "ContextualSelect",
     "Correlate",
     "CorrelateStage",
+    "CoverSelect",
     "DecoderCorrelate",
     "DecoderFilter",
     "Filter",
@@ -40,6 +43,7 @@ __all__ = [
     "Priced",
     "RandomFilter",
     "RandomSelect",
+    "RelevanceSelect",
     "SaliencySelect",
     "SelectStage",
     "Selection",

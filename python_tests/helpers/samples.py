@@ -49,6 +49,7 @@ def samples(b=2, n=20, dtype=torch.float32):
     yield "greedy_select", (tokens, 7, "coverage", torch.rand(b, n) + 0.5, torch.arange(n).repeat(b, 1) > 3, 0.5)
     yield "greedy_select", (tokens, 6, "log-det", torch.rand(b, n) + 0.5, None, 0.5)
     yield "greedy_select", (tokens, 6, "mmr", torch.rand(b, n) + 0.5, None, 0.3)
+    yield "cosines", (tokens, torch.randn(b, 7, 12).to(dtype))
     yield "greedy_cover", (torch.rand(b, n, n + 3).to(dtype), 5, None)
     yield "greedy_cover", (torch.randn(b, n, 7).to(dtype), 6, torch.arange(n).repeat(b, 1) > 3)
     yield "match", (key, 6, True, False)
