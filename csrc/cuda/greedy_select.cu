@@ -1,6 +1,6 @@
 // Tokens picked one by one, each the one with the largest gain; the objectives differ in the gain.
 //
-// First the cosines of all pairs, half of them (cosines.cuh). Then one block an image picks: for each pick it reads a
+// First the cosines of all pairs, half of them (cosines.cu). Then one block an image picks: for each pick it reads a
 // row of cosines, updates what it knows of every token, and finds the largest gain. Coverage reads some rows more, see
 // coverage.cuh.
 //
@@ -228,14 +228,7 @@ cudaError_t launch_greedy_select(const GreedySelectParams& p, void* workspace, c
   if (p.tokens > kMaxPatches) return cudaErrorInvalidValue;
   Pieces pieces(workspace);
   const Workspace w = take(p, pieces);
-  FICOCO_TRY(launch_tiled_cosines<true>({.features = p.features,
-                                         .things = p.features,
-                                         .batch = p.batch,
-                                         .tokens = p.tokens,
-                                         .thing_count = p.tokens,
-                                         .width = p.width,
-                                         .cosines = w.cosine},
-                                        stream));
+  FICOCO_TRY(launch_pair_cosines(p.features, p.batch, p.tokens, p.width, w.cosine, stream));
   return launch_picks(p, w.picking, stream);
 }
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 from mutations import Mutation
 
 FILE = "csrc/cpu/greedy_select.cpp"
+COSINES = "csrc/cpu/pair_cosines.cpp"
 TESTS = "python_tests/ops/test_greedy_select.py"
 
 MUTATIONS = [
     Mutation(
-        FILE,
+        COSINES,
         "if (itself > kItself) itself = 1.f;",
         "",
         (f"{TESTS}::test_equal_vectors_of_any_length_tie",),
         "Rounding of a token's cosine with itself decides between equals.",
     ),
     Mutation(
-        FILE,
+        COSINES,
         "if (panels - 1 - i != i) panel(panels - 1 - i);",
         "if (i > 0) panel(panels - 1 - i);",
         (f"{TESTS}::test_kernels_pick_as_the_specification_does",),
