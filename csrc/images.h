@@ -133,6 +133,15 @@ inline GreedyCoverParams image(GreedyCoverParams p, int64_t b, int64_t count = 1
   return p;
 }
 
+inline BipartiteThinParams image(BipartiteThinParams p, int64_t b, int64_t count = 1) {
+  p.features = image(p.features, b);
+  p.order = image(p.order, b, p.length);
+  p.mask = image(p.mask, b, p.tokens);
+  p.left = image(p.left, b, p.count);
+  p.batch = count;
+  return p;
+}
+
 inline CompressParams image(CompressParams p, int64_t b, int64_t count = 1) {
   p.tokens = image(p.tokens, b);
   p.sources = image(p.sources, b, p.r);

@@ -18,6 +18,8 @@ enum class Objective { kMaxMin, kCoverage, kLogDet, kMmr };
 // least factor of the determinant that is divided by, and the share of the first one below which the rest adds nothing.
 constexpr float kItself = 0.999f;
 constexpr float kSmallestFactor = 1e-10f, kExhausted = 1e-6f;
+// Of bipartite_thin. A cosine above it is 1: rounding would decide which of equal tokens leaves.
+constexpr float kAlike = 0.99999f;
 
 // Cells of a grid of patches: CUDA kernels give the index of a cell 32 bits.
 constexpr int64_t kMaxCells = INT32_MAX;
@@ -161,6 +163,15 @@ struct GreedyCoverParams {
   int64_t batch, tokens, things, count;
   int64_t* order;  // (B, T) in the order of picking
   float* gains;    // (B, T)
+};
+
+// Lists of tokens that are thinned of those that repeat another one.
+struct BipartiteThinParams {
+  Rows features;         // (B, N, D)
+  const int64_t* order;  // (B, L)
+  const bool* mask;      // (B, N), or nullptr
+  int64_t batch, tokens, width, length, count, step;
+  int64_t* left;  // (B, T), as the last round leaves them
 };
 
 struct CompressParams {

@@ -102,6 +102,7 @@ GROUPS = (
     "cosines",
     "greedy_select",
     "greedy_cover",
+    "bipartite_thin",
     *DECODER_GROUPS,
     "methods",
 )

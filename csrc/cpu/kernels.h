@@ -18,6 +18,8 @@ enum class Fault {
   kSaliency,
   kFeatureNotFinite,
   kCoverNotFinite,
+  kListTooShort,
+  kThinnedNotFinite,
   kCorrelationNotFinite,
   kScoreNotFinite,
   kKeyNotFinite,
@@ -37,6 +39,7 @@ Fault match_image(const MatchParams& p);
 void cosines_image(const CosinesParams& p);
 Fault greedy_select_image(const GreedySelectParams& p);
 Fault greedy_cover_image(const GreedyCoverParams& p);
+Fault bipartite_thin_image(const BipartiteThinParams& p);
 void token_attention_image(const TokenAttentionParams& p);
 Fault correlate_tokens_image(const CorrelateTokensParams& p);
 Fault to_sequence_image(const ToSequenceParams& p);

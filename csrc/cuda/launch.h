@@ -44,6 +44,7 @@ size_t workspace_bytes(const CorrelateParams& p);
 size_t workspace_bytes(const MatchParams& p);
 size_t workspace_bytes(const GreedySelectParams& p);
 size_t workspace_bytes(const GreedyCoverParams& p);
+size_t workspace_bytes(const BipartiteThinParams& p);
 size_t workspace_bytes(const TokenAttentionParams& p);
 size_t workspace_bytes(const CorrelateTokensParams& p);
 size_t workspace_bytes(const ReduceParams& p);
@@ -66,6 +67,8 @@ cudaError_t launch_cosines(const CosinesParams& p, cudaStream_t stream);
 cudaError_t launch_greedy_select(const GreedySelectParams& p, void* workspace, cudaStream_t stream);
 // One kernel.
 cudaError_t launch_greedy_cover(const GreedyCoverParams& p, void* workspace, cudaStream_t stream);
+// Two kernels.
+cudaError_t launch_bipartite_thin(const BipartiteThinParams& p, void* workspace, cudaStream_t stream);
 cudaError_t launch_compress(const CompressParams& p, cudaStream_t stream);
 cudaError_t launch_to_sequence(const ToSequenceParams& p, cudaStream_t stream);
 

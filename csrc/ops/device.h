@@ -15,6 +15,7 @@ struct MatchCall;
 struct CosinesCall;
 struct GreedySelectCall;
 struct GreedyCoverCall;
+struct BipartiteThinCall;
 struct CompressCall;
 struct TokenAttentionCall;
 struct ToSequenceCall;
@@ -35,6 +36,7 @@ class Device {
   virtual void run(const CosinesCall& call) const = 0;
   virtual void run(const GreedySelectCall& call) const = 0;
   virtual void run(const GreedyCoverCall& call) const = 0;
+  virtual void run(const BipartiteThinCall& call) const = 0;
   virtual void run(const CompressCall& call) const = 0;
   virtual void run(const TokenAttentionCall& call) const = 0;
   virtual void run(const ToSequenceCall& call) const = 0;

@@ -10,6 +10,7 @@
 #include "cpu/parallel.h"
 #include "images.h"
 #include "ops/attention_stats.h"
+#include "ops/bipartite_thin.h"
 #include "ops/compress.h"
 #include "ops/correlate.h"
 #include "ops/correlate_tokens.h"
@@ -48,6 +49,10 @@ void raise(Fault fault) {
                "lower it");
   FICOCO_VALUE(fault != Fault::kTooFewTokens, "greedy_select", "count", "at most the real tokens of every row", "more",
                "lower it");
+  FICOCO_VALUE(fault != Fault::kThinnedNotFinite, "bipartite_thin", "features", "finite", "NaN or infinity among them",
+               "check the layer they come from");
+  FICOCO_VALUE(fault != Fault::kListTooShort, "bipartite_thin", "count", "at most the real tokens of every list",
+               "more", "lower it");
   FICOCO_VALUE(fault != Fault::kNegativeRatio, "correlate", "attn", "non-negative for alpha='ratio'",
                "a negative correlation", "use softmax");
   FICOCO_VALUE(fault != Fault::kNotAscending, "to_sequence", "visual", "ascending positions in [0, tokens)", "others",
@@ -123,6 +128,11 @@ class Cpu final : public Device {
   void run(const GreedySelectCall& call) const override { run_images(call.params, greedy_select_image); }
 
   void run(const GreedyCoverCall& call) const override { run_images(call.params, greedy_cover_image); }
+
+  void run(const BipartiteThinCall& call) const override {
+    check::in_range("bipartite_thin", "order", call.order, call.params.tokens);
+    run_images(call.params, bipartite_thin_image);
+  }
 
   void run(const CompressCall& call) const override {
     check::in_range("compress", "sources", call.sources, call.params.count);

@@ -10,6 +10,7 @@
 #include "cuda/launch.h"
 #include "images.h"
 #include "ops/attention_stats.h"
+#include "ops/bipartite_thin.h"
 #include "ops/compress.h"
 #include "ops/correlate.h"
 #include "ops/correlate_tokens.h"
@@ -221,6 +222,12 @@ class Cuda final : public Device {
   void run(const GreedyCoverCall& call) const override {
     check_patches("greedy_cover", "cover", call.params.tokens, call.params.tokens);
     launch_images("greedy_cover", call.order, call.params, launch_greedy_cover);
+  }
+
+  void run(const BipartiteThinCall& call) const override {
+    check_patches("bipartite_thin", "features", call.params.tokens, call.params.tokens);
+    check_grid("bipartite_thin", "features", 1, call.params.tokens, call.params.width);
+    launch_images("bipartite_thin", call.left, call.params, launch_bipartite_thin);
   }
 
   void run(const CompressCall& call) const override {

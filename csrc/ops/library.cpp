@@ -8,6 +8,7 @@
 #include <torch/library.h>
 
 #include "ops/attention_stats.h"
+#include "ops/bipartite_thin.h"
 #include "ops/compress.h"
 #include "ops/correlate.h"
 #include "ops/correlate_tokens.h"
@@ -38,6 +39,7 @@ static void register_operators(torch::Library& m) {
   m.impl("cosines", &cosines);
   m.impl("greedy_select", &greedy_select);
   m.impl("greedy_cover", &greedy_cover);
+  m.impl("bipartite_thin", &bipartite_thin);
   m.impl("compress", &compress);
   m.impl("token_attention", &token_attention);
   m.impl("to_sequence", &to_sequence);

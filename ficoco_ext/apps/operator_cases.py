@@ -221,6 +221,16 @@ def _greedy_cover(make: Maker, group: str) -> Iterator[Probe]:
     yield make.probe(group, ", masked", cover, min(6, left), mask)
 
 
+def _bipartite_thin(make: Maker, group: str) -> Iterator[Probe]:
+    """Vectors of +1 and -1, whose cosines any precision has exactly: where rounding differs, other tokens leave."""
+    c = make.case
+    features = make.normal(c.b, c.n, 4 ** (c.c.bit_length() // 2)).sign()  # of a length that is a power of two
+    order = make.uniform(c.b, c.n).argsort(1)
+    mask = torch.arange(c.n, device=make.device).repeat(c.b, 1) < max(c.n - 3, 1)
+    yield make.probe(group, "", features, order[:, 1:], max(c.n // 3, 1), 8, None)
+    yield make.probe(group, ", masked", features, order, max(c.n // 4, 1), 3, mask)
+
+
 def _reduce(make: Maker, group: str) -> Iterator[Probe]:
     """The composition of the four stages, as FiCoCo-V sets them in both readings, and by keys."""
     c, k = make.case, min(2, make.case.n - make.case.r - int(make.case.class_token))
@@ -336,6 +346,7 @@ OPERATORS: dict[str, Callable[[Maker, str], Iterator[Probe]]] = {
     "cosines": _cosines,
     "greedy_select": _greedy_select,
     "greedy_cover": _greedy_cover,
+    "bipartite_thin": _bipartite_thin,
     "reduce": _reduce,
     "reduce.map": _reduce,
     **DECODER_OPERATORS,

@@ -93,6 +93,12 @@ def greedy_cover(cover: Shape, count: int, *rest: Any) -> int:
     return _counted(costs.GREEDY_COVER, b=b, n=n, c=things)
 
 
+def bipartite_thin(features: Shape, *rest: Any) -> int:
+    """B N^2 D for half of all cosines."""
+    b, n, d = features
+    return _counted(costs.BIPARTITE_THIN, b=b, n=n, h=d)
+
+
 def compress(tokens: Shape, sources: Shape, kept: Shape, targets: Shape, *rest: Any) -> int:
     """2 B r k C: every source goes into its k targets."""
     b, r, k = targets
@@ -147,6 +153,7 @@ FORMULAS: dict[str, dict[str, Callable[..., int]]] = {
     "cosines": {"default": cosines},
     "greedy_select": {"default": greedy_select},
     "greedy_cover": {"default": greedy_cover},
+    "bipartite_thin": {"default": bipartite_thin},
     "compress": {"default": compress},
     "reduce": {"default": reduce, "map": reduce_map},
     "token_attention": {"default": token_attention},

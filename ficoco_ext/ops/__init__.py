@@ -8,6 +8,7 @@ Nothing here knows of stages, methods or models.
 """
 
 from ._attention_stats import attention_stats
+from ._bipartite_thin import bipartite_thin
 from ._compress import compress
 from ._correlate import correlate, correlate_key
 from ._correlate_tokens import correlate_tokens
@@ -32,6 +33,7 @@ __all__ = [
     "Reduced",
     "Shortened",
     "attention_stats",
+    "bipartite_thin",
     "compress",
     "correlate",
     "correlate_key",

@@ -77,7 +77,7 @@ def specification(features: Tensor, order: Tensor, count: int, step: int, mask: 
     real = torch.ones_like(order, dtype=torch.bool) if mask is None else mask.gather(1, order)
     held = (~real).to(torch.uint8).sort(dim=1, stable=True).indices  # positions in `order`, the real ones first
     left = real.sum(1, keepdim=True)
-    while length > count:  # of the longest list there can be; others are done before
+    while length > count > 0:  # of the longest list there can be; others are done before
         length = shorter(length, count, step)
         held, left = _round(cosine, held, left, count, step)
         held = held[:, :length]

@@ -26,6 +26,7 @@ SYMBOLS = {
     "u": "visual tokens before the reduction",
     "o": "other tokens whose attention to or from the visual ones is wanted",
     "j": "weighted sums over these",
+    "p": "pivots that the other tokens are compared with",
     "e": "tokens by way of which sources and candidates correlate: the text after the visual tokens",
     "z": "tokens at even positions that may be paired",
     "w": "words of the prompt that the choice reads",
@@ -100,6 +101,9 @@ GREEDY_COVER = Operation("greedy_cover", "2*b*n*c", loads="b*n*c", stores="2*b*m
 # Of features with the mean of the words.
 LIKENESS = Operation("likeness", "2*b*h*(n+w)", loads="b*h*(n+w)", stores="b*n")
 COSINES = Operation("cosines", "2*b*n*c*h", loads="b*(n+c)*h", stores="b*n*c")
+# The rounds compare besides; for 576 tokens that is a two-hundredth of it.
+BIPARTITE_THIN = Operation("bipartite_thin", "b*n*n*h", **_COSINES)
+PIVOT_SELECT = Operation("pivot_select", "2*b*n*h*p", loads="b*n*h", stores="b*m")
 MATCH = Operation("match", "2*b*z*o*d", loads="b*n*a*d", stores="2*b*r")
 COMPRESS = Operation("compress", "2*b*r*g*h", loads="b*l*h", stores="b*(l-r)*h")
 

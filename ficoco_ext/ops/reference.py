@@ -7,6 +7,7 @@ to FiCoCo, arXiv 2411.17686. :func:`attention_map` is the oracle of what query a
 
 from ._attention_stats import specification as attention_stats
 from ._attention_stats import specification_map as attention_stats_map
+from ._bipartite_thin import specification as bipartite_thin
 from ._compress import backward as compress_backward
 from ._compress import specification as compress
 from ._correlate import specification as correlate
@@ -28,6 +29,7 @@ __all__ = [
     "attention_rows",
     "attention_stats",
     "attention_stats_map",
+    "bipartite_thin",
     "compress",
     "compress_backward",
     "correlate",

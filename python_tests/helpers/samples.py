@@ -52,6 +52,8 @@ def samples(b=2, n=20, dtype=torch.float32):
     yield "cosines", (tokens, torch.randn(b, 7, 12).to(dtype))
     yield "greedy_cover", (torch.rand(b, n, n + 3).to(dtype), 5, None)
     yield "greedy_cover", (torch.randn(b, n, 7).to(dtype), 6, torch.arange(n).repeat(b, 1) > 3)
+    yield "bipartite_thin", (tokens, partition(b, n, n - 2, False)[0], 4, 3, None)
+    yield "bipartite_thin", (tokens, torch.arange(n - 1, -1, -1).repeat(b, 1), 7, 8, torch.arange(n).repeat(b, 1) > 3)
     yield "match", (key, 6, True, False)
     yield "match", (key, 4, True, True)
     yield "match", (attn.mean(1)[:, None, :, :7], 0, False, False)
