@@ -89,6 +89,7 @@ def after_projector(
         kv_heads=model.kv_heads,
         head_dim=model.head_dim,
         tower_head_dim=shape.tower.hidden // shape.tower.heads,
+        tower_channels=shape.tower.hidden,
     )
     lines = _lines(rules, method, None, one)
     return lines + [line for line in lines if line.name == costs.COMPRESS.name] * shape.deepstack  # of other levels

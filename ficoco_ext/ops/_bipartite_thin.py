@@ -38,7 +38,7 @@ def _check(features: Tensor, order: Tensor, count: int, step: int, mask: Tensor 
 
 def _check_values(features: Tensor, order: Tensor, count: int, mask: Tensor | None) -> None:
     """What costs nothing to read on the CPU, and would be a synchronization elsewhere."""
-    op, (b, n, _) = "bipartite_thin", features.shape
+    op, n = "bipartite_thin", features.shape[1]
     if features.device.type != "cpu" or not order.numel():
         return
     if not ((order >= 0) & (order < n)).all():
@@ -85,7 +85,7 @@ def specification(features: Tensor, order: Tensor, count: int, step: int, mask: 
 
 
 def _round(cosine: Tensor, held: Tensor, left: Tensor, count: int, step: int) -> tuple[Tensor, Tensor]:
-    """Lists ``held`` (B, L), of which the first ``left`` (B, 1) entries are there, after one round; and how many are."""
+    """Lists ``held`` (B, L) after one round, and how many of their entries are there: the first ``left`` (B, 1)."""
     a, b, at = held[:, 0::2], held[:, 1::2], torch.arange(held.shape[1], device=held.device)
     evens, odds = (left + 1) // 2, left // 2
     width = a.shape[1]

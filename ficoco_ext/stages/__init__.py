@@ -13,13 +13,16 @@ from .features import SelectStage, VisualCorrelateStage, VisualFeatures
 from .filter import Filter
 from .greedy import GreedyFilter
 from .match import Match
+from .pivots import PivotSelect
 from .positional import Cells, RandomFilter
 from .relevance import RelevanceSelect
 from .select import GreedySelect, RandomSelect, SaliencySelect, StrideSelect
 from .shape import Priced, Shape
+from .thin import BipartiteThin
 
 __all__ = [
     "AnchorSelect",
+    "BipartiteThin",
     "Cells",
     "CentrePlusMean",
     "Compress",
@@ -40,6 +43,7 @@ __all__ = [
     "Links",
     "Match",
     "Neighbours",
+    "PivotSelect",
     "Priced",
     "RandomFilter",
     "RandomSelect",

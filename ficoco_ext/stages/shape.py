@@ -24,6 +24,7 @@ class Shape:
             borrows from.
         tower_head_dim: width of a head of the vision tower, for stages after the projector that read its keys; 0: not
             known.
+        tower_channels: width of what the vision tower gives; 0: not known, the same.
 
     Example:
         >>> from ficoco_ext.stages import Filter, Shape
@@ -46,6 +47,7 @@ class Shape:
     targets: int = 0
     neighbours: int = 0
     tower_head_dim: int = 0
+    tower_channels: int = 0
 
     @property
     def kept(self) -> int:

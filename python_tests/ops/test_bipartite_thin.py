@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -26,7 +27,7 @@ def thinned(features, order, count, step):
         scores = [max(float(x[i] @ x[j]) for j in b) for i in a]
         scores = [1.0 if score > 0.99999 else score for score in scores]
         falling = sorted(range(len(a)), key=lambda i: (-scores[i], i))
-        closest = min([closest, *(scores[i] - scores[j] for i, j in zip(falling, falling[1:], strict=False))])
+        closest = min([closest, *(scores[i] - scores[j] for i, j in itertools.pairwise(falling))])
         r = min(step, len(left) - count, len(a))
         left = [a[i] for i in falling[r:]] + b
     return left, closest
