@@ -19,7 +19,8 @@ def dart(*, part: str = "projector", image_pivots: int = 4, text_pivots: int = 4
 
     Args:
         part: ``"projector"``: after it, by what the language model gets for tokens and words.
-        image_pivots: at least 1. text_pivots: words, at least 0.
+        image_pivots: how many pivots are of the picture, at least 1.
+        text_pivots: how many are words, at least 0. A prompt with fewer words has fewer.
 
     Raises:
         ValueError: another part, or numbers of pivots that are no integers or too small.

@@ -142,6 +142,6 @@ def bipartite_thin(features: Tensor, order: Tensor, count: int, *, step: int = 8
         >>> from ficoco_ext.ops import bipartite_thin
         >>> features = torch.tensor([[[1., 0.], [1., .1], [0., 1.], [-1., 0.], [0., 2.]]])
         >>> bipartite_thin(features, torch.tensor([[0, 1, 2, 3, 4]]), 3, step=1)
-        tensor([[4, 3, 1]])
+        tensor([[1, 4, 3]])
     """
     return operator("bipartite_thin", features)(features, order, count, step, mask)

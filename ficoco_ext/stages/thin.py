@@ -45,7 +45,10 @@ class BipartiteThin(SelectStage):
 
     def describe(self) -> str:
         """What leaves."""
-        return f"features of little saliency that repeat others, {self.step} at a time"
+        if self.share == 1:
+            return "features of least saliency"
+        what = "of little saliency that repeat others" if self.share else "that repeat others"
+        return f"features {what}, {self.step} at a time"
 
     def operations(self, shape: Shape) -> list[Priced]:
         """The thinning; none where saliency alone chooses."""

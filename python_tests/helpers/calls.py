@@ -74,6 +74,7 @@ def of_features(tensors, method, count=11):
             "early_saliency": query[:, 0, :, 1].abs(),
             "keys": query[:, 1],
             "tower_features": query[:, 2],
+            "text": features[:, :7],
         }
         visual = VisualFeatures(features, mask.expand(len(features), -1), **readings)
         made = method(visual, count, [plane[:, 0]])

@@ -56,6 +56,7 @@ BUDGET = {
     "score_kernel": 128,
     "select_kernel": 128,
     "sum_kernel": 40,
+    "thin_kernel": 64,
     "to_sequence_kernel": 40,
     "token_dots_kernel": 112,
     "token_pairs_kernel": 128,
