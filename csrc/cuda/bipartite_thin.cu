@@ -13,7 +13,7 @@
 namespace ficoco {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / kWarp;
 
 struct Thinning {
