@@ -44,7 +44,7 @@ QUICK = {  # folder: its files without test_ and .py
     "ops": ("errors", "filter", "spec", "to_sequence", "token_attention"),
     "packaging": ("csrc_includes", "cuda_build", "marks", "mutations", "versions"),
     "property": ("draws",),
-    "reduce": ("errors", "greedy", "notebook", "reduce", "reduction", "schedule", "selects", "stages"),
+    "reduce": ("density", "errors", "greedy", "notebook", "reduce", "reduction", "schedule", "selects", "stages"),
     "viz": ("panels", "trace", "visualize"),
 }
 EXCEPT = {  # what takes a second or more in those files
