@@ -256,6 +256,10 @@ class LanguageMethod(AnyMethod):
         """Side of the windows in which it compares the tokens of a picture's grid; 1 without."""
         return 1
 
+    def mark(self, embeddings: Tensor, layout: Layout) -> Tensor | None:
+        """What it notes of the columns of a prompt; see :meth:`ficoco_ext.stages.FilterStage.mark`."""
+        return None
+
     def remedy(self, need: str) -> str:
         """What to do where ``need`` is not met."""
         return f"use a method that does without: {need}"

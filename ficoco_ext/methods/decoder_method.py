@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,6 +68,11 @@ class DecoderMethod(LanguageMethod):
     def window(self) -> int:
         """What its filter says."""
         return FilterStage.of(self.filter).window
+
+    def mark(self, embeddings: Tensor, layout: Layout) -> Tensor | None:
+        """What its filter notes of the columns of a prompt."""
+        with torch.no_grad():
+            return FilterStage.of(self.filter).mark(embeddings, layout)
 
     def remedy(self, need: str) -> str:
         """What the first of its stages says that has the need."""
@@ -150,9 +156,13 @@ class DecoderMethod(LanguageMethod):
     ) -> Shortened:
         given = isinstance(attn, Tensor)
         with torch.no_grad():  # selection and weights are constants of the gradient
-            seen = _disguised(attn) if isinstance(attn, Tensor) else attn
+            seen = _disguised(attn, FilterStage.of(self.filter).heads) if isinstance(attn, Tensor) else attn
+            marks = self.mark(tokens, layout) if layout.marks is None else layout.marks
+            layout = replace(layout, marks=marks, hidden=tokens)
             selection = self.filter(seen, r, layout, given=given)
-            if self.correlate is None:
+            if selection.links is not None and self.correlate is None:
+                links = selection.links
+            elif self.correlate is None:
                 empty = selection.sources.new_empty(*selection.sources.shape, 0)
                 links = Links(empty, selection.redundancy.new_empty(empty.shape))
             else:
@@ -164,9 +174,15 @@ class DecoderMethod(LanguageMethod):
         return Shortened(*merged, *chosen[:3], *linked[:2], placed.visual)
 
 
-def _disguised(attn: Tensor) -> QueryKey:
-    """A map as the product of itself with the identity, so that the operators on query and key take it as it is."""
-    heads = attn if attn.dim() == 3 else attn.to(ops.result_dtype(attn)).mean(1)
+def _disguised(attn: Tensor, reduce: str) -> QueryKey:
+    """A map as the product of itself with the identity, so that the operators on query and key take it as it is.
+
+    Args:
+        attn: (B, N, N) or (B, H, N, N). reduce: what is taken of the heads, ``"mean"`` or ``"max"``.
+    """
+    heads = attn if attn.dim() == 3 else attn.to(ops.result_dtype(attn))
+    if attn.dim() == 4:
+        heads = heads.amax(1) if reduce == "max" else heads.mean(1)
     b, n, _ = heads.shape
     identity = torch.eye(n, dtype=heads.dtype, device=heads.device)
     return QueryKey(heads.unsqueeze(1), identity.expand(b, 1, n, n), 1.0)

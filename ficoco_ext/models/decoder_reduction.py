@@ -154,15 +154,18 @@ class DecoderReduction:
         call.prefill, call.cache = self.reader.read(module, options), cache
         if call.prefill is None:
             return (), _without_call(options)
+        call.prefill.norm = self.final_norm
         return (), options | {CALL: call}
 
     def continue_cached(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """New tokens after a cache, also where the language model itself is called with it."""
+        """New tokens after a cache, also where the language model itself is called; or the embeddings of a prefill."""
         options = named(type(module).forward, module, args, kwargs) if args else kwargs
         cache = api.cache_of(options, self.cache_name)
         cut_prompt.prompt_on(cache, self.cutting)
-        state = kv_cache.positions_on(cache)
-        if options.get(CALL) is not None or cache is None or state is None:
+        state, call = kv_cache.positions_on(cache), options.get(CALL)
+        if call is not None and call.prefill is not None:
+            call.prefill.read_prompt(options["inputs_embeds"], self.methods)
+        if call is not None or cache is None or state is None:
             return None
         ids = options.get("input_ids")
         given = options["inputs_embeds"] if ids is None else ids
@@ -176,6 +179,11 @@ class DecoderReduction:
         call = _Call()
         call.state, call.cache = state, cache
         return (), options | {CALL: call}
+
+    def final_norm(self, hidden_states: Tensor) -> Tensor:
+        """What the language model makes of hidden states after its last layer, on their device."""
+        normed: Tensor = self.language_model.norm(hidden_states)
+        return normed.to(hidden_states.device)
 
     def after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Store on the cache which positions it holds, now that the prefill has succeeded."""

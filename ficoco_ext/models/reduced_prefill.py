@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +111,12 @@ class ReducedPrefill:
         real: (B, L) bool, False for padding; None: all are real.
         groups: the rows.
         picture: grid of one image, for a local penalty; None: unknown.
+
+    Attributes:
+        norm: the norm that the language model applies after its last layer; None: unknown.
     """
+
+    norm: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
         self, visual: Tensor, real: Tensor | None, groups: list[RowGroup], picture: tuple[int, int] | None = None
@@ -121,6 +127,34 @@ class ReducedPrefill:
         held = HeldPositions(indices, real, False)
         self._stages = [_Stage(held, None, [group.visual for group in groups], [group.left for group in groups])]
         self.records: list[GroupRecord] = []
+        self._marks: dict[LanguageMethod, Tensor] = {}  # (B, L) each
+
+    def read_prompt(self, embeddings: Tensor, methods: Sequence[LanguageMethod]) -> None:
+        """Let the methods note what they want to know of the prompt before the first layer.
+
+        Args:
+            embeddings: (B, L, C) what the first layer gets.
+        """
+        for method in dict.fromkeys(methods):
+            marks = self._noted(method, embeddings.detach())
+            if marks is not None:
+                self._marks[method] = marks
+
+    def _noted(self, method: LanguageMethod, embeddings: Tensor) -> Tensor | None:
+        """(B, L) the notes of one method, zeros in rows of text; None: it takes none."""
+        held, noted = self._stages[0].held.to(embeddings.device), None
+        for group in self.groups:
+            if group.schedule is None:
+                continue
+            real = None if held.real is None else group.of(held.real)
+            layout = Layout.of(group.visual.to(embeddings.device), self.length, real, after=group.after)
+            marks = method.mark(group.of(embeddings), layout)
+            if marks is None or group.rows is None:
+                return marks
+            if noted is None:
+                noted = marks.new_zeros(embeddings.shape[0], *marks.shape[1:])
+            noted = noted.index_copy(0, group.rows.to(marks.device), marks)
+        return noted
 
     @property
     def held(self) -> list[HeldPositions]:
@@ -197,7 +231,11 @@ class ReducedPrefill:
         visual = visual.to(part.indices.device)
         own = QueryKey(group.of(attn.query), group.of(attn.key), attn.scale)
         ids, grid = self._grid(method, part, visual, group)
-        layout = Layout.of(visual, part.indices.shape[1], part.real, after=group.after, ids=ids, grid=grid)
+        marks = self._marks.get(method)
+        if marks is not None:
+            marks = group.of(marks.to(part.indices.device)).gather(1, part.indices)
+        where: dict[str, Any] = {"after": group.after, "ids": ids, "grid": grid, "marks": marks, "norm": self.norm}
+        layout = Layout.of(visual, part.indices.shape[1], part.real, **where)
         reduction, visual = method(part.tokens, own, group.removes(step), layout, size=part.size)
         assert reduction.tokens is not None
         indices = part.indices.gather(1, reduction.kept)

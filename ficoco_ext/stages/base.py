@@ -125,10 +125,12 @@ class FilterStage(Stage):
         inheritor: who inherits each source if choosing it settles that, in words; else empty.
         limit: how much of what enters can leave at once, in words; see :meth:`largest`.
         window: side of the windows in which it compares the tokens of a grid; 1 without.
+        heads: what it takes of the heads of an attention map, ``"mean"`` or ``"max"``.
     """
 
     role = "filter"
     window: int = 1
+    heads: ClassVar[str] = "mean"
 
     @property
     def inheritor(self) -> str:
@@ -143,6 +145,17 @@ class FilterStage(Stage):
     def largest(self, tokens: int, *, class_token: bool) -> int:
         """The most of ``tokens`` tokens that can leave at once."""
         return max(tokens - class_token - 1, 0)
+
+    def mark(self, embeddings: Tensor, layout: Any) -> Tensor | None:
+        """(B, N) what it notes of each column of a prompt before the first layer; None: nothing.
+
+        In the layers that reduce it finds its notes of the columns that are left in the layout's ``marks``. Where there
+        is no prompt, as for :func:`ficoco_ext.reduce`, the tokens that are reduced take the place of the embeddings.
+
+        Args:
+            embeddings: (B, N, C) what the first layer gets. layout: of the prompt.
+        """
+        return None
 
     def count(self, candidates: int) -> int:
         """Targets that it settles for each source when ``candidates`` tokens are kept."""

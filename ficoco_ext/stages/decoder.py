@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,9 @@ class Layout:
         real: (B, tokens) bool, False for padding; None: all are real.
         after: the most columns that any row has after its visual tokens; None: as many as are not visual.
         ids, grid: position of each visual token on the picture's grid (None: all of it, in order), for a local penalty.
+        marks: (B, tokens) what a filter noted of each column before the first layer, see :meth:`FilterStage.mark`.
+        hidden: (B, tokens, C) the hidden states that are reduced.
+        norm: the norm that the language model applies to hidden states after its last layer; None: unknown.
     """
 
     visual: Tensor
@@ -42,6 +46,9 @@ class Layout:
     after: int | None = None
     ids: Tensor | None = None
     grid: tuple[int, int] | None = None
+    marks: Tensor | None = None
+    hidden: Tensor | None = None
+    norm: Callable[[Tensor], Tensor] | None = None
 
     @functools.cached_property
     def _text_after(self) -> sequence.Text:
@@ -72,9 +79,11 @@ class Layout:
         after: int | None = None,
         ids: Tensor | None = None,
         grid: tuple[int, int] | None = None,
+        marks: Tensor | None = None,
+        norm: Callable[[Tensor], Tensor] | None = None,
     ) -> Layout:
         """The layout of ``tokens`` columns with visual ones at ``visual``. Reads no device."""
-        return cls(visual, tokens, real, after, ids, grid)
+        return cls(visual, tokens, real, after, ids, grid, marks, norm=norm)
 
 
 @value

@@ -39,7 +39,7 @@ def density_peaks(
     Raises:
         ValueError: wrong rank, shape or number. TypeError: wrong dtype.
 
-    Cost: 4 B M² D operations, of which no more than 512 rows of distances are held at once. Deterministic. Source:
+    Cost: 6 B M² D operations, of which no more than 512 rows of distances are held at once. Deterministic. Source:
     Du et al. 2016, as SparseVLM (arXiv 2410.04417) and FlashVID (arXiv 2602.08024) take it, without their noise.
 
     Example:
