@@ -7,7 +7,6 @@ they are.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from .shape import Priced, Shape
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where things are in a sequence. What it does not hold is computed when it is asked for, once.
+    """Where things are in a sequence. What it does not hold is computed when it is asked for.
 
     Attributes:
         visual: (B, n) columns of the visual tokens, ascending.
@@ -50,19 +49,20 @@ class Layout:
     hidden: Tensor | None = None
     norm: Callable[[Tensor], Tensor] | None = None
 
-    @functools.cached_property
-    def _text_after(self) -> sequence.Text:
+    @property
+    def text_after(self) -> sequence.Text:
+        """Columns (B, R) among which the text after the visual tokens is, and which of them are it."""
         return sequence.text_after(self.visual, self.tokens, self.real, self.after)
 
     @property
     def text(self) -> Tensor:
         """(B, R) columns among which the text after the visual tokens is."""
-        return self._text_after.columns
+        return self.text_after.columns
 
     @property
     def is_text(self) -> Tensor:
         """(B, R) which of them are that text."""
-        return self._text_after.chosen
+        return self.text_after.chosen
 
     @property
     def last(self) -> Tensor:

@@ -58,10 +58,11 @@ class PivotFilter(FilterStage):
         keep = layout.visual.shape[1] - r
         norms = accumulate(attn.key).abs().sum((1, 3))  # (B, N)
         own = _largest(norms.gather(1, layout.visual), min(self.pivots[0], keep))
-        of_text = norms.gather(1, layout.text).masked_fill(~layout.is_text, -1.0)
+        text, is_text = layout.text_after
+        of_text = norms.gather(1, text).masked_fill(~is_text, -1.0)
         theirs = _largest(of_text, min(self.pivots[1], of_text.shape[1]))
-        columns = torch.cat([layout.visual.gather(1, own), layout.text.gather(1, theirs)], 1)
-        there = torch.cat([torch.ones_like(own, dtype=torch.bool), layout.is_text.gather(1, theirs)], 1)
+        columns = torch.cat([layout.visual.gather(1, own), text.gather(1, theirs)], 1)
+        there = torch.cat([torch.ones_like(own, dtype=torch.bool), is_text.gather(1, theirs)], 1)
         features, pivots = (self._features(layout, rows(layout.hidden, one)) for one in (layout.visual, columns))
         stays = torch.zeros_like(layout.visual, dtype=torch.bool).scatter(1, own, True)
         kept = least_like(pivots @ features.mT, stays, there, keep - own.shape[1]).to(norms.dtype)

@@ -37,8 +37,8 @@ class TextRaters(FilterStage):
 
     def mark(self, embeddings: Tensor, layout: Layout) -> Tensor:
         """(B, N) bool, True for raters."""
-        visual, text = (rows(embeddings, columns) for columns in (layout.visual, layout.text))
-        text, is_text = accumulate(text), layout.is_text
+        columns, is_text = layout.text_after
+        visual, text = rows(embeddings, layout.visual), accumulate(rows(embeddings, columns))
         total = text.new_zeros(is_text.shape)
         for part in visual.split(_VISUAL, 1):
             similar = accumulate(part) @ text.mT
@@ -47,24 +47,21 @@ class TextRaters(FilterStage):
         above = is_text & (share > share.sum(1, keepdim=True) / is_text.sum(1, keepdim=True).clamp(min=1))
         chosen = torch.where(above.any(1, keepdim=True), above, is_text)
         marks = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-        return marks.scatter(1, layout.text, chosen)
+        return marks.scatter(1, columns, chosen)
 
     def __call__(self, attn: QueryKey, r: int, layout: Layout, *, given: bool = False) -> Selection:
         """Select r sources."""
-        assert layout.marks is not None
+        assert layout.marks is not None, "a method asks for the marks first"
+        columns, is_text = layout.text_after
+        rating = layout.marks.gather(1, columns) & is_text
         received = ops.token_attention(
             attn,
             layout.visual,
-            layout.text,
-            self._weights(layout, ops.result_dtype(attn.query)).unsqueeze(1),
+            columns,
+            sequence.shares(rating, "mean", ops.result_dtype(attn.query)).unsqueeze(1),
             probs=not given,
             column=True,
             causal=not given,
             key_mask=layout.real,
         )[:, 0]
         return Selection(*ops.filter(torch.zeros_like(received), received, r, lam=0.0, class_token=False))
-
-    @staticmethod
-    def _weights(layout: Layout, dtype: torch.dtype) -> Tensor:
-        assert layout.marks is not None
-        return sequence.shares(layout.marks.gather(1, layout.text) & layout.is_text, "mean", dtype)

@@ -21,13 +21,13 @@ def self_and_cross(attn: QueryKey, layout: Layout, *, given: bool = False) -> tu
 
     Of each query the head counts that pays the token most. ``given``: the attention is used as it is.
     """
-    visual = layout.visual
-    (b, n), others = visual.shape, torch.cat([visual, layout.text], 1)
+    visual, (text, is_text) = layout.visual, layout.text_after
+    (b, n), others = visual.shape, torch.cat([visual, text], 1)
     weights = torch.zeros(b, 2, others.shape[1], dtype=ops.result_dtype(attn.query), device=visual.device)
     weights[:, 0, :n] = 1 / n
-    weights[:, 1, n:] = layout.is_text
-    among, text = strongest_head(attn, visual, others, weights, given=given, key_mask=layout.real).unbind(1)
-    return among, text
+    weights[:, 1, n:] = is_text
+    among, cross = strongest_head(attn, visual, others, weights, given=given, key_mask=layout.real).unbind(1)
+    return among, cross
 
 
 @value

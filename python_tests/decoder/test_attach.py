@@ -33,6 +33,7 @@ METHODS = {
     "before attention": L | {"before_attention": True},
     "fastv": {"method": "fastv"},
     "pyramiddrop": {"method": "pyramiddrop"},
+    "sparsevlm": {"method": "sparsevlm"},
     "both sides": {"method": "ficoco-vl", "keep_ratio": 0.3},
 }
 INPUTS = batch(ONE, TWO, TEXT)

@@ -36,6 +36,8 @@ METHODS = {
     "before attention": L | {"before_attention": True},
     "fastv": {"method": "fastv"},
     "pyramiddrop": {"method": "pyramiddrop"},
+    "sparsevlm": {"method": "sparsevlm"},
+    "fitprune": {"method": "fitprune", "r": 5},
     "both sides": {"method": "ficoco-vl", "keep_ratio": 0.3},
 }
 

@@ -18,6 +18,8 @@ METHODS = {
     "ficoco-l": {"method": "ficoco-l", "r": 5},
     "logits": {"method": "ficoco-l", "r": 5, "variant": "released"},
     "pyramiddrop": {"method": "pyramiddrop"},
+    "sparsevlm": {"method": "sparsevlm"},
+    "fitprune": {"method": "fitprune", "r": 5},
 }
 
 

@@ -16,6 +16,8 @@ METHODS = {
     "ficoco-l by logits": {"method": "ficoco-l", "variant": "released", "r": 9},
     "fastv": {"method": "fastv"},
     "pyramiddrop": {"method": "pyramiddrop"},
+    "sparsevlm": {"method": "sparsevlm"},
+    "fitprune": {"method": "fitprune", "r": 5},
 }
 MAKE = {
     "LLaVA-NeXT": (tiny_next, next_inputs, (24, 48), (40, 30)),

@@ -31,6 +31,7 @@ METHODS = {
     "layer 0": {"method": "ficoco-l", "r": 12, "layers": (0, 3)},
     "fastv": {"method": "fastv"},
     "pyramiddrop": {"method": "pyramiddrop"},
+    "sparsevlm": {"method": "sparsevlm"},
     "both sides": {"method": "ficoco-vl", "keep_ratio": 0.3},
     "stages": {
         "method": "ficoco-l",

@@ -22,6 +22,7 @@ METHODS = {
     "ficoco-l by logits": {"method": "ficoco-l", "variant": "released", "keep_ratio": 0.3},
     "fastv": {"method": "fastv"},
     "pyramiddrop": {"method": "pyramiddrop"},
+    "sparsevlm": {"method": "sparsevlm"},
 }
 
 

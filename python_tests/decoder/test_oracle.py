@@ -12,6 +12,10 @@ from helpers.models import (
 )
 
 import ficoco_ext
+from ficoco_ext.methods import DecoderMethod
+from ficoco_ext.methods.layers import LayerBefore
+from ficoco_ext.stages import Compress
+from ficoco_ext.stages.decoder_pivots import PivotFilter
 
 pytest.importorskip("transformers")
 
@@ -21,6 +25,7 @@ TWO = [*words(6), *image(), *words(7), *image(), *words(8, 9)]
 LAST = [*words(1, 2, 3), *image()]  # nothing behind the picture
 TEXT = words(11, 12, 13, 14)
 L = {"method": "ficoco-l"}
+DART = DecoderMethod("dart", PivotFilter(), None, Compress(), LayerBefore(2))
 CASES = {
     "one row": ([ONE], L | {"r": 10}),
     "equal rows": ([ONE, ONE], L | {"keep_ratio": 0.25}),
@@ -40,6 +45,14 @@ CASES = {
     "penalty": ([ONE, TWO], L | {"r": 9, "penalty": 3.0}),
     "fastv": ([ONE, TWO, TEXT], {"method": "fastv"}),
     "pyramiddrop": ([ONE, TWO, TEXT], {"method": "pyramiddrop"}),
+    "sparsevlm": ([ONE, TWO, TEXT], {"method": "sparsevlm"}),
+    "sparsevlm, several clusters": ([TWO, ONE], {"method": "sparsevlm", "r": 17, "layers": (1, 2)}),
+    "sparsevlm, nothing behind the picture": ([LAST, ONE], {"method": "sparsevlm", "tokens": 9}),
+    "sparsevlm 2.0": ([ONE, TWO], {"method": "sparsevlm", "version": "2.0", "average_tokens": 64}),
+    "fitprune": ([ONE, TWO, TEXT], {"method": "fitprune", "r": (9, 3, 12, 5)}),
+    "fitprune, nothing behind the picture": ([LAST, ONE], {"method": "fitprune", "r": 8}),
+    "dart": ([ONE, TWO, TEXT], {"method": DART, "tokens": 14}),
+    "dart, nothing behind the picture": ([LAST, ONE], {"method": DART, "tokens": 14}),
     "static counts": ([ONE, ONE], L | {"r": 9, "static_counts": True}),
     "static counts, padding": ([ONE, [*words(1, 2, 3), *ONE]], L | {"r": 9, "static_counts": True}),
     "both sides": ([ONE, TWO], {"method": "ficoco-vl", "keep_ratio": 0.3}),

@@ -32,6 +32,7 @@ METHODS = {
     "ficoco-l": {"method": "ficoco-l", "r": 9},
     "before attention": {"method": "ficoco-l", "r": 9, "before_attention": True},
     "pyramiddrop": {"method": "pyramiddrop"},
+    "sparsevlm": {"method": "sparsevlm"},
 }
 every = pytest.mark.parametrize("method", METHODS)
 
