@@ -21,6 +21,12 @@ SHAPE = Shape(batch=1, tokens=100, visual=60, r=12, channels=32, heads=4, kv_hea
         ("fastv", "none", "dropped"),
         ("tome", "its pair", "mean weighted by size"),
         ("pool", "the first patch of its cell", "mean, a target counting once"),
+        (
+            "sparsevlm",
+            "the centre of its cluster, if it is among the best of those that leave",
+            "the mean of a cluster, others dropped",
+        ),
+        ("fitprune", "none", "dropped"),
         ("evit", "one token for all", "sum weighted by class attention"),
         ("prune-then-merge", "none; then its pair", "dropped; then mean weighted by size"),
     ],
@@ -51,6 +57,8 @@ def test_published_numbers_are_the_defaults():
         "divprune": {"part": "projector", "merge": False},
         "scope": {"alpha": 1.0, "part": "projector", "merge": False, "saliency": "auto"},
         "stride": {"merge": False},
+        "sparsevlm": {"version": "1.5", "average_tokens": 192},
+        "fitprune": {"recipe": None},
     }
     assert {name: describe(name).hyperparameters for name in wanted} == wanted
     both = {"eps": 0.998, "targets": "adaptive", "window": 2}

@@ -48,6 +48,8 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "weigh": (0.5,),
     "seed": (1, 7),
     "layer": (1, 2),
+    "version": ("1.5", "2.0"),
+    "average_tokens": (128, 96, 64),
 }
 
 
