@@ -140,15 +140,20 @@ class ReducedPrefill:
             if marks is not None:
                 self._marks[method] = marks
 
+    def layout(self, group: RowGroup, device: torch.device) -> Layout:
+        """Where a group's visual tokens and text are in the prompt, before any has left."""
+        real = self._stages[0].held.to(device).real
+        return Layout.of(
+            group.visual.to(device), self.length, None if real is None else group.of(real), after=group.after
+        )
+
     def _noted(self, method: LanguageMethod, embeddings: Tensor) -> Tensor | None:
         """(B, L) the notes of one method, zeros in rows of text; None: it takes none."""
-        held, noted = self._stages[0].held.to(embeddings.device), None
+        noted = None
         for group in self.groups:
             if group.schedule is None:
                 continue
-            real = None if held.real is None else group.of(held.real)
-            layout = Layout.of(group.visual.to(embeddings.device), self.length, real, after=group.after)
-            marks = method.mark(group.of(embeddings), layout)
+            marks = method.mark(group.of(embeddings), self.layout(group, embeddings.device))
             if marks is None or group.rows is None:
                 return marks
             if noted is None:
