@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ..io.printable import printable
 from ..version import __version__
-from . import bench, common, cost, data, demo, doctor, env, evaluate, methods, plan, reduce, show
+from . import bench, common, cost, data, demo, doctor, env, evaluate, fit, methods, plan, reduce, show
 
 
 @contextlib.contextmanager
@@ -84,6 +84,7 @@ for _name, _module in {
     "eval": evaluate,
     "cost": cost,
     "plan": plan,
+    "fit": fit,
     "methods": methods,
     "reduce": reduce,
     "data": data,

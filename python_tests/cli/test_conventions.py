@@ -36,6 +36,7 @@ DOCUMENTS = {
     "data": "data --json -o sheet.png",
     "demo": "demo --repeats 1 -o demo.png --json",
     "show": "show scene_4 --methods topk -o show.png --json",
+    "fit": "fit --samples 2 --ratio 0.3 -o recipe.json --json",
     "eval": "eval --methods topk --keep-ratios 0.5 --scenes 1 --per-scene 2 --json",
 }
 
