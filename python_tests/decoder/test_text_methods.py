@@ -45,6 +45,13 @@ def test_the_lowest_scores_leave(name, score, padding, hk):
     assert_equals(found, dropping(tokens, attn, R, VISUAL, real, score))
 
 
+def test_without_text_the_picture_alone_decides():
+    tokens, attn = sequence(seed=3)
+    visual = (N - LENGTH, LENGTH)
+    found = record("fitprune", tokens, attn, visual=visual)
+    assert_equals(found, dropping(tokens, attn, R, visual, None, by_product))
+
+
 @pytest.mark.parametrize("padding", [False, True])
 @pytest.mark.parametrize("keep", [3, 12, 20, 24])
 def test_recycling_by_hand(keep, padding):
