@@ -25,11 +25,14 @@ class Layout(NamedTuple):
         grid: (rows, columns) of the tokens that may leave, line by line; None: they are no whole grid, or unknown.
         line_ends: indices of tokens that are no part of the picture, such as ends of lines: they always stay.
         appended: tokens that the model itself adds after those that the projector gives.
+        frames: of a video: the tokens that may leave are those of so many frames, one frame after the other, equally
+            many each. They are frames as the language model gets them: a tower may have joined pairs before.
     """
 
     grid: tuple[int, int] | None = None
     line_ends: tuple[int, ...] = ()
     appended: int = 0
+    frames: int = 1
 
 
 LayoutRule = Callable[[Any, Mapping[str, Any], Modality, Sequence[int]], list[Layout]]
@@ -60,10 +63,13 @@ def merged_blocks(inner: Any, options: Mapping[str, Any], modality: Modality, co
     if grids is None:
         return unknown(inner, options, modality, counts)
     merge = int(inner.config.vision_config.spatial_merge_size)
-    laid = [(int(t) * (int(h) // merge), int(w) // merge) for t, h, w in grids.tolist()]
+    laid = [(t, (t * (h // merge), w // merge)) for t, h, w in grids.tolist()]
     if len(laid) != len(counts):
         return unknown(inner, options, modality, counts)
-    return [Layout((h, w) if h * w == count else None) for (h, w), count in zip(laid, counts, strict=True)]
+    return [
+        Layout((rows, columns), frames=frames) if rows * columns == count else Layout()
+        for (frames, (rows, columns)), count in zip(laid, counts, strict=True)
+    ]
 
 
 def pixel_shuffled(inner: Any) -> int:
@@ -112,5 +118,6 @@ def pooled_videos(inner: Any, options: Mapping[str, Any], modality: Modality, co
     half = -(-(vision.image_size // vision.patch_size) // 2)
     frames = int(videos.shape[1])
     grid, tokens = (frames * half, half), frames * half * half
-    laid = {tokens: Layout(grid, appended=1), tokens + 1: Layout(grid, line_ends=(tokens,))}
+    outside, inside = Layout(grid, appended=1, frames=frames), Layout(grid, line_ends=(tokens,), frames=frames)
+    laid = {tokens: outside, tokens + 1: inside}
     return [laid.get(count, Layout()) for count in counts]

@@ -357,7 +357,7 @@ class ProjectorReduction:
         }
         if words is not None:
             of_tokens |= {name: one[numbers].to(device) for name, one in zip(("text", "text_mask"), words, strict=True)}
-        visual = VisualFeatures(together.index_select(1, free), grid=layout.grid, **of_tokens)
+        visual = VisualFeatures(together.index_select(1, free), grid=layout.grid, frames=layout.frames, **of_tokens)
         result = self.plan.method(visual, count, [plane.index_select(1, free) for plane in of_planes])
         chosen = free[result.kept]
         if layout.line_ends:

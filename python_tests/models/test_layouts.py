@@ -30,7 +30,7 @@ def inner_of(config=None, **vision):
 
 def test_nothing_is_known():
     assert unknown(None, {}, IMAGES, (3, 4)) == [Layout(), Layout()]
-    assert Layout() == (None, (), 0)
+    assert Layout() == (None, (), 0, 1)
 
 
 @pytest.mark.parametrize(("count", "grid"), [(16, (4, 4)), (1, (1, 1)), (0, (0, 0)), (2, None), (8, None), (15, None)])
@@ -44,7 +44,8 @@ def test_grids_of_merged_blocks():
     inner = inner_of(spatial_merge_size=2)
     pictures = {"image_grid_thw": torch.tensor([[1, 4, 8], [1, 6, 4]]), "video_grid_thw": torch.tensor([[3, 4, 6]])}
     assert merged_blocks(inner, pictures, IMAGES, (8, 6)) == [Layout((2, 4)), Layout((3, 2))]
-    assert merged_blocks(inner, pictures, VIDEOS, (18,)) == [Layout((6, 3))]
+    assert merged_blocks(inner, pictures, VIDEOS, (18,)) == [Layout((6, 3), frames=3)]
+    assert merged_blocks(inner, pictures, VIDEOS, (17,)) == [Layout()]
     assert merged_blocks(inner, pictures, IMAGES, (8, 5)) == [Layout((2, 4)), Layout()]  # 5 is not 3 x 2
     assert merged_blocks(inner, pictures, IMAGES, (8,)) == [Layout()]  # not as many grids as pictures
     assert merged_blocks(inner, {}, IMAGES, (8, 6)) == [Layout(), Layout()]
@@ -64,7 +65,8 @@ def test_blocks_of_a_pixel_shuffle():
 def test_videos_whose_frames_are_halved():
     """Frames of 3 x 3 patches: halves are rounded up, so 2 x 2, and one end of line for all."""
     inner, videos = inner_of(image_size=12, patch_size=4), {"pixel_values_videos": torch.zeros(2, 5, 3, 12, 12)}
-    outside, inside = Layout((10, 2), appended=1), Layout((10, 2), line_ends=(20,))
+    outside = Layout((10, 2), appended=1, frames=5)
+    inside = Layout((10, 2), line_ends=(20,), frames=5)
     assert pooled_videos(inner, videos, VIDEOS, (20, 21, 19)) == [outside, inside, Layout()]
     assert packed_crops(inner, videos, VIDEOS, (21,)) == [inside]
     assert pooled_videos(inner, {}, VIDEOS, (20,)) == [Layout()]
