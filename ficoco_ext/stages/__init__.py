@@ -13,6 +13,7 @@ from .features import SelectStage, VisualCorrelateStage, VisualFeatures
 from .filter import Filter
 from .greedy import GreedyFilter
 from .match import Match
+from .outliers import Outliers
 from .pivots import PivotSelect
 from .positional import Cells, RandomFilter
 from .relevance import RelevanceSelect
@@ -43,6 +44,7 @@ __all__ = [
     "Links",
     "Match",
     "Neighbours",
+    "Outliers",
     "PivotSelect",
     "Priced",
     "RandomFilter",

@@ -84,6 +84,17 @@ def of_features(tensors, method, count=11):
     return Call(call, tensors)
 
 
+def of_video(tensors, method, count=13):
+    """A whole reduction of a video of 7 frames of 7 tokens."""
+
+    def call(features, query, key):
+        made = method(VisualFeatures(features, frames=7), count)
+        values = [getattr(made.reduction, field.name) for field in fields(made.reduction)]
+        return [made.features, *(value for value in values if isinstance(value, torch.Tensor))]
+
+    return Call(call, tensors)
+
+
 def of_layers(tensors, method, counts=(12, 8, 5)):
     """Reductions in a row, one a layer of ``method``; the later ones read the beginning of query and key."""
 
@@ -136,6 +147,7 @@ OTHERS = {  # what no name of the registry is alone: stages with other options, 
     "divprune merged": (of_features, ficoco_ext.get_method("divprune", merge=True)),
     "scope merged": (of_features, ficoco_ext.get_method("scope", merge=True)),
     "random after the projector": (of_features, ficoco_ext.get_method("random", part="projector")),
+    "vidcom2 of a video": (of_video, ficoco_ext.get_method("vidcom2")),
     "topk after the projector": (of_features, ficoco_ext.get_method("topk", part="projector")),
     "staged": (of_layers, ficoco_ext.get_method("prune-then-merge", weigh=0.5)),
 }

@@ -1,0 +1,121 @@
+"""What is unlike the rest of a video stays, and unusual frames keep more (VidCom2, arXiv 2505.14454)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..ops import checks
+from ..ops.attention import TINY, accumulate
+from ..ops.costs import Operation
+from .features import SelectStage, VisualFeatures
+from .frozen import require_number, value
+from .shape import Priced, Shape
+
+WIDTHS = tuple(2.0**power for power in range(-3, 2))  # variances of the Gaussians that are added up
+
+# Mean and variance of all channels; length, two centres and two distances of the d that are compared.
+_COST = Operation("outliers", "b*n*(4*h+11*d)", loads="b*n*h", stores="b*n")
+
+
+@value
+class Outliers(SelectStage):
+    """Keeps in each frame what is least like the video and the frame, and more of frames that are unlike the video.
+
+    Tokens are compared by the channels of lowest variance over the video, of equal ones the first, divided by their
+    length. With c the mean of such vectors and s(x, c) = sum over :data:`WIDTHS` a of exp(-|x - c|^2 / 2a), a token is
+    the more usual the larger s is, with c of the video and with c of the frame added up.
+
+    A frame's claim is n T / N (1 + p - 1/F) of its n tokens, at most n, where T of all N tokens stay and p is the
+    softmax over the F frames of (minus the mean of s with c of the video) / ``temperature``. Each frame gets one token,
+    and each further one goes to the frame with most left of its claim, the lowest of equal ones, until T are dealt:
+    where no claim was cut to n, claims are rounded by largest remainder. With fewer tokens than frames the most unusual
+    frames get one each. Inside a frame the least usual tokens stay, the lowest index of equal ones. A picture is a
+    video of one frame.
+
+    Args:
+        channels: share of the channels that are compared, in (0, 1]; rounded down, at least one.
+        temperature: above 0. The smaller it is, the more goes to the most unusual frame.
+    """
+
+    channels: float = 0.5
+    temperature: float = 0.01
+
+    def __post_init__(self) -> None:
+        require_number("Outliers", "channels", self.channels, math.ulp(0.0), 1)
+        require_number("Outliers", "temperature", self.temperature, math.ulp(0.0), math.inf)
+
+    def describe(self) -> str:
+        """What leaves."""
+        return "features most like their frame and the whole video"
+
+    def operations(self, shape: Shape) -> list[Priced]:
+        """All tokens compared with two centres. No N x N cosines."""
+        return [shape.price(_COST, n=shape.visual, d=self._count(shape.channels))]
+
+    def _count(self, channels: int) -> int:
+        """How many of so many channels are compared."""
+        return max(1, int(self.channels * channels + 1e-9))
+
+    def __call__(self, visual: VisualFeatures, count: int) -> Tensor:
+        """(B, ``count``) indices of the tokens that stay, ascending.
+
+        Raises:
+            ValueError: the tokens are not equally many in each frame.
+        """
+        b, n, _ = visual.features.shape
+        frames = visual.frames
+        if frames < 1 or n % frames:
+            remedy = "pass videos whose frames have equally many tokens, without line ends"
+            checks.fail(self.title, "frames", f"a divisor of the {n} tokens", str(frames), remedy)
+        there = visual.mask
+        if there is None:
+            there = torch.ones(b, n, dtype=torch.bool, device=visual.features.device)
+        there = there.view(b, frames, n // frames)
+        usual, of_frames = self._usual(visual.features.detach(), there)
+        order = self._order(usual, of_frames, there, count)
+        return order.flatten(1).sort(dim=1, stable=True).indices[:, :count].sort(1).values
+
+    def _usual(self, features: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, F, n) how usual each token is, and (B, F) each frame; float64, so that small shares stay apart."""
+        b, frames, each = there.shape
+        real = there.view(b, -1, 1)
+        tokens = accumulate(features).masked_fill(~real, 0)
+        first = tokens.gather(1, real.byte().argmax(1, keepdim=True).expand(-1, -1, tokens.shape[2]))
+        spread = (tokens - first) * real  # 0 where all tokens are equal, without rounding
+        number = real.sum(1, keepdim=True).clamp(min=1)
+        variance = ((spread - spread.sum(1, keepdim=True) / number) * real).square().sum(1)
+        steady = variance.sort(dim=1, stable=True).indices[:, : self._count(tokens.shape[2])].sort(1).values
+        compared = tokens.gather(2, steady.unsqueeze(1).expand(-1, tokens.shape[1], -1))
+        compared = torch.nn.functional.normalize(compared, dim=-1, eps=TINY).view(b, frames, each, -1)
+        sums, numbers = compared.sum(2, keepdim=True), there.sum(2)[:, :, None, None].clamp(min=1)
+        to_video = _alike(compared, sums.sum(1, keepdim=True) / number.unsqueeze(1))
+        to_frame = _alike(compared, sums / numbers)
+        return to_video + to_frame, (to_video * there).sum(2) / numbers[:, :, 0, 0]
+
+    def _order(self, usual: Tensor, of_frames: Tensor, there: Tensor, count: int) -> Tensor:
+        """(B, F, n) float64: tokens with the lowest numbers stay, of equal ones those of the lowest frame."""
+        each = there.sum(2)
+        number, filled = each.sum(1, keepdim=True), each > 0
+        unusual = (-of_frames).masked_fill(~filled, -math.inf)
+        share = (unusual / self.temperature).softmax(1) - 1 / filled.sum(1, keepdim=True)
+        claim = each * (count / number * (1 + share)).clamp(max=1)
+        turn = _rank(usual.masked_fill(~there, math.inf))
+        first = _rank(-unusual).unsqueeze(2) - 4.0 * there[0].numel()  # before all others
+        order = torch.where(turn == 0, first, turn + 1 - claim.unsqueeze(2))
+        return order.masked_fill(~there, math.inf)
+
+
+def _alike(vectors: Tensor, centre: Tensor) -> Tensor:
+    """(B, F, n) float64: Gaussians of the distances of ``vectors`` (B, F, n, K) to ``centre``, added up."""
+    distance = (vectors - centre).square().sum(-1).double()
+    return torch.stack([(distance / (-2 * width)).exp() for width in WIDTHS]).sum(0)
+
+
+def _rank(numbers: Tensor) -> Tensor:
+    """Which of the last dimension each is in ascending order, from 0; of equal ones the first is the lower."""
+    order = numbers.sort(dim=-1, stable=True).indices
+    index = torch.arange(order.shape[-1], device=order.device)
+    return torch.zeros_like(order).scatter(-1, order, index.expand_as(order))

@@ -1,0 +1,95 @@
+"""VidCom2 in every family that takes videos: frames are those of the video, and the answer is that of a hand cut."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.models import one_thread  # noqa: F401
+from helpers.tiny_families import BY_NAME, WITH_VIDEO, shared_model, untouched_model
+from helpers.tiny_oracle import cut, features, kept_of, worst
+from helpers.tiny_processors import Video
+from helpers.tiny_prompts import one_video, pictures_and_videos, prompt, words
+
+import ficoco_ext
+
+pytest.importorskip("transformers")
+
+DETAILS = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False, "max_new_tokens": 3}
+TOGETHER = tuple(family for family in WITH_VIDEO if family.name != "video-llava")  # it encodes frame by frame
+WHOLE = {"llava-onevision": Video(4, 1, 1)}  # in its own unit; others take frames of any size
+every = pytest.mark.parametrize("family", WITH_VIDEO, ids=str)
+
+
+def long_video(family):
+    """One row with a video of four frames."""
+    return prompt(family, [[*words(3), WHOLE.get(family.name, Video(4, 4, 8)), *words(5, 3)]])
+
+
+@pytest.mark.parametrize("tokens", [3, 4, 7, 10])
+@pytest.mark.parametrize("family", TOGETHER, ids=str)
+@torch.no_grad()
+def test_what_is_kept_follows_from_the_frames(family, tokens):
+    """Line ends do not count and stay; the rest is what the function for features picks of a video of four frames."""
+    full = long_video(family)
+    [visual] = full.visuals
+    made = features(untouched_model(family.name), full)["video"].projected
+    free = torch.tensor([index for index in range(len(visual.columns)) if index not in visual.line_ends])
+    wanted = ficoco_ext.select(made[None, free], tokens, method="vidcom2", frames=4)[0]
+    assert len(set((wanted // (len(free) // 4)).tolist())) == min(tokens, 4)
+    model = shared_model(family.name)
+    with ficoco_ext.attach(model, "vidcom2", tokens=tokens) as handle:
+        model(**full.inputs)
+        [kept] = kept_of(full, handle.projections)
+    assert kept.tolist() == sorted([*free[wanted].tolist(), *visual.line_ends])
+
+
+@torch.no_grad()
+def test_each_frame_of_video_llava_is_a_picture():
+    """Its encoder returns frames, and nothing says which are one video."""
+    family, full = BY_NAME["video-llava"], one_video(BY_NAME["video-llava"])
+    made = features(untouched_model(family.name), full)["video"].projected.view(3, 17, -1)
+    model = shared_model(family.name)
+    with ficoco_ext.attach(model, "vidcom2", tokens=5) as handle:
+        model(**full.inputs)
+        kept = torch.stack([one.kept for one in handle.projections])
+    assert torch.equal(kept, ficoco_ext.select(made, 5, method="vidcom2"))
+
+
+@every
+@pytest.mark.parametrize("merge", [False, True])
+@torch.no_grad()
+def test_forward_is_the_hand_cut(family, merge):
+    model, full = shared_model(family.name), pictures_and_videos(family)
+    with ficoco_ext.attach(model, "vidcom2", keep_ratio=0.5, merge=merge) as handle:
+        got = model(**full.inputs).logits
+        kept = kept_of(full, handle.projections)
+    assert sum(map(len, kept)) < sum(len(one.columns) for one in full.visuals)
+    hand = cut(untouched_model(family.name), full, kept)
+    assert got.shape[1] == hand.columns.shape[1]
+    assert (worst(hand, hand.logits(untouched_model(family.name)), got) < 2e-5) is not merge
+
+
+@every
+@torch.no_grad()
+def test_generate_is_the_hand_cut_without_a_cache(family):
+    model, full = shared_model(family.name), pictures_and_videos(family)
+    with ficoco_ext.attach(model, "vidcom2", keep_ratio=0.5) as handle:
+        out = model.generate(**full.inputs, **DETAILS)
+        hand = cut(untouched_model(family.name), full, kept_of(full, handle.projections))
+    new = out.sequences[:, full.ids.shape[1] :]
+    logits = hand.logits(untouched_model(family.name), new[:, :-1])[:, -3:]
+    assert max(float((logits[:, step] - one).abs().max()) for step, one in enumerate(out.logits)) < 1e-5
+
+
+@every
+@torch.no_grad()
+def test_a_video_in_a_batch_keeps_what_it_keeps_alone(family):
+    """Two videos of one call, as long as each other in some families and not in others."""
+    model = shared_model(family.name)
+    rows = [[*words(3), family.videos[0], *words(4, 3)], [*words(1, 8), family.videos[1], *words(9, 12)]]
+    both, first = prompt(family, rows), prompt(family, rows[:1])  # its pixels are the first that are drawn
+    with ficoco_ext.attach(model, "vidcom2", keep_ratio=0.4) as handle:
+        model(**both.inputs)
+        together = kept_of(both, handle.projections)
+        model(**first.inputs)
+        assert torch.equal(kept_of(first, handle.projections)[0], together[0])
