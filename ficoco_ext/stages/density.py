@@ -52,14 +52,20 @@ def density_peaks(
     """
     _check(op, features, count, neighbours, mask)
     features = accumulate(features.detach())
-    m = features.shape[1]
-    nearest, largest = _nearest(features, min(neighbours, m), mask)
-    separation = _separation(features, nearest, largest, mask)
-    score = separation.log().sub(nearest).clamp_min(torch.finfo(features.dtype).min)
-    if mask is not None:
-        score = score.masked_fill(~mask, -math.inf)
+    score = peak_scores(features, neighbours, mask)
     centres = score.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(1).values
     return centres, _joined(features, centres)
+
+
+def peak_scores(features: Tensor, neighbours: int, mask: Tensor | None) -> Tensor:
+    """(B, M) by which :func:`density_peaks` ranks tokens (B, M, D): log(density times separation), largest first.
+
+    Minus infinity where ``mask`` says that no token is.
+    """
+    nearest, largest = _nearest(features, min(neighbours, features.shape[1]), mask)
+    separation = _separation(features, nearest, largest, mask)
+    score = separation.log().sub(nearest).clamp_min(torch.finfo(features.dtype).min)
+    return score if mask is None else score.masked_fill(~mask, -math.inf)
 
 
 def _check(op: str, features: Tensor, count: int, neighbours: int, mask: Tensor | None) -> None:
