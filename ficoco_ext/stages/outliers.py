@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from ..ops import checks
 from ..ops.attention import TINY, accumulate
 from ..ops.costs import Operation
 from .features import SelectStage, VisualFeatures
+from .frames import dealt, lowest, rank, tokens_there
 from .frozen import require_number, value
 from .shape import Priced, Shape
 
@@ -65,18 +65,9 @@ class Outliers(SelectStage):
         Raises:
             ValueError: the tokens are not equally many in each frame.
         """
-        b, n, _ = visual.features.shape
-        frames = visual.frames
-        if frames < 1 or n % frames:
-            remedy = "pass videos whose frames have equally many tokens, without line ends"
-            checks.fail(self.title, "frames", f"a divisor of the {n} tokens", str(frames), remedy)
-        there = visual.mask
-        if there is None:
-            there = torch.ones(b, n, dtype=torch.bool, device=visual.features.device)
-        there = there.view(b, frames, n // frames)
+        there = tokens_there(self.title, visual)
         usual, of_frames = self._usual(visual.features.detach(), there)
-        order = self._order(usual, of_frames, there, count)
-        return order.flatten(1).sort(dim=1, stable=True).indices[:, :count].sort(1).values
+        return lowest(self._order(usual, of_frames, there, count), count)
 
     def _usual(self, features: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
         """(B, F, n) how usual each token is, and (B, F) each frame; float64, so that small shares stay apart."""
@@ -96,26 +87,16 @@ class Outliers(SelectStage):
         return to_video + to_frame, (to_video * there).sum(2) / numbers[:, :, 0, 0]
 
     def _order(self, usual: Tensor, of_frames: Tensor, there: Tensor, count: int) -> Tensor:
-        """(B, F, n) float64: tokens with the lowest numbers stay, of equal ones those of the lowest frame."""
+        """(B, F, n) float64: the tokens with the lowest numbers stay; see :func:`ficoco_ext.stages.frames.dealt`."""
         each = there.sum(2)
-        number, filled = each.sum(1, keepdim=True), each > 0
+        number, filled = each.sum(1, keepdim=True).double(), each > 0
         unusual = (-of_frames).masked_fill(~filled, -math.inf)
-        share = (unusual / self.temperature).softmax(1) - 1 / filled.sum(1, keepdim=True)
+        share = (unusual / self.temperature).softmax(1) - 1 / filled.sum(1, keepdim=True).double()
         claim = each * (count / number * (1 + share)).clamp(max=1)
-        turn = _rank(usual.masked_fill(~there, math.inf))
-        first = _rank(-unusual).unsqueeze(2) - 4.0 * there[0].numel()  # before all others
-        order = torch.where(turn == 0, first, turn + 1 - claim.unsqueeze(2))
-        return order.masked_fill(~there, math.inf)
+        return dealt(rank(usual.masked_fill(~there, math.inf)), claim, rank(-unusual), there)
 
 
 def _alike(vectors: Tensor, centre: Tensor) -> Tensor:
     """(B, F, n) float64: Gaussians of the distances of ``vectors`` (B, F, n, K) to ``centre``, added up."""
     distance = (vectors - centre).square().sum(-1).double()
     return torch.stack([(distance / (-2 * width)).exp() for width in WIDTHS]).sum(0)
-
-
-def _rank(numbers: Tensor) -> Tensor:
-    """Which of the last dimension each is in ascending order, from 0; of equal ones the first is the lower."""
-    order = numbers.sort(dim=-1, stable=True).indices
-    index = torch.arange(order.shape[-1], device=order.device)
-    return torch.zeros_like(order).scatter(-1, order, index.expand_as(order))

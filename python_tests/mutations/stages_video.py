@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mutations import Mutation
 
+FRAMES = "ficoco_ext/stages/frames.py"
 OUTLIERS = "ficoco_ext/stages/outliers.py"
 LAYOUTS = "ficoco_ext/models/layouts.py"
 TESTS = "python_tests/reduce/test_outliers.py"
@@ -55,8 +56,8 @@ MUTATIONS = [
     ),
     Mutation(
         OUTLIERS,
-        "turn = _rank(usual.masked_fill(~there, math.inf))",
-        "turn = _rank((-usual).masked_fill(~there, math.inf))",
+        "dealt(rank(usual.masked_fill(~there, math.inf))",
+        "dealt(rank((-usual).masked_fill(~there, math.inf))",
         (f"{TESTS}::test_a_single_frame_is_a_picture",),
         "The most usual tokens stay.",
     ),
@@ -68,7 +69,7 @@ MUTATIONS = [
         "The most usual frames get more.",
     ),
     Mutation(
-        OUTLIERS,
+        FRAMES,
         "torch.where(turn == 0, first, turn + 1 - claim.unsqueeze(2))",
         "turn + 1 - claim.unsqueeze(2)",
         (f"{TESTS}::test_exactly_as_many_as_asked_for", f"{TESTS}::test_fewer_than_frames_go_to_the_most_unusual_ones"),
@@ -83,15 +84,15 @@ MUTATIONS = [
     ),
     Mutation(
         OUTLIERS,
-        "first = _rank(-unusual)",
-        "first = _rank(unusual)",
+        "claim, rank(-unusual)",
+        "claim, rank(unusual)",
         (f"{TESTS}::test_fewer_than_frames_go_to_the_most_unusual_ones",),
         "Where not every frame can keep a token, the usual ones do.",
     ),
     Mutation(
-        OUTLIERS,
-        "if frames < 1 or n % frames:",
-        "if frames < 1:",
+        FRAMES,
+        "if visual.frames < 1 or n % visual.frames:",
+        "if visual.frames < 1:",
         (f"{TESTS}::test_refusals",),
         "Frames of unequal size end in torch's message on shapes.",
     ),
