@@ -17,6 +17,7 @@ from .outliers import Outliers
 from .pivots import PivotSelect
 from .positional import Cells, RandomFilter
 from .relevance import RelevanceSelect
+from .scene_trees import IntoTrees, SceneTrees
 from .select import GreedySelect, RandomSelect, SaliencySelect, StrideSelect
 from .shape import Priced, Shape
 from .thin import BipartiteThin
@@ -39,6 +40,7 @@ __all__ = [
     "Fuse",
     "GreedyFilter",
     "GreedySelect",
+    "IntoTrees",
     "LastTokenFilter",
     "Layout",
     "Links",
@@ -51,6 +53,7 @@ __all__ = [
     "RandomSelect",
     "RelevanceSelect",
     "SaliencySelect",
+    "SceneTrees",
     "SelectStage",
     "Selection",
     "Shape",

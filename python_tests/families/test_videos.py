@@ -1,4 +1,4 @@
-"""VidCom2 in every family that takes videos: frames are those of the video, and the answer is that of a hand cut."""
+"""VidCom2 and FlashVID in every family that takes videos: frames are those of the video, answers those of a hand cut."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from helpers.tiny_processors import Video
 from helpers.tiny_prompts import one_video, pictures_and_videos, prompt, words
 
 import ficoco_ext
+from ficoco_ext.stages import SceneTrees
 
 pytest.importorskip("transformers")
 
@@ -55,12 +56,31 @@ def test_each_frame_of_video_llava_is_a_picture():
     assert torch.equal(kept, ficoco_ext.select(made, 5, method="vidcom2"))
 
 
+@pytest.mark.parametrize("family", TOGETHER, ids=str)
+@torch.no_grad()
+def test_flashvid_sees_frames_and_saliency(family, monkeypatch):
+    full, model, given, plain = long_video(family), shared_model(family.name), [], SceneTrees.trees
+    [visual] = full.visuals
+    monkeypatch.setattr(SceneTrees, "trees", lambda self, seen, count: given.append(seen) or plain(self, seen, count))
+    with ficoco_ext.attach(model, "flashvid", tokens=10) as handle:
+        model(**full.inputs)
+        [kept] = kept_of(full, handle.projections)
+    monkeypatch.undo()
+    seen, made = given[0], features(untouched_model(family.name), full)["video"].projected
+    free = torch.tensor([index for index in range(len(visual.columns)) if index not in visual.line_ends])
+    assert seen.frames == 4 and torch.equal(seen.features[0], made[free]) and float(seen.saliency.min()) > 0
+    wanted = ficoco_ext.select(made[None, free], 10, method="flashvid", saliency=seen.saliency, frames=4)[0]
+    assert kept.tolist() == sorted([*free[wanted].tolist(), *visual.line_ends])
+
+
 @every
 @pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("method", ["vidcom2", "flashvid"])
 @torch.no_grad()
-def test_forward_is_the_hand_cut(family, merge):
+def test_forward_is_the_hand_cut(family, method, merge):
+    """Merged features are others, of the same tokens."""
     model, full = shared_model(family.name), pictures_and_videos(family)
-    with ficoco_ext.attach(model, "vidcom2", keep_ratio=0.5, merge=merge) as handle:
+    with ficoco_ext.attach(model, method, keep_ratio=0.5, merge=merge) as handle:
         got = model(**full.inputs).logits
         kept = kept_of(full, handle.projections)
     assert sum(map(len, kept)) < sum(len(one.columns) for one in full.visuals)

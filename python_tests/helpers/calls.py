@@ -88,7 +88,7 @@ def of_video(tensors, method, count=13):
     """A whole reduction of a video of 7 frames of 7 tokens."""
 
     def call(features, query, key):
-        made = method(VisualFeatures(features, frames=7), count)
+        made = method(VisualFeatures(features, saliency=query[:, 0, :, 0].abs(), frames=7), count)
         values = [getattr(made.reduction, field.name) for field in fields(made.reduction)]
         return [made.features, *(value for value in values if isinstance(value, torch.Tensor))]
 
@@ -148,6 +148,7 @@ OTHERS = {  # what no name of the registry is alone: stages with other options, 
     "scope merged": (of_features, ficoco_ext.get_method("scope", merge=True)),
     "random after the projector": (of_features, ficoco_ext.get_method("random", part="projector")),
     "vidcom2 of a video": (of_video, ficoco_ext.get_method("vidcom2")),
+    "flashvid of a video": (of_video, ficoco_ext.get_method("flashvid", scenes=2, cut=-1.0, link=0.0)),
     "topk after the projector": (of_features, ficoco_ext.get_method("topk", part="projector")),
     "staged": (of_layers, ficoco_ext.get_method("prune-then-merge", weigh=0.5)),
 }
