@@ -34,7 +34,8 @@ def flashvid(
 
     Args:
         diverse: share of the tokens that stay, in [0, 1]: those picked by diversity times saliency.
-        cut: cosine of frames below which a scene ends, in [-1, 1]. scenes: at least so many, if there are the frames.
+        cut: cosine of frames below which a scene ends, in [-1, 1].
+        scenes: at least so many, if there are the frames.
         link: cosine of tokens of neighbouring frames above which they are merged, in [-1, 1].
         neighbours: by which density is measured, at least 1.
         weigh: power of saliency; 0: all tokens count alike, and none is needed.

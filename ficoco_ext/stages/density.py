@@ -65,7 +65,9 @@ def peak_scores(features: Tensor, neighbours: int, mask: Tensor | None) -> Tenso
     nearest, largest = _nearest(features, min(neighbours, features.shape[1]), mask)
     separation = _separation(features, nearest, largest, mask)
     score = separation.log().sub(nearest).clamp_min(torch.finfo(features.dtype).min)
-    return score if mask is None else score.masked_fill(~mask, -math.inf)
+    if mask is not None:
+        score = score.masked_fill(~mask, -math.inf)
+    return score
 
 
 def _check(op: str, features: Tensor, count: int, neighbours: int, mask: Tensor | None) -> None:

@@ -63,7 +63,8 @@ class SceneTrees(SelectStage):
 
     Args:
         diverse: share of the tokens that stay, in [0, 1]: those picked by diversity.
-        cut: cosine of frames below which a scene ends, in [-1, 1]. scenes: at least so many, if there are the frames.
+        cut: cosine of frames below which a scene ends, in [-1, 1].
+        scenes: at least so many, if there are the frames.
         link: cosine of tokens above which they are linked, in [-1, 1].
         neighbours: of density peaks, at least 1.
         weigh: power of saliency; 0: all tokens count alike.

@@ -1,4 +1,4 @@
-"""VidCom2 and FlashVID in every family that takes videos: frames are those of the video, answers those of a hand cut."""
+"""VidCom2 and FlashVID in every family that takes videos: frames are those of the video, answers of a hand cut."""
 
 from __future__ import annotations
 

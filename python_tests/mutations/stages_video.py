@@ -7,7 +7,9 @@ from mutations import Mutation
 FRAMES = "ficoco_ext/stages/frames.py"
 OUTLIERS = "ficoco_ext/stages/outliers.py"
 LAYOUTS = "ficoco_ext/models/layouts.py"
+TREES = "ficoco_ext/stages/scene_trees.py"
 TESTS = "python_tests/reduce/test_outliers.py"
+SCENES = "python_tests/reduce/test_scene_trees.py"
 VIDEOS = "python_tests/families/test_videos.py"
 LAID = "python_tests/models/test_layouts.py"
 
@@ -116,5 +118,96 @@ MUTATIONS = [
         "**of_tokens",
         (f"{VIDEOS}::test_what_is_kept_follows_from_the_frames",),
         "Frames are known and never reach the method.",
+    ),
+    Mutation(
+        TREES,
+        "ends = count * before // before[:, -1:]",
+        "ends = count * before.clamp(max=1)",
+        (f"{SCENES}::test_exactly_as_many_as_asked_for",),
+        "The first frame alone has diverse tokens.",
+    ),
+    Mutation(
+        TREES,
+        "wanted = (shares * self.diverse - 1e-6).ceil()",
+        "wanted = (shares * self.diverse).floor()",
+        (f"{SCENES}::test_equals_the_description",),
+        "Fewer tokens are picked by diversity than are published.",
+    ),
+    Mutation(
+        TREES,
+        "links &= strongest < there.sum((1, 2), keepdim=True) - count",
+        "pass",
+        (f"{SCENES}::test_exactly_as_many_as_asked_for",),
+        "In a video that stands still too few roots are left, and tokens that are in trees stay instead.",
+    ),
+    Mutation(
+        TREES,
+        "root = root.gather(1, root)",
+        "pass",
+        (f"{SCENES}::test_a_scene_that_stands_still",),
+        "A token goes to the frame before, and what went there from a later frame is lost.",
+    ),
+    Mutation(
+        TREES,
+        "begins = (alike < self.cut) |",
+        "begins = (alike < -2) |",
+        (f"{SCENES}::test_a_cut_ends_trees",),
+        "Trees run through cuts.",
+    ),
+    Mutation(
+        TREES,
+        "before.masked_fill(begins | ~filled, -1)",
+        "before.masked_fill(begins, -1)",
+        (f"{SCENES}::test_padding_is_not_there",),
+        "Padding has a frame before it.",
+    ),
+    Mutation(
+        TREES,
+        "cummax(1).values",
+        "clone()",
+        (f"{SCENES}::test_padding_is_not_there",),
+        "A frame of padding between two frames of a scene ends it.",
+    ),
+    Mutation(
+        TREES,
+        "means = ops.compress(torch.cat([tokens, tokens], 1), *links, size=size, size_weighted=True)[0]",
+        "means = tokens",
+        (f"{SCENES}::test_equals_the_description",),
+        "Clusters compare roots alone, whatever is in their trees.",
+    ),
+    Mutation(
+        TREES,
+        "own = centre.unsqueeze(1) & (",
+        "own = (",
+        (f"{SCENES}::test_merged_is_the_mean_of_all_that_a_token_holds", f"{SCENES}::test_equals_the_description"),
+        "Diverse tokens are mixed with what leaves.",
+    ),
+    Mutation(
+        TREES,
+        "torch.where(slot < 0, nearest, slot)",
+        "nearest",
+        (f"{SCENES}::test_equals_the_description",),
+        "What is in the tree of a centre may go into another one.",
+    ),
+    Mutation(
+        TREES,
+        "weight = relative(saliency, there.view(b * frames, each)) ** self.weigh",
+        "weight = relative(saliency, there.view(b * frames, each))",
+        (f"{SCENES}::test_equals_the_description",),
+        "The power of saliency is ignored.",
+    ),
+    Mutation(
+        "ficoco_ext/methods/flashvid.py",
+        "SceneTrees(diverse, cut, scenes, link, neighbours, weigh)",
+        "SceneTrees(diverse, link, scenes, cut, neighbours, weigh)",
+        (f"{SCENES}::test_by_name",),
+        "Scenes end where tokens should be linked, and the other way round.",
+    ),
+    Mutation(
+        "ficoco_ext/methods/vidcom2.py",
+        "Outliers(channels, temperature)",
+        "Outliers(channels)",
+        (f"{TESTS}::test_by_name",),
+        "The temperature of VidCom2 is ignored.",
     ),
 ]

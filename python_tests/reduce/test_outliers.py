@@ -259,6 +259,16 @@ def test_merged():
     torch.testing.assert_close(sums, given.sum(1), rtol=1e-5, atol=1e-4)
 
 
+def test_by_name():
+    """All hyperparameters reach the stage."""
+    given = video(6, 8)
+    for channels, temperature in ((0.5, 0.01), (1.0, 0.01), (0.5, 1.0)):
+        wanted = Outliers(channels, temperature)(VisualFeatures(given, frames=6), 12)
+        options = {"method": "vidcom2", "channels": channels, "temperature": temperature}
+        assert torch.equal(select(given, 12, frames=6, **options), wanted)
+    assert not torch.equal(wanted, Outliers()(VisualFeatures(given, frames=6), 12))
+
+
 def test_price_and_words():
     """Counted by hand: D channels a token; of half of them the length, two centres and two distances."""
     shape = Shape(batch=2, tokens=640, visual=640, r=512, channels=10, heads=1, kv_heads=1, head_dim=10)

@@ -282,6 +282,8 @@ def test_by_name():
     given = {"method": "flashvid", "saliency": visual.saliency, "frames": 9}
     assert torch.equal(select(visual.features, 12, **given), SceneTrees()(visual, 12))
     assert merge(visual.features, 12, **given).reduction.size.sum() == 54
+    others = SceneTrees(diverse=0.3, cut=0.2, scenes=2, link=-0.5, neighbours=2, weigh=3.0)
+    assert torch.equal(select(visual.features, 12, **given, **vars(others)), others(visual, 12))
 
 
 def test_nothing_is_read():
