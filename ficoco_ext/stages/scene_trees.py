@@ -162,7 +162,7 @@ class SceneTrees(SelectStage):
         return root
 
     def _before(self, tokens: Tensor, there: Tensor) -> Tensor:
-        """(B, F) the frame before each one in its scene; -1 where a scene begins."""
+        """(B, F) the frame before each one in its scene; -1 where a scene begins. Of frames without tokens any."""
         filled = there.any(2)
         frame = torch.arange(there.shape[1], device=there.device).masked_fill(~filled, -1)
         before = F.pad(frame, (1, -1), value=-1).cummax(1).values  # frames without tokens are not there
@@ -171,7 +171,7 @@ class SceneTrees(SelectStage):
         alike = torch.cosine_similarity(means, earlier, dim=2, eps=TINY)
         alike = alike.masked_fill(~filled | (before < 0), math.inf)
         begins = (alike < self.cut) | (rank(alike) < self.scenes - 1)
-        return before.masked_fill(begins | ~filled, -1)
+        return before.masked_fill(begins, -1)
 
     def _centres(self, means: Tensor, is_root: Tensor, count: Tensor) -> Tensor:
         """(B, F, n) numbers of roots, of which the ``count`` (B,) lowest become centres."""

@@ -137,14 +137,14 @@ MUTATIONS = [
         TREES,
         "links &= strongest < there.sum((1, 2), keepdim=True) - count",
         "pass",
-        (f"{SCENES}::test_exactly_as_many_as_asked_for",),
+        (f"{SCENES}::test_as_many_roots_stay_as_are_wanted",),
         "In a video that stands still too few roots are left, and tokens that are in trees stay instead.",
     ),
     Mutation(
         TREES,
         "root = root.gather(1, root)",
         "pass",
-        (f"{SCENES}::test_a_scene_that_stands_still",),
+        (f"{SCENES}::test_equals_the_description",),
         "A token goes to the frame before, and what went there from a later frame is lost.",
     ),
     Mutation(
@@ -153,13 +153,6 @@ MUTATIONS = [
         "begins = (alike < -2) |",
         (f"{SCENES}::test_a_cut_ends_trees",),
         "Trees run through cuts.",
-    ),
-    Mutation(
-        TREES,
-        "before.masked_fill(begins | ~filled, -1)",
-        "before.masked_fill(begins, -1)",
-        (f"{SCENES}::test_padding_is_not_there",),
-        "Padding has a frame before it.",
     ),
     Mutation(
         TREES,
@@ -186,7 +179,7 @@ MUTATIONS = [
         TREES,
         "torch.where(slot < 0, nearest, slot)",
         "nearest",
-        (f"{SCENES}::test_equals_the_description",),
+        (f"{SCENES}::test_what_is_in_the_tree_of_a_centre_goes_there",),
         "What is in the tree of a centre may go into another one.",
     ),
     Mutation(

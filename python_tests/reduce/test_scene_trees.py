@@ -13,6 +13,11 @@ from ficoco_ext.ops.costs import evaluate
 from ficoco_ext.stages import IntoTrees, SceneTrees, Selection, Shape, VisualFeatures, needs
 
 PLAIN = SceneTrees(weigh=0.0)
+SETTINGS = {
+    "published": SceneTrees(),
+    "plain": SceneTrees(0.3, 0.5, 2, 0.6, 3, 0.0),
+    "squared": SceneTrees(0.5, -1.0, 1, 0.3, 2, 2.0),
+}
 
 
 def video(frames, each, b=1, d=16, drift=0.5, cuts=(), dtype=torch.float32):
@@ -135,7 +140,7 @@ def holders(settings, visual, count):
 
 @pytest.mark.parametrize(("frames", "each"), [(1, 24), (12, 6), (10, 1), (9, 11)])
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
-@pytest.mark.parametrize("settings", [SceneTrees(), SceneTrees(0.3, 0.5, 2, 0.6, 3, 0.0)], ids=["published", "other"])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_equals_the_description(frames, each, share, settings):
     visual = video(frames, each, b=2, cuts=(4,))
     count = max(1, round(share * frames * each))
@@ -173,7 +178,7 @@ def test_a_scene_that_stands_still():
     visual = video(10, 8, drift=0.0)
     settings = SceneTrees(diverse=0.0, scenes=1)
     kept, found = holders(settings, visual, 5)
-    assert int(kept.max()) < 8
+    assert int(kept.max()) < 8 and int(settings.trees(visual, 5).root.max()) < 8
     assert torch.equal(found.view(10, 8), found.view(10, 8)[:1].expand(10, 8))
     cut = SceneTrees(diverse=0.0, scenes=10)  # each frame is a scene: nothing is linked
     assert torch.bincount(cut(visual, 20)[0] // 8, minlength=10).tolist() == [2] * 10
@@ -194,7 +199,20 @@ def test_as_many_roots_stay_as_are_wanted():
     visual, settings = video(10, 8, drift=0.0), SceneTrees(diverse=0.0, scenes=1)
     for count in (7, 8, 9, 30, 79, 80):
         _, parents = trees(visual, count, settings)
-        assert len(parents) == min(72, 80 - count) and settings(visual, count).shape == (1, count)
+        made = settings.trees(visual, count)
+        assert len(parents) == min(72, 80 - count) == int((made.root != torch.arange(80)).sum())
+        assert torch.equal(made.root.gather(1, made.kept), made.kept)
+
+
+def test_what_is_in_the_tree_of_a_centre_goes_there():
+    """Not to another one that is about as near: tokens that are long and nearly equal have no exact distance."""
+    visual = video(4, 12, b=3, drift=0.1)
+    visual = visual._replace(features=visual.features * 0.01 + 1000.0)
+    settings = SceneTrees(diverse=0.0, scenes=1, link=-1.0)
+    kept, found = holders(settings, visual, 11)
+    root = settings.trees(visual, 11).root
+    stays = torch.stack([torch.isin(one, own) for one, own in zip(root, kept, strict=True)])
+    assert int(stays.sum()) > 40 and torch.equal(found[stays], root[stays])
 
 
 def test_diverse_tokens_are_those_that_the_operator_picks():
