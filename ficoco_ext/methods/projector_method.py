@@ -100,11 +100,11 @@ class ProjectorMethod(FeatureMethod):
     def operations(self, shape: Shape) -> list[Priced]:
         """What its stages call for one reduction of features as wide as the model, which are one head.
 
-        Of ``shape`` the visual tokens, those that leave, and ``channels``, the width of the model, count. Planes are
-        not in it.
+        Of ``shape`` the visual tokens, those that leave, ``channels``, the width of the model, and ``text``, the words
+        of the prompt, count. Planes are not in it.
         """
         one_head = {"heads": 1, "kv_heads": 1, "head_dim": shape.channels}
-        shape = replace(shape, tokens=shape.visual, class_token=False, text=0, targets=0, **one_head)
+        shape = replace(shape, tokens=shape.visual, class_token=False, targets=0, **one_head)
         found = SelectStage.of(self.select).operations(shape)
         if self.correlate is not None:
             links = CorrelateStage.of(self.correlate)

@@ -19,7 +19,7 @@ class Shape:
         visual: of these the ones that may leave. r: those that leave.
         channels: width of a token. heads, kv_heads, head_dim: of the attention.
         class_token: the first token is a class token.
-        text: text tokens after the visual ones.
+        text: text tokens after the visual ones; after the projector all words of the prompt.
         targets: of each source; a method fills it in for its Compress. neighbours: likewise, that each kept token
             borrows from.
         tower_head_dim: width of a head of the vision tower, for stages after the projector that read its keys; 0: not

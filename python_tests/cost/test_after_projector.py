@@ -162,6 +162,19 @@ def test_selection_is_below_two_percent_of_a_7b_prefill():
         assert chosen < 0.0002 * full.total.operations
 
 
+@pytest.mark.parametrize("text", [0, 60, 2000])
+def test_words_are_priced(text):
+    """cdpruner asks for the mean of the words, mmtok compares each of them with all 576 tokens, and covers it."""
+    wanted = {
+        "cdpruner": 2 * 4096 * (576 + text) + 576 * (576 * 4096 + 64 * 64),
+        "mmtok": 2 * 576 * (576 + text) * (4096 + 1),
+    }
+    for name, operations in wanted.items():
+        found = cost.prefill(BASE, projector=64, method=name, text_tokens=text)
+        assert found.after_projector.total.operations == operations
+        assert found.selection_share < 0.02
+
+
 def test_what_is_left_is_a_shorter_prompt():
     """Language model, cache and head are those of so many visual tokens; tower and projector do not change."""
     few, short = cost.prefill(BASE, projector=64, method="divprune"), cost.prefill(BASE, visual_tokens=64)

@@ -53,13 +53,6 @@ MUTATIONS = [
     ),
     Mutation(
         FILE,
-        "while (computed[first] != step) {",
-        "while (computed[first] < step - 1) {",
-        (f"{TESTS}::test_kernels_pick_as_the_specification_does",),
-        "A gain of the pick before is taken for a gain of this one.",
-    ),
-    Mutation(
-        FILE,
         "if (step == 0) first = factor[picked];",
         "first = factor[picked];",
         (f"{TESTS}::test_when_nothing_is_left_to_add_saliency_decides",),
