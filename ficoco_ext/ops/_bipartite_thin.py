@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .attention import TINY, accumulate, rows
+from .attention import cosine_map, rows
 from .library import define, fake, operator
 
 ALIKE = 0.99999  # a cosine above this is 1: rounding would decide which of equal tokens leaves; as in csrc/params.h
@@ -71,8 +71,8 @@ def specification(features: Tensor, order: Tensor, count: int, step: int, mask: 
     _check(features, order, count, step, mask)
     _check_values(features, order, count, mask)
     length = order.shape[1]
-    unit = torch.nn.functional.normalize(accumulate(rows(features, order)), dim=-1, eps=TINY)
-    cosine = unit @ unit.mT
+    listed = rows(features, order)
+    cosine = cosine_map(listed, listed)
     cosine = cosine.masked_fill(cosine > ALIKE, 1.0)
     real = torch.ones_like(order, dtype=torch.bool) if mask is None else mask.gather(1, order)
     held = (~real).to(torch.uint8).sort(dim=1, stable=True).indices  # positions in `order`, the real ones first
