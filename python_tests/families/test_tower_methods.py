@@ -8,7 +8,18 @@ import pytest
 import torch
 from helpers.models import one_thread  # noqa: F401
 from helpers.tiny_families import shared_model
-from helpers.towers import CASES, EagerCalls, case, expected, keys_of_patches, of_patches, read, vectors
+from helpers.towers import (
+    CASES,
+    EagerCalls,
+    case,
+    entries,
+    expected,
+    free_of_line_ends,
+    keys_of_patches,
+    of_patches,
+    read,
+    vectors,
+)
 
 import ficoco_ext
 from ficoco_ext.stages import needs
@@ -16,20 +27,6 @@ from ficoco_ext.stages import needs
 pytest.importorskip("transformers")
 
 CLASS_ROW = ("llava-clip", "llava-next", "video-llava")
-
-
-def entries(one, features, short):
-    """Features before and after of each picture that is reduced; SmolVLM's entry is a row of tiles, 4 tokens each."""
-    if one.family.name in ("smolvlm", "idefics3"):
-        return torch.cat(features).split(4), torch.cat(short).split(2)
-    return features, short
-
-
-def free_of_line_ends(entry, model):
-    """Indices of the tokens that are not the vector that a line ends with."""
-    newline = getattr(model.model, "image_newline", None)
-    ends = [newline is not None and torch.equal(row, newline) for row in entry]
-    return torch.tensor([index for index, end in enumerate(ends) if not end])
 
 
 @pytest.mark.parametrize("one", CASES, ids=str)

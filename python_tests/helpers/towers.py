@@ -291,3 +291,17 @@ def read(one, model, tensors, wanted, kind="auto", **options):
     with Installed(model, one.family, kind, wanted, **options) as readings:
         features = one.encode(model, tensors)
         return readings.take([len(entry) for entry in features]), features
+
+
+def entries(one, features, short):
+    """Features before and after of each picture that is reduced; SmolVLM's entry is a row of tiles, 4 tokens each."""
+    if one.family.name in ("smolvlm", "idefics3"):
+        return torch.cat(features).split(4), torch.cat(short).split(2)
+    return features, short
+
+
+def free_of_line_ends(entry, model):
+    """Indices of the tokens that are not the vector that a line ends with."""
+    newline = getattr(model.model, "image_newline", None)
+    ends = [newline is not None and torch.equal(row, newline) for row in entry]
+    return torch.tensor([index for index, end in enumerate(ends) if not end])
