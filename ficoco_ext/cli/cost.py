@@ -52,9 +52,7 @@ Plot = Annotated[
 Explain = Annotated[
     bool, options.option("--explain", panel=options.OUTPUT, help="Print the formula of every line with its numbers.")
 ]
-_Reproduce = Annotated[
-    bool, typer.Option("--reproduce", help="Print the papers' efficiency tables beside ours instead.")
-]
+_Reproduce = Annotated[bool, typer.Option("--reproduce", help="Print the papers' tables beside ours instead.")]
 
 
 def command(
@@ -177,12 +175,19 @@ def report(
 
 
 def _reproduce(json_: bool) -> None:
-    from ..cost import reproduce
-    from . import cost_tables
+    from ..cost import paper_presets, paper_rows, reproduce
+    from . import cost_rows, cost_tables
 
-    cells = reproduce.reproduce()
+    cells, rows = reproduce.reproduce(), paper_rows.paper_rows()
     if json_:
-        rows = [{**asdict(cell), "error": cell.error} for cell in cells]
-        common.print_json({"source": reproduce.source(), "basis": reproduce.basis_meaning(), "cells": rows})
+        document = {
+            "source": reproduce.source(),
+            "basis": reproduce.basis_meaning(),
+            "cells": [{**asdict(cell), "error": cell.error} for cell in cells],
+            "rows": [one.to_dict() for one in rows],
+            "basis_of_rows": paper_presets.BASES,
+        }
+        common.print_json(document)
     else:
         cost_tables.show_tables(cells)
+        cost_rows.show(rows)
