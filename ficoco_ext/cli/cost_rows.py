@@ -45,7 +45,7 @@ def _schedules(table: str, rows: Sequence[PaperRow]) -> list[tuple[str, str]]:
                 f"{printed:g}",
                 f"{one.ours:.4g}",
                 f"{one.error:+.1%}",
-                f"{one.average:g}",
+                f"{one.average:.4g}",
                 one.preset.basis.replace("_", " "),
                 common.text(_said(one)),
                 runs if index == 0 else "",
@@ -65,9 +65,9 @@ def _accuracy(table: str, rows: Sequence[PaperRow]) -> None:
         made.add_row(
             common.text(row.label), *("-" if one.printed is None else f"{one.printed:g}" for one in row.accuracy)
         )
-    made.caption = f"every cell: {paper_rows.NOT_HERE}"
-    made.caption_justify = "left"
-    common.show(common.console(), made)
+    console = common.console()
+    common.show(console, made)
+    console.print(common.text(f"Table {table}, every accuracy: {paper_rows.NOT_HERE}."), soft_wrap=True)
 
 
 def _commands(rows: Sequence[PaperRow]) -> None:

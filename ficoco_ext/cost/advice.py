@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .compare import Comparison, Side
+from .selection import LIMIT
 
 _LARGE = 0.3  # a share of the time from which on something is worth a sentence
 
@@ -14,13 +15,16 @@ def advice(found: Comparison) -> list[str]:
 
 def _selection(found: Comparison) -> str:
     bill = found.shown.running
-    there = bill.after_projector
-    if there is None or not there.total.operations:
+    share, there = bill.reduction_share, bill.after_projector
+    if not share:
         return ""
+    much = f", more than the {LIMIT:.0%} that selection should cost" if share > LIMIT else ""
+    if there is None or set(found.schedules._asdict().values()) - {None, found.schedules.projector}:
+        return f"Selection costs {share:.2%} of the prefill's operations{much}."
     operations = f"{there.total.operations / 1e9:.3g} GFLOP"
-    share = f"{bill.selection_share:.2%} of the prefill's"
     before, after = there.pictures * there.before, there.pictures * there.after
-    return f"Choosing {after} of {before} tokens after the projector costs {operations}, {share}."
+    chosen = f"Choosing {after} of {before} tokens after the projector"
+    return f"{chosen} costs {operations}, {share:.2%} of the prefill's{much}."
 
 
 def _served(found: Comparison) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 MOST_TOKENS = 10**9  # of a prompt or an answer, and the most of everything that no layer is built for
 _MOST = {"layers": 1000, "used": 1000, "deepstack": 1000}
-_LEAST = {"deepstack": 0}
+_LEAST = {"deepstack": 0, "window": 0}
 
 
 def _sane(thing: object) -> None:
@@ -35,6 +35,8 @@ class Tower:
         joined: layers whose outputs are set side by side for the projector.
         trained_class: its class token, if there is one, was trained to stand for the picture, so that its attention
             says what matters.
+        window: side of the windows, in patches, that attention stays within; 0: none.
+        full: layers whose attention sees the whole picture in spite of windows.
     """
 
     layers: int
@@ -50,6 +52,8 @@ class Tower:
     channels: int = 3
     joined: int = 1
     trained_class: bool = True
+    window: int = 0
+    full: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _sane(self)
@@ -62,6 +66,13 @@ class Tower:
     def patches(self) -> int:
         """Patches of one picture."""
         return (self.image_size // self.patch) ** 2
+
+    def pairs(self, layer: int, tokens: int) -> int:
+        """Pairs of query and key in a layer that ``tokens`` enter; in windows those of all patches."""
+        if not self.window or layer in self.full:
+            return tokens * tokens
+        whole, rest = divmod(self.image_size // self.patch, self.window)
+        return (whole * self.window**2 + rest**2) ** 2
 
 
 @dataclass(frozen=True)

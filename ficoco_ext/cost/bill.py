@@ -195,6 +195,12 @@ class Cost:
         found = self.after_projector
         return 0.0 if found is None else found.total.operations / self.total.operations
 
+    @property
+    def reduction_share(self) -> float:
+        """Operations of the reduction itself, in every part, as a share of all that are counted."""
+        own = self.parts.get("reduction")
+        return 0.0 if own is None else own.operations / self.total.operations
+
     def _selection(self) -> dict[str, Any] | None:
         found = self.after_projector
         if found is None:

@@ -106,6 +106,7 @@ class Comparison:
             "layers": self.shown.layers(),
             "parts": _parts(self.shown.running),
             "after_projector": self.shown.running.to_dict()["after_projector"],
+            "selection_share": self.shown.running.reduction_share,
             "all_tokens": {**self.full.totals(), "parts": _parts(self.full.running)},
             "schedule": {"vision": _plain(vision), "projector": self._projector(), "decoder": _plain(decoder)},
             "text_tokens": self.text_tokens,

@@ -145,7 +145,7 @@ def _ficoco_vl(first: int, tower: tuple[tuple[int, int], ...], decoder: tuple[tu
 
 
 _TRAINED = "not training-free: {}, whose weights this package has not"
-_QUERIES = _TRAINED.format("a projector with learnt queries in place of LLaVA's")
+_PROJECTOR = _TRAINED.format("a projector of its own in place of LLaVA's")
 _TRIM = "not training-free, and it compares with a CLIP text encoder, which LLaVA does not load"
 _TRIM_SOURCE = (
     "79 % fewer tokens (TRIM, arXiv 2409.10994, its model card), so 121 of 576; their number differs by picture"
@@ -197,7 +197,7 @@ _OF_7B: dict[tuple[str, float], Known] = {
         for printed, tokens in ((3.3, 192), (2.5, 128), (1.6, 64))
     },
     ("TRIM", 2.4): Known(None, (_enter(121, _TRIM_SOURCE),), _TRIM),
-    **{(name, 1.6): Known(None, (_enter(64, _IVTP),), _QUERIES) for name in _OTHERS},
+    **{(name, 1.6): Known(None, (_enter(64, _IVTP),), _PROJECTOR) for name in _OTHERS},
     ("IVTP", 1.6): Known(None, (_enter(64, _IVTP),), _IVTP_OFF),
     ("PyramidDrop", 1.8): Known(
         "pyramiddrop",
@@ -226,7 +226,7 @@ _OF_7B: dict[tuple[str, float], Known] = {
 _OF_13B: dict[tuple[str, float], Known] = {
     ("LLaVA-1.5", 28.6): Known(None, (Preset("all 576", "published", "no reduction"),)),
     ("TRIM", 16.4): Known(None, (_enter(121, _TRIM_SOURCE),), _TRIM),
-    **{(name, 15.4): Known(None, (_enter(84, _AS_V),), _QUERIES) for name in _OTHERS},
+    **{(name, 15.4): Known(None, (_enter(84, _AS_V),), _PROJECTOR) for name in _OTHERS},
     ("IVTP", 15.4): Known(None, (_enter(84, _AS_V),), _IVTP_OFF),
     **{(name, 15.4): Known(method, (_kept(84, _AS_V),)) for name, method in _BASELINES.items()},
     ("FiCoCo-V", 15.4): Known("ficoco-v", (_kept(84, _CACHE, "predicted"),)),

@@ -68,6 +68,28 @@ PRESETS: dict[str, Architecture] = {
             "LLaVA-1.5",
         ),
         Architecture(
+            "qwen2.5-vl-7b",
+            Tower(
+                32,
+                32,
+                1280,
+                3420,
+                16,
+                14,
+                1008,
+                class_token=False,
+                gated=True,
+                merge=4,
+                channels=6,
+                window=8,
+                full=(7, 15, 23, 31),
+            ),
+            Projector(5120, 5120, 3584),
+            LanguageModel(28, 3584, 18944, 28, 4, 128, 152064),
+            1296,
+            source="config.json of Qwen/Qwen2.5-VL-7B-Instruct; resolution is free, 1008 x 1008 gives 1,296 tokens",
+        ),
+        Architecture(
             "video-llava-7b",
             _CLIP_224,
             Projector(1024, 4096, 4096),
@@ -91,6 +113,7 @@ IDS = {
     "llava-hf/llava-v1.6-vicuna-13b-hf": "llava-next-13b",
     "liuhaotian/llava-v1.6-vicuna-13b": "llava-next-13b",
     "qwen/qwen2-vl-7b-instruct": "qwen2-vl-7b",
+    "qwen/qwen2.5-vl-7b-instruct": "qwen2.5-vl-7b",
     "languagebind/video-llava-7b-hf": "video-llava-7b",
 }
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -325,6 +348,8 @@ def _qwen(vision: Any, language_model: LanguageModel, name: str, source: str) ->
         gated=gated,
         merge=merge,
         channels=3 * vision.temporal_patch_size,
+        window=(getattr(vision, "window_size", None) or 0) // vision.patch_size,
+        full=tuple(getattr(vision, "fullatt_block_indexes", None) or ()),
     )
     projector = Projector(width * merge, width * merge, language_model.hidden)
     visual, deepstack = tower.patches // merge, len(levels or ())

@@ -32,7 +32,7 @@ def side(first, each, new=11, visual=100, there=None, **parts):
         tokens=SimpleNamespace(entering=visual),
         ttft_ms=first,
         after_projector=there,
-        selection_share=0.0 if there is None else there.total.operations / 4e12,
+        reduction_share=0.0 if there is None else there.total.operations / 4e12,
     )
     whole = None if first is None else first + (new - 1) * each
     return SimpleNamespace(running=running, ttft_ms=first, tpot_ms=each, answer_ms=whole, new_tokens=new)

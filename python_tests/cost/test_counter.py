@@ -1,6 +1,8 @@
 """The convention "matmul" is what torch counts: tiny models that run, 7B and 13B shapes that have no data."""
 
 import contextlib
+import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from helpers.models import PATCHES, TRAINED, batch, image, one_thread, tiny_llav
 import ficoco_ext
 from ficoco_ext import Schedule, cost
 from ficoco_ext.apps import timing
-from ficoco_ext.cost import flop_counter
+from ficoco_ext.cost import flop_counter, transformer
+from ficoco_ext.cost.lines import Rules
 
 TOWER = [
     ("ficoco-v", {"keep_ratio": 0.5}),
@@ -254,6 +257,31 @@ def test_the_tower_of_qwen2_vl():
     assert int(grid.prod()) == side * side
     assert parts["tower"].operations == pytest.approx(counted_on_meta(run), rel=EXACT)
     assert parts["projector"].operations == pytest.approx(counted_on_meta(lambda: merger(tokens)), rel=EXACT)
+
+
+@pytest.mark.parametrize("layer", [6, 7])
+def test_a_layer_of_qwen2_5_vl_in_windows_and_without(layer):
+    """27 patches a side are three windows of 8 and three patches more."""
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionBlock
+
+    config = Qwen2_5_VLVisionConfig(hidden_size=1280)
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        block = Qwen2_5_VLVisionBlock(config).to(torch.float16).eval()
+    side = 27
+    tower = dataclasses.replace(cost.architecture("qwen2.5-vl-7b").tower, image_size=side * 14)
+    sides = [8, 8, 8, 3]
+    lengths = [rows * columns for rows in sides for columns in sides] if layer == 6 else [side * side]
+    bounds = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    rotary = meta(side * side, 80)
+
+    def run():
+        block(meta(side * side, 1280), cu_seqlens=bounds, position_embeddings=(rotary, rotary))
+
+    rules = Rules("matmul", cost.FP16, None, True, False)
+    lines = transformer.tower_layer(rules, tower, layer, 1, side * side, side * side)
+    assert sum(line.operations for line in lines) == pytest.approx(counted_on_meta(run), rel=EXACT)
 
 
 @pytest.mark.parametrize(

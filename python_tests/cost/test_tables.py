@@ -37,6 +37,7 @@ def test_presets_have_sources_and_true_sizes():
         ("llava", "llava-1.5-7b"),
         ("llava_next", "llava-next-7b"),
         ("qwen2_vl", "qwen2-vl-7b"),
+        ("qwen2_5_vl", "qwen2.5-vl-7b"),
         ("video_llava", "video-llava-7b"),
     ],
 )
@@ -55,6 +56,8 @@ def test_configs_of_transformers_give_the_presets(kind, preset):
     }
     if kind == "qwen2_vl":
         config = transformers.Qwen2VLConfig(text_config=sizes, vision_config={"hidden_size": 3584})
+    elif kind == "qwen2_5_vl":
+        config = transformers.Qwen2_5_VLConfig(text_config=sizes, vision_config={"hidden_size": 1280})
     else:
         vision = {
             "model_type": "clip_vision_model",
@@ -69,7 +72,7 @@ def test_configs_of_transformers_give_the_presets(kind, preset):
         config = transformers.AutoConfig.for_model(
             kind, vision_config=vision, text_config={"model_type": "llama", **sizes}
         )
-    got = cost.architecture(config)
+    got = cost.architecture(config, image_size=wanted.tower.image_size)
     assert dataclasses.replace(got, name=wanted.name, source=wanted.source) == wanted
 
 
