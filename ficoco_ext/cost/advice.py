@@ -20,7 +20,7 @@ def _selection(found: Comparison) -> str:
         return ""
     much = f", more than the {LIMIT:.0%} that selection should cost" if share > LIMIT else ""
     if there is None or set(found.schedules._asdict().values()) - {None, found.schedules.projector}:
-        return f"Selection costs {share:.2%} of the prefill's operations{much}."
+        return f"Selection costs {share:.2%} of the prefill's FLOPs{much}."
     operations = f"{there.total.operations / 1e9:.3g} GFLOP"
     before, after = there.pictures * there.before, there.pictures * there.after
     chosen = f"Choosing {after} of {before} tokens after the projector"

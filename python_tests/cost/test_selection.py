@@ -99,9 +99,9 @@ def test_the_command_line_says_it():
 
 def test_what_is_printed_beside_a_bill():
     dear = _said("cost", "llava-1.5-7b", "--method", "pyramiddrop")
-    assert "Selection costs 3.24% of the prefill's operations, more than the 2% that selection should cost." in dear
+    assert "Selection costs 3.24% of the prefill's FLOPs, more than the 2% that selection should cost." in dear
     cheap = _said("cost", "llava-1.5-7b", "--method", "ficoco-v", "--tokens", 64)
-    assert "Selection costs 0.02% of the prefill's operations." in cheap
+    assert "Selection costs 0.02% of the prefill's FLOPs." in cheap
     both = _said("cost", "llava-1.5-7b", "--method", "divprune+ficoco-l", "--tokens", 64)
     assert "Selection costs " in both and "Choosing" not in both
     after = _said("cost", "llava-1.5-7b", "--method", "divprune", "--tokens", 64)
