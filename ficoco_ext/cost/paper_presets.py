@@ -34,8 +34,8 @@ class Preset:
 
     Attributes:
         said: in words. basis: a key of :data:`BASES`. source: of the schedule.
-        attach: arguments of ``attach`` beside the row's method, if these say the schedule.
-        leaves: the schedule itself, if they do not.
+        attach: arguments of ``attach`` with the row's method that make the schedule; None: no method here makes it.
+        leaves: the schedule, where it is not read off ``attach``.
         entering: visual tokens that enter the language model, where there is no schedule.
         unit: what is counted. printed: what it is compared with, if not the table's own TFLOPs.
     """
@@ -97,7 +97,6 @@ def _fastv(tokens: int) -> Known:
     )
 
 
-_NOT_YET = "no method of this package yet"
 _SPARSEVLM = {192: (309, 204, 113), 128: (312, 117, 39), 64: (82, 32, 18)}  # what stays, and what is recycled
 
 
@@ -105,15 +104,18 @@ def _sparsevlm(tokens: int) -> Known:
     after = _SPARSEVLM[tokens]
     said = ", ".join(map(str, after))
     r = tuple(before - left for before, left in itertools.pairwise((576, *after)))
+    source = "Gumpest/SparseVLMs 26a5f48, score.py: retention of version 1.5, recycled tokens added"
 
     def reading(where: str, layers: tuple[int, ...]) -> Preset:
         leaves = Schedules(decoder=Schedule(576, layers, r, before_attention=True))
-        source = "Gumpest/SparseVLMs 26a5f48, score.py: retention of version 1.5, recycled tokens added"
         return Preset(f"{said} {where}", "published", source, leaves=leaves)
 
-    readings = reading("from layers 2, 6, 15 on", (2, 6, 15)), reading("after them, as its code runs", (3, 7, 16))
-    low = "; 1.5 is below 1.61, what 64 tokens in all layers cost" if tokens == 64 else ""
-    return Known(None, readings, f"{_NOT_YET}{low}")
+    readings = (
+        reading("from layers 2, 6, 15 on", (2, 6, 15)),
+        Preset(f"{said} from the MLP of layers 2, 6, 15 on", "published", source, {"average_tokens": tokens}),
+        reading("after layers 2, 6, 15, as its code runs", (3, 7, 16)),
+    )
+    return Known("sparsevlm", readings, "1.5 is below 1.61, what 64 tokens in all layers cost" if tokens == 64 else "")
 
 
 # FitPrune's released recipe for 60 %: tokens that leave in each layer.
@@ -131,8 +133,15 @@ def _ficoco_v(r: int) -> Known:
 _SPREAD = "as many a layer as cost this"
 
 
+def _fitted(said: str, leaves: Schedules) -> Preset:
+    there = {name: one for name, one in leaves._asdict().items() if one is not None}
+    each = {name: {"r": list(one.r), "layers": list(one.layers)} for name, one in there.items()}
+    attach = each if len(each) > 1 else next(iter(each.values()))
+    return Preset(said, "fitted", "ficoco plan", attach, leaves)
+
+
 def _ficoco_l(*runs: tuple[int, int]) -> Known:
-    fitted = Preset(_SPREAD, "fitted", "ficoco plan", leaves=Schedules(decoder=_runs(4, 576, *runs)))
+    fitted = _fitted(_SPREAD, Schedules(decoder=_runs(4, 576, *runs)))
     reason = "the numbers behind these rows are not published; the released one, 14 a layer, costs 6.1 TFLOPs"
     return Known("ficoco-l", (fitted,), reason)
 
@@ -140,7 +149,7 @@ def _ficoco_l(*runs: tuple[int, int]) -> Known:
 def _ficoco_vl(first: int, tower: tuple[tuple[int, int], ...], decoder: tuple[tuple[int, int], ...]) -> Known:
     vision = _runs(12, 576, *tower)
     leaves = Schedules(vision=vision, decoder=_runs(first, vision.final, *decoder))
-    fitted = Preset("equal shares, " + _SPREAD, "fitted", "ficoco plan", leaves=leaves)
+    fitted = _fitted("equal shares, " + _SPREAD, leaves)
     return Known("ficoco-vl", (fitted,), "how the two parts share the budget is not published")
 
 
@@ -164,18 +173,19 @@ _OTHERS = ("Honeybee", "LLaMA-VID", "Qwen-VL")
 _IVTP_OFF = _TRAINED.format("pruning that is learnt with the model")
 
 _OF_7B: dict[tuple[str, float], Known] = {
-    ("LLaVA-1.5", 8.5): Known(None, (Preset("all 576", "published", "no reduction"),)),
+    ("LLaVA-1.5", 8.5): Known(None, (Preset("all 576", "published", "no reduction", {}),)),
     ("FitPrune", 4.4): Known(
-        None,
+        "fitprune",
         (
             Preset(
                 "the released recipe for 60 %",
                 "published",
                 "ywh187/FitPrune d28e418, the recipe in its code",
-                leaves=Schedules(decoder=Schedule(576, tuple(_FITPRUNE), tuple(_FITPRUNE.values()))),
+                {"recipe": 0.6},
+                Schedules(decoder=Schedule(576, tuple(_FITPRUNE), tuple(_FITPRUNE.values()))),
             ),
         ),
-        f"{_NOT_YET}; which recipe the row has is not said: those released are for 60 % and 90 %",
+        "which recipe the row has is not said: those released are for 60 % and 90 %",
     ),
     **{("FiCoCo-V", printed): _ficoco_v(r) for printed, r in ((4.2, 29), (3.3, 35), (2.4, 41), (1.5, 47))},
     ("FiCoCo-L", 4.2): _ficoco_l((28, 6), (27, 15), (2, 1)),
@@ -224,7 +234,7 @@ _OF_7B: dict[tuple[str, float], Known] = {
 }
 
 _OF_13B: dict[tuple[str, float], Known] = {
-    ("LLaVA-1.5", 28.6): Known(None, (Preset("all 576", "published", "no reduction"),)),
+    ("LLaVA-1.5", 28.6): Known(None, (Preset("all 576", "published", "no reduction", {}),)),
     ("TRIM", 16.4): Known(None, (_enter(121, _TRIM_SOURCE),), _TRIM),
     **{(name, 15.4): Known(None, (_enter(84, _AS_V),), _PROJECTOR) for name in _OTHERS},
     ("IVTP", 15.4): Known(None, (_enter(84, _AS_V),), _IVTP_OFF),
@@ -232,7 +242,7 @@ _OF_13B: dict[tuple[str, float], Known] = {
     ("FiCoCo-V", 15.4): Known("ficoco-v", (_kept(84, _CACHE, "predicted"),)),
     ("FiCoCo-L", 15.4): Known(
         "ficoco-l",
-        (Preset(_SPREAD, "fitted", "ficoco plan", leaves=Schedules(decoder=_runs(5, 576, (418, 1), (157, 1)))),),
+        (_fitted(_SPREAD, Schedules(decoder=_runs(5, 576, (418, 1), (157, 1)))),),
         "the only schedules in layers 5 to 39 that cost this drop most of the picture in layer 5; none is published",
     ),
     ("FiCoCo-VL", 15.4): _ficoco_vl(5, ((41, 7), (40, 4)), ((3, 29), (2, 6))),

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from ..methods import get_method
-from ..schedule import Schedule
+from ..methods import METHODS, get_method
 from . import paper_presets
 from .architecture import Architecture
 from .bill import Cost
 from .model import prefill
-from .paper_presets import Preset
+from .paper_presets import Known, Preset
 from .presets import architecture
 from .schedules import Schedules, build
 from .scope import bill
@@ -29,6 +28,7 @@ from .scope import bill
 TABLES = ("3", "5")
 MEASURE = "benchmarks/lmms_eval/run.py"
 NOT_HERE = "not measurable here: needs the model's weights and the benchmark's pictures"
+_AMOUNT = ("r", "keep_ratio", "tokens", "layers")  # of the arguments of attach; others are hyperparameters
 _HUB = {"llava-1.5-7b": "llava-hf/llava-1.5-7b-hf", "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf"}
 
 # Of lmms-eval 0.7.3, and how its split or its judge differs from the papers'.
@@ -168,7 +168,7 @@ def paper_rows(*tables: str) -> tuple[PaperRow, ...]:
 def _row(printed: Mapping[str, Any]) -> PaperRow:
     table, label, tflops = printed["table"], printed["method"], printed["tflops"]
     model, text = _data()["models"][table], _data()["text_tokens"][table]
-    known = paper_presets.find(table, label, tflops)
+    known = _here(paper_presets.find(table, label, tflops))
     readings = tuple(_read(architecture(model), text, known.method, one, tflops) for one in known.presets)
     call = next((one.attach for one in readings if one.attach is not None), None)
     cells = tuple(
@@ -179,8 +179,16 @@ def _row(printed: Mapping[str, Any]) -> PaperRow:
     return PaperRow(table, model, label, tflops, free, known.method, readings, cells, known.reason)
 
 
+def _here(known: Known) -> Known:
+    """What is known, without what needs a method that this installation lacks."""
+    if known.method is None or known.method in METHODS:
+        return known
+    left = tuple(dataclasses.replace(one, attach=None) for one in known.presets if any(one.leaves))
+    return Known(None, left, f"no method {known.method!r} here{known.reason and '; ' + known.reason}")
+
+
 def _read(shape: Architecture, text: int, method: str | None, preset: Preset, printed: float) -> Reading:
-    leaves, attach = _leaves(shape, method, preset), _attach(method, preset)
+    leaves = _leaves(shape, method, preset)
     if preset.unit == paper_presets.MACS:
         cost = prefill(
             shape, text_tokens=0, include_tower=False, include_projector=False, include_head=False, **leaves._asdict()
@@ -193,7 +201,9 @@ def _read(shape: Architecture, text: int, method: str | None, preset: Preset, pr
     against = printed if preset.printed is None else preset.printed
     digits = len(f"{against:g}".partition(".")[2])
     rounds = abs(ours - against) <= 0.5 * 10**-digits
-    return Reading(preset, layers, ours, ours / against - 1, rounds, attach)
+    return Reading(
+        preset, layers, ours, ours / against - 1, rounds, None if preset.attach is None else dict(preset.attach)
+    )
 
 
 def _decoder(cost: Cost) -> tuple[Any, ...]:
@@ -202,23 +212,11 @@ def _decoder(cost: Cost) -> tuple[Any, ...]:
 
 def _leaves(shape: Architecture, method: str | None, preset: Preset) -> Schedules:
     """What leaves each part."""
-    if method is None or preset.attach is None:
+    if any(preset.leaves) or method is None or preset.attach is None:
         return preset.leaves
-    return build(shape, get_method(method), **preset.attach)
-
-
-def _attach(method: str | None, preset: Preset) -> dict[str, Any] | None:
-    """The arguments of ``attach``; none for a row without reduction, None if no method of ours makes the schedule."""
-    if method is None:
-        return None if preset.entering is not None or any(preset.leaves) else {}
-    if preset.attach is not None:
-        return dict(preset.attach)
-    said = {name: {"r": list(one.r), "layers": list(one.layers)} for name, one in _parts(preset.leaves).items()}
-    return said if len(said) > 1 else next(iter(said.values()))
-
-
-def _parts(leaves: Schedules) -> dict[str, Schedule]:
-    return {name: one for name, one in leaves._asdict().items() if isinstance(one, Schedule)}
+    amount = {name: value for name, value in preset.attach.items() if name in _AMOUNT}
+    rest = {name: value for name, value in preset.attach.items() if name not in _AMOUNT}
+    return build(shape, get_method(method, **rest), **amount)
 
 
 def measure(model: str, tasks: str, method: str | None, attach: Mapping[str, Any] | None) -> str | None:

@@ -80,10 +80,15 @@ def test_the_arguments_of_attach_make_the_layers(row):
     shape = cost.architecture(row.model)
     for reading in row.readings:
         given = reading.attach
-        assert given is not None and json.loads(json.dumps(given)) == given
+        if given is None:
+            assert row.method == "sparsevlm"  # readings of its counts that nothing here runs
+            continue
+        assert json.loads(json.dumps(given)) == given
         if "decoder" in given:
             continue  # two parts: attach takes each apart
-        leaves = schedules.build(shape, get_method(row.method), **given)
+        amount = {name: given[name] for name in ("r", "tokens", "layers") if name in given}
+        rest = {name: value for name, value in given.items() if name not in amount}
+        leaves = schedules.build(shape, get_method(row.method, **rest), **amount)
         bill = scope.bill(shape, "llmviewer", **leaves._asdict())
         assert bill.tokens.average == pytest.approx(reading.average)
 
@@ -139,7 +144,7 @@ def test_sparsevlm_keeps_and_recycles():
         for stays in table[kept]:
             before = stays + int((int(0.3 * (before - stays)) + 1) / 10) + 1
             after.append(before)
-        early, late = one("SparseVLM [44]", printed).readings
+        early, *_, late = one("SparseVLM [44]", printed).readings
         assert [early.layers[layer] for layer in (1, 2, 6, 15)] == [576, *after]
         assert [late.layers[layer] for layer in (2, 3, 7, 16)] == [576, *after]
         assert early.average == pytest.approx(kept, abs=1)
