@@ -61,11 +61,21 @@ def test_a_method_without_a_price_has_no_share():
     assert selection.shares(Method("own", Mine(), None, Mine())) == ()
 
 
-def test_a_method_with_stages_of_its_own_amount():
-    """FastV in pieces takes no number of tokens: its three ratios are its amount."""
-    method = dataclasses.replace(get_method("pyramiddrop"), amount=(("keep_ratio", (0.5, 0.25, 0.125)),))
-    assert [one.tokens for one in selection.shares(method) if one.model == "llava-1.5-7b"] == [192, 128, 64]
-    assert selection.shares("pyramiddrop")
+def test_a_method_that_takes_no_number_of_tokens(monkeypatch):
+    """It is counted once, at its own amount."""
+    built = schedules.build
+
+    def build(shape, method, **amount):
+        if amount:
+            raise ValueError("no number of tokens")
+        return built(shape, method, **amount)
+
+    monkeypatch.setattr(selection, "build", build)
+    assert [(one.model, one.tokens) for one in selection.shares("pyramiddrop")] == [
+        ("llava-1.5-7b", 72),
+        ("qwen2.5-vl-7b", 162),
+    ]
+    assert selection.shares("divprune") == ()  # it has no amount of its own
 
 
 def test_words():
