@@ -85,8 +85,8 @@ def prefill(
         _check_vision(shape, vision)
     entering = projected.entering(shape, vision, projector, images, visual_tokens)
     smaller = projected.resizes(projector, method)
-    plan = None if smaller else projector
-    chosen = projected.choose(rules, shape, vision, plan, after_it, images, text_tokens)
+    left = None if smaller else projector
+    chosen = projected.choose(rules, shape, vision, left, after_it, images, text_tokens)
     if include_tower:
         measured = [line for line in chosen.lines if line.layer is not None]
         patches = projected.encoded_patches(shape, projector) if smaller else shape.tower.patches

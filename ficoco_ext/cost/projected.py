@@ -95,9 +95,9 @@ def choose(
     projector: ProjectorPlan | int | None,
     method: FeatureMethod | None,
     images: int,
-    words: int,
+    text: int,
 ) -> Chosen:
-    """What leaves after the projector, with ``words`` in the prompt. Without ``method`` its cost is not counted."""
+    """What leaves after the projector. Without ``method``, which may read the text tokens, its cost is not counted."""
     if projector is None:
         return Chosen()
     before, left = tokens_of_picture(shape, vision), left_of_picture(shape, vision, projector)
@@ -107,5 +107,5 @@ def choose(
         used = shape.tower.used
         seen = (shape.tower.patches,) * used if vision is None else vision.tokens_entering(used)
         lines += reduction.saliency(rules, method, shape, images * shape.crops, seen)
-        lines += reduction.after_projector(rules, method, shape, pictures, before, left, words)
+        lines += reduction.after_projector(rules, method, shape, pictures, before, left, text)
     return Chosen(AfterProjector(pictures, before, left, Sum.of(lines)), tuple(lines))

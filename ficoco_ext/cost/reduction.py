@@ -75,11 +75,11 @@ def _early_layer(method: FeatureMethod, tower: Tower) -> int:
 
 
 def after_projector(
-    rules: Rules, method: FeatureMethod, shape: Architecture, pictures: int, before: int, after: int, words: int
+    rules: Rules, method: FeatureMethod, shape: Architecture, pictures: int, before: int, after: int, text: int
 ) -> list[Line]:
     """One reduction after the projector: ``after`` of ``before`` tokens of each of ``pictures`` pictures stay.
 
-    ``words`` is the number of text tokens of the prompt, which the method may read.
+    ``text`` is the number of text tokens of the prompt, which the method may read.
     """
     model = shape.language_model
     one = Shape(
@@ -87,13 +87,13 @@ def after_projector(
         tokens=before,
         visual=before,
         r=before - after,
+        text=text,
         channels=model.hidden,
         heads=model.heads,
         kv_heads=model.kv_heads,
         head_dim=model.head_dim,
         tower_head_dim=shape.tower.hidden // shape.tower.heads,
         tower_channels=shape.tower.hidden,
-        text=words,
     )
     lines = _lines(rules, method, None, one)
     return lines + [line for line in lines if line.name == costs.COMPRESS.name] * shape.deepstack  # of other levels

@@ -18,7 +18,9 @@ import ficoco_ext
 from ficoco_ext import Schedule, cost, get_method
 from ficoco_ext.cost import flop_counter, schedules, scope
 from ficoco_ext.methods import ProjectorMethod
+from ficoco_ext.ops.costs import Operation
 from ficoco_ext.resolve import ProjectorPlan
+from ficoco_ext.stages import SelectStage
 
 BASE = cost.architecture("llava-1.5-7b")
 ALONE = [
@@ -328,3 +330,15 @@ def test_json():
     assert there["seconds"] == found.after_projector.total.seconds > 0
     assert there["share_of_operations"] == pytest.approx(there["operations"] / found.total.operations, rel=EXACT)
     assert cost.prefill(BASE).to_dict()["after_projector"] is None
+
+
+def test_words_of_the_prompt_have_a_price():
+    """A select that compares every token with every word."""
+
+    class WordSelect(SelectStage):
+        def operations(self, shape):
+            return [shape.price(Operation("words", "2*b*n*t*h", loads="b*t*h"), n=shape.visual, t=shape.text)]
+
+    method = ProjectorMethod("mine", WordSelect())
+    found = cost.prefill(BASE, projector=64, text_tokens=70, text_after=20, method=method)
+    assert found.parts["reduction"].operations == 2 * 576 * 70 * 4096

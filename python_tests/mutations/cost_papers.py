@@ -30,7 +30,7 @@ MUTATIONS = [
     Mutation(
         file="ficoco_ext/cost/paper_presets.py",
         old="_ficoco_l((44, 1), (43, 12), (15, 1))",
-        new="_ficoco_l((44, 1), (43, 13), (15, 1))",
+        new="_ficoco_l((44, 1), (43, 11), (58, 1))",
         tests=(f"{ROWS}::test_fitted_schedules_are_what_the_planner_finds",),
         why="A fitted schedule is not what the planner finds.",
     ),
@@ -54,13 +54,6 @@ MUTATIONS = [
         new='",".join(cell.task for cell in self.accuracy)',
         tests=(f"{ROWS}::test_the_command_of_a_cell_attaches_the_rows_method",),
         why="The command of a row measures what the row does not print.",
-    ),
-    Mutation(
-        file="ficoco_ext/cost/paper_rows.py",
-        old="if name not in _AMOUNT}",
-        new="if name in _AMOUNT}",
-        tests=(ROWS,),
-        why="Amounts are taken for hyperparameters.",
     ),
     Mutation(
         file="ficoco_ext/cost/selection.py",
@@ -110,6 +103,13 @@ MUTATIONS = [
         new="if not self.window:",
         tests=(f"{COUNTER}::test_a_layer_of_qwen2_5_vl_in_windows_and_without",),
         why="Layers that see the whole picture are counted in windows.",
+    ),
+    Mutation(
+        file="ficoco_ext/cost/model.py",
+        old="after_it, images, text_tokens)",
+        new="after_it, images, after)",
+        tests=("python_tests/cost/test_after_projector.py::test_words_of_the_prompt_have_a_price",),
+        why="Words before the picture are read for nothing.",
     ),
     Mutation(
         file="ficoco_ext/cost/published.py",

@@ -49,8 +49,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/cost/projected.py",
-        old="method, shape, pictures, before, left)",
-        new="method, shape, 1, before, left)",
+        old="method, shape, pictures, before, left, text)",
+        new="method, shape, 1, before, left, text)",
         tests=(f"{COST}/test_after_projector.py::test_pictures_are_reduced_each_on_its_own",),
         why="Selection of the first picture alone has a price.",
     ),
