@@ -29,12 +29,17 @@ def test_selection_is_below_two_percent_or_an_exception(name):
 def test_every_method_is_counted(name):
     found = selection.shares(name)
     counted = {model: [one.tokens for one in found if one.model == model] for model in BUDGETS}
+    wanted = BUDGETS["llava-1.5-7b"]
     if name in ELSEWHERE:
         assert not found
         return
-    assert counted["llava-1.5-7b"] == [192, 128, 64] or (get_method(name).amount and counted["llava-1.5-7b"])
+    got = counted["llava-1.5-7b"]
+    if len(got) == len(wanted):  # a picture made smaller has a whole grid of tokens
+        assert all(abs(tokens - budget) <= budget / 10 for tokens, budget in zip(got, wanted, strict=True))
+    else:
+        assert len(got) == 1 and get_method(name).amount
     if get_method(name).tower is None:
-        assert len(counted["qwen2.5-vl-7b"]) == len(counted["llava-1.5-7b"])
+        assert len(counted["qwen2.5-vl-7b"]) == len(got)
     else:
         assert counted["qwen2.5-vl-7b"] == []  # its tower joins blocks of patches
 
