@@ -82,6 +82,7 @@ def evaluate(
     """
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.models import get_model
+    from lmms_eval.tasks import TaskManager
 
     given = ",".join(filter(None, (f"pretrained={pretrained}", model_args)))
     loaded = get_model(model).create_from_arg_string(given, {"batch_size": 1})
@@ -91,7 +92,14 @@ def evaluate(
             handle = stack.enter_context(ficoco_ext.attach(loaded.model, method, **(arguments or {})))
             plan = str(handle.attach_plan)
         stack.enter_context(watched(loaded.model))
-        found = simple_evaluate(model=loaded, tasks=list(tasks), batch_size=1, limit=limit, log_samples=False)
+        found = simple_evaluate(
+            model=loaded,
+            tasks=list(tasks),
+            task_manager=TaskManager(model_name=model),  # some tasks ask models of one name in words of their own
+            batch_size=1,
+            limit=limit,
+            log_samples=False,
+        )
     return {"results": found["results"], "plan": plan, "method": method, "arguments": arguments or {}}
 
 

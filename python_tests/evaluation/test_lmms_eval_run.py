@@ -63,8 +63,12 @@ def stand_in(monkeypatch):
         assert name == "llava_hf"
         return Factory
 
-    def simple_evaluate(model, tasks, batch_size, limit, log_samples):
-        assert batch_size == 1 and not log_samples
+    class TaskManager:
+        def __init__(self, model_name):
+            self.model_name = model_name
+
+    def simple_evaluate(model, tasks, task_manager, batch_size, limit, log_samples):
+        assert batch_size == 1 and not log_samples and task_manager.model_name == "llava_hf"
         answer = model.ask(inputs)
         return {"results": {task: {"answered": len(answer) > 0, "limit": limit} for task in tasks}, "samples": {}}
 
@@ -72,6 +76,7 @@ def stand_in(monkeypatch):
         "lmms_eval": {},
         "lmms_eval.models": {"get_model": get_model},
         "lmms_eval.evaluator": {"simple_evaluate": simple_evaluate},
+        "lmms_eval.tasks": {"TaskManager": TaskManager},
     }.items():
         module = ModuleType(name)
         vars(module).update(members)
