@@ -66,7 +66,7 @@ class MeasuredPrefill:
     runs: tuple[float, ...]
 
 
-def _forward(model: Any, inputs: dict[str, Any]) -> Any:
+def forward(model: Any, inputs: dict[str, Any]) -> Any:
     """The prefill as ``generate`` runs it: with a cache, logits of the last position only."""
     with torch.inference_mode():
         return model(**inputs, use_cache=True, logits_to_keep=1)
@@ -77,7 +77,7 @@ def _timed(model: Any, inputs: dict[str, Any]) -> float:
     if cuda:
         torch.cuda.synchronize(model.device)
     start = time.perf_counter()
-    _forward(model, inputs)
+    forward(model, inputs)
     if cuda:
         torch.cuda.synchronize(model.device)
     return time.perf_counter() - start
@@ -143,7 +143,7 @@ def compare(
 
 def _facts(model: Any, inputs: dict[str, Any]) -> tuple[int, int, tuple[int, ...], Flops]:
     """Columns, bytes and FLOPs of one prefill."""
-    counted, output = flop_counter.count(model, lambda: _forward(model, inputs))
+    counted, output = flop_counter.count(model, lambda: forward(model, inputs))
     layers = output_cache(output).layers
     each = tuple(sum(t.numel() * t.element_size() for t in (layer.keys, layer.values)) for layer in layers)
     return int(layers[0].keys.shape[-2]), sum(each), each, counted

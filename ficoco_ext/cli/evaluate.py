@@ -11,7 +11,7 @@ from . import common, completion, options
 
 if TYPE_CHECKING:
     from ..evaluation import Results, Setting
-    from ..evaluation.results import Summary
+    from ..evaluation.summary import Summary
 
 _RATIOS = "0.5,0.25,0.15,0.1"
 _SCHEDULES = ("even", "geometric")

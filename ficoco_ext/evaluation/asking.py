@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ..gridvqa.vocabulary import vocabulary
 from ..io.suggest import did_you_mean
 from ..judging import contained, exact
 from .data import Questions
-from .sharing import SharedPictures, can_share
+from .sharing import SharedPictures, can_share, reads_text
 
 Judge = Callable[[str, str], bool | None]
 Tick = Callable[[int], None]
@@ -81,7 +82,7 @@ class Prompts:
         self.checkpoint, self.asked = checkpoint, asked
         self._pixels: dict[int, Tensor] = {}
         self._texts = [checkpoint.prompt(checkpoint.spelled(item.question)) for item in asked.items]
-        first = self._processed([0])
+        first = self.processed([0])
         image = getattr(checkpoint.model.config, "image_token_id", None)
         self.ids: list[list[int]] = []
         self.visual = int((first["input_ids"] == image).sum())
@@ -91,7 +92,7 @@ class Prompts:
         known = ("input_ids", "attention_mask", "pixel_values")
         self.shares = bool(self.ids) and self.ids[0] == first["input_ids"][0].tolist() and set(first) <= set(known)
 
-    @property
+    @cached_property
     def text_tokens(self) -> tuple[int, int]:
         """Tokens of a prompt besides the visual ones, and those of them after the picture: means, rounded."""
         image = getattr(self.checkpoint.model.config, "image_token_id", None)
@@ -110,8 +111,8 @@ class Prompts:
     def _tokenized(self) -> list[list[int]]:
         return [list(self._tokenizer(text).input_ids) for text in self._texts]
 
-    def _processed(self, which: Sequence[int]) -> dict[str, Any]:
-        """The questions ``which`` as the processor makes them, padded on the left."""
+    def processed(self, which: Sequence[int]) -> dict[str, Any]:
+        """The questions with the numbers ``which`` as the processor makes them, padded on the left."""
         images = [self.asked.open(self.asked.items[i].picture) for i in which]
         texts = [self._texts[i] for i in which]
         options = {"padding": True, "padding_side": "left"} if len(which) > 1 else {}
@@ -161,7 +162,8 @@ def _expanded(row: list[int], image: Any, visual: int) -> list[int]:
 def answers(prompts: Prompts, asking: Asking, tick: Tick = lambda number: None) -> list[str]:
     """Greedy answers to all questions by the model as it is now, with or without reduction attached.
 
-    Questions go in batches, and a picture goes through the tower once; what is said is what
+    Questions go in batches, and a picture goes through the tower once, unless the method that is attached reads the
+    question before it chooses, which ties what is left of a picture to one. What is said is what
     :meth:`ficoco_ext.apps.checkpoint.Checkpoint.answer` says to one question alone.
 
     Args:
@@ -170,7 +172,9 @@ def answers(prompts: Prompts, asking: Asking, tick: Tick = lambda number: None) 
         tick: gets the number of questions answered, after each batch.
     """
     found = [""] * len(prompts.asked.items)
-    run = _shared if prompts.shares else _plain
+    run = _plain
+    if prompts.shares:
+        run = _each if reads_text(prompts.checkpoint.model) else _shared
     for numbers, said in run(prompts, asking):
         for number, text in zip(numbers, said, strict=True):
             found[number] = text
@@ -192,16 +196,32 @@ def _shared(prompts: Prompts, asking: Asking) -> Iterator[tuple[list[int], list[
             for start in range(0, len(numbers), asking.batch):
                 part = numbers[start : start + asking.batch]
                 shared.rows = [items[number].picture - pictures[0] for number in part]
-                ids, mask = _padded([prompts.ids[number] for number in part], _pad(prompts.checkpoint))
-                inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-                inputs["pixel_values"] = shared.pixel_values()
+                inputs = _texts(prompts, part) | {"pixel_values": shared.pixel_values()}
                 yield part, _generated(prompts.checkpoint, inputs, asking.max_new_tokens)
+
+
+def _each(prompts: Prompts, asking: Asking) -> Iterator[tuple[list[int], list[str]]]:
+    """Every question with a picture of its own, so that it is encoded and reduced for this question."""
+    model, items = prompts.checkpoint.model, prompts.asked.items
+    for _, numbers in prompts.chunks():
+        for start in range(0, len(numbers), asking.batch):
+            part = numbers[start : start + asking.batch]
+            pixels = prompts.pixels([items[number].picture for number in part])
+            inputs = _texts(prompts, part) | {"pixel_values": pixels.to(model.device, model.dtype)}
+            yield part, _generated(prompts.checkpoint, inputs, asking.max_new_tokens)
+
+
+def _texts(prompts: Prompts, part: Sequence[int]) -> dict[str, Tensor]:
+    """The prompts of the questions ``part`` as one batch."""
+    ids, mask = _padded([prompts.ids[number] for number in part], _pad(prompts.checkpoint))
+    device = prompts.checkpoint.model.device
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
 def _plain(prompts: Prompts, asking: Asking) -> Iterator[tuple[list[int], list[str]]]:
     for start in range(0, len(prompts.asked.items), asking.batch):
         part = list(range(start, min(start + asking.batch, len(prompts.asked.items))))
-        yield part, _generated(prompts.checkpoint, prompts._processed(part), asking.max_new_tokens)
+        yield part, _generated(prompts.checkpoint, prompts.processed(part), asking.max_new_tokens)
 
 
 def _generated(checkpoint: Checkpoint, inputs: dict[str, Any], length: int) -> list[str]:

@@ -6,8 +6,9 @@ import re
 from typing import Any
 
 from ..io.printable import printable
-from .results import Line, Results, Summary
+from .results import Results
 from .statistics import Estimate
+from .summary import Line, Summary
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import viz
 from .markdown import percent
-from .results import Line, Results, Summary
+from .results import Results
+from .summary import Line, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,24 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def platform_of(model: Any) -> dict[str, Any]:
+    """Device, number type, torch, processor, commit and command of a run with ``model``."""
+    device = model.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "processor": processor(),
+        "commit": commit(),
+        "command": command(),
+    }
 
 
 def processor() -> str:

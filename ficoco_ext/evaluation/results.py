@@ -4,86 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..io import files
-from . import document
+from . import document, first_token, groups
 from .settings import Setting
 from .statistics import Bootstrap, Estimate, Spread, Tally
+from .summary import Line, Summary
 
 FORMAT = "ficoco eval 1"
 UNDECIDED = "?"  # among the verdicts of a cell: neither right nor wrong
 APART = "count"  # of grid scenes: not in the mean unless asked for, a model of this size hardly counts
-
-
-@dataclass(frozen=True)
-class Line:
-    """One setting's row in a table.
-
-    Attributes:
-        name, budget: of the setting.
-        mean: mean accuracy over the chosen kinds. kinds: accuracy of each kind.
-        difference: of the mean from that of the unreduced model, paired; None for the unreduced model itself. Of a
-            method that draws by the run's seeds the scenes of a seed share one draw, so they are not independent: the
-            errors of mean and difference are then at least the standard deviation over the seeds / sqrt(seeds), and
-            their intervals at least as wide as a normal distribution's with that error. Those of kinds are as drawn.
-        agreement: share of questions answered as the unreduced model answers them, right or wrong.
-        undecided: answers that the judge could call neither right nor wrong; they do not count as right. None of a
-            judge that always decides.
-        seeds: the mean of each seed, and their spread.
-        cost: see :func:`ficoco_ext.evaluation.costs.columns`; None with ``remark`` saying why.
-        seconds: it took to answer, all seeds. rate: questions a second.
-        remark: why there is no cost, or, with ``mean`` None, why the method cannot do this.
-    """
-
-    name: str
-    budget: str
-    mean: Estimate | None
-    kinds: dict[str, Estimate]
-    difference: Estimate | None
-    agreement: float | None
-    seeds: Spread | None
-    cost: dict[str, Any] | None
-    seconds: float | None
-    rate: float | None
-    remark: str | None
-    undecided: int | None = None
-
-
-@dataclass(frozen=True)
-class Summary:
-    """All settings.
-
-    Attributes:
-        lines: one a setting. mean_of: kinds in the mean. kinds: all of them.
-        questions, scenes: that were asked and drawn, of all seeds. bad: rows left out, and why.
-    """
-
-    lines: tuple[Line, ...]
-    mean_of: tuple[str, ...]
-    kinds: tuple[str, ...]
-    questions: int
-    scenes: int
-    bad: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values; what is not known is None. Lines have ``undecided`` if the judge may leave answers so."""
-        found = _without_nan(asdict(self))
-        for line in found["lines"]:
-            if line["undecided"] is None:
-                del line["undecided"]
-        return found
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nan(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(one) for one in value]
-    return None if value != value else value
 
 
 class Results:
@@ -258,7 +191,9 @@ class Results:
             ValueError: a kind that was not asked.
         """
         chosen = self._chosen(mean_of)
-        lines = tuple(self._line(number, chosen) for number in range(len(self.names)))
+        lines = tuple(
+            groups.with_groups(self, chosen, [self._line(number, chosen) for number in range(len(self.names))])
+        )
         tables = self.document["tables"]
         return Summary(
             lines,
@@ -293,6 +228,8 @@ class Results:
             sum(len(cell["right"]) for cell in cells) / seconds if seconds else None,
             held["remark"],
             self.undecided(setting),
+            reads_text=bool(held.get("reads_text")),
+            first_token=first_token.of_setting(self.document, setting),
         )
 
 
@@ -314,11 +251,23 @@ def new_document(
 
 
 def described(
-    setting: Setting, seeds: Sequence[int], cost: dict[str, Any] | None, remark: str | None, impossible: str | None
+    setting: Setting,
+    seeds: Sequence[int],
+    cost: dict[str, Any] | None,
+    remark: str | None,
+    impossible: str | None,
+    *,
+    reads_text: bool = False,
 ) -> dict[str, Any]:
-    """A setting with what was found out before it ran."""
+    """A setting with what was found out before it ran.
+
+    ``reads_text``: what it leaves of a picture before the language model depends on the question.
+    """
     found = setting.describe() | {"budget": setting.budget, "seeds": list(seeds)}
-    return found | {"cost": cost, "remark": remark, "impossible": impossible}
+    found |= {"cost": cost, "remark": remark, "impossible": impossible}
+    if setting.group is not None:
+        found["group"] = setting.group
+    return found | ({"reads_text": True} if reads_text else {})
 
 
 def _text(document: dict[str, Any]) -> str:

@@ -16,10 +16,12 @@ from ..apps.checkpoint import Checkpoint
 from ..gridvqa import GridVQA
 from ..io import files
 from ..version import __version__
-from . import costs, provenance
+from . import first_token as first_token_times
+from . import provenance
 from .asking import JUDGES, RULES, Asking, Judge, Prompts, answers, warm_up, with_embedded_rules
-from .data import Questions, questions_for
-from .results import UNDECIDED, Results, described, new_document
+from .data import Questions
+from .plans import Plans, Tables
+from .results import UNDECIDED, Results, new_document
 from .settings import Setting
 
 Progress = Callable[[int, int, str], None]  # questions answered, of how many, what is being done
@@ -37,6 +39,8 @@ def evaluate(
     batch: int = 32,
     bad_rows: str = "fail",
     mean_of: Sequence[str] = (),
+    first_token: Sequence[int] = (),
+    first_token_seconds: float = 10.0,
     results: Path | str | None = None,
     progress: Progress = lambda done, total, text: None,
     notice: Say = lambda text: None,
@@ -50,7 +54,8 @@ def evaluate(
     Args:
         checkpoint: of :func:`ficoco_ext.apps.checkpoint.load`, without reduction.
         dataset: a :class:`ficoco_ext.gridvqa.GridVQA`, rows or a file; see :func:`ficoco_ext.evaluation.questions`.
-        settings: what is compared; the unreduced model comes first by itself.
+        settings: what is compared; the unreduced model comes first by itself. One with a goal gets the amount that
+            reaches it, and is refused like the others where none does.
         seeds: each is another draw of grid scenes, and goes to methods with a hyperparameter ``seed`` that is not set.
             Of rows or a file, other methods run once. None: the seed of a :class:`ficoco_ext.gridvqa.GridVQA`, else 0.
         judge: ``"exact"``, ``"contained"`` or a function (answer, truth) -> bool, or None for what it cannot decide;
@@ -60,6 +65,9 @@ def evaluate(
         batch: questions that are answered together.
         bad_rows: ``"fail"`` or ``"count"``, see :func:`ficoco_ext.evaluation.questions`.
         mean_of: kinds in the summary's mean; none: all, but of grid scenes without "count".
+        first_token: batch sizes at which the time to the first token is measured too, the method's own part in it,
+            after all answers and apart from them; see :mod:`ficoco_ext.evaluation.first_token`.
+        first_token_seconds: for each of them; every setting runs 5 times at least.
         results: file that is written after every setting and seed. If it is there, the run continues where it stopped.
         progress: gets questions answered, of how many, and a few words.
         notice: gets a sentence for what should be known beside the result.
@@ -90,8 +98,8 @@ def evaluate(
     if seeds is None:
         seeds = (dataset.seed,) if isinstance(dataset, GridVQA) else (0,)
     seeds = _checked(seeds)
-    everything = [Setting(None), *settings]
-    _different(everything)
+    _different([Setting(None), *settings])
+    batches = first_token_times.checked(first_token)
     path = None if results is None else _writable(Path(results))
     if path is not None and not _has_name(asking.judge):
         raise ValueError(
@@ -100,24 +108,34 @@ def evaluate(
         )
     if not isinstance(dataset, (GridVQA, Questions, str, Path)):
         dataset = list(dataset)
-    tables = _Tables(checkpoint, dataset, seeds, bad_rows)
+    tables = Tables(checkpoint, dataset, seeds, bad_rows)
     asked = tables.prompts(seeds[0]).asked
     read = [dataset, *asked.pictures]
     files.require_apart([one for one in read if isinstance(one, (str, Path))], results=path)
     if unknown := [kind for kind in mean_of if kind not in tables.prompts(seeds[0]).asked.kinds]:
         there = ", ".join(tables.prompts(seeds[0]).asked.kinds)
         raise ValueError(f"mean_of must be among {there}, got {', '.join(unknown)}")
-    run = _identity(checkpoint, tables, asking, seeds, everything)
+    plans = Plans(tables, settings, seeds)
+    run = _identity(checkpoint, tables, asking, seeds, plans.settings)
     held = _continued(path, run) if path is not None and path.exists() else None
     if held is None:
-        held = Results(new_document(run, _platform(checkpoint), checkpoint.name, _plans(tables, everything, seeds)))
+        held = Results(new_document(run, provenance.platform_of(checkpoint.model), checkpoint.name, plans.described()))
     for text in _remarks(checkpoint, tables.prompts(seeds[0]).asked):
         notice(text)
-    _Run(checkpoint, tables, asking, everything, held, path, progress).go()
+    _Run(checkpoint, tables, asking, plans.settings, held, path, progress).go()
+    for batch_size in batches:
+        if first_token_times.add(
+            held.document, tables.prompts(seeds[0]), plans.settings, seeds[0], batch_size, first_token_seconds, progress
+        ):
+            _save(held, path)
     held.document["summary"] = held.summary(mean_of).to_dict()
+    _save(held, path)
+    return held
+
+
+def _save(held: Results, path: Path | None) -> None:
     if path is not None:
         held.save(path)
-    return held
 
 
 def _checked(seeds: Sequence[int]) -> tuple[int, ...]:
@@ -144,33 +162,8 @@ def _writable(path: Path) -> Path:
     return path
 
 
-class _Tables:
-    """The questions of each seed, one seed's prompts at a time."""
-
-    def __init__(self, checkpoint: Checkpoint, dataset: Any, seeds: tuple[int, ...], bad_rows: str) -> None:
-        self.checkpoint, self.dataset, self.bad_rows = checkpoint, dataset, bad_rows
-        self.grid = isinstance(dataset, GridVQA)
-        self._held: tuple[int | None, Prompts] | None = None
-        self.prompts(seeds[0])  # finds bad rows before anything runs
-
-    def key(self, seed: int) -> int | None:
-        """The seed, if it draws the questions."""
-        return seed if self.grid else None
-
-    def prompts(self, seed: int) -> Prompts:
-        """Of one seed."""
-        if self._held is None or self._held[0] != self.key(seed):
-            asked = questions_for(self.dataset, seed, bad_rows=self.bad_rows)
-            self._held = self.key(seed), Prompts(self.checkpoint, asked)
-        return self._held[1]
-
-    def seeds_of(self, setting: Setting, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        """Those with which a setting gives something else."""
-        return seeds if self.grid or setting.seeded else seeds[:1]
-
-
 def _identity(
-    checkpoint: Checkpoint, tables: _Tables, asking: Asking, seeds: tuple[int, ...], settings: Sequence[Setting]
+    checkpoint: Checkpoint, tables: Tables, asking: Asking, seeds: tuple[int, ...], settings: Sequence[Setting]
 ) -> dict[str, Any]:
     """What two runs must have in common to be one."""
     data: dict[str, Any] = {"questions": tables.prompts(seeds[0]).asked.digest}
@@ -233,53 +226,6 @@ def _continued(path: Path, run: dict[str, Any]) -> Results:
     return held
 
 
-def _platform(checkpoint: Checkpoint) -> dict[str, Any]:
-    device = checkpoint.model.device
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-        "processor": provenance.processor(),
-        "commit": provenance.commit(),
-        "command": provenance.command(),
-    }
-
-
-def _plans(tables: _Tables, settings: Sequence[Setting], seeds: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Attach every setting once: its cost, or why it cannot be done.
-
-    Raises:
-        ValueError: none of them can. TypeError: an unknown hyperparameter.
-    """
-    prompts, found = tables.prompts(seeds[0]), []
-    full = costs.prefill(prompts, None, None)
-    for setting in settings:
-        cost: dict[str, Any] | None = None
-        remark: str | None = None
-        of = tables.seeds_of(setting, seeds)
-        if setting.method is None:
-            found.append(described(setting, of, costs.columns(full, full), None, None))
-            continue
-        method = setting.built(seeds[0])
-        try:
-            handle = setting.attach(tables.checkpoint.model, seeds[0])
-        except (ValueError, NotImplementedError) as error:
-            found.append(described(setting, of, None, None, str(error)))
-            continue
-        with handle:
-            try:
-                if isinstance(method, tuple):
-                    raise ValueError("the cost model cannot count one method for each layer")
-                cost = costs.columns(costs.prefill(prompts, handle, method), full)
-            except (ValueError, TypeError, NotImplementedError) as error:
-                remark = f"no cost: {error}"
-        found.append(described(setting, of, cost, remark, None))
-    refused = [one["impossible"] for one in found if one["impossible"]]
-    if refused and len(refused) == len(settings) - 1:
-        raise ValueError(f"none of the settings can be done; the first: {refused[0]}")
-    return found
-
-
 def _remarks(checkpoint: Checkpoint, asked: Questions) -> list[str]:
     spelled = (checkpoint.spelled(item.question) for item in asked.items)
     words = dict.fromkeys(word for question in spelled for word in question.split())
@@ -300,7 +246,7 @@ class _Run:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        tables: _Tables,
+        tables: Tables,
         asking: Asking,
         settings: Sequence[Setting],
         held: Results,
@@ -382,5 +328,4 @@ class _Run:
                 "right": "".join(UNDECIDED if one is None else "1" if one else "0" for one in verdicts),
             }
         )
-        if self.path is not None:
-            self.held.save(self.path)
+        _save(self.held, self.path)

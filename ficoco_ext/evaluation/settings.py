@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..io.suggest import did_you_mean
 from ..methods import METHODS, AnyMethod, get_method, hyperparameters, is_name
-from ..models import Handle, attach
+from ..models import AttachPlan, Handle, attach, resolve
 from ..schedule import geometric
+from .goal import EQUAL, Goal
 
 UNREDUCED = "unreduced"
 SCHEDULES = ("even", "geometric")
 # What a method has to beat at the same number of tokens in the language model; random several times, as one draw may
-# be lucky.
+# be lucky. Those that are not installed are left out.
+RANDOM = "random"
 BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{f"random-{seed}": ("random", {"part": "projector", "seed": seed}) for seed in range(3)},
+    **{f"{RANDOM}-{seed}": (RANDOM, {"part": "projector", "seed": seed}) for seed in range(3)},
     "stride": ("stride", {}),
+    "downsample": ("downsample", {}),
 }
 
 
@@ -33,6 +36,9 @@ class Setting:
         hyperparameters: of a method given by name.
         layers: that reduce; None: the method's own.
         label: what it is called; None: the method's name.
+        goal: what its amount is to reach; :func:`ficoco_ext.evaluation.evaluate` then finds the amount, see
+            :class:`ficoco_ext.evaluation.Goal`.
+        group: several settings with one are also shown as one row, with the spread over them.
     """
 
     method: str | AnyMethod | Sequence[str | AnyMethod] | None
@@ -40,6 +46,8 @@ class Setting:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     layers: tuple[int, ...] | None = None
     label: str | None = None
+    goal: Goal | None = None
+    group: str | None = None
 
     @property
     def name(self) -> str:
@@ -62,6 +70,8 @@ class Setting:
         """
         if self.method is None:
             return "all tokens"
+        if self.goal is not None:
+            return self.goal.budget
         last = {
             name: value[-1] if name == "keep_ratio" and isinstance(value, (list, tuple)) and value else value
             for name, value in self.amount.items()
@@ -86,12 +96,16 @@ class Setting:
         assert self.method is not None
         return tuple(get_method(one, **given) for one in self.method)
 
-    def attach(self, model: Any, seed: int) -> Handle:
-        """:func:`ficoco_ext.attach` with all of it."""
-        return attach(model, self.built(seed), layers=self.layers, **self.amount)
+    def attach(self, model: Any, seed: int, wrap: Callable[[Any], Any] = lambda method: method) -> Handle:
+        """:func:`ficoco_ext.attach` with all of it, and of the method what ``wrap`` makes of it."""
+        return attach(model, wrap(self.built(seed)), layers=self.layers, **self.amount)
+
+    def resolve(self, model: Any, seed: int) -> AttachPlan:
+        """:func:`ficoco_ext.models.resolve` with all of it."""
+        return resolve(model, self.built(seed), layers=self.layers, **self.amount)
 
     def describe(self) -> dict[str, Any]:
-        """Plain values that identify it, for JSON.
+        """Plain values that identify it, for JSON: the amount, and the goal that it was found for.
 
         Hyperparameters are those given and the defaults of today, so that a run is not continued with others; without
         the seed, if it is the run's. Of several methods each name has its own.
@@ -105,6 +119,7 @@ class Setting:
             "amount": _plain(self.amount),
             "layers": layers,
             "seeded": self.seeded,
+            **({} if self.goal is None else {"goal": self.goal.budget}),
         }
 
     def _whole(self) -> dict[str, Any]:
@@ -141,6 +156,7 @@ def settings_of(
     layers: Mapping[str, tuple[int, ...]] | None = None,
     schedule: str = "even",
     baselines: bool = False,
+    equal: Sequence[str] = ("final",),
 ) -> list[Setting]:
     """Every method with every amount, budget by budget.
 
@@ -154,11 +170,15 @@ def settings_of(
             ``"geometric"`` the same share, :func:`ficoco_ext.schedule.geometric`, and needs the ``layers`` of every
             method that has no single layer of its own. Methods of other parts are left alone.
         baselines: add those of :data:`BASELINES` that ``methods`` does not name: random dropping after the projector
-            with three seeds, and every k-th token.
+            with three seeds, every k-th token, and a smaller picture where that method is there.
+        equal: what the methods of a table have in common: ``"final"``, what is left in the end, as ``attach`` takes an
+            amount; or, for a fair comparison of methods of different parts, ``"average"`` or ``"flops"``, see
+            :class:`ficoco_ext.evaluation.Goal`. Several give a table each.
 
     Raises:
         ValueError: an unknown method or label, one given twice, or an amount out of range; nothing is clamped.
-            ``"geometric"`` with ``tokens`` or without layers. ``baselines`` without an amount.
+            ``"geometric"`` with ``tokens`` or without layers. ``baselines``, or another ``equal`` than ``"final"``,
+            without an amount. An unknown ``equal``, or one that goes with no schedule.
 
     Example:
         >>> from ficoco_ext.evaluation import settings_of
@@ -190,19 +210,20 @@ def settings_of(
             raise ValueError(f"tokens must be integers >= 1, got {count!r}")
     layers = layers or {}
     _schedule_fits(schedule, named, layers, tokens)
+    _equal_fits(equal, schedule, bool(keep_ratios or tokens))
     amounts: list[dict[str, Any]] = [{"keep_ratio": ratio} for ratio in dict.fromkeys(keep_ratios)]
     amounts += [{"tokens": count} for count in dict.fromkeys(tokens)]
-    return [
-        Setting(
-            name,
-            _staged(amount, layers[label]) if schedule == "geometric" and _repeats(name, layers.get(label)) else amount,
-            given_to.get(label, {}),
-            layers.get(label),
-            label if label != name else None,
-        )
-        for amount in amounts or [{}]
-        for label, name in named.items()
-    ]
+
+    def setting(label: str, name: str, amount: dict[str, Any], what: str) -> Setting:
+        goal = None if what == "final" else Goal(what, **amount)
+        if schedule == "geometric" and _repeats(name, layers.get(label)):
+            amount = _staged(amount, layers[label])
+        own, shown = given_to.get(label, {}), label if label != name else None
+        group = RANDOM if baselines and name == RANDOM and BASELINES.get(label) == (name, own) else None
+        return Setting(name, amount if goal is None else {}, own, layers.get(label), shown, goal, group)
+
+    chosen = [(what, amount) for what in dict.fromkeys(equal) for amount in amounts or [{}]]
+    return [setting(label, name, amount, what) for what, amount in chosen for label, name in named.items()]
 
 
 def _add_baselines(named: dict[str, str], given: dict[str, dict[str, Any]], amount: bool) -> None:
@@ -210,9 +231,23 @@ def _add_baselines(named: dict[str, str], given: dict[str, dict[str, Any]], amou
     if not amount:
         raise ValueError("baselines have no amount of their own; give keep_ratios or tokens")
     for label, (name, own) in BASELINES.items():
-        if label not in named:
+        if label not in named and name in METHODS:
             named[label] = name
             given[label] = {**own, **given.get(label, {})}
+
+
+def _equal_fits(equal: Sequence[str], schedule: str, amount: bool) -> None:
+    if unknown := [what for what in equal if what not in EQUAL]:
+        near = did_you_mean(unknown[0], EQUAL)
+        raise ValueError(f"equal must be among {', '.join(EQUAL)}, got {unknown[0]!r}{near}")
+    if not equal:
+        raise ValueError(f"equal must name at least one of {', '.join(EQUAL)}, got none")
+    if set(equal) == {"final"}:
+        return
+    if not amount:
+        raise ValueError(f"equal {', '.join(equal)} needs a number of tokens; give keep_ratios or tokens")
+    if schedule != "even":
+        raise ValueError(f"schedule {schedule!r} goes with equal 'final' alone, got {', '.join(equal)}")
 
 
 def _repeats(name: str, layers: tuple[int, ...] | None) -> bool:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models import AttachPlan
 from ..models.model_changes import ModelChanges
 from ..models.projections import Projection, Reduced
 from ..models.projector_reduction import EncoderCall
+from ..stages.needs import TEXT
 
 _TOWER_BATCH = 16  # pictures that go through the tower together
 
@@ -21,6 +23,18 @@ def can_share(model: Any) -> bool:
     from transformers import LlavaForConditionalGeneration
 
     return type(model) is LlavaForConditionalGeneration
+
+
+def reads_text(model: Any) -> bool:
+    """Whether what is attached to ``model`` reads the words of a prompt before it chooses among a picture's tokens."""
+    handle = getattr(model, "ficoco_handle", None)
+    return handle is not None and chooses_by_text(handle.attach_plan)
+
+
+def chooses_by_text(plan: AttachPlan) -> bool:
+    """Whether what reaches the language model of a picture depends on the words of the prompt."""
+    before = [*plan.methods, *([] if plan.projector is None else [plan.projector.method])]
+    return any(TEXT in method.needs for method in before)
 
 
 class SharedPictures:
@@ -35,6 +49,9 @@ class SharedPictures:
 
     Attributes:
         rows: for every row of the next call the index of its picture.
+
+    Raises:
+        ValueError: at the entry, a method is attached whose choice depends on the question.
     """
 
     def __init__(self, model: Any, pixels: Tensor) -> None:
@@ -43,6 +60,12 @@ class SharedPictures:
         self._changes = ModelChanges()
 
     def __enter__(self) -> SharedPictures:
+        if reads_text(self._model):
+            name = self._model.ficoco_handle.attach_plan.summary
+            raise ValueError(
+                f"SharedPictures: a picture must be encoded again for each question, as {name} chooses by its "
+                "words; what it leaves for one question is not what another one needs"
+            )
         encoder = self._model.model.get_image_features
         with torch.inference_mode():
             if isinstance(encoder, EncoderCall):

@@ -214,8 +214,8 @@ def test_without_sharing_the_text_is_as_long():
 
 
 def test_a_processor_that_gives_more_is_used_for_both(monkeypatch):
-    given = Prompts._processed
-    monkeypatch.setattr(Prompts, "_processed", lambda self, which: {**given(self, which), "image_sizes": None})
+    given = Prompts.processed
+    monkeypatch.setattr(Prompts, "processed", lambda self, which: {**given(self, which), "image_sizes": None})
     assert not Prompts(embedded(), ASKED).shares
 
 

@@ -1,0 +1,101 @@
+"""The amount with which a method reaches a goal, found by the cost model. Nothing runs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..methods import AnyMethod
+from . import costs
+from .asking import Prompts
+from .settings import Setting
+
+CLOSE = 0.02  # of what is wanted: what is farther off is not called equal
+_HALF_A_TOKEN = 0.5
+
+Value = Callable[[int], float | None]
+
+
+def solved(setting: Setting, prompts: Prompts, seed: int) -> Setting:
+    """``setting`` with the amount that comes closest to its goal; one without a goal as it is.
+
+    The amount is the number of visual tokens that are left in the end, as ``attach`` takes ``tokens``, so the method
+    divides it over its layers and parts as it always does.
+
+    Args:
+        setting: what reduces. prompts: of the questions, for their text and the model. seed: of a method that draws.
+
+    Raises:
+        ValueError: a goal that the method cannot reach with any number; the message has the closest. Or one method for
+            each layer, whose cost is not known.
+
+    Cost: about ten evaluations of the cost model. Deterministic.
+    """
+    if setting.goal is None:
+        return setting
+    goal = setting.goal.of(prompts.visual)
+    assert goal.tokens is not None
+    setting = replace(setting, goal=goal)
+    method = setting.built(seed)
+    if not isinstance(method, AnyMethod):
+        raise ValueError(f"{goal.budget}: the cost model cannot count one method for each layer")
+    if goal.equal == "average" and method.language_model is None:
+        return replace(setting, amount={"tokens": goal.tokens})  # no layer removes any
+    model = prompts.checkpoint.model
+    refused: list[ValueError] = []
+
+    @functools.cache
+    def value(tokens: int) -> float | None:
+        try:
+            plan = replace(setting, amount={"tokens": tokens}).resolve(model, seed)
+        except ValueError as error:
+            refused.append(error)
+            return None
+        found = costs.prefill(prompts, plan, method)
+        return found.tokens.average if goal.equal == "average" else found.total.operations
+
+    full = costs.prefill(prompts, None, None).total.operations
+    wanted = float(goal.tokens)
+    if goal.equal == "flops":
+        wanted = costs.chosen_free(prompts, goal.tokens).total.operations
+    tokens = closest(value, wanted, prompts.visual - 1)
+    if tokens is None:
+        raise refused[-1]
+    reached = value(tokens)
+    assert reached is not None
+    allowed = CLOSE * wanted if goal.equal == "flops" else max(CLOSE * wanted, _HALF_A_TOKEN)
+    if abs(reached - wanted) > allowed:
+        unit, name = ("% of the unreduced FLOPs", "FLOPs") if goal.equal == "flops" else ("tokens", "a mean")
+        scale = 100 / full if goal.equal == "flops" else 1.0
+        raise ValueError(
+            f"{goal.budget}: {setting.name} cannot reach {name} of {wanted * scale:.4g} {unit}: the closest is "
+            f"{reached * scale:.4g}, with {tokens} tokens left in the end"
+        )
+    return replace(setting, amount={"tokens": tokens})
+
+
+def closest(value: Value, wanted: float, most: int) -> int | None:
+    """The number in 1 ... ``most`` whose value is closest to ``wanted``; of equals the larger one. None: all refuse.
+
+    Args:
+        value: of a number of tokens, which rises with it; None for those that are too few for the method.
+
+    Example:
+        >>> from ficoco_ext.evaluation.equal import closest
+        >>> closest(lambda tokens: 10.0 + tokens, 37.4, 144), closest(lambda tokens: None, 1.0, 144)
+        (27, None)
+    """
+
+    def enough(tokens: int) -> bool:
+        found = value(tokens)
+        return found is not None and found >= wanted
+
+    low, high = 1, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    near = [
+        (abs(found - wanted), -tokens) for tokens in (low - 1, low) if tokens and (found := value(tokens)) is not None
+    ]
+    return -min(near)[1] if near else None
