@@ -71,15 +71,19 @@ def clocked(method: Any, clock: SelectionClock) -> Any:
     own: dict[str, Any] = {}
     for part in PARTS:
         found = getattr(method, part)
-        timed = None if found is None or found is method else clocked(found, clock)
-        own[part] = property((lambda self: self) if found is method else (lambda self, timed=timed: timed))
+        own[part] = _itself if found is method else None if found is None else clocked(found, clock)
     if callable(method):
         own["__call__"] = lambda self, *args, **kwargs: clock.run(kind.__call__, self, *args, **kwargs)
     if isinstance(method, TowerMethod):
         own["of_layers"] = lambda self, count: clocked(method.of_layers(count), clock)
-    made = object.__new__(type(f"Clocked{kind.__name__}", (kind,), own))
+    made: Any = object.__new__(type(f"Clocked{kind.__name__}", (kind,), own))
     vars(made).update(vars(method))
     return made
+
+
+@property  # type: ignore[misc]
+def _itself(self: Any) -> Any:
+    return self
 
 
 def measure(model: Any, inputs: dict[str, Any], attached: Callable[[Wrap], Any], runs: int) -> float:

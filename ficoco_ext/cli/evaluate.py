@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..io import files
-from . import common, completion, options
+from . import common, completion, evaluate_tables, options
+from . import evaluate_settings as chosen
 
 if TYPE_CHECKING:
     from ..evaluation import Results, Setting
-    from ..evaluation.summary import Summary
 
-_RATIOS = "0.5,0.25,0.15,0.1"
 _SCHEDULES = ("even", "geometric")
 _JUDGES = ("exact", "contained")
 _BAD_ROWS = ("fail", "count")
@@ -33,12 +31,44 @@ _Baselines = Annotated[
     options.option(
         "--baselines",
         panel=options.REMOVE,
-        help="Also random dropping after the projector with three seeds, and every k-th token, at the same amounts.",
+        help="Also random dropping after the projector with three seeds, every k-th token and a smaller picture, at "
+        "the same amounts.",
     ),
+]
+_Protocol = Annotated[
+    bool,
+    options.option(
+        "--protocol",
+        panel=options.REMOVE,
+        help="The fair comparison: --baselines --equal average,flops --first-token 1,8, at a third, 22 % and a ninth "
+        "of the tokens; name any of these to change it.",
+    ),
+]
+_Equal = Annotated[
+    str | None,
+    options.option(
+        panel=options.REMOVE,
+        metavar="A[,..]",
+        help="What methods have in common at an amount, a table each: final, tokens left in the end; average, tokens "
+        "in the mean over the language model's layers; flops, all FLOPs of a prefill.",
+        show_default="final",
+        autocompletion=completion.several_of(chosen.EQUAL),
+    ),
+]
+_FirstToken = Annotated[
+    str | None,
+    options.option(
+        panel=options.MACHINE,
+        metavar="1,8",
+        help="Also time to the first token at these batch sizes, and what of it the selection takes.",
+    ),
+]
+_FirstTokenSeconds = Annotated[
+    float, options.option(panel=options.MACHINE, help="For each batch size of --first-token; 5 runs at least.")
 ]
 _KeepRatios = Annotated[
     str | None,
-    options.option(panel=options.REMOVE, help="Visual tokens kept at the end / all.", show_default=_RATIOS),
+    options.option(panel=options.REMOVE, help="Visual tokens kept at the end / all.", show_default=chosen.RATIOS),
 ]
 _Tokens = Annotated[
     str | None, options.option(panel=options.REMOVE, metavar="72,36,..", help="Visual tokens kept at the end.")
@@ -150,7 +180,9 @@ def command(
     model: options.Model = None,
     max_new_tokens: _MaxNewTokens = None,
     methods: _Methods = None,
+    protocol: _Protocol = False,
     baselines: _Baselines = False,
+    equal: _Equal = None,
     keep_ratios: _KeepRatios = None,
     tokens: _Tokens = None,
     layers: _Layers = None,
@@ -166,6 +198,8 @@ def command(
     mean_of: _MeanOf = None,
     judge: _Judge = None,
     batch: _Batch = 32,
+    first_token: _FirstToken = None,
+    first_token_seconds: _FirstTokenSeconds = 10.0,
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
     threads: _Threads = None,
@@ -178,7 +212,7 @@ def command(
 ) -> None:
     """Answer many questions with and without reduction: accuracy with its uncertainty, and what each answer costs."""
     with common.reported(debug):
-        chosen = () if mean_of is None else common.names(mean_of)
+        kinds_of_mean = () if mean_of is None else common.names(mean_of)
         _require_outputs(plot, {"--results": results_file, "--markdown": markdown})
         pages = {"--plot": plot, "--markdown": markdown}
         if from_ is not None:
@@ -187,7 +221,17 @@ def command(
             files.require_apart([from_], **pages)
             results = _load_results(from_)
         else:
-            settings = _settings(methods, keep_ratios, tokens, layers, schedule, set_, baselines)
+            settings = chosen.settings(
+                methods,
+                keep_ratios,
+                tokens,
+                layers,
+                schedule,
+                set_,
+                baselines=baselines,
+                protocol=protocol,
+                equal=equal,
+            )
             dataset = _dataset(data, bad_rows, split=split, scenes=scenes, per_scene=per_scene, kinds=kinds)
             files.require_apart([data, *_pictures(dataset)], **{"--results": results_file, **pages})
             with common.cpu_threads(threads):
@@ -201,10 +245,12 @@ def command(
                     max_new_tokens=max_new_tokens,
                     batch=batch,
                     bad_rows=bad_rows,
-                    mean_of=chosen,
+                    mean_of=kinds_of_mean,
+                    first_token=chosen.batches(first_token, protocol),
+                    first_token_seconds=first_token_seconds,
                     results=results_file,
                 )
-        show(results, chosen, plot, markdown, json_=json_)
+        evaluate_tables.show(results, kinds_of_mean, plot, markdown, json_=json_)
 
 
 def _require_outputs(plot: Path | None, others: dict[str, Path | None]) -> None:
@@ -250,73 +296,6 @@ def _evaluated(
         )
 
 
-def _settings(
-    methods: str | None,
-    keep_ratios: str | None,
-    tokens: str | None,
-    layers: list[str] | None,
-    schedule: str,
-    set_: list[str] | None,
-    baselines: bool = False,
-) -> list[Setting]:
-    from ..evaluation import settings_of
-    from ..methods import METHODS, distinct
-
-    chosen = list(distinct() if methods is None else common.names(methods))
-    presets = set(chosen).isdisjoint(distinct()) and set(chosen) <= set(METHODS)  # they have amounts of their own
-    if keep_ratios is None and tokens is None and (baselines or not presets):
-        keep_ratios = _RATIOS
-    return settings_of(
-        chosen,
-        keep_ratios=() if keep_ratios is None else common.ratios("--keep-ratios", keep_ratios),
-        tokens=() if tokens is None else common.integers("--tokens", tokens),
-        hyperparameters=_hyperparameters(set_),
-        layers=_layers(layers, chosen),
-        schedule=schedule,
-        baselines=baselines,
-    )
-
-
-def _hyperparameters(given: list[str] | None) -> dict[str, dict[str, Any]]:
-    """``["topk.variant=paper"]`` by label."""
-    found: dict[str, dict[str, Any]] = {}
-    for text in given or []:
-        label, dot, rest = text.partition(".")
-        if not dot or "=" in label:
-            raise ValueError(f"--set must be METHOD.KEY=VALUE, got {text!r}")
-        for key, value in common.assignments([rest]).items():
-            if key in found.setdefault(label.strip(), {}):
-                raise ValueError(f"--set {label}.{key} is given twice")
-            found[label.strip()][key] = value
-    return found
-
-
-def _layers(given: list[str] | None, methods: list[str]) -> dict[str, tuple[int, ...]]:
-    """``["2-4", "tome=1-4"]`` by label; what names none is for all others that act in layers."""
-    found: dict[str, tuple[int, ...]] = {}
-    for text in sorted(given or [], key=lambda one: "=" in one):
-        label, equals, numbers = text.rpartition("=")
-        one = common.integers("--layers", numbers)
-        found |= {label.strip(): one} if equals else dict.fromkeys(_in_layers(methods), one)
-    return found
-
-
-def _in_layers(methods: list[str]) -> list[str]:
-    """The labels of those that do not act after the projector alone."""
-    from ..methods import get_method
-
-    found = []
-    for text in methods:
-        label, equals, name = (part.strip() for part in text.partition("="))
-        try:
-            method = get_method(name if equals else label)
-        except ValueError:  # what is wrong with it is said where settings are made
-            continue
-        if method.projector is not method:
-            found.append(label)
-    return found
-
-
 def _dataset(data: Path | None, bad_rows: str, **grid: Any) -> Any:
     given = {name: value for name, value in grid.items() if value is not None}
     if data is not None:
@@ -336,47 +315,3 @@ def _dataset(data: Path | None, bad_rows: str, **grid: Any) -> Any:
 def _pictures(dataset: Any) -> list[Path]:
     """The files of pictures that are asked about."""
     return [one for one in getattr(dataset, "pictures", ()) if isinstance(one, Path)]
-
-
-def show(
-    results: Results, mean_of: tuple[str, ...], plot: Path | None, markdown: Path | None, *, json_: bool = False
-) -> None:
-    """Tables for people or one document, a picture and a page."""
-    from ..evaluation.markdown import budgets, headings, legend, refused, row, spreads
-
-    summary = results.summary(mean_of)
-    if json_:
-        written = dict(_write(results, summary, plot, markdown))
-        held = {name: results.document[name] for name in ("model", "run", "platform")}
-        common.print_json(held | summary.to_dict() | {what: str(file) for what, file in written.items()})
-        return
-    console, head = common.console(), headings(summary)
-    for budget, lines in budgets(summary).items():
-        there = [row(summary, line) for line in lines if line.mean is not None]
-        if there:
-            made = common.table(head[0], *(f">{name}" for name in head[1:]), title=budget)
-            for cells in there:
-                made.add_row(*cells)
-            common.show(console, made)
-    for text in spreads(summary):
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
-    for text in refused(summary):
-        console.print(common.text(text, style="yellow"), soft_wrap=True)
-    for text in legend(results, summary):
-        console.print(common.text(text, style="dim"), soft_wrap=True)
-    for what, file in _write(results, summary, plot, markdown):
-        console.print(f"{what} {file}", soft_wrap=True)
-
-
-def _write(results: Results, summary: Summary, plot: Path | None, markdown: Path | None) -> Iterator[tuple[str, Path]]:
-    """Write a page and draw a picture where asked to; what was written."""
-    from .. import viz
-    from ..evaluation.markdown import page
-    from ..evaluation.plot import draw
-
-    if markdown is not None:
-        files.write_text(markdown, page(results, summary))
-        yield "markdown", markdown
-    if plot is not None:
-        viz.save(draw(results, summary), plot)
-        yield "picture", plot

@@ -65,6 +65,8 @@ def check(document: Any, where: str) -> None:
     if scenes * kinds > _MOST_CELLS:
         raise at.fault("tables", f"of scenes times kinds of at most {_MOST_CELLS:,}", f"{scenes:,} times {kinds:,}")
     met: set[tuple[int, int]] = set()
+    for entry in at.parts("first_token") if "first_token" in document else []:
+        _times(entry, len(settings))
     for cell in cells:
         _cell(cell, settings, tables, len(words))
         key = cell.value["setting"], cell.value["seed"]
@@ -142,15 +144,40 @@ def _setting(at: _At) -> None:
         if name not in at.value:
             raise ValueError(f"{at.where}: {at.path}.{name} is missing; it must be a string or null")
         at.text(name, optional=True)
+    at.text("group", optional=True)
+    if at.value.get("goal") is not None:
+        at.part("goal").text("equal")
     if at.value.get("cost") is None:
         at._get("cost", "an object or null", lambda value: value is None)
         return
     cost = at.part("cost")
     for name in ("flops_ratio", "kv_ratio"):
         cost.number(name)
+    if "flops_parts" in cost.value:
+        cost.number("flops")
+        for name in ("tower", "language_model", "selection"):
+            cost.part("flops_parts").number(name)
     tokens = cost.part("visual_tokens")
     for name in ("entering", "average", "final"):
         tokens.number(name)
+
+
+def _times(at: _At, settings: int) -> None:
+    at.integer("batch", 1, 2**31)
+    at.integer("runs", 1, 2**31)
+    platform = at.part("platform")
+    for name in ("dtype", "device", "torch"):
+        platform.text(name)
+    platform.text("processor", optional=True)
+    platform.integer("threads", 1, 2**31)
+    for index, value in enumerate(at.list_("cells")):
+        cell = _At(value, f"{at.path}.cells[{index}]", at.where)
+        cell.integer("setting", 0, settings - 1)
+        for name in ("seconds", "least", "most"):
+            cell.number(name)
+        cell.text("judged", optional=True)
+        if cell.value.get("selection") is not None:
+            cell.number("selection")
 
 
 def _table(at: _At, words: int) -> None:

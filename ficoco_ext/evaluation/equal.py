@@ -55,7 +55,6 @@ def solved(setting: Setting, prompts: Prompts, seed: int) -> Setting:
         found = costs.prefill(prompts, plan, method)
         return found.tokens.average if goal.equal == "average" else found.total.operations
 
-    full = costs.prefill(prompts, None, None).total.operations
     wanted = float(goal.tokens)
     if goal.equal == "flops":
         wanted = costs.chosen_free(prompts, goal.tokens).total.operations
@@ -66,11 +65,13 @@ def solved(setting: Setting, prompts: Prompts, seed: int) -> Setting:
     assert reached is not None
     allowed = CLOSE * wanted if goal.equal == "flops" else max(CLOSE * wanted, _HALF_A_TOKEN)
     if abs(reached - wanted) > allowed:
-        unit, name = ("% of the unreduced FLOPs", "FLOPs") if goal.equal == "flops" else ("tokens", "a mean")
-        scale = 100 / full if goal.equal == "flops" else 1.0
+        unit, scale = "a mean of {:.4g} tokens", 1.0
+        if goal.equal == "flops":
+            unit, scale = "{:.4g} % of the unreduced FLOPs", 100 / costs.prefill(prompts, None, None).total.operations
+        left = "1 token" if tokens == 1 else f"{tokens} tokens"
         raise ValueError(
-            f"{goal.budget}: {setting.name} cannot reach {name} of {wanted * scale:.4g} {unit}: the closest is "
-            f"{reached * scale:.4g}, with {tokens} tokens left in the end"
+            f"{goal.budget}: {setting.name} cannot reach {unit.format(wanted * scale)}: the closest is "
+            f"{reached * scale:.4g}, with {left} left in the end"
         )
     return replace(setting, amount={"tokens": tokens})
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .statistics import Spread, Tally
 from .summary import Line
 
@@ -68,4 +70,4 @@ def _together(results: Results, chosen: list[int], group: str, of: list[int], li
 
 def _mean(tallies: Sequence[Tally]) -> Tally:
     """Right answers in the mean over the settings, which were asked the same."""
-    return Tally(sum(one.right for one in tallies) / len(tallies), tallies[0].asked)
+    return Tally(np.mean([one.right for one in tallies], axis=0), tallies[0].asked)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from ..io.printable import printable
+from . import first_token, hard_kinds, price
+from .goal import WHERE
 from .results import Results
 from .statistics import Estimate
 from .summary import Line, Summary
@@ -44,13 +45,6 @@ def headings(summary: Summary) -> list[str]:
         *(["undecided"] if _leaves_undecided(summary) else []),
         *summary.kinds,
         "same answer",
-        "FLOPs",
-        "KV cache",
-        "tokens in",
-        "tokens mean",
-        "tokens out",
-        "s",
-        "questions/s",
     ]
 
 
@@ -59,9 +53,7 @@ def _leaves_undecided(summary: Summary) -> bool:
 
 
 def row(summary: Summary, line: Line) -> list[str]:
-    """One setting; percent but for tokens, times and the number of answers that could not be judged."""
-    cost: dict[str, Any] = line.cost or {}
-    tokens = cost.get("visual_tokens", {})
+    """One setting's answers; percent but for the number of those that could not be judged."""
     return [
         line.name,
         interval(line.mean),
@@ -69,11 +61,6 @@ def row(summary: Summary, line: Line) -> list[str]:
         *(["-" if line.undecided is None else str(line.undecided)] if _leaves_undecided(summary) else []),
         *(percent(line.kinds[kind].value if kind in line.kinds else None) for kind in summary.kinds),
         percent(line.agreement),
-        percent(cost.get("flops_ratio")),
-        percent(cost.get("kv_ratio")),
-        *(f"{tokens[name]:.4g}" if tokens else "-" for name in ("entering", "average", "final")),
-        "-" if line.seconds is None else f"{line.seconds:.1f}",
-        "-" if line.rate is None else f"{line.rate:.0f}",
     ]
 
 
@@ -96,12 +83,23 @@ def legend(results: Results, summary: Summary) -> list[str]:
         "the unreduced ones, by the cost model. tokens: visual ones into the language model, mean over its layers, and "
         "out of its last layer. s: measured, for all questions, in one run, a setting after the other: times are "
         "indicative; the tower sees a picture once for all its questions, where FLOPs count it for each.",
+        *price.legend(summary),
     ]
     if _leaves_undecided(summary):
         said.append(
             'undecided: answers that say neither the truth nor anything else for certain, such as "yes and no"; they '
             "count as not right."
         )
+    said.append(hard_kinds.sentence(summary.kinds))
+    goals = {one.get("goal", {}).get("equal") for one in document["settings"]}
+    said += [text for equal, text in WHERE.items() if equal in goals]
+    if text_aware := dict.fromkeys(line.name for line in summary.lines if line.reads_text):
+        said.append(
+            f"{', '.join(text_aware)}: chooses by the question, so a picture is encoded and reduced again for each, "
+            "and its cache serves no other question; what chooses without text may share one reduced picture among all "
+            "questions about it."
+        )
+    said += first_token.machines(document)
     if at.get("note"):
         said.append(at["note"])
     if any(one.get("seeded") for one in document["settings"]):
@@ -137,6 +135,7 @@ def page(results: Results, summary: Summary) -> str:
         if there:
             head = [_literal(cell) if cell in summary.kinds else cell for cell in headings(summary)]
             parts.append(f"### {_literal(budget)}\n\n" + _table(head, [row(summary, line) for line in there]))
+            parts.append(_table(price.headings(summary), [price.row(summary, line) for line in there]))
     for title, said in (("Spread over seeds", spreads(summary)), ("Not done", refused(summary))):
         if said:
             parts.append(f"### {title}\n\n" + "\n".join(f"- {_literal(text)}" for text in said))

@@ -17,9 +17,8 @@ UNREDUCED = "unreduced"
 SCHEDULES = ("even", "geometric")
 # What a method has to beat at the same number of tokens in the language model; random several times, as one draw may
 # be lucky. Those that are not installed are left out.
-RANDOM = "random"
 BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{f"{RANDOM}-{seed}": (RANDOM, {"part": "projector", "seed": seed}) for seed in range(3)},
+    **{f"random-{seed}": ("random", {"part": "projector", "seed": seed}) for seed in range(3)},
     "stride": ("stride", {}),
     "downsample": ("downsample", {}),
 }
@@ -119,7 +118,7 @@ class Setting:
             "amount": _plain(self.amount),
             "layers": layers,
             "seeded": self.seeded,
-            **({} if self.goal is None else {"goal": self.goal.budget}),
+            **({} if self.goal is None else {"goal": {"equal": self.goal.equal, "tokens": self.goal.tokens}}),
         }
 
     def _whole(self) -> dict[str, Any]:
@@ -219,7 +218,7 @@ def settings_of(
         if schedule == "geometric" and _repeats(name, layers.get(label)):
             amount = _staged(amount, layers[label])
         own, shown = given_to.get(label, {}), label if label != name else None
-        group = RANDOM if baselines and name == RANDOM and BASELINES.get(label) == (name, own) else None
+        group = name if baselines and name == "random" and BASELINES.get(label) == (name, own) else None
         return Setting(name, amount if goal is None else {}, own, layers.get(label), shown, goal, group)
 
     chosen = [(what, amount) for what in dict.fromkeys(equal) for amount in amounts or [{}]]

@@ -14,7 +14,7 @@ from rich.console import Console
 from ficoco_ext import cost, get_method
 from ficoco_ext.apps import bench, doctor, layer_tokens, one_reduction, questions, timing
 from ficoco_ext.cli import bench as bench_command
-from ficoco_ext.cli import common, completion, cost_tables, evaluate, plan
+from ficoco_ext.cli import common, completion, cost_tables, evaluate, evaluate_settings, plan
 from ficoco_ext.cli import demo as demo_command
 from ficoco_ext.cli import doctor as doctor_command
 from ficoco_ext.cli import show as show_command
@@ -83,21 +83,28 @@ def test_a_name_is_offered_once():
 def test_layers_of_one_method_overrule_those_of_all():
     labels = ["tome", "topk"]
     wanted = {"tome": (1, 2, 3, 4), "topk": (2, 3)}
-    assert evaluate._layers(["tome=1-4", "2-3"], labels) == evaluate._layers(["2-3", "tome=1-4"], labels) == wanted
+    assert (
+        evaluate_settings._layers(["tome=1-4", "2-3"], labels)
+        == evaluate_settings._layers(["2-3", "tome=1-4"], labels)
+        == wanted
+    )
 
 
 def test_values_are_set_for_a_method():
-    assert evaluate._hyperparameters(["topk.lam=0.5", "topk.k=2", "a.k=3"]) == {
+    assert evaluate_settings._hyperparameters(["topk.lam=0.5", "topk.k=2", "a.k=3"]) == {
         "topk": {"lam": 0.5, "k": 2},
         "a": {"k": 3},
     }
     with pytest.raises(ValueError, match=r"--set must be METHOD.KEY=VALUE, got 'lam=0.5'"):
-        evaluate._hyperparameters(["lam=0.5"])
+        evaluate_settings._hyperparameters(["lam=0.5"])
 
 
 def test_presets_alone_run_with_their_own_amounts():
     def amounts(methods, ratios=None):
-        return [dict(one.amount) for one in evaluate._settings(methods, ratios, None, None, "even", None)]
+        plain = {"baselines": False, "protocol": False, "equal": None}
+        return [
+            dict(one.amount) for one in evaluate_settings.settings(methods, ratios, None, None, "even", None, **plain)
+        ]
 
     assert amounts("fast,balanced") == [{}, {}]
     assert amounts("topk") == [{"keep_ratio": ratio} for ratio in (0.5, 0.25, 0.15, 0.1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ficoco_ext.evaluation import Results
+from ficoco_ext.evaluation import price
 from ficoco_ext.evaluation.markdown import headings, interval, row
 from ficoco_ext.evaluation.plot import draw
 
@@ -110,11 +111,14 @@ def test_a_row_has_every_number_in_its_column():
         "exist": "25.0",
         "attr": "0.0",
         "same answer": "60.0",
-        "FLOPs": "25.0",
-        "KV cache": "50.0",
+    }
+    assert dict(zip(price.headings(summary), price.row(summary, line), strict=True)) == {
+        "method": "topk",
         "tokens in": "36",
         "tokens mean": "20.5",
         "tokens out": "9",
+        "FLOPs": "25.0",
+        "KV cache": "50.0",
         "s": "0.5",
         "questions/s": "10",
     }

@@ -62,7 +62,7 @@ MUTATIONS = [
         why="A kind of saliency is offered that is then refused.",
     ),
     Mutation(
-        file="ficoco_ext/cli/evaluate.py",
+        file="ficoco_ext/cli/evaluate_settings.py",
         old="if method.projector is not method:",
         new="if True:",
         tests=(f"{CLI}/test_eval.py::test_baselines_at_the_same_amounts",),

@@ -239,9 +239,9 @@ MUTATIONS: list[Mutation] = [
         why="The time of the first setting has the preparation of all pictures.",
     ),
     Mutation(
-        file="ficoco_ext/evaluation/runner.py",
-        old="if refused and len(refused) == len(settings) - 1:",
-        new="if refused and len(refused) == len(settings):",
+        file="ficoco_ext/evaluation/plans.py",
+        old="if refused and len(refused) == len(found) - 1:",
+        new="if refused and len(refused) == len(found):",
         tests=(_RUNNER + "test_mistakes_are_found_before_anything_runs",),
         why="A run of nothing but impossible settings takes its time and shows nothing.",
     ),
@@ -317,8 +317,8 @@ MUTATIONS: list[Mutation] = [
     ),
     Mutation(
         file="ficoco_ext/evaluation/settings.py",
-        old="if label not in named:",
-        new="if True:",
+        old="if label not in named and name in METHODS:",
+        new="if name in METHODS:",
         tests=(_BASELINES + "test_baselines_are_random_with_three_seeds_and_every_kth",),
         why="A label of the user names another method than the user said.",
     ),
