@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ficoco_ext.evaluation import Results
-from ficoco_ext.evaluation import price
+from ficoco_ext.evaluation import Results, price
 from ficoco_ext.evaluation.markdown import headings, interval, row
 from ficoco_ext.evaluation.plot import draw
 
