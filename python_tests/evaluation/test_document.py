@@ -23,17 +23,39 @@ GOOD = {
                 "flops_ratio": 1.0,
                 "kv_ratio": 1.0,
                 "visual_tokens": {"entering": 4.0, "average": 4.0, "final": 4.0},
+                "flops": 3,
+                "flops_parts": {"tower": 1, "language_model": 2, "selection": 0},
             },
             "remark": None,
             "impossible": None,
         },
-        {"name": "no", "budget": "keep", "seeds": [0], "cost": None, "remark": None, "impossible": "cannot"},
+        {
+            "name": "no",
+            "budget": "keep",
+            "seeds": [0],
+            "cost": None,
+            "remark": None,
+            "impossible": "cannot",
+            "group": "some",
+            "goal": {"equal": "flops", "tokens": 1},
+        },
     ],
     "tables": [
         {"seed": 0, "questions": "ab", "kinds": ["exist"], "kind": [0, 0], "scene": [0, 1], "truth": [0, 1], "bad": []}
     ],
     "words": ["yes", "no"],
     "cells": [{"setting": 0, "seed": 0, "seconds": 1.5, "threads": 1, "answers": [0, 0], "right": "10"}],
+    "first_token": [
+        {
+            "batch": 8,
+            "runs": 5,
+            "platform": {"device": "cpu", "dtype": "float32", "torch": "2.13.0", "processor": None, "threads": 1},
+            "cells": [
+                {"setting": 0, "seconds": 0.5, "least": 0.4, "most": 0.6, "judged": "noise", "selection": 0.1},
+                {"setting": 1, "seconds": 0.5, "least": 0.4, "most": 0.6, "judged": None, "selection": None},
+            ],
+        }
+    ],
     "summary": None,
 }
 FAULTS = {
@@ -67,6 +89,23 @@ FAULTS = {
     "cells.0.threads": (None, 0, 1.5),
     "cells.0.answers": (None, [0], [0, 2], [0, -1]),
     "cells.0.right": (None, "1", "1x", [1, 0]),
+    "settings.0.cost.flops": (None, "many"),
+    "settings.0.cost.flops_parts.selection": (None, -1),
+    "settings.0.cost.flops_parts": ([],),
+    "settings.1.group": (3,),
+    "settings.1.goal": ("flops",),
+    "settings.1.goal.equal": (None, 3),
+    "first_token": ({}, [1]),
+    "first_token.0.batch": (None, 0),
+    "first_token.0.runs": (None, 0.5),
+    "first_token.0.platform.device": (None, 3),
+    "first_token.0.platform.threads": (None, 0),
+    "first_token.0.cells": (None, [3]),
+    "first_token.0.cells.0.setting": (None, 2),
+    "first_token.0.cells.0.seconds": (None, float("nan")),
+    "first_token.0.cells.1.most": (None, "long"),
+    "first_token.0.cells.0.judged": (3,),
+    "first_token.0.cells.0.selection": ("short",),
 }
 CASES = [(path, value) for path, values in FAULTS.items() for value in values]
 
