@@ -14,9 +14,10 @@ pytest.importorskip("matplotlib")
 from helpers.embedded import embedded, grid, one_thread  # noqa: F401
 from PIL import Image
 
+from ficoco_ext.cli import evaluate_settings
 from ficoco_ext.evaluation import Results
 from ficoco_ext.evaluation.plot import draw
-from ficoco_ext.methods import hyperparameters
+from ficoco_ext.methods import METHODS, hyperparameters
 
 FEW = ["--scenes", 2, "--per-scene", 4, "--methods", "ficoco-v,tome,fastv", "--keep-ratios", "0.6,0.03", "--threads", 1]
 
@@ -146,6 +147,48 @@ def test_baselines_at_the_same_amounts(tmp_path):
     assert "keep_ratio 0.25" in ratios  # a preset alone has its own amount, and then needs none
 
 
+def test_the_protocol_in_one_flag(tmp_path):
+    """Equal means and equal FLOPs, random three times and as one row, both batch sizes, and the kinds that suffer."""
+    path, page = tmp_path / "out.json", tmp_path / "out.md"
+    given = ["eval", "--scenes", 1, "--per-scene", 2, "--threads", 1, "--methods", "divprune,fastv", "--tokens", "90"]
+    given += ["--protocol", "--first-token-seconds", 0, "--kinds", "exist,text", "--markdown", page]
+    found = json.loads(_fine(*given, "--results", path, "--json"))
+    names = ["divprune", "fastv", "random-0", "random-1", "random-2", "random, 3 seeds", "stride"]
+    if "downsample" in METHODS:
+        names.append("downsample")
+    wanted = [(name, budget) for budget in ("mean tokens 90", "FLOPs of 90 tokens") for name in names]
+    assert [(line["name"], line["budget"]) for line in found["lines"][1:]] == wanted
+    assert found["where_reduction_hurts"] == {"words": ["text"], "digits": [], "positions": []}
+    for line in found["lines"][1:]:
+        if line["mean"] is not None and "members" not in line:
+            assert list(line["first_token"]) == ["1", "8"]
+            assert set(line["kinds"]) <= {"exist", "text"} and line["cost"]["flops_parts"]["language_model"] > 0
+    shown = _fine("eval", "--from", path)
+    for text in (shown, page.read_text()):
+        assert "of it selection, batch 8" in text or "batch 8" in text
+        said = " ".join(text.split())
+        assert "called after digits or positions" in said and "mean tokens T:" in said and "FLOPs of T tokens:" in said
+
+
+def test_parts_of_the_protocol_can_be_changed():
+    def settings(methods=None, ratios=None, tokens=None, **given):
+        plain = {"baselines": False, "protocol": False, "equal": None, **given}
+        return evaluate_settings.settings(methods, ratios, tokens, None, "even", None, **plain)
+
+    found = settings("topk", protocol=True)
+    count = len({one.name for one in found})
+    assert len(found) == 6 * count and count >= 5
+    assert [one.budget for one in found[:: 3 * count]] == ["mean tokens keep_ratio 0.333", "FLOPs of keep_ratio 0.333"]
+    assert [one.goal.of(576).tokens for one in found[: 3 * count : count]] == [192, 128, 64]
+    found = settings("topk", protocol=True, equal="final", tokens="9,5")
+    assert {one.budget for one in found} == {"tokens 9", "tokens 5"} and len(found) == 2 * count
+    assert [one.budget for one in settings("topk", equal="flops")] == [
+        f"FLOPs of keep_ratio {ratio}" for ratio in (0.5, 0.25, 0.15, 0.1)
+    ]
+    assert evaluate_settings.batches(None, True) == (1, 8) and evaluate_settings.batches(None, False) == ()
+    assert evaluate_settings.batches("4", True) == (4,)
+
+
 def test_help_says_what_is_so():
     assert "1 for models of grid scenes" in " ".join(_fine("eval", "--help").replace("│", " ").split())
     assert "see ficoco methods" in " ".join(_fine("show", "--help").replace("│", " ").split())
@@ -182,6 +225,10 @@ def test_narrow_terminals_get_two_tables(written, monkeypatch):
         (["--mean-of", "colour"], "--mean-of must be among"),
         (["--judge", "close"], "judge must be one of"),
         (["--batch", "0"], "batch must be an integer >= 1"),
+        (["--equal", "flop"], "equal must be among final, average, flops, got 'flop'"),
+        (["--equal", "average", "--tokens", "144"], "must be below the 144 visual ones of a picture, got 144"),
+        (["--first-token", "0"], "--first-token must be batch sizes in 1 ... 1024, got 0"),
+        (["--first-token", "a"], "--first-token must be integers"),
         (["--max-new-tokens", "0"], "--max-new-tokens must be"),
         (["--threads", "0"], "--threads must be in 1 ... 1024"),
         (["--device", "tpu"], "device must be"),

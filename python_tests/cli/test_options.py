@@ -11,10 +11,10 @@ from helpers.paths import PACKAGE
 
 from ficoco_ext import METHODS
 from ficoco_ext.apps import checkpoint, one_reduction, timing
-from ficoco_ext.cli import completion, cost, evaluate
+from ficoco_ext.cli import completion, cost, evaluate, evaluate_settings
 from ficoco_ext.cli.app import app
 from ficoco_ext.cost import hardware, model, presets
-from ficoco_ext.evaluation import asking, data, settings
+from ficoco_ext.evaluation import EQUAL, asking, data, settings
 from ficoco_ext.gridvqa import KINDS
 
 COMMANDS = typer.main.get_command(app).commands
@@ -68,6 +68,7 @@ def test_what_a_shell_offers_is_what_the_package_knows():
     assert completion.DTYPES == checkpoint.DTYPES
     assert completion.KINDS == KINDS
     assert tuple(model.CONVENTIONS) == cost.CONVENTIONS and tuple(asking.JUDGES) == evaluate._JUDGES
+    assert evaluate_settings.EQUAL == EQUAL
 
 
 def _offered(*words):
