@@ -209,6 +209,7 @@ def projector(budgets: tuple[float, ...] = (36, 18)) -> list[Setting]:
     }
     inside = ("random", "topk", "evit", "tome", "ficoco-v", "prune-then-merge", "prumerge", "prumerge+", "pool")
     found = settings_of([], tokens=[int(count) for count in budgets], baselines=True)
+    found = [one for one in found if one.name != "downsample"]  # which this study, run before it was there, has not
     for count in map(int, budgets):
         amount = {"tokens": count}
         found += [Setting(name, amount, given, None, label) for label, (name, given) in after.items()]
@@ -230,7 +231,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "scope, alpha 0": ("scope", {"alpha": 0.0}),
     "scope, column": ("scope", {"saliency": "column"}),
     "cdpruner, no text": ("cdpruner", {"relevance": "none"}),
-    "mmtok, no text": ("mmtok", {"text": False}),
+    "mmtok, no text": ("mmtok", {"words": False}),
     "visionzip, column": ("visionzip", {"saliency": "column"}),
     "vispruner, column": ("vispruner", {"saliency": "column"}),
     "topk, projector": ("topk", {"part": "projector"}),

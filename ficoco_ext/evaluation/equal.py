@@ -40,8 +40,6 @@ def solved(setting: Setting, prompts: Prompts, seed: int) -> Setting:
     method = setting.built(seed)
     if not isinstance(method, AnyMethod):
         raise ValueError(f"{goal.budget}: the cost model cannot count one method for each layer")
-    if goal.equal == "average" and method.language_model is None:
-        return replace(setting, amount={"tokens": goal.tokens})  # no layer removes any
     model = prompts.checkpoint.model
     refused: list[ValueError] = []
 
@@ -58,13 +56,22 @@ def solved(setting: Setting, prompts: Prompts, seed: int) -> Setting:
     wanted = float(goal.tokens)
     if goal.equal == "flops":
         wanted = costs.chosen_free(prompts, goal.tokens).total.operations
-    tokens = closest(value, wanted, prompts.visual - 1)
+    allowed = CLOSE * wanted if goal.equal == "flops" else max(CLOSE * wanted, _HALF_A_TOKEN)
+    if goal.equal == "average" and method.language_model is None:
+        tokens = goal.tokens if value(goal.tokens) is not None else None  # no layer removes any
+    else:
+        tokens = closest(value, wanted, prompts.visual - 1)
     if tokens is None:
         raise refused[-1]
+    if method.projector is not None and method.projector.resizes:
+        while (
+            tokens > 1 and (value(tokens) or 0.0) > wanted + allowed
+        ):  # grids are far apart: less is fair, more is not
+            tokens -= 1
     reached = value(tokens)
     assert reached is not None
-    allowed = CLOSE * wanted if goal.equal == "flops" else max(CLOSE * wanted, _HALF_A_TOKEN)
-    if abs(reached - wanted) > allowed:
+    fewer = method.projector is not None and method.projector.resizes and reached < wanted
+    if abs(reached - wanted) > allowed and not fewer:
         unit, scale = "a mean of {:.4g} tokens", 1.0
         if goal.equal == "flops":
             unit, scale = "{:.4g} % of the unreduced FLOPs", 100 / costs.prefill(prompts, None, None).total.operations

@@ -9,9 +9,11 @@ EQUAL = ("final", "average", "flops")
 WHERE = {
     "average": "mean tokens T: every method is given the amount with which T visual tokens enter the attention of a "
     "layer of the language model, in the mean over its layers: T enter it where tower or projector reduces, more enter "
-    "and fewer leave where the language model does.",
+    "and fewer leave where the language model does. A smaller picture is the largest whose grid fits: it may have "
+    "fewer.",
     "flops": "FLOPs of T tokens: every method is given the amount with which one prefill, tower, language model and "
-    "selection together, costs what it costs with T tokens after the projector if choosing them is free.",
+    "selection together, costs what it costs with T tokens after the projector if choosing them is free. A smaller "
+    "picture is the largest whose grid fits: it may cost less.",
 }
 
 

@@ -169,7 +169,7 @@ def settings_of(
             ``"geometric"`` the same share, :func:`ficoco_ext.schedule.geometric`, and needs the ``layers`` of every
             method that has no single layer of its own. Methods of other parts are left alone.
         baselines: add those of :data:`BASELINES` that ``methods`` does not name: random dropping after the projector
-            with three seeds, every k-th token, and a smaller picture where that method is there.
+            with three seeds, every k-th token, and a smaller picture.
         equal: what the methods of a table have in common: ``"final"``, what is left in the end, as ``attach`` takes an
             amount; or, for a fair comparison of methods of different parts, ``"average"`` or ``"flops"``, see
             :class:`ficoco_ext.evaluation.Goal`. Several give a table each.

@@ -17,7 +17,7 @@ from PIL import Image
 from ficoco_ext.cli import evaluate_settings
 from ficoco_ext.evaluation import Results
 from ficoco_ext.evaluation.plot import draw
-from ficoco_ext.methods import METHODS, hyperparameters
+from ficoco_ext.methods import hyperparameters
 
 FEW = ["--scenes", 2, "--per-scene", 4, "--methods", "ficoco-v,tome,fastv", "--keep-ratios", "0.6,0.03", "--threads", 1]
 
@@ -138,9 +138,9 @@ def test_baselines_at_the_same_amounts(tmp_path):
     given = ["--scenes", 1, "--per-scene", 2, "--threads", 1, "--results", path]
     shown = _fine("eval", *given, "--methods", "topk,scope", "--tokens", "20", "--layers", "2-4", "--baselines")
     results = Results.load(path)
-    names = ["topk", "scope", "random-0", "random-1", "random-2", "stride"]
+    names = ["topk", "scope", "random-0", "random-1", "random-2", "stride", "downsample"]
     assert results.names[1:] == tuple((name, "tokens 20") for name in names)
-    assert [one["layers"] for one in results.document["settings"][1:]] == [[2, 3, 4], *[None] * 5]
+    assert [one["layers"] for one in results.document["settings"][1:]] == [[2, 3, 4], *[None] * 6]
     assert not any(one["impossible"] for one in results.document["settings"])
     assert all(name in shown for name in names)
     ratios = _fine("eval", *given[:-1], tmp_path / "own.json", "--methods", "balanced", "--baselines")
@@ -153,9 +153,7 @@ def test_the_protocol_in_one_flag(tmp_path):
     given = ["eval", "--scenes", 1, "--per-scene", 2, "--threads", 1, "--methods", "divprune,fastv", "--tokens", "90"]
     given += ["--protocol", "--first-token-seconds", 0, "--kinds", "exist,text", "--markdown", page]
     found = json.loads(_fine(*given, "--results", path, "--json"))
-    names = ["divprune", "fastv", "random-0", "random-1", "random-2", "random, 3 seeds", "stride"]
-    if "downsample" in METHODS:
-        names.append("downsample")
+    names = ["divprune", "fastv", "random-0", "random-1", "random-2", "random, 3 seeds", "stride", "downsample"]
     wanted = [(name, budget) for budget in ("mean tokens 90", "FLOPs of 90 tokens") for name in names]
     assert [(line["name"], line["budget"]) for line in found["lines"][1:]] == wanted
     assert found["where_reduction_hurts"] == {"words": ["text"], "digits": [], "positions": []}

@@ -19,7 +19,7 @@ def test_baselines_are_random_with_three_seeds_and_every_kth():
     assert [(one.name, one.budget) for one in found] == [
         (name, f"tokens {count}")
         for count in (36, 18)
-        for name in ("tome", "random-0", "random-1", "random-2", "stride")
+        for name in ("tome", "random-0", "random-1", "random-2", "stride", "downsample")
     ]
     kept = set()
     for one in found:
@@ -28,7 +28,7 @@ def test_baselines_are_random_with_three_seeds_and_every_kth():
             assert plan.schedule is None and plan.projector.tokens == one.amount["tokens"]
             assert not one.seeded
             kept.add((one.budget, str(plan.projector.method)))
-    assert len(kept) == 8
+    assert len(kept) == 10
     own = settings_of(
         ["stride", "random-1=topk"], tokens=[9], baselines=True, hyperparameters={"stride": {"merge": True}}
     )
@@ -37,6 +37,7 @@ def test_baselines_are_random_with_three_seeds_and_every_kth():
         ("random-1", "topk"),
         ("random-0", "random"),
         ("random-2", "random"),
+        ("downsample", "downsample"),
     ]
     assert own[0].hyperparameters == {"merge": True} and own[1].hyperparameters == {}
 

@@ -49,6 +49,9 @@ def test_all_methods_have_the_same_mean_of_tokens_in_the_language_model(prompts,
     assert {one.budget for one in settings} == {f"mean tokens {wanted}"}
     for setting in settings:
         cached = _prefill(prompts, setting)[1]
+        if setting.name == "downsample":
+            assert len(set(cached)) == 1 and 0.85 * wanted <= cached[0] <= wanted
+            continue
         assert abs(np.mean(cached) - wanted) <= 0.5, setting.name
         inside = setting.built(0).language_model is not None
         assert inside or set(cached) == {wanted}
@@ -66,7 +69,7 @@ def test_the_closest_whole_number_of_tokens_is_taken(prompts):
 
 def test_all_methods_cost_the_same_flops(prompts):
     """Counted by torch on a real prefill, the selection's own products included."""
-    settings = _solved(prompts, SEVERAL, "flops", 90, baselines=True)
+    settings = [one for one in _solved(prompts, SEVERAL, "flops", 90, baselines=True) if one.name != "downsample"]
     assert {one.budget for one in settings} == {"FLOPs of 90 tokens"}
     wanted = _prefill(prompts, next(one for one in settings if one.name == "stride"))[0]
     found = {one.name: _prefill(prompts, one)[0] for one in settings}
@@ -74,6 +77,17 @@ def test_all_methods_cost_the_same_flops(prompts):
     amounts = {one.name: one.amount["tokens"] for one in settings}
     assert amounts["random-0"] == amounts["stride"] == 90 > amounts["divprune"]  # which spends some on choosing
     assert amounts["topk"] > 90  # the tower is cheaper too
+
+
+def test_a_smaller_picture_never_has_more_than_the_others(prompts):
+    """Its grids are far apart: 4 x 4 for 18 tokens, and never one that has, or costs, more than the others."""
+    for tokens in (100, 36, 18):
+        free = next(one for one in _solved(prompts, ["stride"], "flops", tokens))
+        (mean,), (flops,) = (_solved(prompts, ["downsample"], what, tokens) for what in ("average", "flops"))
+        assert set(_prefill(prompts, mean)[1]) == {{100: 100, 36: 36, 18: 16}[tokens]}
+        assert _prefill(prompts, flops)[0] <= (1 + equal.CLOSE) * _prefill(prompts, free)[0]
+        larger = replace(flops, amount={"tokens": flops.amount["tokens"] + 30})
+        assert _prefill(prompts, larger)[0] > _prefill(prompts, free)[0]
 
 
 @pytest.mark.parametrize(
@@ -126,11 +140,12 @@ def test_equal_errors(given, message):
 
 def test_a_table_for_each_goal_and_amount():
     found = settings_of(["topk"], tokens=[36, 18], equal=["average", "final", "average"], baselines=True)
-    assert [one.budget for one in found[::5]] == ["mean tokens 36", "mean tokens 18", "tokens 36", "tokens 18"]
+    count = len(found) // 4
+    assert [one.budget for one in found[::count]] == ["mean tokens 36", "mean tokens 18", "tokens 36", "tokens 18"]
     assert [one.group for one in found[:5]] == [None, "random", "random", "random", None]
     assert found[0].amount == {} and found[-1].amount == {"tokens": 18} and found[-1].goal is None
     own = settings_of(["random-1=topk", "random-0=random"], tokens=[9], baselines=True)
-    assert [one.group for one in own] == [None, None, "random", None]
+    assert [one.group for one in own[:4]] == [None, None, "random", None]
 
 
 def test_a_smaller_picture_is_a_baseline_where_the_method_is_there(monkeypatch):
@@ -152,7 +167,7 @@ def test_random_is_shown_as_one_row_with_its_spread():
         cell["right"] = sign * len(cell["right"])
     summary = found.summary()
     names = [line.name for line in summary.lines]
-    assert names == ["unreduced", "topk", "random-0", "random-1", "random-2", "random, 3 seeds", "stride"]
+    assert names[:7] == ["unreduced", "topk", "random-0", "random-1", "random-2", "random, 3 seeds", "stride"]
     line, members = summary.lines[5], summary.lines[2:5]
     assert line.members == ("random-0", "random-1", "random-2") and line.budget == "tokens 30"
     assert line.mean.value == pytest.approx(1 / 3) and line.seeds.values == (1.0, 0.0, 0.0)
