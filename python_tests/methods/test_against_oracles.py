@@ -1,0 +1,81 @@
+"""Every method after the projector against a reference of it that another hand wrote from its paper."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.drawn_pictures import KINDS, cast, picture, shaken
+from helpers.oracle_cases import CASES
+
+from ficoco_ext import get_method
+
+BASELINES = {"random", "stride"}  # hashes and places, which have no paper
+SIZES = (1, 2, 12, 24, 36)
+
+every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
+
+
+def fewest_real(visual):
+    return visual.features.shape[1] if visual.mask is None else int(visual.mask.sum(1).min())
+
+
+def differences(case, visual, counts, expect_from=None, tolerance=1e-6, rounding=False):
+    """What the method gives other than its reference, in words. ``rounding``: which may decide between equal scores."""
+    method, found = get_method(case.method, **case.options), []
+    for count in counts:
+        result = method(visual, count)
+        for index in range(visual.features.shape[0]):
+            either = result.kept[index].tolist() if rounding or case.even else ()
+            kept, features = case.expected(visual if expect_from is None else expect_from, index, count, either)
+            if result.kept[index].tolist() != kept:
+                found.append(f"picture {index}, {count} tokens: {result.kept[index].tolist()}, wanted {kept}")
+                continue
+            own = visual.features[index][kept] if features is None else features
+            if not torch.allclose(result.features[index].double(), own.double(), rtol=tolerance, atol=tolerance):
+                found.append(f"picture {index}, {count} tokens: other features")
+    return found
+
+
+@every
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_float64(case, kind, n):
+    """Indices exactly and features to 1e-6, of three different pictures at once, from 1 token to all."""
+    if kind == "ties" and not case.exact:
+        return
+    for seed in range(2 if n > 12 else 4):
+        visual = picture(kind, seed, n=n)
+        most = fewest_real(visual)
+        counts = range(1, most + 1) if n <= 12 else sorted({1, 2, 5, most // 3, most // 2, most - 1, most})
+        assert differences(case, visual, counts, rounding=kind == "duplicates") == []
+
+
+@every
+def test_of_copies_the_first_stay(case):
+    """Tokens that are the same in everything leave from the last on, whatever else is kept."""
+    for seed in range(4):
+        visual = picture("duplicates", seed)
+        for count in (6, 12, 18, 21):
+            kept = get_method(case.method, **case.options)(visual, count).kept
+            for index in range(3):
+                alike = [tuple(row.tolist()) for row in visual.features[index]]
+                for token in kept[index].tolist():
+                    first = [other for other in range(token) if alike[other] == alike[token]]
+                    assert set(first) <= set(kept[index].tolist()), (seed, count, index, token)
+
+
+@every
+def test_in_float32(case):
+    """The same from the same values in float32, wherever the reference itself is sure of its answer."""
+    sure, asked = 0, 0
+    for seed in range(6):
+        visual = cast(picture("shared", seed), torch.float32)
+        for count in (3, 8, 16):
+            asked += 1
+            wide = cast(visual, torch.float64)
+            near = [] if case.even else [shaken(wide, 1e-5, again) for again in range(2)]
+            own = [[case.expected(one, index, count)[0] for index in range(3)] for one in (wide, *near)]
+            if all(other == own[0] for other in own):
+                sure += 1
+                assert differences(case, visual, [count], wide, 1e-5) == []
+    assert sure >= 0.7 * asked

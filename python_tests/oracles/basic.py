@@ -1,0 +1,74 @@
+"""What several references need: cosines, ranges, and picks with ties by lowest index."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+ROUNDING = 1e-12  # scores that are equal on paper are no farther apart than this, of the largest
+SMALLEST_NORM = 1e-12  # a zero vector is a direction of length 0, so its cosine with everything is 0
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Each row of (N, D) at length 1, in float64; zero rows stay zero."""
+    vectors = vectors.double()
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=SMALLEST_NORM)
+
+
+def cosines(rows: Tensor, columns: Tensor | None = None) -> Tensor:
+    """(N, M) cosine of every row with every column. Equal pairs of vectors give equal bits, wherever they stand."""
+    rows = unit(rows)
+    columns = rows if columns is None else unit(columns)
+    return torch.stack([(row * columns).sum(-1) for row in rows]) if len(rows) else rows.new_zeros(0, len(columns))
+
+
+def first_largest(values: Sequence[float], among: Iterable[int], either: Collection[int] = ()) -> int:
+    """The index in ``among`` with the largest value; of equal ones the lowest.
+
+    ``either``: of values that differ from the largest by rounding alone, the first of these is taken if there is one.
+    """
+    found = max(among := list(among), key=lambda index: (float(values[index]), -index))
+    floor = float(values[found]) - ROUNDING * max(1.0, abs(float(values[found])))
+    return next((index for index in sorted(among) if index in either and float(values[index]) >= floor), found)
+
+
+def first_smallest(values: Sequence[float], among: Iterable[int]) -> int:
+    """The index in ``among`` with the smallest value; of equal ones the lowest."""
+    return min(among, key=lambda index: (float(values[index]), index))
+
+
+def descending(values: Sequence[float], among: Iterable[int]) -> list[int]:
+    """``among`` from the largest value to the smallest; equal ones by index."""
+    return sorted(among, key=lambda index: (-float(values[index]), index))
+
+
+def between_0_and_1(values: Tensor, eps: float = 0.0) -> Tensor:
+    """(x - min + eps) / (max - min); all 1 where every value is the same."""
+    values = values.double()
+    low, high = values.min(), values.max()
+    return torch.ones_like(values) if high == low else (values - low + eps) / (high - low)
+
+
+def half_up(value: float) -> int:
+    """The nearest integer, halves away from zero, of a number that is not negative."""
+    return int(value + 0.5)
+
+
+def by_largest_remainder(wanted: Sequence[float], total: int, least: int, most: Sequence[int]) -> list[int]:
+    """Integers near ``wanted`` that sum to ``total``, each in [``least``, its ``most``].
+
+    Whole parts first; then one each to the largest fractions, of equal ones the first, as often around as it takes.
+    Where whole parts that were raised to ``least`` make too many, the largest counts lose one each, the last first.
+    """
+    counts = [min(max(int(share), least), limit) for share, limit in zip(wanted, most, strict=True)]
+    fractions = [share - int(share) for share in wanted]
+    while sum(counts) < total:
+        for index in descending(fractions, range(len(counts))):
+            if sum(counts) < total and counts[index] < most[index]:
+                counts[index] += 1
+    while sum(counts) > total:
+        index = max((i for i, count in enumerate(counts) if count > least), key=lambda i: (counts[i], i))
+        counts[index] -= 1
+    return counts

@@ -1,0 +1,121 @@
+"""References of the methods inside a language model: FitPrune, and SparseVLM with its clusters."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .basic import descending
+
+
+def fitprune(attention: Tensor, visual: list[int], text: list[int], count: int) -> list[int]:
+    """Indices among ``visual`` that stay in one layer (FitPrune, AAAI 2025, arXiv 2409.10197).
+
+    With A the largest probability over the heads: self_j = sum over visual i of A_ij / n, cross_j = sum over i of the
+    text after the picture of A_ij. The tokens of the smallest self_j * cross_j leave.
+
+    Args:
+        attention: (H, S, S) probabilities of the layer.
+
+    Choices: of equal products the lower index stays.
+    """
+    largest = attention.double().amax(0)
+    own = largest[visual][:, visual].sum(0) / len(visual)
+    cross = largest[text][:, visual].sum(0)
+    return sorted(descending(own * cross, range(len(visual)))[:count])
+
+
+def text_raters(vision: Tensor, text: Tensor) -> list[int]:
+    """Words that the picture has to do with (SparseVLM, ICML 2025, arXiv 2410.04417).
+
+    Of the language model's input embeddings v and t: m = mean over the picture of softmax over the words of v . t. The
+    raters are the words k with m_k > mean(m), or all words where there is none.
+    """
+    vision, text = vision.double(), text.double()
+    share = torch.stack([torch.softmax((text * one).sum(-1), 0) for one in vision]).mean(0)
+    mean = share.mean()
+    return [k for k in range(len(text)) if share[k] > mean] or list(range(len(text)))
+
+
+def rated_attention(attention: Tensor, raters: list[int], visual: list[int]) -> Tensor:
+    """(n,) what each visual token receives: mean over the heads and over the rows of the raters, given as columns."""
+    return attention.double().mean(0)[raters][:, visual].mean(0)
+
+
+class Clusters(NamedTuple):
+    """What density peaks make of points.
+
+    Attributes:
+        centres: indices, in descending order of density times distance.
+        owner: of each point the centre that it belongs to.
+    """
+
+    centres: list[int]
+    owner: list[int]
+
+
+def dpc_knn(points: Tensor, clusters: int, neighbours: int) -> Clusters:
+    """Clustering by density peaks among nearest neighbours (Du et al., Knowledge-Based Systems 2016).
+
+    D_ij = ||x_i - x_j|| / sqrt(C). Density: exp of minus the mean of squared D to the ``neighbours`` nearest, the point
+    itself among them. Distance: the smallest D to a denser point; the largest D of all where none is. The centres have
+    the largest products; every other point goes to the nearest centre.
+
+    Choices: no noise on densities; of equal ones the lower index is the denser; no more neighbours than points; the
+    "largest D of all" is that of all pairs; of equally near centres a point takes that of the lowest index.
+    """
+    points = points.double()
+    n, width = points.shape
+    distance = torch.stack([(points - one).norm(dim=-1) for one in points]) / math.sqrt(width)
+    near = min(neighbours, n)
+    density = [math.exp(-float((distance[i].sort().values[:near] ** 2).mean())) for i in range(n)]
+    farthest = float(distance.max())
+    gap = []
+    for i in range(n):
+        denser = [j for j in range(n) if density[j] > density[i] or (density[j] == density[i] and j < i)]
+        gap.append(min((float(distance[i, j]) for j in denser), default=farthest))
+    centres = descending([a * b for a, b in zip(density, gap, strict=True)], range(n))[:clusters]
+    owner = [i if i in centres else min(centres, key=lambda c: (float(distance[i, c]), c)) for i in range(n)]
+    return Clusters(centres, owner)
+
+
+class Recycled(NamedTuple):
+    """What SparseVLM makes of a layer's visual tokens.
+
+    Attributes:
+        kept: indices among the visual tokens, ascending.
+        chosen: of those that leave, the ones that are recycled, ascending.
+        owner: by recycled token, its cluster's centre.
+        features: (c, D) mean of each cluster, in the order of its centre's index.
+    """
+
+    kept: list[int]
+    chosen: list[int]
+    owner: dict[int, int]
+    features: Tensor
+
+
+def sparsevlm(features: Tensor, rated: Tensor, count: int, share: float = 0.3, members: int = 10) -> Recycled:
+    """Keep by the raters' attention, recycle some of the rest as cluster means (SparseVLM, v1.5).
+
+    The ``count`` of the largest ``rated`` (n,) stay. Of the L that leave, the int(share * L) + 1 of the largest are
+    clustered into int(that / members) + 1 clusters of ``features`` (n, D), the layer's output; each cluster's mean is a
+    new token.
+
+    Choices: neighbours of the density are as many as clusters; the mean is exact (released: sum / (members + 1e-6)).
+    """
+    n = len(rated)
+    ranked = descending(rated, range(n))
+    kept, left = sorted(ranked[:count]), ranked[count:]
+    if not left:
+        return Recycled(kept, [], {}, features.new_zeros(0, features.shape[1]).double())
+    chosen = sorted(left[: int(share * len(left)) + 1])
+    clusters = int(len(chosen) / members) + 1
+    found = dpc_knn(features[chosen], clusters, clusters)
+    owner = {token: chosen[found.owner[place]] for place, token in enumerate(chosen)}
+    centres = sorted(chosen[centre] for centre in found.centres)
+    means = [features[[token for token in chosen if owner[token] == one]].double().mean(0) for one in centres]
+    return Recycled(kept, chosen, owner, torch.stack(means))
