@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from oracles import downsample, greedy, language, pivots, tower, video
-from oracles.basic import by_largest_remainder, cosines, unit
+from oracles.basic import cosines, shared_out, unit
 
 
 def draw(*shape, seed=0):
@@ -77,7 +77,7 @@ def test_mmtok_first_takes_what_is_asked_for():
     assert greedy.mmtok(features, None, 3) == sorted(greedy.coverage_picks(rows, 3))
 
 
-@pytest.mark.parametrize(("count", "contextual"), [(64, 10), (128, 20), (192, 30), (1, 1), (2, 1)])
+@pytest.mark.parametrize(("count", "contextual"), [(64, 10), (128, 20), (192, 30), (16, 2), (1, 0), (2, 1)])
 def test_published_shares_of_visionzip(count, contextual):
     assert tower.contextual_count(count) == contextual
 
@@ -152,10 +152,18 @@ def test_vidcom2_of_one_frame_is_a_picture():
     assert video.vidcom2(features, 1, 5) == sorted(far.argsort(descending=True)[:5].tolist())
 
 
-def test_largest_remainder():
-    assert by_largest_remainder([1.5, 1.5, 3.0], 6, 1, [4, 4, 4]) == [2, 1, 3]
-    assert by_largest_remainder([0.2, 0.2, 5.6], 6, 1, [4, 4, 4]) == [1, 1, 4]
-    assert by_largest_remainder([0.1, 0.1, 2.8], 3, 1, [4, 4, 4]) == [1, 1, 1]
+def test_what_is_claimed_becomes_whole_numbers():
+    assert shared_out([1.5, 1.5, 3.0], 6, [4, 4, 4]) == [2, 1, 3]
+    assert shared_out([0.2, 0.2, 5.6], 6, [4, 4, 4]) == [1, 1, 4]
+    assert shared_out([0.1, 0.1, 2.8], 3, [4, 4, 4]) == [1, 1, 1]
+    claims = torch.rand(50, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    for claim in claims.tolist():
+        total = round(sum(claim))
+        claim[0] += total - sum(claim)
+        if claim[0] >= 1:
+            counts, down = shared_out(claim, total, [9] * 5), [int(one) for one in claim]
+            best = sorted(range(5), key=lambda i: -(claim[i] - down[i]))[: total - sum(down)]
+            assert counts == [one + (i in best) for i, one in enumerate(down)]
 
 
 @pytest.mark.parametrize(

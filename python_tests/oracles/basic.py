@@ -51,24 +51,14 @@ def between_0_and_1(values: Tensor, eps: float = 0.0) -> Tensor:
     return torch.ones_like(values) if high == low else (values - low + eps) / (high - low)
 
 
-def half_up(value: float) -> int:
-    """The nearest integer, halves away from zero, of a number that is not negative."""
-    return int(value + 0.5)
+def shared_out(claims: Sequence[float], total: int, most: Sequence[int]) -> list[int]:
+    """Integers near ``claims`` that sum to ``total``, each at least 1 and at most its ``most``.
 
-
-def by_largest_remainder(wanted: Sequence[float], total: int, least: int, most: Sequence[int]) -> list[int]:
-    """Integers near ``wanted`` that sum to ``total``, each in [``least``, its ``most``].
-
-    Whole parts first; then one each to the largest fractions, of equal ones the first, as often around as it takes.
-    Where whole parts that were raised to ``least`` make too many, the largest counts lose one each, the last first.
+    One for everybody; each further one to whoever has most left of its claim, the first of equal ones, as long as
+    there is room. Of claims that sum to ``total``, all between 1 and ``most``, this is the largest remainder.
     """
-    counts = [min(max(int(share), least), limit) for share, limit in zip(wanted, most, strict=True)]
-    fractions = [share - int(share) for share in wanted]
+    counts = [1] * len(claims)
     while sum(counts) < total:
-        for index in descending(fractions, range(len(counts))):
-            if sum(counts) < total and counts[index] < most[index]:
-                counts[index] += 1
-    while sum(counts) > total:
-        index = max((i for i, count in enumerate(counts) if count > least), key=lambda i: (counts[i], i))
-        counts[index] -= 1
+        room = [index for index in range(len(claims)) if counts[index] < most[index]]
+        counts[max(room, key=lambda index: (claims[index] - counts[index], -index))] += 1
     return counts

@@ -128,7 +128,7 @@ def cdpruner_kernel(features: Tensor, relevance: Tensor, theta: float, blend: st
 def determinant_picks(kernel: Tensor, count: int, fill: Tensor, either: Collection[int] = ()) -> list[int]:
     """Greedy maximum of log det of the picked part of ``kernel`` (Chen et al., NeurIPS 2018, algorithm 1).
 
-    Choices: once the largest gain left is below 1e-6 of the first, or the first is nothing, the rank is exhausted and
+    Choices: once the largest gain left is below 1e-6 of the first, or nothing, the rank is exhausted and
     the rest follow by ``fill`` (N,), largest first; a gain under a root is at least 1e-10.
     """
     kernel = kernel.double()
@@ -140,7 +140,7 @@ def determinant_picks(kernel: Tensor, count: int, fill: Tensor, either: Collecti
     while len(picked) < count:
         left = [j for j in range(n) if j not in picked]
         chosen = first_largest(gain, left, either)
-        if gain[chosen] <= RANK * first or first <= LEAST:
+        if gain[chosen] < RANK * first or gain[chosen] <= 0:
             return picked + descending(fill, left)[: count - len(picked)]
         root = math.sqrt(max(gain[chosen], LEAST))
         for j in (j for j in left if j != chosen):
@@ -170,15 +170,21 @@ def cdpruner(
         blocks: cut the tokens into so many runs, each with a relevance and a share of ``count`` of its own (OpenVINO
             GenAI: 2).
 
-    Choices: of what does not divide evenly, the first runs have one more, of tokens and of ``count``.
+    Choices: of what does not divide evenly, the last runs have one more, of tokens and of ``count``; past the rank the
+    rest follow by what weighs the kernel, by index where that is nothing (theta = 0).
     """
     n, kept, start = len(features), [], 0
     for block in range(blocks):
-        size, share = n // blocks + (block < n % blocks), count // blocks + (block < count % blocks)
+        size, share = _share(n, block, blocks), _share(count, block, blocks)
         part = features[start : start + size]
         rho = torch.ones(size, dtype=torch.float64) if words is None else word_relevance(part, words, sign)
         here = [index - start for index in either]
-        picks = determinant_picks(cdpruner_kernel(part, rho, theta, blend), share, rho, here)
+        fill = torch.ones_like(rho) if theta == 0 and blend != "product" else rho
+        picks = determinant_picks(cdpruner_kernel(part, rho, theta, blend), share, fill, here)
         kept += [start + index for index in picks]
         start += size
     return sorted(kept)
+
+
+def _share(whole: int, block: int, blocks: int) -> int:
+    return whole // blocks + (block >= blocks - whole % blocks)

@@ -11,6 +11,24 @@ from torch import Tensor
 from .basic import descending
 
 
+def causal_attention(query: Tensor, key: Tensor, real: list[bool] | None = None) -> Tensor:
+    """(H, S, S) softmax of q . k / sqrt(d) over the keys that are not later and not padding; rows of padding are 0.
+
+    Args:
+        query: (H, S, d). key: (G, S, d), each of whose heads serves H / G heads of the query, one after the other.
+        real: False for padding.
+    """
+    heads, length, width = query.shape
+    found = torch.zeros(heads, length, length, dtype=torch.float64)
+    for h in range(heads):
+        own = key[h // (heads // len(key))].double()
+        for i in range(length):
+            seen = [j for j in range(i + 1) if real is None or real[j]]
+            if seen:
+                found[h, i, seen] = torch.softmax((own[seen] @ query[h, i].double()) / math.sqrt(width), 0)
+    return found
+
+
 def fitprune(attention: Tensor, visual: list[int], text: list[int], count: int) -> list[int]:
     """Indices among ``visual`` that stay in one layer (FitPrune, AAAI 2025, arXiv 2409.10197).
 
@@ -20,11 +38,11 @@ def fitprune(attention: Tensor, visual: list[int], text: list[int], count: int) 
     Args:
         attention: (H, S, S) probabilities of the layer.
 
-    Choices: of equal products the lower index stays.
+    Choices: of equal products the lower index stays; without text self-attention alone decides.
     """
     largest = attention.double().amax(0)
     own = largest[visual][:, visual].sum(0) / len(visual)
-    cross = largest[text][:, visual].sum(0)
+    cross = largest[text][:, visual].sum(0) if text else torch.ones_like(own)
     return sorted(descending(own * cross, range(len(visual)))[:count])
 
 

@@ -29,9 +29,10 @@ class Zipped(NamedTuple):
 def contextual_count(count: int, share: float = 10 / 64) -> int:
     """How many of ``count`` tokens are contextual: the rounded share, at least 1 (10 of 64, 20 of 128, 30 of 192).
 
-    Choices: halves up; a share of 0 has none, so that only dominant tokens are left; one token alone is contextual.
+    Choices: halves go to the even number (Python's); a share of 0 has none, so that only dominant tokens are left; at
+    least one token is dominant, so one token alone is not contextual.
     """
-    return 0 if share == 0 else max(1, int(count * share + 0.5))
+    return 0 if share == 0 else min(max(1, round(count * share)), count - 1)
 
 
 def visionzip(
@@ -124,7 +125,7 @@ def hiprune(
 
     Choices: halves of the round go to the even number (Python's); neighbours do not go around the ends of rows; where
     anchors and buffers are more than ``count``, the anchors stay (the largest ``shallow`` first), then the buffers of
-    the largest ``deep``.
+    the largest ``shallow``.
     """
     rows, columns = grid
     there = [i for i in range(rows * columns) if real is None or bool(real[i])]
@@ -135,6 +136,6 @@ def hiprune(
         for y, x in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
             if 0 <= y < rows and 0 <= x < columns:
                 beside.add(y * columns + x)
-    buffers = descending(deep, [i for i in there if i in beside and i not in anchors])
+    buffers = descending(shallow, [i for i in there if i in beside and i not in anchors])
     registers = descending(deep, [i for i in there if i not in beside and i not in anchors])
     return sorted((anchors + buffers + registers)[:count])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from .basic import by_largest_remainder, unit
+from .basic import descending, shared_out, unit
 
 ALPHAS = tuple(2.0**power for power in range(-3, 2))
 
@@ -26,37 +28,51 @@ def usualness(tokens: Tensor, centre: Tensor) -> Tensor:
     return torch.stack([torch.exp(-squares / (2 * alpha)) for alpha in ALPHAS]).sum(0)
 
 
-def frame_shares(video_scores: Tensor, total: int, temperature: float = 0.01) -> list[float]:
-    """What each frame of ``video_scores`` (F, n) should keep of ``total``, no whole numbers yet.
+def frame_claims(unusual: Sequence[float], sizes: Sequence[int], total: int, temperature: float) -> list[float]:
+    """What each frame should keep of ``total``, no whole numbers yet: base * (1 + softmax(z / temperature) - mean).
 
-    base * (1 + softmax(z / temperature) - 1 / F), base = total / F, z = minus the frame's mean.
+    Args:
+        unusual: z, minus each frame's mean score. sizes: tokens of each frame; base is the same share of each.
     """
-    frames = len(video_scores)
-    weights = torch.softmax(-video_scores.double().mean(1) / temperature, 0)
-    return [total / frames * (1 + float(weight) - 1 / frames) for weight in weights]
+    weights = torch.softmax(torch.tensor(unusual, dtype=torch.float64) / temperature, 0).tolist()
+    mean = 1 / len(weights)
+    ratio = total / sum(sizes)
+    return [min(size * ratio * (1 + one - mean), size) for one, size in zip(weights, sizes, strict=True)]
 
 
 def vidcom2(
-    features: Tensor, frames: int, count: int, *, channels: float = 0.5, temperature: float = 0.01
+    features: Tensor,
+    frames: int,
+    count: int,
+    *,
+    channels: float = 0.5,
+    temperature: float = 0.01,
+    real: Tensor | None = None,
 ) -> list[int]:
     """Keep the least usual tokens, more of the least usual frames (VidCom2, EMNLP 2025, arXiv 2505.14454).
 
     Args:
         features: (N, D) of ``frames`` frames, one after the other.
+        real: (N,) False for a token that may not stay, in whose place there is none.
 
-    Choices: the centre is the mean of the unit vectors, not a unit vector itself; shares become whole numbers that sum
-    to ``count`` by largest remainder, of equal ones the first frame, each frame at least 1 and at most all its tokens;
-    with fewer tokens than frames there is no answer.
+    Choices: the centre is the mean of the unit vectors, not a unit vector itself; claims become whole numbers that sum
+    to ``count`` as in :func:`oracles.basic.shared_out`, each frame at least 1 and at most all its tokens; with fewer
+    tokens than frames, the frames of the lowest mean score have one each; frames without a real token do not count.
     """
     each = len(features) // frames
-    if count < frames:
-        raise ValueError("fewer tokens than frames")
-    tokens = unit(steady_channels(features, channels))
-    video = usualness(tokens, tokens.mean(0)).view(frames, each)
-    own = torch.stack([usualness(frame, frame.mean(0)) for frame in tokens.view(frames, each, -1)])
-    counts = by_largest_remainder(frame_shares(video, count, temperature), count, 1, [each] * frames)
-    kept = []
-    for frame, share in enumerate(counts):
-        scores = (video[frame] + own[frame]).tolist()
-        kept += [frame * each + i for i in sorted(range(each), key=lambda i: (scores[i], i))[:share]]
-    return sorted(kept)
+    there = [i for i in range(len(features)) if real is None or bool(real[i])]
+    tokens = unit(steady_channels(features[there], channels))
+    video = usualness(tokens, tokens.mean(0))
+    places = [[place for place, i in enumerate(there) if i // each == frame] for frame in range(frames)]
+    places = [one for one in places if one]
+    scores = torch.cat([video[one] + usualness(tokens[one], tokens[one].mean(0)) for one in places]).tolist()
+    unusual = [-float(video[one].mean()) for one in places]
+    sizes = [len(one) for one in places]
+    if count < len(places):
+        counts = [int(frame in descending(unusual, range(len(places)))[:count]) for frame in range(len(places))]
+    else:
+        counts = shared_out(frame_claims(unusual, sizes, count, temperature), count, sizes)
+    kept: list[int] = []
+    for one, share in zip(places, counts, strict=True):
+        kept += sorted(one, key=lambda place: (scores[place], place))[:share]
+    return sorted(there[place] for place in kept)
