@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from oracles import language, pivots
+from oracles.basic import without_smallest
 from torch import Tensor
 
 from ficoco_ext import QueryKey, get_method
@@ -17,7 +18,7 @@ COLUMNS, VISUAL, HEADS, GROUPS, WIDTH = 34, 20, 4, 2, 8
 
 
 class Prompts(NamedTuple):
-    """Three prompts of different content: padding in the third, pictures at different columns, text after them."""
+    """Three different prompts: pictures at different columns, no text after the second, padding in the third."""
 
     tokens: Tensor
     embeddings: Tensor
@@ -43,7 +44,7 @@ def prompts(seed: int, dtype: torch.dtype = torch.float64) -> Prompts:
         lean = torch.rand(*shape[:-1], 1, generator=draw, dtype=torch.float64)
         return own + 1.5 * lean * torch.randn(shape[0], *[1] * (len(shape) - 2), shape[-1], generator=draw)
 
-    starts = torch.tensor([[3], [5], [9]])
+    starts = torch.tensor([[3], [COLUMNS - VISUAL], [9]])
     attn = QueryKey(leaning(3, HEADS, COLUMNS, WIDTH).to(dtype), leaning(3, GROUPS, COLUMNS, WIDTH).to(dtype))
     real = torch.arange(COLUMNS) >= torch.tensor([[0], [0], [4]])
     layout = Layout.of(starts + torch.arange(VISUAL), COLUMNS, real)
@@ -114,8 +115,7 @@ def test_sparsevlm_without_recycling(seed, dtype):
     for r in (1, 7, 13, VISUAL - 1):
         kept, hidden = left(method, given, r)
         for index in range(3):
-            scores = rated(given, index).tolist()
-            wanted = sorted(sorted(range(VISUAL), key=lambda i: (-scores[i], i))[: VISUAL - r])
+            wanted = without_smallest(rated(given, index), VISUAL - r)
             assert kept[index] == wanted
             visual = given.columns(index)[0]
             assert torch.equal(hidden[index], given.tokens[index, [visual[i] for i in wanted]])

@@ -44,6 +44,13 @@ def descending(values: Sequence[float], among: Iterable[int]) -> list[int]:
     return sorted(among, key=lambda index: (-float(values[index]), index))
 
 
+def without_smallest(values: Sequence[float], count: int) -> list[int]:
+    """The ``count`` indices that are left, ascending, once the smallest have left; of equal ones the lower leaves."""
+    everyone = range(len(values))
+    leave = sorted(everyone, key=lambda index: (float(values[index]), index))[: len(values) - count]
+    return [index for index in everyone if index not in leave]
+
+
 def between_0_and_1(values: Tensor, eps: float = 0.0) -> Tensor:
     """(x - min + eps) / (max - min); all 1 where every value is the same."""
     values = values.double()

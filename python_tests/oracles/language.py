@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .basic import descending
+from .basic import descending, without_smallest
 
 
 def causal_attention(query: Tensor, key: Tensor, real: list[bool] | None = None) -> Tensor:
@@ -38,12 +38,12 @@ def fitprune(attention: Tensor, visual: list[int], text: list[int], count: int) 
     Args:
         attention: (H, S, S) probabilities of the layer.
 
-    Choices: of equal products the lower index stays; without text self-attention alone decides.
+    Choices: of equal products the lower index leaves; without text self-attention alone decides.
     """
     largest = attention.double().amax(0)
     own = largest[visual][:, visual].sum(0) / len(visual)
     cross = largest[text][:, visual].sum(0) if text else torch.ones_like(own)
-    return sorted(descending(own * cross, range(len(visual)))[:count])
+    return without_smallest(own * cross, count)
 
 
 def text_raters(vision: Tensor, text: Tensor) -> list[int]:
@@ -53,13 +53,20 @@ def text_raters(vision: Tensor, text: Tensor) -> list[int]:
     raters are the words k with m_k > mean(m), or all words where there is none.
     """
     vision, text = vision.double(), text.double()
+    if not len(text):
+        return []
     share = torch.stack([torch.softmax((text * one).sum(-1), 0) for one in vision]).mean(0)
     mean = share.mean()
     return [k for k in range(len(text)) if share[k] > mean] or list(range(len(text)))
 
 
 def rated_attention(attention: Tensor, raters: list[int], visual: list[int]) -> Tensor:
-    """(n,) what each visual token receives: mean over the heads and over the rows of the raters, given as columns."""
+    """(n,) what each visual token receives: mean over the heads and over the rows of the raters, given as columns.
+
+    Choices: without raters nothing, so that all visual tokens are equal.
+    """
+    if not raters:
+        return torch.zeros(len(visual), dtype=torch.float64)
     return attention.double().mean(0)[raters][:, visual].mean(0)
 
 
@@ -123,11 +130,12 @@ def sparsevlm(features: Tensor, rated: Tensor, count: int, share: float = 0.3, m
     clustered into int(that / members) + 1 clusters of ``features`` (n, D), the layer's output; each cluster's mean is a
     new token.
 
-    Choices: neighbours of the density are as many as clusters; the mean is exact (released: sum / (members + 1e-6)).
+    Choices: of equally rated tokens the lower index leaves, and of those that leave it is recycled; neighbours of the
+    density are as many as clusters; the mean is exact (released: sum / (members + 1e-6)).
     """
     n = len(rated)
-    ranked = descending(rated, range(n))
-    kept, left = sorted(ranked[:count]), ranked[count:]
+    kept = without_smallest(rated, count)
+    left = descending(rated, [i for i in range(n) if i not in kept])
     if not left:
         return Recycled(kept, [], {}, features.new_zeros(0, features.shape[1]).double())
     chosen = sorted(left[: int(share * len(left)) + 1])
