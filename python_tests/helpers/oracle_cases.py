@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from oracles import greedy
+from oracles import greedy, tower, video
 from oracles.basic import descending
 from torch import Tensor
 
@@ -36,6 +36,11 @@ class One:
             return given[self.index][self.visual.text_mask[self.index]]
         return given[self.index][self.real] if isinstance(given, Tensor) else given
 
+    @property
+    def flags(self) -> Tensor | None:
+        """(N,) which tokens are real; None: all."""
+        return None if self.visual.mask is None else self.visual.mask[self.index]
+
     def whole(self, name: str) -> Tensor:
         """With the hidden tokens, for a reference that depends on where tokens are."""
         return getattr(self.visual, name)[self.index]
@@ -53,6 +58,7 @@ class Case:
         exact: sums of what the picture "ties" holds are exact, so equal scores are equal in any order of summation.
         even: equal scores are common, see :mod:`oracles.greedy`.
         placed: the reference speaks of all tokens, hidden ones among them.
+        frames: that the picture has.
     """
 
     method: str
@@ -61,11 +67,18 @@ class Case:
     exact: bool = True
     even: bool = False
     placed: bool = False
+    frames: int = 1
+
+    @property
+    def orders(self) -> bool:
+        """Whether each token is ranked by what it holds alone, so that of copies the first stay."""
+        return self.method in ("divprune", "topk", "vidcom2", "cdpruner") and self.frames == 1
 
     @property
     def title(self) -> str:
         """The name of its tests."""
-        return " ".join([self.method, *(f"{key}={value}" for key, value in self.options.items())])
+        frames = [f"frames={self.frames}"] if self.frames > 1 else []
+        return " ".join([self.method, *(f"{key}={value}" for key, value in self.options.items()), *frames])
 
     def expected(
         self, visual: VisualFeatures, index: int, count: int, either: Sequence[int] = ()
@@ -77,12 +90,55 @@ class Case:
         return (kept if self.placed else [picture.real[i] for i in kept]), features
 
 
-def _scope(alpha: float) -> Callable[..., list[int]]:
+Answer = Callable[[One, int, Sequence[int]], Any]
+
+
+def _scope(alpha: float) -> Answer:
     return lambda one, count, either: greedy.scope(one.features, one.saliency, count, alpha, either)
 
 
 def _topk(one: One, count: int, either: Sequence[int]) -> list[int]:
     return sorted(descending(one.saliency, range(len(one.saliency)))[:count])
+
+
+def _cdpruner(words: bool = True, **options: Any) -> Answer:
+    def answer(one: One, count: int, either: Sequence[int]) -> list[int]:
+        return greedy.cdpruner(one.features, one.text if words else None, count, either=either, **options)
+
+    return answer
+
+
+def _mmtok(words: bool = True, tower_features: bool = True, **options: Any) -> Answer:
+    def answer(one: One, count: int, either: Sequence[int]) -> list[int]:
+        seen = one.tower_features if tower_features else None
+        text = one.text if words else None
+        return greedy.mmtok(one.features, text, count, tower_features=seen, either=either, **options)
+
+    return answer
+
+
+def _visionzip(share: float = 10 / 64, merging: str = "centre+mean") -> Answer:
+    def answer(one: One, count: int, either: Sequence[int]) -> tuple[list[int], Tensor]:
+        contextual = tower.contextual_count(count, share)
+        found = tower.visionzip(one.features, one.saliency, one.keys, count, contextual, merging)
+        return found.kept, found.features
+
+    return answer
+
+
+def _hiprune(alpha: float) -> Answer:
+    def answer(one: One, count: int, either: Sequence[int]) -> list[int]:
+        deep, shallow = one.whole("saliency"), one.whole("early_saliency")
+        return tower.hiprune(deep, shallow, one.grid, count, alpha, one.flags)
+
+    return answer
+
+
+def _vidcom2(**options: Any) -> Answer:
+    def answer(one: One, count: int, either: Sequence[int]) -> list[int]:
+        return video.vidcom2(one.whole("features"), one.frames, count, real=one.flags, either=either, **options)
+
+    return answer
 
 
 CASES = [
@@ -91,4 +147,36 @@ CASES = [
     Case("scope", _scope(0.0), {"alpha": 0.0}, even=True),
     Case("scope", _scope(2.0), {"alpha": 2.0}),
     Case("topk", _topk, {"part": "projector"}),
+    Case("cdpruner", _cdpruner(), exact=False),
+    Case("cdpruner", _cdpruner(theta=0.9), {"theta": 0.9}, exact=False),
+    Case("cdpruner", _cdpruner(theta=0.0), {"theta": 0.0}, exact=False),
+    Case("cdpruner", _cdpruner(blend="linear"), {"blend": "linear"}, exact=False),
+    Case("cdpruner", _cdpruner(blend="product", sign=-1.0), {"blend": "product", "sign": -1}, exact=False),
+    Case("cdpruner", _cdpruner(blocks=2), {"blocks": 2}, exact=False),
+    Case("cdpruner", _cdpruner(words=False), {"relevance": "none"}, even=True),
+    Case("mmtok", _mmtok(), exact=False),
+    Case("mmtok", _mmtok(words=False), {"words": False}, exact=False),
+    Case(
+        "mmtok",
+        _mmtok(tower_features=False, text_temperature=0.1, vision_temperature=0.5, alpha=2.0),
+        {"before_projector": False, "tau_text": 0.1, "tau_vision": 0.5, "alpha": 2.0},
+        exact=False,
+    ),
+    Case("visionzip", _visionzip()),
+    Case("visionzip", _visionzip(0.5, "mean"), {"contextual": 0.5, "merging": "mean"}),
+    Case("visionzip", _visionzip(0.0), {"contextual": 0}),
+    Case("hiprune", _hiprune(0.1), placed=True),
+    Case("hiprune", _hiprune(1.0), {"alpha": 1.0}, placed=True),
+    Case("hiprune", _hiprune(4.0), {"alpha": 4.0}, placed=True),
+    Case("vidcom2", _vidcom2(), exact=False, placed=True),
+    Case("vidcom2", _vidcom2(), exact=False, even=True, placed=True, frames=4),
+    Case(
+        "vidcom2",
+        _vidcom2(channels=1.0, temperature=0.1),
+        {"channels": 1.0, "temperature": 0.1},
+        exact=False,
+        even=True,
+        placed=True,
+        frames=6,
+    ),
 ]

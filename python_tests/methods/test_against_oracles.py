@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from helpers.drawn_pictures import KINDS, cast, picture, shaken
@@ -44,17 +46,21 @@ def test_in_float64(case, kind, n):
     if kind == "ties" and not case.exact:
         return
     for seed in range(2 if n > 12 else 4):
-        visual = picture(kind, seed, n=n)
+        visual = picture(kind, seed, n=n, frames=math.gcd(n, case.frames))
+        if kind == "duplicates" and case.method == "visionzip":
+            # Keys of copies are equally like to the bit in the kernels alone, which have no float64.
+            visual = cast(visual, torch.float32)
         most = fewest_real(visual)
         counts = range(1, most + 1) if n <= 12 else sorted({1, 2, 5, most // 3, most // 2, most - 1, most})
-        assert differences(case, visual, counts, rounding=kind == "duplicates") == []
+        tolerance = 1e-6 if visual.features.dtype == torch.float64 else 1e-5
+        assert differences(case, visual, counts, tolerance=tolerance, rounding=kind == "duplicates") == []
 
 
-@every
+@pytest.mark.parametrize("case", [case for case in CASES if case.orders], ids=lambda case: case.title)
 def test_of_copies_the_first_stay(case):
     """Tokens that are the same in everything leave from the last on, whatever else is kept."""
     for seed in range(4):
-        visual = picture("duplicates", seed)
+        visual = picture("duplicates", seed, frames=case.frames)
         for count in (6, 12, 18, 21):
             kept = get_method(case.method, **case.options)(visual, count).kept
             for index in range(3):
@@ -69,7 +75,7 @@ def test_in_float32(case):
     """The same from the same values in float32, wherever the reference itself is sure of its answer."""
     sure, asked = 0, 0
     for seed in range(6):
-        visual = cast(picture("shared", seed), torch.float32)
+        visual = cast(picture("shared", seed, frames=case.frames), torch.float32)
         for count in (3, 8, 16):
             asked += 1
             wide = cast(visual, torch.float64)

@@ -58,14 +58,18 @@ def between_0_and_1(values: Tensor, eps: float = 0.0) -> Tensor:
     return torch.ones_like(values) if high == low else (values - low + eps) / (high - low)
 
 
-def shared_out(claims: Sequence[float], total: int, most: Sequence[int]) -> list[int]:
+def shared_out(claims: Sequence[float], total: int, most: Sequence[int], either: Sequence[int] = ()) -> list[int]:
     """Integers near ``claims`` that sum to ``total``, each at least 1 and at most its ``most``.
 
     One for everybody; each further one to whoever has most left of its claim, the first of equal ones, as long as
     there is room. Of claims that sum to ``total``, all between 1 and ``most``, this is the largest remainder.
+
+    ``either``: counts to be judged: where what is left of claims differs by rounding alone, one goes to who has more
+    there.
     """
     counts = [1] * len(claims)
     while sum(counts) < total:
         room = [index for index in range(len(claims)) if counts[index] < most[index]]
-        counts[max(room, key=lambda index: (claims[index] - counts[index], -index))] += 1
+        left = [claim - count for claim, count in zip(claims, counts, strict=True)]
+        counts[first_largest(left, room, [index for index in range(len(either)) if counts[index] < either[index]])] += 1
     return counts

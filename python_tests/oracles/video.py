@@ -48,12 +48,15 @@ def vidcom2(
     channels: float = 0.5,
     temperature: float = 0.01,
     real: Tensor | None = None,
+    either: Sequence[int] = (),
 ) -> list[int]:
     """Keep the least usual tokens, more of the least usual frames (VidCom2, EMNLP 2025, arXiv 2505.14454).
 
     Args:
         features: (N, D) of ``frames`` frames, one after the other.
         real: (N,) False for a token that may not stay, in whose place there is none.
+        either: an answer that decides where claims differ by rounding alone: a softmax of scores a few temperatures
+            apart is 0 or 1, and then claims of all frames have the same fraction.
 
     Choices: the centre is the mean of the unit vectors, not a unit vector itself; claims become whole numbers that sum
     to ``count`` as in :func:`oracles.basic.shared_out`, each frame at least 1 and at most all its tokens; with fewer
@@ -68,10 +71,11 @@ def vidcom2(
     scores = torch.cat([video[one] + usualness(tokens[one], tokens[one].mean(0)) for one in places]).tolist()
     unusual = [-float(video[one].mean()) for one in places]
     sizes = [len(one) for one in places]
+    judged = [sum(there[place] in either for place in one) for one in places] if either else []
     if count < len(places):
         counts = [int(frame in descending(unusual, range(len(places)))[:count]) for frame in range(len(places))]
     else:
-        counts = shared_out(frame_claims(unusual, sizes, count, temperature), count, sizes)
+        counts = shared_out(frame_claims(unusual, sizes, count, temperature), count, sizes, judged)
     kept: list[int] = []
     for one, share in zip(places, counts, strict=True):
         kept += sorted(one, key=lambda place: (scores[place], place))[:share]
