@@ -7,11 +7,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from ficoco_ext.stages.decoder_pivots import PivotFilter
 from oracles import language, pivots
 from oracles.basic import without_smallest
 from torch import Tensor
 
 from ficoco_ext import QueryKey, get_method
+from ficoco_ext.methods import DecoderMethod
+from ficoco_ext.stages import Compress
 from ficoco_ext.stages.decoder import Layout
 
 COLUMNS, VISUAL, HEADS, GROUPS, WIDTH = 34, 20, 4, 2, 8
@@ -131,7 +134,8 @@ def test_dart_in_a_layer(seed, dtype):
         scale = torch.linspace(0.5, 2, hidden.shape[-1], dtype=hidden.dtype)
         return hidden / hidden.square().mean(-1, keepdim=True).add(1e-6).sqrt() * scale
 
-    method, layout = get_method("dart", part="language model"), replace(given.layout, norm=norm)
+    method = DecoderMethod("dart", PivotFilter(), None, Compress(), layers=lambda layers: (2,))
+    layout = replace(given.layout, norm=norm)
     for count in (1, 3, 4, 5, 11, 12, 13, VISUAL - 1):
         kept, hidden = left(method, given._replace(layout=layout), VISUAL - count)
         for index in range(3):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from oracles import greedy, tower, video
+from oracles import greedy, pivots, tower, video
 from oracles.basic import descending
 from torch import Tensor
 
@@ -72,7 +72,8 @@ class Case:
     @property
     def orders(self) -> bool:
         """Whether each token is ranked by what it holds alone, so that of copies the first stay."""
-        return self.method in ("divprune", "topk", "vidcom2", "cdpruner") and self.frames == 1
+        alone = ("divprune", "topk", "fastervlm", "dart", "vidcom2", "cdpruner")
+        return self.method in alone and self.frames == 1 and "blocks" not in self.options
 
     @property
     def title(self) -> str:
@@ -126,6 +127,14 @@ def _visionzip(share: float = 10 / 64, merging: str = "centre+mean") -> Answer:
     return answer
 
 
+def _vispruner(share: float = 0.5, step: int = 8, seen: str = "tower_features") -> Answer:
+    return lambda one, count, either: tower.vispruner(one.saliency, getattr(one, seen), count, share, step)
+
+
+def _dart(image: int = 4, words: int = 4) -> Answer:
+    return lambda one, count, either: pivots.dart_after_projector(one.features, one.text, count, (image, words))
+
+
 def _hiprune(alpha: float) -> Answer:
     def answer(one: One, count: int, either: Sequence[int]) -> list[int]:
         deep, shallow = one.whole("saliency"), one.whole("early_saliency")
@@ -165,6 +174,14 @@ CASES = [
     Case("visionzip", _visionzip()),
     Case("visionzip", _visionzip(0.5, "mean"), {"contextual": 0.5, "merging": "mean"}),
     Case("visionzip", _visionzip(0.0), {"contextual": 0}),
+    Case("vispruner", _vispruner()),
+    Case("vispruner", _vispruner(0.0, 1), {"share": 0.0, "step": 1}),
+    Case("vispruner", _vispruner(0.75, 3, "features"), {"share": 0.75, "step": 3, "before_projector": False}),
+    Case("vispruner", _vispruner(1.0), {"share": 1}),
+    Case("fastervlm", _vispruner(1.0)),
+    Case("dart", _dart()),
+    Case("dart", _dart(2, 0), {"image_pivots": 2, "text_pivots": 0}),
+    Case("dart", _dart(1, 6), {"image_pivots": 1, "text_pivots": 6}),
     Case("hiprune", _hiprune(0.1), placed=True),
     Case("hiprune", _hiprune(1.0), {"alpha": 1.0}, placed=True),
     Case("hiprune", _hiprune(4.0), {"alpha": 4.0}, placed=True),
