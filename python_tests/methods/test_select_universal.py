@@ -20,12 +20,20 @@ def after_projector(name):
 
 NAMES = [name for name in distinct() if after_projector(name) is not None]
 # What a smaller number keeps, a larger one keeps too.
-GROWS = {"divprune", "scope", "topk", "random"}
-# Each vector may have any length: only its direction counts.
-DIRECTIONS = {"divprune": ("features",), "scope": ("features",), "topk": ("features",)}
-DIRECTIONS |= dict.fromkeys(("random", "stride"), ("features", "keys", "tower_features", "text"))
+GROWS = {"divprune", "scope", "cdpruner", "mmtok", "topk", "fastervlm", "random"}
+# Each of these vectors may have any length: only its direction counts, or nothing.
+DIRECTIONS = {
+    "divprune": ("features",),
+    "scope": ("features",),
+    "cdpruner": ("features", "text"),
+    "mmtok": ("features", "text", "tower_features"),
+    "vispruner": ("tower_features", "features"),
+    "visionzip": ("keys", "features"),
+}
+DIRECTIONS |= dict.fromkeys(("topk", "fastervlm", "hiprune", "random", "stride"), ("features",))
 # The unit of these does not matter.
-UNITS = {"scope": ("saliency",), "topk": ("saliency",)}
+UNITS = dict.fromkeys(("scope", "topk", "fastervlm", "vispruner", "visionzip"), ("saliency",))
+UNITS["hiprune"] = ("saliency", "early_saliency")
 
 READS = {
     needs.SALIENCY: "saliency",
@@ -150,12 +158,12 @@ def test_more_tokens_are_more_of_the_same(name, kind):
             assert set(fewer[index].tolist()) < set(more[index].tolist())
 
 
-@every
+@pytest.mark.parametrize("name", sorted(DIRECTIONS))
 def test_only_directions_count(name):
     """Each vector at another length, by a power of two so that nothing is rounded."""
     visual = cast(picture("shared", 7), torch.float64)
     draw = torch.Generator().manual_seed(7)
-    for field in DIRECTIONS.get(name, ()):
+    for field in DIRECTIONS[name]:
         one = getattr(visual, field)
         longer = one * 2.0 ** torch.randint(-3, 4, (*one.shape[:2], 1), generator=draw)
         for count in (2, 8, 16):
@@ -163,10 +171,10 @@ def test_only_directions_count(name):
             assert torch.equal(kept, after_projector(name)(visual._replace(**{field: longer}), count).kept)
 
 
-@every
+@pytest.mark.parametrize("name", sorted(UNITS))
 def test_units_do_not_count(name):
     visual = cast(picture("shared", 8), torch.float32)
-    for field in UNITS.get(name, ()):
+    for field in UNITS[name]:
         for unit in (2.0**-20, 64.0):
             other = visual._replace(**{field: getattr(visual, field) * unit})
             for count in (2, 8, 16):

@@ -18,10 +18,17 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def cosines(rows: Tensor, columns: Tensor | None = None) -> Tensor:
-    """(N, M) cosine of every row with every column. Equal pairs of vectors give equal bits, wherever they stand."""
+    """(N, M) cosine of every row with every column, or of all rows; exactly 1 where both are the same vector.
+
+    Equal pairs of vectors give equal bits, wherever they stand.
+    """
     rows = unit(rows)
-    columns = rows if columns is None else unit(columns)
-    return torch.stack([(row * columns).sum(-1) for row in rows]) if len(rows) else rows.new_zeros(0, len(columns))
+    others = rows if columns is None else unit(columns)
+    found = torch.zeros(len(rows), len(others), dtype=torch.float64)
+    for i, row in enumerate(rows):
+        found[i] = (row * others).sum(-1)
+        found[i, (row == others).all(-1) & bool((row != 0).any())] = 1.0
+    return found
 
 
 def first_largest(values: Sequence[float], among: Iterable[int], either: Collection[int] = ()) -> int:

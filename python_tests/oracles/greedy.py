@@ -177,6 +177,9 @@ def cdpruner(
     for block in range(blocks):
         size, share = _share(n, block, blocks), _share(count, block, blocks)
         part = features[start : start + size]
+        if not share:
+            start += size
+            continue
         rho = torch.ones(size, dtype=torch.float64) if words is None else word_relevance(part, words, sign)
         here = [index - start for index in either]
         fill = torch.ones_like(rho) if theta == 0 and blend != "product" else rho
