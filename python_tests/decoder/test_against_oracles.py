@@ -13,6 +13,7 @@ from oracles.basic import without_smallest
 from torch import Tensor
 
 from ficoco_ext import QueryKey, get_method
+from ficoco_ext.apps import fitting
 from ficoco_ext.methods import DecoderMethod
 from ficoco_ext.stages import Compress
 from ficoco_ext.stages.decoder import Layout
@@ -144,3 +145,13 @@ def test_dart_in_a_layer(seed, dtype):
             wanted = pivots.dart_in_a_layer(norm(given.tokens[index]), keys, visual, text, count)
             assert kept[index] == wanted
             assert torch.equal(hidden[index], given.tokens[index, [visual[i] for i in wanted]])
+
+
+@seeds
+def test_a_recipe_of_fitprune(seed):
+    """How many tokens leave in each layer, from what they receive in prompts that nothing was taken from."""
+    draw = torch.Generator().manual_seed(seed)
+    samples = [tuple(torch.rand(2, 5, 30, generator=draw, dtype=torch.float64) ** 3) for _ in range(4)]
+    for alpha in (0.0, 0.01, 0.1, 0.35, 0.7, 0.99, 1.0):
+        wanted = language.fitted_counts(samples, alpha)
+        assert list(fitting.counts([fitting.Sums(*one, words=9) for one in samples], alpha)) == wanted

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from oracles import greedy, pivots, tower, video
+from oracles import flashvid, greedy, pivots, tower, video
 from oracles.basic import descending
 from torch import Tensor
 
@@ -150,6 +150,16 @@ def _vidcom2(**options: Any) -> Answer:
     return answer
 
 
+def _flashvid(**options: Any) -> Answer:
+    def answer(one: One, count: int, either: Sequence[int]) -> tuple[list[int], Tensor]:
+        each = one.whole("features").shape[0] // one.frames
+        frames = [[place for place, i in enumerate(one.real) if i // each == f] for f in range(one.frames)]
+        settings = flashvid.Settings(**options)
+        return flashvid.flashvid(one.features, one.saliency, [some for some in frames if some], count, settings)
+
+    return answer
+
+
 CASES = [
     Case("divprune", lambda one, count, either: greedy.divprune(one.features, count, either)),
     Case("scope", _scope(1.0)),
@@ -185,6 +195,15 @@ CASES = [
     Case("hiprune", _hiprune(0.1), placed=True),
     Case("hiprune", _hiprune(1.0), {"alpha": 1.0}, placed=True),
     Case("hiprune", _hiprune(4.0), {"alpha": 4.0}, placed=True),
+    Case("flashvid", _flashvid(), exact=False),
+    Case("flashvid", _flashvid(), exact=False, frames=4),
+    Case(
+        "flashvid",
+        _flashvid(diverse=0.3, cut=0.5, scenes=2, link=0.2, neighbours=3, weigh=0.0),
+        {"diverse": 0.3, "cut": 0.5, "scenes": 2, "link": 0.2, "neighbours": 3, "weigh": 0},
+        exact=False,
+        frames=6,
+    ),
     Case("vidcom2", _vidcom2(), exact=False, placed=True),
     Case("vidcom2", _vidcom2(), exact=False, even=True, placed=True, frames=4),
     Case(

@@ -8,10 +8,11 @@ import pytest
 import torch
 from helpers.drawn_pictures import KINDS, cast, picture, shaken
 from helpers.oracle_cases import CASES
+from oracles import downsample
 
 from ficoco_ext import get_method
+from ficoco_ext.methods import distinct, hyperparameters
 
-BASELINES = {"random", "stride"}  # hashes and places, which have no paper
 SIZES = (1, 2, 12, 24, 36)
 
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
@@ -47,7 +48,7 @@ def test_in_float64(case, kind, n):
         return
     for seed in range(2 if n > 12 else 4):
         visual = picture(kind, seed, n=n, frames=math.gcd(n, case.frames))
-        if kind == "duplicates" and case.method in ("visionzip", "vispruner"):
+        if kind == "duplicates" and case.method in ("visionzip", "vispruner", "flashvid"):
             # What copies are compared with is equally like them to the bit in kernels alone, which have no float64.
             visual = cast(visual, torch.float32)
         most = fewest_real(visual)
@@ -85,3 +86,17 @@ def test_in_float32(case):
                 sure += 1
                 assert differences(case, visual, [count], wide, 1e-5) == []
     assert sure >= 0.7 * asked
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (5, 5), (24, 24), (12, 30), (27, 9)])
+def test_grids_of_smaller_pictures(grid):
+    method = get_method("downsample")
+    for count in range(1, grid[0] * grid[1] + 1):
+        assert method.encoded_grid(grid, count) == downsample.smaller_grid(grid, count)
+
+
+def test_every_method_after_the_projector_has_a_reference():
+    """One that is added is missed here; hashes and every k-th token have no paper."""
+    made = {name: {"part": "projector"} if "part" in hyperparameters(name) else {} for name in distinct()}
+    found = {name for name, part in made.items() if get_method(name, **part).projector is not None}
+    assert found - {"random", "stride", "downsample"} == {case.method for case in CASES}

@@ -18,7 +18,7 @@ def after_projector(name):
     return get_method(name, **({"part": "projector"} if "part" in hyperparameters(name) else {})).projector
 
 
-NAMES = [name for name in distinct() if after_projector(name) is not None]
+NAMES = [name for name in distinct() if name != "downsample" and after_projector(name) is not None]  # it resizes
 # What a smaller number keeps, a larger one keeps too.
 GROWS = {"divprune", "scope", "cdpruner", "mmtok", "topk", "fastervlm", "random"}
 # Each of these vectors may have any length: only its direction counts, or nothing.

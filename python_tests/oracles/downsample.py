@@ -22,6 +22,21 @@ def grid_centres(grid: tuple[int, int], wanted: tuple[int, int]) -> list[int]:
     return [row * grid[1] + column for row in centres(grid[0], wanted[0]) for column in columns]
 
 
+def smaller_grid(grid: tuple[int, int], count: int, stretch: float = 4 / 3) -> tuple[int, int]:
+    """The grid of most cells, at most ``count`` and no side longer than that of ``grid``, in nearly its proportion.
+
+    Choices: the ratio of the sides may change by up to the factor ``stretch``; if none fits, any may; of equally many
+    cells the one nearest in proportion, then that of fewer rows.
+    """
+
+    def stretched(one: tuple[int, int]) -> float:
+        return round(abs(math.log(one[0] * grid[1] / (one[1] * grid[0]))), 9)
+
+    every = [(r, c) for r in range(1, grid[0] + 1) for c in range(1, grid[1] + 1) if r * c <= count]
+    fit = [one for one in every if stretched(one) <= math.log(stretch) + 1e-9]
+    return max(fit or every, key=lambda one: (one[0] * one[1], -stretched(one), -one[0]))
+
+
 def overlap(size: int, wanted: int) -> Tensor:
     """(wanted, size) share of each old cell in each new one; rows sum to 1."""
     rows = torch.zeros(wanted, size, dtype=torch.float64)

@@ -46,6 +46,39 @@ def fitprune(attention: Tensor, visual: list[int], text: list[int], count: int) 
     return without_smallest(own * cross, count)
 
 
+def fitted_counts(samples: list[tuple[Tensor, Tensor]], alpha: float) -> list[int]:
+    """How many tokens FitPrune removes in each layer if it may lose the share ``alpha`` of its attention.
+
+    For each sample and layer, in order: the tokens that are left, least first by what they receive; as many as leave
+    the others at least (1 - alpha) of what all received without reduction. That by self- and by cross-attention; the
+    tokens in both leave. Means over the samples, rounded down.
+
+    Args:
+        samples: of each, self- and cross-attention (layers, n) without reduction.
+
+    Choices: one token stays in every layer, of the largest product.
+    """
+    removed = []
+    for own, cross in samples:
+        left, counts = list(range(own.shape[1])), []
+        for layer in range(len(own)):
+            both = [set(_light(one[layer], left, alpha)) for one in (own, cross)]
+            leave = both[0] & both[1]
+            if len(leave) == len(left):
+                leave.remove(max(left, key=lambda i: (float(own[layer, i] * cross[layer, i]), -i)))
+            counts.append(len(leave))
+            left = [i for i in left if i not in leave]
+        removed.append(counts)
+    return [sum(column) // len(samples) for column in zip(*removed, strict=True)]
+
+
+def _light(received: Tensor, left: list[int], alpha: float) -> list[int]:
+    order = sorted(left, key=lambda i: (float(received[i]), i))
+    enough = float(received.sum()) * (1 - alpha)
+    fits = [k for k in range(len(order) + 1) if sum(float(received[i]) for i in order[k:]) >= enough]
+    return order[: max(fits, default=0)]
+
+
 def text_raters(vision: Tensor, text: Tensor) -> list[int]:
     """Words that the picture has to do with (SparseVLM, ICML 2025, arXiv 2410.04417).
 
@@ -82,27 +115,38 @@ class Clusters(NamedTuple):
     owner: list[int]
 
 
+def distances(points: Tensor) -> Tensor:
+    """(n, n) ||x_i - x_j|| / sqrt(C) of ``points`` (n, C)."""
+    points = points.double()
+    return torch.stack([(points - one).norm(dim=-1) for one in points]) / math.sqrt(points.shape[1])
+
+
+def peak_scores(points: Tensor, neighbours: int) -> list[float]:
+    """Density times separation of each of ``points`` (n, C), as of :func:`dpc_knn`, as logarithms."""
+    distance, n = distances(points), len(points)
+    near = min(neighbours, n)
+    sparse = [float((distance[i].sort().values[:near] ** 2).mean()) for i in range(n)]
+    farthest = float(distance.max())
+    scores = []
+    for i in range(n):
+        denser = [j for j in range(n) if sparse[j] < sparse[i] or (sparse[j] == sparse[i] and j < i)]
+        gap = min((float(distance[i, j]) for j in denser), default=farthest)
+        scores.append((math.log(gap) if gap > 0 else -math.inf) - sparse[i])
+    return scores
+
+
 def dpc_knn(points: Tensor, clusters: int, neighbours: int) -> Clusters:
     """Clustering by density peaks among nearest neighbours (Du et al., Knowledge-Based Systems 2016).
 
     D_ij = ||x_i - x_j|| / sqrt(C). Density: exp of minus the mean of squared D to the ``neighbours`` nearest, the point
-    itself among them. Distance: the smallest D to a denser point; the largest D of all where none is. The centres have
-    the largest products; every other point goes to the nearest centre.
+    itself among them. Separation: the smallest D to a denser point; the largest D of all where none is. The centres
+    have the largest products; every other point goes to the nearest centre.
 
     Choices: no noise on densities; of equal ones the lower index is the denser; no more neighbours than points; the
     "largest D of all" is that of all pairs; of equally near centres a point takes that of the lowest index.
     """
-    points = points.double()
-    n, width = points.shape
-    distance = torch.stack([(points - one).norm(dim=-1) for one in points]) / math.sqrt(width)
-    near = min(neighbours, n)
-    density = [math.exp(-float((distance[i].sort().values[:near] ** 2).mean())) for i in range(n)]
-    farthest = float(distance.max())
-    gap = []
-    for i in range(n):
-        denser = [j for j in range(n) if density[j] > density[i] or (density[j] == density[i] and j < i)]
-        gap.append(min((float(distance[i, j]) for j in denser), default=farthest))
-    centres = descending([a * b for a, b in zip(density, gap, strict=True)], range(n))[:clusters]
+    distance, n = distances(points), len(points)
+    centres = descending(peak_scores(points, neighbours), range(n))[:clusters]
     owner = [i if i in centres else min(centres, key=lambda c: (float(distance[i, c]), c)) for i in range(n)]
     return Clusters(centres, owner)
 
