@@ -29,8 +29,8 @@ class CoverSelect(SelectStage):
     is made.
 
     Args:
-        tau_text: temperature for words, at least 1e-6. tau_vision: for tokens. They fit the width of the features that they
-            were chosen for, and no other.
+        tau_text: temperature for words, at least 1e-6. tau_vision: for tokens. They fit the width of the features that
+            they were chosen for, and no other.
         alpha: how much the tokens of a picture count beside the words, at least 0.
         words: False covers the tokens alone.
         before_projector: compare tokens with each other by what the vision tower gave, before the projector. False: by
@@ -65,10 +65,14 @@ class CoverSelect(SelectStage):
         return f"features that cover least of the {covered} that those that stay do not"
 
     def operations(self, shape: Shape) -> list[Priced]:
-        """All cosines, by the width of the language model (that of the tower is not known here), and the picks."""
-        things = shape.visual + (shape.text if self.words else 0)
+        """Cosines of tokens with each other and with words, and the picks."""
+        words = shape.text if self.words else 0
+        own = shape.tower_channels if self.before_projector and shape.tower_channels else shape.channels
+        things = shape.visual + words
+        with_words = [shape.price(costs.COSINES, n=shape.visual, c=words, h=shape.channels)] if words else []
         return [
-            shape.price(costs.COSINES, n=shape.visual, c=things),
+            shape.price(costs.COSINES, n=shape.visual, c=shape.visual, h=own),
+            *with_words,
             shape.price(costs.GREEDY_COVER, n=shape.visual, c=things, m=shape.kept),
         ]
 

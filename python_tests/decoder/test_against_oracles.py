@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from ficoco_ext.stages.decoder_pivots import PivotFilter
 from oracles import language, pivots
 from oracles.basic import without_smallest
 from torch import Tensor
@@ -17,6 +16,7 @@ from ficoco_ext.apps import fitting
 from ficoco_ext.methods import DecoderMethod
 from ficoco_ext.stages import Compress
 from ficoco_ext.stages.decoder import Layout
+from ficoco_ext.stages.decoder_pivots import PivotFilter
 
 COLUMNS, VISUAL, HEADS, GROUPS, WIDTH = 34, 20, 4, 2, 8
 

@@ -76,8 +76,8 @@ def test_by_hand():
     """Two pivots of the picture and one word, five more tokens: the first two pick two each, the word one."""
     features = torch.tensor([[[9.0, 0], [0, 8], [1, -1], [-1, -1], [-3, 0], [0, -2], [1, 1], [-1, 1], [1, 3]]])
     text = torch.tensor([[[0.5, 0], [-6.0, -6.0]]])
-    # Token 0 is the first pivot: least like it is 4 (-1), then 3 (7 is as little, but later). Token 1 takes 5 (-1), then
-    # 2. The word points down left: 6 has -1.
+    # Token 0 is the first pivot: least like it is 4 (-1), then 3 (7 is as little, but later). Token 1 takes 5 (-1),
+    # then 2. The word points down left: 6 has -1.
     method = get_method("dart", image_pivots=2, text_pivots=1)
     assert method.keep(VisualFeatures(features, text=text), 7).tolist() == [[0, 1, 2, 3, 4, 5, 6]]
     assert method.keep(VisualFeatures(features, text=text), 5).tolist() == [[0, 1, 4, 5, 6]]
