@@ -203,7 +203,7 @@ def test_the_price_in_a_prefill():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: get_method("dart", part="tower"), "dart: part must be one of 'projector', got 'tower'"),
+        (lambda: get_method("dart", part="tower"), "dart: part must be one of 'projector', 'language_model', got 'tower'"),
         (lambda: get_method("dart", image_pivots=0), r"PivotSelect: pivots must be at least \(1, 0\)"),
         (lambda: get_method("dart", text_pivots=-1), r"PivotSelect: pivots must be at least \(1, 0\)"),
         (lambda: get_method("dart", image_pivots=2.0), "PivotSelect: pivots must be two integers"),
