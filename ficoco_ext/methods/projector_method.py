@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops import QueryKey
 from ..reduction import Reduction
 from ..stages import Compress, CompressStage, CorrelateStage, Links, Priced, Selection, Shape, needs
 from ..stages.features import (
     SelectStage,
-    VisualCorrelateStage,
     VisualFeatures,
     check_kept,
     check_planes,
@@ -176,14 +174,10 @@ class ProjectorMethod(FeatureMethod):
         return Projected(kept, merged, merged_planes, reduction)
 
     def _links(self, visual: VisualFeatures, selection: Selection) -> Links:
-        features = visual.features
-        if isinstance(self.correlate, VisualCorrelateStage):
-            return self.correlate(visual, selection)
         if self.correlate is None:
             empty = selection.sources.new_empty(*selection.sources.shape, 0)
-            return Links(empty, features.new_empty(empty.shape, dtype=ops.result_dtype(features)))
-        keys = features.unsqueeze(1)
-        return self.correlate(QueryKey(keys, keys), selection, class_token=False)
+            return Links(empty, visual.features.new_empty(empty.shape, dtype=ops.result_dtype(visual.features)))
+        return CorrelateStage.of(self.correlate).of_features(visual, selection)
 
 
 def require_early_layer(owner: str, layer: int | float | None) -> None:

@@ -8,11 +8,11 @@ plain callable can take its place: it runs, is called by its name, and has no kn
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 from torch import Tensor
 
-from ..ops import Attention
+from ..ops import Attention, QueryKey
 from .shape import Priced, Shape
 
 S = TypeVar("S", bound="Stage")
@@ -193,6 +193,16 @@ class CorrelateStage(Stage):
 
     def check(self, attn: Attention) -> None:
         """Raise ValueError if this attention lacks what it needs; only a stage with ``fused`` settings is asked."""
+
+    def of_features(self, visual: Any, selection: Selection) -> Links:
+        """Links after the projector, where the features of ``visual`` stand for keys.
+
+        Args:
+            visual: :class:`ficoco_ext.stages.VisualFeatures`, with features that are 0 where nothing is.
+        """
+        keys = visual.features.unsqueeze(1)
+        call = cast(Callable[..., Links], self)
+        return call(QueryKey(keys, keys), selection, class_token=False)
 
 
 class CompressStage(Stage):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..ops import checks
 from ..ops.values import free_to_read
 from . import needs as named
-from .base import CorrelateStage, Stage, _Plain
+from .base import CorrelateStage, Links, Selection, Stage, _Plain
 
 
 class VisualFeatures(NamedTuple):
@@ -68,6 +68,10 @@ class VisualCorrelateStage(CorrelateStage):
     It is called as ``correlate(visual, selection)`` and returns :class:`ficoco_ext.stages.Links`. Only a method after
     the projector can have it.
     """
+
+    def of_features(self, visual: VisualFeatures, selection: Selection) -> Links:
+        """What it gives when it is called."""
+        return cast(Callable[..., Links], self)(visual, selection)
 
 
 _ASKED = {

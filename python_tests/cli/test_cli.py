@@ -72,7 +72,7 @@ def test_env_says_that_transformers_is_missing_or_broken(monkeypatch):
 def test_env_says_what_is_served_and_how_far():
     found = document("env")
     language = dict.fromkeys(("ficoco-l", "fastv", "pyramiddrop"), "language model")
-    projector = dict.fromkeys(("divprune", "scope", "stride"), "projector")
+    projector = dict.fromkeys(("divprune", "scope", "stride", "visionzip", "hiprune"), "projector")
     tower = ("ficoco-v", "topk", "tome", "prune-then-merge", "evit", "prumerge", "prumerge+", "pool", "random")
     presets = ("quality", "balanced", "fast")
     assert found["reduces"] == {
