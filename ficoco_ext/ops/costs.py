@@ -26,11 +26,10 @@ SYMBOLS = {
     "u": "visual tokens before the reduction",
     "o": "other tokens whose attention to or from the visual ones is wanted",
     "j": "weighted sums over these",
-    "p": "pivots that the other tokens are compared with",
     "e": "tokens by way of which sources and candidates correlate: the text after the visual tokens",
     "z": "tokens at even positions that may be paired",
     "w": "words of the prompt that the choice reads",
-    "c": "what tokens are to cover: words of the prompt and tokens",
+    "c": "what tokens are to cover, or are compared with: words of the prompt and tokens",
 }
 
 
@@ -103,7 +102,6 @@ LIKENESS = Operation("likeness", "2*b*h*(n+w)", loads="b*h*(n+w)", stores="b*n")
 COSINES = Operation("cosines", "2*b*n*c*h", loads="b*(n+c)*h", stores="b*n*c")
 # The rounds compare besides; for 576 tokens that is a two-hundredth of it.
 BIPARTITE_THIN = Operation("bipartite_thin", "b*n*n*h", **_COSINES)
-PIVOT_SELECT = Operation("pivot_select", "2*b*n*h*p", loads="b*n*h", stores="b*m")
 STRONGEST_HEAD = Operation("strongest_head", "2*b*o*(a*d*l+j*u)", loads="b*(o*a+l*k)*d", stores="b*j*u")
 TEXT_RATERS = Operation("text_raters", "2*b*u*e*h", loads="b*(u+e)*h", stores="b*l")
 PIVOTS = Operation("pivots", "2*b*u*o*h", loads="b*(u+o)*h+b*l*k*d", stores="b*u")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..ops import checks, costs
-from ..ops.attention import TINY, rows
+from ..ops.attention import rows
 from . import needs
 from .features import SelectStage, VisualFeatures
 from .frozen import reject, value
 from .shape import Priced, Shape
 
-FINEST = 2.0**-32  # cosines that differ by less are equal: rounding would decide which of equal tokens stays
+FINEST = 2.0**-32  # of cosines in float64: those that differ by less are equal, as rounding would tell them apart
 
 
 @value
@@ -53,11 +54,11 @@ class PivotSelect(SelectStage):
         images = min(self.pivots[0], shape.kept)
         if images == shape.kept:
             return []
-        return [shape.price(costs.PIVOT_SELECT, n=shape.visual, p=images + self.pivots[1])]
+        return [shape.price(costs.COSINES, n=shape.visual, c=images + self.pivots[1])]
 
     def __call__(self, visual: VisualFeatures, count: int) -> Tensor:
         """(B, ``count``) indices of the tokens that stay, ascending."""
-        features = visual.features.detach().double()  # float32 would round the cosines of equal tokens differently
+        features = visual.features.detach()
         images = min(self.pivots[0], count)
         longest = _longest(features, visual.mask, images)
         if images == count:
@@ -83,7 +84,7 @@ class PivotSelect(SelectStage):
         fits = visual.text.shape[2] == width
         remedy = "pass their embeddings in the language model"
         checks.shape(self.title, "text", visual.text, lambda: f"(B, L, {width}) like features", fits, remedy)
-        text = visual.text.detach().double()
+        text = visual.text.detach().to(features.dtype)
         longest = _longest(text, visual.text_mask, min(self.pivots[1], text.shape[1]))
         if visual.text_mask is None:
             return rows(text, longest), torch.ones_like(longest, dtype=torch.bool)
@@ -93,17 +94,16 @@ class PivotSelect(SelectStage):
 
 def _longest(vectors: Tensor, mask: Tensor | None, count: int) -> Tensor:
     """(B, ``count``) indices of the vectors of largest L1 norm, largest first; those that are not there come last."""
-    norm = torch.linalg.vector_norm(vectors, 1, dim=2).float()  # rounded: the order of summation has no say
+    norm = torch.linalg.vector_norm(vectors, 1, dim=2, dtype=torch.float64).float()  # rounded: no order of sums matters
     if mask is not None:
         norm = norm.masked_fill(~mask, -1.0)
     return norm.sort(dim=1, descending=True, stable=True).indices[:, :count]
 
 
 def _cosines(pivots: Tensor, features: Tensor) -> Tensor:
-    """(B, P, N), in units of :data:`FINEST`."""
-    unit = torch.nn.functional.normalize(pivots, dim=-1, eps=TINY)
-    length = torch.linalg.vector_norm(features, dim=2).clamp_min(TINY)
-    return (unit @ features.mT / length.unsqueeze(1) / FINEST).round()
+    """(B, P, N)."""
+    cosine = ops.cosines(features, pivots).mT
+    return (cosine / FINEST).round() if cosine.dtype == torch.float64 else cosine
 
 
 def _pick(cosine: Tensor, real: Tensor, free: Tensor, missing: int) -> Tensor:

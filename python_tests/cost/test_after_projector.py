@@ -31,6 +31,11 @@ ALONE = [
     ("scope", {"tokens": 9, "saliency": "column"}),
     ("scope", {"tokens": 9, "saliency": "keys", "merge": True}),
     ("scope", {"tokens": 9, "alpha": 0.0}),
+    ("vispruner", {"tokens": 9}),
+    ("vispruner", {"tokens": 9, "before_projector": False, "share": 0.75}),
+    ("fastervlm", {"tokens": 9}),
+    ("dart", {"tokens": 9}),
+    ("dart", {"tokens": 3}),
     ("stride", {"tokens": 9}),
     ("random", {"tokens": 9, "part": "projector"}),
     ("divprune", {"tokens": lambda grid: grid[0]}),
@@ -86,7 +91,10 @@ def test_the_class_token_may_leave():
 
 
 @pytest.mark.parametrize("name", ["qwen2-vl", "qwen2.5-vl", "llava-siglip"])
-@pytest.mark.parametrize(("method", "given"), [("divprune", {"tokens": 3}), ("scope", {"tokens": 3, "merge": True})])
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [("divprune", {"tokens": 3}), ("scope", {"tokens": 3, "merge": True}), ("vispruner", {"tokens": 3})],
+)
 def test_towers_that_merge_patches_or_have_no_class_token(name, method, given):
     """Of a model that runs: all that the method adds, by the difference of the two."""
     (family,) = (one for one in TINY if one.name == name)
@@ -121,6 +129,8 @@ def test_towers_that_merge_patches_or_have_no_class_token(name, method, given):
         (None, {}),
         ("divprune", {"tokens": 3}),
         ("scope", {"tokens": 3, "merge": True}),
+        ("vispruner", {"tokens": 3}),
+        ("dart", {"tokens": 3, "image_pivots": 2, "text_pivots": 0}),
         ("stride+fastv", {"keep_ratio": 0.25, "layer": 3}),
     ],
 )

@@ -158,10 +158,11 @@ def test_equal_tokens_stay_from_the_front(vector):
 
 def test_duplicates_stay_from_the_front():
     """Every token is there three times, in widths at which products of matrices change their order of summation."""
-    for d, dtype in ((70, torch.float32), (130, torch.float16), (4096, torch.bfloat16)):
+    for d, dtype in ((70, torch.float32), (130, torch.float16), (4096, torch.bfloat16), (301, torch.float64)):
         visual = given(1, 15, 5, d, dtype)
         visual = visual._replace(features=visual.features.repeat(1, 3, 1))
         kept = get_method("dart").keep(visual, 17)[0].tolist()
+        assert len(kept) == 17
         for token in kept:
             assert all(other in kept for other in range(token % 15, token, 15))
 
