@@ -45,8 +45,8 @@ MUTATIONS = [
     ),
     Mutation(
         PIVOTS,
-        "torch.linalg.vector_norm(vectors, 1, dim=2).float()",
-        "torch.linalg.vector_norm(vectors, 2, dim=2).float()",
+        "torch.linalg.vector_norm(vectors, 1, dim=2, ",
+        "torch.linalg.vector_norm(vectors, 2, dim=2, ",
         (f"{DART}::test_norms_are_sums_of_magnitudes",),
         "Pivots are the longest by squares.",
     ),
