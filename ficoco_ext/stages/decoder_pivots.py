@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from .. import ops
 from ..ops import QueryKey, checks, costs
-from ..ops.attention import TINY, accumulate, rows
+from ..ops.attention import rows
 from .base import FilterStage, Selection
 from .decoder import Layout
 from .frozen import reject, value
+from .pivots import cosines_in_steps, pick_in_turn
 from .shape import Priced, Shape
 
 
@@ -22,7 +22,8 @@ class PivotFilter(FilterStage):
     Pivots are the visual tokens and the tokens of the text after them whose keys have the largest L1 norm, all heads
     together. One pivot after the other, those of the picture first, each by falling norm, picks the visual tokens of
     lowest cosine to it among those that nobody picked. All pick equally many; the first ones one more where the number
-    to keep does not divide. Visual pivots stay, text is never touched. Cosines are of the hidden states after the norm
+    to keep does not divide. Visual pivots stay, text is never touched. Equal norms
+    and cosines: the lowest index. Cosines are of the hidden states after the norm
     that the language model applies after its last layer; where that is not known, as in :func:`ficoco_ext.reduce`, of
     the hidden states.
 
@@ -56,40 +57,23 @@ class PivotFilter(FilterStage):
         if layout.hidden is None:
             checks.fail("reduce", "layout", "one with the hidden states", layout, "pass Layout(..., hidden=tokens)")
         keep = layout.visual.shape[1] - r
-        norms = accumulate(attn.key).abs().sum((1, 3))  # (B, N)
+        norms = attn.key.double().abs().sum((1, 3)).float()  # (B, N), rounded: the order of summation has no say
         own = _largest(norms.gather(1, layout.visual), min(self.pivots[0], keep))
         text, is_text = layout.text_after
-        of_text = norms.gather(1, text).masked_fill(~is_text, -1.0)
-        theirs = _largest(of_text, min(self.pivots[1], of_text.shape[1]))
+        theirs = _largest(norms.gather(1, text).masked_fill(~is_text, -1.0), min(self.pivots[1], text.shape[1]))
         columns = torch.cat([layout.visual.gather(1, own), text.gather(1, theirs)], 1)
         there = torch.cat([torch.ones_like(own, dtype=torch.bool), is_text.gather(1, theirs)], 1)
         features, pivots = (self._features(layout, rows(layout.hidden, one)) for one in (layout.visual, columns))
-        stays = torch.zeros_like(layout.visual, dtype=torch.bool).scatter(1, own, True)
-        kept = least_like(pivots @ features.mT, stays, there, keep - own.shape[1]).to(norms.dtype)
+        free = torch.ones_like(layout.visual, dtype=torch.bool).scatter(1, own, False)
+        cosines = cosines_in_steps(pivots.masked_fill(~there.unsqueeze(-1), 0), features)
+        kept = pick_in_turn(cosines, there, free, keep - own.shape[1]).scatter(1, own, True).to(norms.dtype)
         return Selection(*ops.filter(torch.zeros_like(kept), kept, r, lam=0.0, class_token=False))
 
     @staticmethod
     def _features(layout: Layout, hidden: Tensor) -> Tensor:
-        return normalize(accumulate(hidden if layout.norm is None else layout.norm(hidden)), dim=-1, eps=TINY)
+        return (hidden if layout.norm is None else layout.norm(hidden)).double()
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:
     """(B, count) indices of the largest scores, falling; of equal ones the lowest index first."""
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
-
-
-def least_like(cosines: Tensor, stays: Tensor, there: Tensor, count: int) -> Tensor:
-    """(B, n) bool: ``stays`` and ``count`` tokens more, which the pivots pick in turn by lowest cosine.
-
-    Args:
-        cosines: (B, P, n) of each pivot with each token. stays: (B, n) bool, tokens that nobody picks.
-        there: (B, P) bool, False for pivots that do not exist, after those that do; one at least exists.
-        count: how many are picked, at most those that are left.
-    """
-    pivots = there.sum(1, keepdim=True)
-    place = torch.arange(cosines.shape[2], device=stays.device).expand_as(stays)
-    for pivot in range(cosines.shape[1]):
-        share = (count // pivots + (pivot < count % pivots)) * there[:, pivot : pivot + 1]
-        order = cosines[:, pivot].masked_fill(stays, torch.inf).sort(dim=1, stable=True).indices
-        stays = stays.scatter(1, order, stays.gather(1, order) | (place < share))
-    return stays

@@ -68,7 +68,7 @@ class PivotSelect(SelectStage):
         real = torch.cat([there.new_ones(longest.shape), there], 1)
         everywhere = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
         free = (everywhere if visual.mask is None else visual.mask).scatter(1, longest, False)
-        flags = _pick(_cosines(pivots, features), real, free, count - images).scatter(1, longest, True)
+        flags = pick_in_turn(cosines_in_steps(pivots, features), real, free, count - images).scatter(1, longest, True)
         return (~flags).to(torch.uint8).sort(dim=1, stable=True).indices[:, :count].clone()
 
     def _words(self, visual: VisualFeatures, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,13 +100,13 @@ def _longest(vectors: Tensor, mask: Tensor | None, count: int) -> Tensor:
     return norm.sort(dim=1, descending=True, stable=True).indices[:, :count]
 
 
-def _cosines(pivots: Tensor, features: Tensor) -> Tensor:
-    """(B, P, N)."""
+def cosines_in_steps(pivots: Tensor, features: Tensor) -> Tensor:
+    """(B, P, N); in float64 in units of :data:`FINEST`."""
     cosine = ops.cosines(features, pivots).mT
     return (cosine / FINEST).round() if cosine.dtype == torch.float64 else cosine
 
 
-def _pick(cosine: Tensor, real: Tensor, free: Tensor, missing: int) -> Tensor:
+def pick_in_turn(cosine: Tensor, real: Tensor, free: Tensor, missing: int) -> Tensor:
     """(B, N) bool: ``missing`` of the ``free`` tokens, which the pivots that are ``real`` (B, P) pick in turn."""
     every = real.sum(1, keepdim=True)
     part, rest = missing // every, missing % every

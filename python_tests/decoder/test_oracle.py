@@ -12,10 +12,7 @@ from helpers.models import (
 )
 
 import ficoco_ext
-from ficoco_ext.methods import DecoderMethod
-from ficoco_ext.methods.layers import LayerBefore
-from ficoco_ext.stages import Compress
-from ficoco_ext.stages.decoder_pivots import PivotFilter
+from ficoco_ext import get_method
 
 pytest.importorskip("transformers")
 
@@ -25,7 +22,7 @@ TWO = [*words(6), *image(), *words(7), *image(), *words(8, 9)]
 LAST = [*words(1, 2, 3), *image()]  # nothing behind the picture
 TEXT = words(11, 12, 13, 14)
 L = {"method": "ficoco-l"}
-DART = DecoderMethod("dart", PivotFilter(), None, Compress(), LayerBefore(2))
+DART = get_method("dart", part="language_model")
 CASES = {
     "one row": ([ONE], L | {"r": 10}),
     "equal rows": ([ONE, ONE], L | {"keep_ratio": 0.25}),

@@ -10,15 +10,12 @@ from helpers.scores import LENGTH, START, VISUAL, B, C, N, assert_equals, loud, 
 from helpers.text_methods import by_product, by_raters, dart, dropping, raters, sparsevlm
 
 from ficoco_ext import QueryKey, Schedule, get_method, reduce
-from ficoco_ext.methods import DecoderMethod
-from ficoco_ext.methods.layers import LayerBefore
 from ficoco_ext.ops import strongest_head
-from ficoco_ext.stages import Compress, Layout
-from ficoco_ext.stages.decoder_pivots import PivotFilter
+from ficoco_ext.stages import Layout
 from ficoco_ext.stages.raters import TextRaters
 from ficoco_ext.stages.recycle import Recycle
 
-DART = DecoderMethod("dart", PivotFilter(), None, Compress(), LayerBefore(2))
+DART = get_method("dart", part="language_model")
 METHODS = {
     "sparsevlm": get_method("sparsevlm"),
     "sparsevlm 2.0": get_method("sparsevlm", version="2.0"),

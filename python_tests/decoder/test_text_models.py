@@ -11,12 +11,8 @@ from helpers.text_methods import dart, head_maps, rated, raters
 pytest.importorskip("transformers")
 
 import ficoco_ext
-from ficoco_ext import QueryKey
-from ficoco_ext.methods import DecoderMethod
-from ficoco_ext.methods.layers import LayerBefore
+from ficoco_ext import QueryKey, get_method
 from ficoco_ext.models.reduced_prefill import ReducedPrefill
-from ficoco_ext.stages import Compress
-from ficoco_ext.stages.decoder_pivots import PivotFilter
 from ficoco_ext.stages.raters import TextRaters
 
 ONE = [*words(1, 2), *image(), *words(3, 4, 5, 6, 7)]
@@ -25,7 +21,7 @@ LAST = [*words(1, 2, 3), *image()]  # nothing after the picture: its last token 
 TEXT = words(11, 12, 13, 14)
 ROWS = [ONE, TWO, TEXT, LAST]
 SPARSE = {"method": "sparsevlm", "version": "2.0", "keep_ratio": (0.6, 0.3), "layers": (1, 3)}
-DART = {"method": DecoderMethod("dart", PivotFilter(), None, Compress(), LayerBefore(2)), "tokens": 13}
+DART = {"method": get_method("dart", part="language_model"), "tokens": 13}
 
 
 def prefill(model, inputs, **options):

@@ -204,7 +204,9 @@ def test_the_price_in_a_prefill():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: get_method("dart", part="tower"), "dart: part must be one of 'projector', 'language_model', got 'tower'"),
+        (lambda: get_method("dart", part="tower"), "dart: part must be one of 'projector', 'language_model'"),
+        (lambda: get_method("dart", layer=0), "dart: layer must be an integer >= 1, got 0; block 0 needs all tokens"),
+        (lambda: get_method("dart", part="language_model", image_pivots=0), "PivotFilter: pivots must be two integers"),
         (lambda: get_method("dart", image_pivots=0), r"PivotSelect: pivots must be at least \(1, 0\)"),
         (lambda: get_method("dart", text_pivots=-1), r"PivotSelect: pivots must be at least \(1, 0\)"),
         (lambda: get_method("dart", image_pivots=2.0), "PivotSelect: pivots must be two integers"),

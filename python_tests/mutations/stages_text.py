@@ -97,10 +97,10 @@ MUTATIONS = [
     ),
     Mutation(
         PIVOTS,
-        "share = (count // pivots + (pivot < count % pivots))",
-        "share = (count // pivots + (pivot >= pivots - count % pivots))",
+        "torch.cat([layout.visual.gather(1, own), text.gather(1, theirs)], 1)",
+        "torch.cat([layout.visual.gather(1, own), theirs], 1)",
         (f"{TESTS}::test_dart_by_hand",),
-        "The last pivots pick one token more instead of the first.",
+        "The first tokens of the prompt are pivots instead of the text after the picture.",
     ),
     Mutation(
         PIVOTS,
