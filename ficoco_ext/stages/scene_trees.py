@@ -147,11 +147,11 @@ class SceneTrees(SelectStage):
         if frames == 1:
             return index.flatten(1)
         before = self._before(tokens.view(b, frames, each, -1), there)
-        unit = F.normalize(tokens, dim=-1, eps=TINY).view(b, frames, each, -1)
-        held = before.clamp(min=0)
-        earlier = unit.gather(1, held[:, :, None, None].expand_as(unit))
+        rows, held = tokens.view(b, frames, each, -1), before.clamp(min=0)
+        earlier = rows.gather(1, held[:, :, None, None].expand_as(rows))
         possible = rest.gather(1, held[:, :, None].expand_as(rest)) & (before >= 0).unsqueeze(2)
-        alike = (unit @ earlier.mT).masked_fill(~possible.unsqueeze(2), -math.inf)
+        alike = ops.cosines(rows.flatten(0, 1), earlier.flatten(0, 1)).view(b, frames, each, each)
+        alike = alike.masked_fill(~possible.unsqueeze(2), -math.inf)
         strength, parent = alike.amax(3), alike.argmax(3) + held.unsqueeze(2) * each
         links = rest & (strength > self.link)
         strongest = rank(-strength.masked_fill(~links, -math.inf).flatten(1)).view_as(links)
@@ -216,18 +216,18 @@ class IntoTrees(VisualCorrelateStage):
     def __call__(self, visual: VisualFeatures, selection: Selection) -> Links:
         """Targets and weights of the selected sources."""
         made = self.trees.trees(visual, selection.kept.shape[1])
-        each = made.root.shape[1] // visual.frames
-        roots = made.root.gather(1, selection.sources)
-        centre = ~made.diverse.gather(1, made.kept)
-        heads, found = _rows(made.means, made.kept), []
-        for some in roots.split(_BLOCK, dim=1):
-            distance = torch.cdist(_rows(made.means, some), heads)
-            own = centre.unsqueeze(1) & (some.unsqueeze(2) // each == made.kept.unsqueeze(1) // each)
-            near = distance.masked_fill(~own, math.inf)
-            found.append(torch.where(own.any(2), near.argmin(2), distance.argmin(2)))
-        nearest = torch.cat([roots[:, :0], *found], 1)
-        slot = torch.full_like(made.root, -1).scatter(1, made.kept, _slots(made.kept)).gather(1, roots)
-        targets = torch.where(slot < 0, nearest, slot).unsqueeze(2)  # a root that stays is its own centre
+        kept, roots = made.kept, made.root.gather(1, selection.sources)
+        slot = torch.full_like(made.root, -1).scatter(1, kept, _slots(kept))
+        centre = ((slot >= 0) & ~made.diverse).view(len(kept), visual.frames, -1)
+        rows = made.means.view(-1, centre.shape[2], made.means.shape[2])  # of each frame
+        distance = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").view(*centre.shape, -1)
+        nearest = distance.masked_fill(~centre.unsqueeze(2), math.inf).argmin(3) + _index(centre)[:, :, :1]
+        nearest = torch.where(slot < 0, slot.gather(1, nearest.flatten(1)), slot)  # a root that stays is its own centre
+        heads = _rows(made.means, kept)
+        blocks = [torch.cdist(_rows(made.means, some), heads).argmin(2) for some in roots.split(_BLOCK, dim=1)]
+        elsewhere = torch.cat([roots[:, :0], *blocks], 1)
+        alone = ~centre.any(2, keepdim=True).expand_as(centre).flatten(1) & (slot < 0)  # roots of frames without one
+        targets = torch.where(alone.gather(1, roots), elsewhere, nearest.gather(1, roots)).unsqueeze(2)
         return Links(targets, torch.ones_like(targets, dtype=made.means.dtype))
 
 

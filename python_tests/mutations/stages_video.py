@@ -170,17 +170,17 @@ MUTATIONS = [
     ),
     Mutation(
         TREES,
-        "own = centre.unsqueeze(1) & (",
-        "own = (",
+        "centre = ((slot >= 0) & ~made.diverse)",
+        "centre = (slot >= 0)",
         (f"{SCENES}::test_merged_is_the_mean_of_all_that_a_token_holds", f"{SCENES}::test_equals_the_description"),
         "Diverse tokens are mixed with what leaves.",
     ),
     Mutation(
         TREES,
-        "torch.where(slot < 0, nearest, slot)",
-        "nearest",
-        (f"{SCENES}::test_what_is_in_the_tree_of_a_centre_goes_there",),
-        "What is in the tree of a centre may go into another one.",
+        "centre.any(2, keepdim=True).expand_as(centre).flatten(1) & (slot < 0)",
+        "centre.any(2, keepdim=True).expand_as(centre).flatten(1) & (slot < -1)",
+        (f"{SCENES}::test_equals_the_description",),
+        "What has no centre in its frame goes into the first token that stays.",
     ),
     Mutation(
         TREES,
