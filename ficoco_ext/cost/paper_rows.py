@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from ..methods import METHODS, get_method
+from ..methods import get_method
 from . import paper_presets
 from .architecture import Architecture
 from .bill import Cost
 from .model import prefill
-from .paper_presets import Known, Preset
+from .paper_presets import Preset
 from .presets import architecture
 from .schedules import Schedules, build
 from .scope import bill
@@ -168,7 +168,7 @@ def paper_rows(*tables: str) -> tuple[PaperRow, ...]:
 def _row(printed: Mapping[str, Any]) -> PaperRow:
     table, label, tflops = printed["table"], printed["method"], printed["tflops"]
     model, text = _data()["models"][table], _data()["text_tokens"][table]
-    known = _here(paper_presets.find(table, label, tflops))
+    known = paper_presets.find(table, label, tflops)
     readings = tuple(_read(architecture(model), text, known.method, one, tflops) for one in known.presets)
     call = next((one.attach for one in readings if one.attach is not None), None)
     cells = tuple(
@@ -177,14 +177,6 @@ def _row(printed: Mapping[str, Any]) -> PaperRow:
     )
     free = printed["training_free"]
     return PaperRow(table, model, label, tflops, free, known.method, readings, cells, known.reason)
-
-
-def _here(known: Known) -> Known:
-    """What is known, without what needs a method that this installation lacks."""
-    if known.method is None or known.method in METHODS:
-        return known
-    left = tuple(dataclasses.replace(one, attach=None) for one in known.presets if any(one.leaves))
-    return Known(None, left, f"no method {known.method!r} here{known.reason and '; ' + known.reason}")
 
 
 def _read(shape: Architecture, text: int, method: str | None, preset: Preset, printed: float) -> Reading:

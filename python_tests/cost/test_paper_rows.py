@@ -205,7 +205,7 @@ def test_the_command_line_prints_them():
         "Table 3, layer by layer: llava-1.5-7b",
         "Table 5: accuracy, printed",
         f"Table 5, every accuracy: {NOT_HERE}.",
-        "(9) PyramidDrop [37]: the printed value is PyramidDrop's own",
+        ") PyramidDrop [37]: the printed value is PyramidDrop's own",
         f"table 3, FiCoCo-V, 1.5 TFLOPs: python {MEASURE}",
         "MM-Vet, mmvet: a GPT judges",
     ):
