@@ -6,7 +6,7 @@
     python benchmarks/accuracy.py ficoco-v --json benchmarks/results/accuracy_ficoco_v.json
     python benchmarks/accuracy.py ficoco-l --seeds 2 --json benchmarks/results/accuracy_ficoco_l.json
     python benchmarks/accuracy.py projector --split dev --scenes 60 --json benchmarks/results/accuracy_projector.json
-    python benchmarks/accuracy.py methods-by-name --split dev --scenes 60 --page docs/accuracy.md \\
+    python benchmarks/accuracy.py methods-by-name --split dev --scenes 100 --page docs/accuracy.md \\
         --json benchmarks/results/accuracy_methods_by_name.json
 
 A study is a list of settings; asking, judging, resampling and going on after an interruption are those of ``ficoco
@@ -19,29 +19,26 @@ they differ in what they remove and not in when. ``--model`` takes another train
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from accuracy_by_name import KINDS, methods_by_name, write_part
 from rich.console import Console
 from rich.progress import Progress
 
 from ficoco_ext import viz
 from ficoco_ext.apps import checkpoint
-from ficoco_ext.evaluation import Results, Setting, evaluate, markdown, plot, settings_of
-from ficoco_ext.evaluation.settings import BASELINES
+from ficoco_ext.evaluation import Setting, evaluate, markdown, plot, settings_of
 from ficoco_ext.gridvqa import GridVQA
-from ficoco_ext.methods import METHODS, distinct, hyperparameters
 from ficoco_ext.schedule import geometric
 
 BUDGETS = (0.5, 0.25, 0.15, 0.1)
 HARD = (0.25, 0.1)
 # Of 8, the output of layer 6 is the last that is used. Early reduction saves more and is harder to get right.
 EARLY, LATE = (1, 2, 3, 4), (3, 4, 5, 6)
-KINDS = ("exist", "attr", "position", "text", "digit")
 
 
 def tower(label: str, keep: float, method: Any, layers: tuple[int, ...] = EARLY, **given: Any) -> Setting:
@@ -225,113 +222,6 @@ def projector(budgets: tuple[float, ...] = (36, 18)) -> list[Setting]:
     return found
 
 
-# Besides the defaults, where a method has these choices: what they change can be judged on this model.
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "divprune, merge": ("divprune", {"merge": True}),
-    "scope, alpha 0": ("scope", {"alpha": 0.0}),
-    "scope, column": ("scope", {"saliency": "column"}),
-    "cdpruner, no text": ("cdpruner", {"relevance": "none"}),
-    "mmtok, no text": ("mmtok", {"words": False}),
-    "visionzip, column": ("visionzip", {"saliency": "column"}),
-    "vispruner, column": ("vispruner", {"saliency": "column"}),
-    "topk, projector": ("topk", {"part": "projector"}),
-}
-
-
-def methods_by_name(budgets: tuple[float, ...] = (36, 18)) -> list[Setting]:
-    """Every method that is registered, as it is by default, and the baselines, at numbers of tokens left in the end.
-
-    What the embedded model cannot do is left out; :func:`refused` says why.
-    """
-    found = []
-    for setting in _by_name(budgets):
-        try:
-            setting.resolve(_embedded().model, 0)
-        except (ValueError, TypeError, NotImplementedError):
-            continue
-        found.append(setting)
-    return found
-
-
-def refused(budgets: tuple[float, ...] = (36, 18)) -> dict[tuple[str, str], str]:
-    """Why settings of :func:`methods_by_name` are left out, by name and budget."""
-    found = {}
-    for setting in _by_name(budgets):
-        try:
-            setting.resolve(_embedded().model, 0)
-        except (ValueError, TypeError, NotImplementedError) as error:
-            found[setting.name, setting.budget] = str(error)
-    return found
-
-
-def _by_name(budgets: tuple[float, ...]) -> list[Setting]:
-    known = {
-        label: (name, given)
-        for label, (name, given) in VARIANTS.items()
-        if name in METHODS and given.keys() <= hyperparameters(name).keys()
-    }
-    named = [name for name in distinct() if name not in {name for name, _ in BASELINES.values()}]
-    given = {label: given for label, (_, given) in known.items()}
-    labels = [*named, "random, tower=random", *(f"{label}={name}" for label, (name, _) in known.items())]
-    counts = [int(count) for count in budgets]
-    found = settings_of(labels, tokens=counts, hyperparameters=given, baselines=True)
-    # ToMe removes at most half of what enters a layer: its default layers are too few for an eighth.
-    return found + [Setting("tome", {"tokens": count}, {}, tuple(range(7)), "tome, layers 0 to 6") for count in counts]
-
-
-@functools.cache
-def _embedded() -> Any:
-    return checkpoint.load(None, torch.float32, torch.device("cpu"))
-
-
-ALL_KINDS = (*KINDS, "count", "choice")
-HARD_KINDS = ("text", "digit", "position")
-
-
-def table_by_name(results: Results) -> str:
-    """The table of the page: a row a method, in percent with 95 % intervals, at both numbers of tokens."""
-    five, seven = (
-        {(line.name, line.budget): line for line in results.summary(kinds).lines} for kinds in (KINDS, ALL_KINDS)
-    )
-    budgets = [f"tokens {count}" for count in (36, 18)]
-    head = [
-        "method",
-        *(f"{n}, {what}" for n in (36, 18) for what in ("five kinds", "all seven", "word, digit, position")),
-    ]
-    rows = [[*head, "tokens, mean", "FLOPs"], ["---"] * 9]
-    full = "unreduced", "all tokens"
-    rows.append(["all tokens", *_cells(five, seven, full), *["-"] * 3, "144, 144", "100, 100"])
-    for name in dict.fromkeys(name for name, _ in five if name != "unreduced"):
-        cells = [cell for budget in budgets for cell in _cells(five, seven, (name, budget))]
-        costs = [five[name, budget].cost if (name, budget) in five else None for budget in budgets]
-        mean = [f"{cost['visual_tokens']['average']:.0f}" if cost else "-" for cost in costs]
-        flops = [f"{100 * cost['flops_ratio']:.0f}" if cost else "-" for cost in costs]
-        rows.append([f"`{name}`", *cells, ", ".join(mean), ", ".join(flops)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _cells(five: dict[Any, Any], seven: dict[Any, Any], key: tuple[str, str]) -> list[str]:
-    if key not in five:
-        return ["-"] * 3
-    means = [found[key].mean for found in (five, seven)]
-    said = [f"{100 * one.value:.1f} ({100 * one.low:.1f} to {100 * one.high:.1f})" for one in means]
-    return [*said, ", ".join(f"{100 * five[key].kinds[kind].value:.0f}" for kind in HARD_KINDS)]
-
-
-def write_table(page: Path, results: Results) -> None:
-    """Put the table between the two marks in ``page``.
-
-    Raises:
-        ValueError: a page without them.
-    """
-    begin, end = "<!-- methods-by-name -->", "<!-- end of methods-by-name -->"
-    text = page.read_text()
-    if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"page must have the marks {begin} and {end} once each, got {page}")
-    before, rest = text.split(begin)
-    page.write_text(f"{before}{begin}\n{table_by_name(results)}\n{end}{rest.split(end)[1]}")
-
-
 STUDIES = {
     "methods": methods,
     "choosing": choosing,
@@ -380,7 +270,7 @@ def main(
     json.with_suffix(".md").write_text(markdown.page(results, summary))
     viz.save(plot.draw(results, summary), json.with_suffix(".png"))
     if page is not None:
-        write_table(page, results)
+        write_part(page, results)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import torch
 
 from ..cost import flop_counter
 from ..io.ratios import times
+from ..methods import get_method
 from ..models import attach
-from . import timing
+from . import selection_time, timing
 from .checkpoint import SCENES, load, open_image, parse_device, parse_dtype
 from .demo import default_amount
 from .machine import Platform, platform_of
@@ -70,6 +71,8 @@ class Timed:
         flops_ratio: the same of FLOPs.
         reached: ``speedup / flops_ratio``: the share of what the FLOPs promise.
         judged: ``"faster"``, ``"slower"`` or ``"noise"``, see :func:`ficoco_ext.apps.timing.judged`.
+        selection: seconds within the method, of ``prefill.seconds``; None of all tokens. See
+            :mod:`ficoco_ext.apps.selection_time`.
     """
 
     name: str
@@ -79,13 +82,21 @@ class Timed:
     flops_ratio: float
     reached: float
     judged: str
+    selection: float | None = None
 
     @classmethod
-    def of(cls, name: str, amount: dict[str, Any], full: MeasuredPrefill, prefill: MeasuredPrefill) -> Timed:
+    def of(
+        cls,
+        name: str,
+        amount: dict[str, Any],
+        full: MeasuredPrefill,
+        prefill: MeasuredPrefill,
+        selection: float | None = None,
+    ) -> Timed:
         """Beside ``full``, of all tokens."""
         speedup, flops = full.seconds / prefill.seconds, full.flops.total / prefill.flops.total
         judged = "noise" if full is prefill else timing.judged(full, prefill)
-        return cls(name, amount, prefill, speedup, flops, speedup / flops, judged)
+        return cls(name, amount, prefill, speedup, flops, speedup / flops, judged, selection)
 
 
 @dataclass(frozen=True)
@@ -229,18 +240,26 @@ def _batch(
     full, *reduced = timing.compare(
         model, repeated, ways, least=LEAST_TURNS, most=MOST_TURNS, seconds=seconds, step=step
     )
-    rest = zip(amounts.items(), reduced, strict=True)
+    chosen = [
+        selection_time.measure(model, repeated, _clocked(model, name, amount), LEAST_TURNS)
+        for name, amount in amounts.items()
+    ]
+    rest = zip(amounts.items(), reduced, chosen, strict=True)
     return Batch(
         count,
         (
             Timed.of("all tokens", {}, full, full),
-            *(Timed.of(name, amount, full, prefill) for (name, amount), prefill in rest),
+            *(Timed.of(name, amount, full, prefill, selection) for (name, amount), prefill, selection in rest),
         ),
     )
 
 
 def _attached(model: Any, name: str, amount: dict[str, Any]) -> Callable[[], Any]:
     return lambda: attach(model, name, **amount)
+
+
+def _clocked(model: Any, name: str, amount: dict[str, Any]) -> Callable[[Callable[[Any], Any]], Any]:
+    return lambda wrap: attach(model, wrap(get_method(name)), **amount)
 
 
 def _verdict(batches: tuple[Batch, ...], platform: Platform, tiny: bool) -> str:

@@ -104,7 +104,8 @@ def show(result: bench.Result) -> None:
         common.text(
             "Time: median of interleaved runs from pixels to the logits of the first answer token, selection included, "
             "and its range. Tokens: of one prompt, text and picture, in the language model's first layer. Reached: the "
-            "share of what the FLOPs promise, where a difference is proven.",
+            "share of what the FLOPs promise, where a difference is proven. Selection: within the method, a part "
+            "of Time, measured in runs of its own.",
             "dim",
         )
     )
@@ -113,7 +114,7 @@ def show(result: bench.Result) -> None:
 
 def _table(batch: bench.Batch) -> common.Table:
     full = batch.timed[0].prefill
-    head = ("method", ">time", ">that is", ">FLOPs", ">reached", ">tokens", ">range", ">KV cache")
+    head = ("method", ">time", ">that is", ">FLOPs", ">reached", ">tokens", ">range", ">selection", ">KV cache")
     made = common.table(*head, title=f"batch {batch.batch}, {len(full.runs)} runs of each")
     for one in batch.timed:
         found = one.prefill
@@ -121,14 +122,15 @@ def _table(batch: bench.Batch) -> common.Table:
         cells = [_name(one), common.seconds(found.seconds)]
         if found is full:
             flops = common.amount(found.flops.total, "FLOP")
-            cells += ["", flops, "", str(found.tokens), spread, common.amount(found.kv_bytes, "B")]
+            cells += ["", flops, "", str(found.tokens), spread, "", common.amount(found.kv_bytes, "B")]
         else:
             ratio = common.times(full.seconds, found.seconds, "faster", "slower")
             noise = one.judged == "noise"
             said = f"{ratio}, noise" if noise and ratio != "the same" else ratio
             fewer = common.times(full.flops.total, found.flops.total)
             kept = common.times(full.kv_bytes, found.kv_bytes)
-            cells += [said, fewer, "" if noise else f"{one.reached:.0%}", str(found.tokens), spread, kept]
+            cells += [said, fewer, "" if noise else f"{one.reached:.0%}", str(found.tokens), spread]
+            cells += ["" if one.selection is None else common.seconds(one.selection), kept]
         made.add_row(*cells)
     return made
 

@@ -47,6 +47,14 @@ def test_amounts_tokens_and_operations_are_those_of_the_methods(found):
         assert together.prefill.tokens == alone.prefill.tokens
 
 
+def test_what_the_method_itself_takes_stands_beside_the_time(found):
+    for batch in found.batches:
+        full, *methods = batch.timed
+        assert full.selection is None
+        for one in methods:
+            assert 0 < one.selection < one.prefill.seconds
+
+
 def test_ratios_are_of_what_is_shown(found):
     for batch in found.batches:
         full = batch.timed[0].prefill

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import sys
 
 import pytest
 from helpers.paths import ROOT
@@ -10,20 +11,25 @@ from helpers.paths import ROOT
 pytest.importorskip("transformers")
 pytest.importorskip("sklearn")
 
-from helpers.embedded import embedded, one_thread  # noqa: F401
+from helpers.embedded import embedded, grid, one_thread  # noqa: F401
 
-from ficoco_ext.evaluation import JUDGES, Results
+from ficoco_ext.evaluation import JUDGES, Results, evaluate
 from ficoco_ext.evaluation.runner import weights_digest
+from ficoco_ext.methods import METHODS, distinct, hyperparameters
 
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("accuracy_*.json"))
 
 
 @pytest.fixture(scope="module")
 def studies():
-    spec = importlib.util.spec_from_file_location("accuracy", ROOT / "benchmarks" / "accuracy.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.STUDIES
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        return importlib.import_module("accuracy").STUDIES
+
+
+@pytest.fixture(scope="module")
+def by_name(studies):
+    return sys.modules["accuracy_by_name"]
 
 
 def _flat(value, place=""):
@@ -41,7 +47,7 @@ def _flat(value, place=""):
 BUDGETS = {
     name: {"keep_ratio 0.25", "keep_ratio 0.1"} for name in ("methods", "late", "choosing", "ficoco-v", "ficoco-l")
 }
-BUDGETS["projector"] = {"tokens 36", "tokens 18"}
+BUDGETS["projector"] = BUDGETS["methods-by-name"] = {"tokens 36", "tokens 18"}
 
 
 @pytest.mark.parametrize("name", BUDGETS)
@@ -53,6 +59,50 @@ def test_every_setting_of_a_study_can_be_attached(studies, name):
         with one.attach(embedded().model, seed=0) as handle:
             plan = handle.attach_plan
             assert plan.removed or plan.changes_features or plan.changes_language_model
+
+
+def test_every_method_by_name_takes_part_or_is_refused_with_a_reason(studies, by_name, monkeypatch):
+    def names():
+        return {one.name for one in studies["methods-by-name"]()}
+
+    assert set(distinct()) - {"random"} <= names() | {name for name, _ in by_name.refused()}
+    assert {"random-0", "random-1", "random-2", "random, tower", "stride", "downsample"} <= names()
+    assert ("tome", "tokens 18") in by_name.refused() and ("tome", "tokens 36") not in by_name.refused()
+    monkeypatch.setitem(METHODS, "added", METHODS["divprune"])
+    assert "added" in names()
+    for label, (name, given) in by_name.VARIANTS.items():
+        assert name not in METHODS or given.keys() <= hyperparameters(name).keys(), label
+
+
+def test_the_page_has_what_every_method_by_name_gave(by_name, tmp_path):
+    """As it was written by the study; nothing before it was run."""
+    page = ROOT / "docs" / "accuracy.md"
+    results = ROOT / "benchmarks" / "results" / "accuracy_methods_by_name.json"
+    written = by_name.between_marks(page.read_text())[1]
+    assert written == (by_name.part_of_page(Results.load(results)) if results.exists() else "")
+
+
+def test_the_table_of_methods_by_name_is_made_of_the_answers(by_name, tmp_path):
+    settings = [one for one in by_name.methods_by_name() if one.name in ("divprune", "fastv")]
+    found = evaluate(embedded(), grid(2, 7), settings)
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{by_name.BEGIN}\nold\n{by_name.END}\nafter\n")
+    for _ in range(2):  # writing it again changes nothing
+        by_name.write_part(page, found)
+        text = page.read_text()
+        assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    part = by_name.between_marks(text)[1]
+    assert part.startswith("14 questions about 2 scenes of the split `test`:") and "- `tome`, tokens 18: " in part
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| ")
+    ]
+    assert [row[0] for row in rows] == ["method", "---", "all tokens", "`fastv`", "`divprune`"]
+    line = next(one for one in found.summary(by_name.KINDS).lines if (one.name, one.budget) == ("fastv", "tokens 18"))
+    assert rows[3][4].startswith(f"{100 * line.mean.value:.1f} ({100 * line.mean.low:.1f} to ")
+    kinds = [f"{100 * line.kinds[kind].value:.0f}" for kind in ("text", "digit", "position")]
+    assert rows[3][6] == ", ".join(kinds) and rows[3][7] == "72, 60" and rows[4][7] == "36, 18"
+    with pytest.raises(ValueError, match="must have the marks"):
+        by_name.between_marks(text + by_name.END)
 
 
 @pytest.mark.slow
