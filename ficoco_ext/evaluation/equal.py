@@ -63,24 +63,32 @@ def solved(setting: Setting, prompts: Prompts, seed: int) -> Setting:
         tokens = closest(value, wanted, prompts.visual - 1)
     if tokens is None:
         raise refused[-1]
-    if method.projector is not None and method.projector.resizes:
-        while (
-            tokens > 1 and (value(tokens) or 0.0) > wanted + allowed
-        ):  # grids are far apart: less is fair, more is not
-            tokens -= 1
-    reached = value(tokens)
-    assert reached is not None
-    fewer = method.projector is not None and method.projector.resizes and reached < wanted
-    if abs(reached - wanted) > allowed and not fewer:
-        unit, scale = "a mean of {:.4g} tokens", 1.0
-        if goal.equal == "flops":
-            unit, scale = "{:.4g} % of the unreduced FLOPs", 100 / costs.prefill(prompts, None, None).total.operations
-        left = "1 token" if tokens == 1 else f"{tokens} tokens"
-        raise ValueError(
-            f"{goal.budget}: {setting.name} cannot reach {unit.format(wanted * scale)}: the closest is "
-            f"{reached * scale:.4g}, with {left} left in the end"
-        )
+    grids = method.projector is not None and method.projector.resizes  # far apart: less is fair, more is not
+    if grids:
+        tokens = _no_more(value, tokens, wanted + allowed)
+    reached = value(tokens) or 0.0
+    if reached > wanted + allowed or (reached < wanted - allowed and not grids):
+        raise ValueError(_out_of_reach(setting, prompts, wanted, reached, tokens))
     return replace(setting, amount={"tokens": tokens})
+
+
+def _no_more(value: Value, tokens: int, most: float) -> int:
+    """``tokens`` or the next number below whose value is not above ``most``; 1 if there is none."""
+    while tokens > 1 and (value(tokens) or 0.0) > most:
+        tokens -= 1
+    return tokens
+
+
+def _out_of_reach(setting: Setting, prompts: Prompts, wanted: float, reached: float, tokens: int) -> str:
+    assert setting.goal is not None
+    unit, scale = "a mean of {:.4g} tokens", 1.0
+    if setting.goal.equal == "flops":
+        unit, scale = "{:.4g} % of the unreduced FLOPs", 100 / costs.prefill(prompts, None, None).total.operations
+    left = "1 token" if tokens == 1 else f"{tokens} tokens"
+    return (
+        f"{setting.goal.budget}: {setting.name} cannot reach {unit.format(wanted * scale)}: the closest is "
+        f"{reached * scale:.4g}, with {left} left in the end"
+    )
 
 
 def closest(value: Value, wanted: float, most: int) -> int | None:

@@ -75,6 +75,16 @@ def test_what_a_method_takes_is_found_for_each_of_its_parts(inputs):
         selection_time.measure(model, inputs, None, 0)
 
 
+def test_the_run_that_warms_up_does_not_count(inputs):
+    slept, sleep = [], time.sleep
+    method = Slow()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", lambda seconds: slept.append(seconds) or sleep(0.3 if len(slept) == 1 else 0))
+        attached = lambda wrap: ficoco_ext.attach(embedded().model, wrap(method), tokens=40)  # noqa: E731
+        found = selection_time.measure(embedded().model, inputs, attached, 3)
+    assert len(slept) == 4 and found < 0.3
+
+
 def test_a_call_within_a_call_counts_once(clock):
     def outer():
         time.sleep(PAUSE)

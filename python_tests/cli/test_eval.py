@@ -168,6 +168,18 @@ def test_the_protocol_in_one_flag(tmp_path):
         assert "called after digits or positions" in said and "mean tokens T:" in said and "FLOPs of T tokens:" in said
 
 
+def test_json_points_at_kinds_outside_of_the_mean(written):
+    found = json.loads(_fine("eval", "--from", written[0] / "out.json", "--mean-of", "exist", "--json"))
+    assert found["mean_of"] == ["exist"]
+    asked = set(found["kinds"])
+    assert found["where_reduction_hurts"] == {
+        "words": ["text"] if "text" in asked else [],
+        "digits": ["digit"] if "digit" in asked else [],
+        "positions": ["position"] if "position" in asked else [],
+    }
+    assert any(found["where_reduction_hurts"].values())
+
+
 def test_parts_of_the_protocol_can_be_changed():
     def settings(methods=None, ratios=None, tokens=None, **given):
         plain = {"baselines": False, "protocol": False, "equal": None, **given}

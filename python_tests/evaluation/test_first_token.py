@@ -89,6 +89,23 @@ def test_times_stand_in_tables_and_not_in_accuracy(timed):
     assert "first token" not in markdown.page(Results(without), plain)
 
 
+def test_times_that_prove_nothing_are_called_noise():
+    found = {"seconds": 0.0123, "judged": "noise", "selection": 0.004}
+    assert price._times(found) == ("12.3 (noise)", "4")
+    assert price._times({**found, "judged": "faster", "selection": None}) == ("12.3", "-")
+    assert price._times(None) == ("-", "-")
+
+
+def test_parts_of_flops_are_of_the_unreduced_ones(timed):
+    summary = timed[0].summary()
+    full, quick = (summary.lines[number].cost for number in (0, 1))
+    shown = dict(zip(price.headings(summary), price.row(summary, summary.lines[1]), strict=True))
+    assert sum(quick["flops_parts"].values()) == quick["flops"] and sum(full["flops_parts"].values()) == full["flops"]
+    for name, heading in price.PARTS.items():
+        assert shown[heading] == f"{100 * quick['flops_parts'][name] / full['flops']:.2f}"
+    assert float(shown["selection"]) > 0 and quick["flops_parts"]["tower"] == full["flops_parts"]["tower"]
+
+
 def test_what_is_measured_already_is_not_measured_again(monkeypatch, tmp_path):
     settings, path = settings_of(["divprune"], tokens=[36]), tmp_path / "out.json"
     given = {"results": path, "first_token_seconds": 0.0}
