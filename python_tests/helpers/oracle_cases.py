@@ -204,7 +204,7 @@ CASES = [
         exact=False,
         frames=6,
     ),
-    Case("vidcom2", _vidcom2(), exact=False, placed=True),
+    Case("vidcom2", _vidcom2(), exact=False, even=True, placed=True),
     Case("vidcom2", _vidcom2(), exact=False, even=True, placed=True, frames=4),
     Case(
         "vidcom2",

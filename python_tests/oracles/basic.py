@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -31,7 +31,9 @@ def cosines(rows: Tensor, columns: Tensor | None = None) -> Tensor:
     return found
 
 
-def first_largest(values: Sequence[float], among: Iterable[int], either: Collection[int] = ()) -> int:
+def first_largest(
+    values: Sequence[float] | Mapping[int, float], among: Iterable[int], either: Collection[int] = ()
+) -> int:
     """The index in ``among`` with the largest value; of equal ones the lowest.
 
     ``either``: of values that differ from the largest by rounding alone, the first of these is taken if there is one.
@@ -41,9 +43,12 @@ def first_largest(values: Sequence[float], among: Iterable[int], either: Collect
     return next((index for index in sorted(among) if index in either and float(values[index]) >= floor), found)
 
 
-def first_smallest(values: Sequence[float], among: Iterable[int]) -> int:
-    """The index in ``among`` with the smallest value; of equal ones the lowest."""
-    return min(among, key=lambda index: (float(values[index]), index))
+def first_smallest(
+    values: Sequence[float] | Mapping[int, float], among: Iterable[int], either: Collection[int] = ()
+) -> int:
+    """The index in ``among`` with the smallest value, as :func:`first_largest` finds the largest."""
+    among = list(among)
+    return first_largest({index: -float(values[index]) for index in among}, among, either)
 
 
 def descending(values: Sequence[float], among: Iterable[int]) -> list[int]:

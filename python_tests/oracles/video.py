@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .basic import descending, shared_out, unit
+from .basic import first_largest, first_smallest, shared_out, unit
 
 ALPHAS = tuple(2.0**power for power in range(-3, 2))
 
@@ -55,8 +55,8 @@ def vidcom2(
     Args:
         features: (N, D) of ``frames`` frames, one after the other.
         real: (N,) False for a token that may not stay, in whose place there is none.
-        either: an answer that decides where claims differ by rounding alone: a softmax of scores a few temperatures
-            apart is 0 or 1, and then claims of all frames have the same fraction.
+        either: an answer that decides where scores or claims differ by rounding alone. Two tokens are equally far from
+            their centre. A softmax of scores a few temperatures apart is 0 or 1, and then all claims have one fraction.
 
     Choices: the centre is the mean of the unit vectors, not a unit vector itself; claims become whole numbers that sum
     to ``count`` as in :func:`oracles.basic.shared_out`, each frame at least 1 and at most all its tokens; with fewer
@@ -71,12 +71,17 @@ def vidcom2(
     scores = torch.cat([video[one] + usualness(tokens[one], tokens[one].mean(0)) for one in places]).tolist()
     unusual = [-float(video[one].mean()) for one in places]
     sizes = [len(one) for one in places]
+    hinted = [place for place, i in enumerate(there) if i in either]
     judged = [sum(there[place] in either for place in one) for one in places] if either else []
     if count < len(places):
-        counts = [int(frame in descending(unusual, range(len(places)))[:count]) for frame in range(len(places))]
+        counts = [0] * len(places)
+        for _ in range(count):
+            empty = [frame for frame, some in enumerate(counts) if not some]
+            counts[first_largest(unusual, empty, [frame for frame, some in enumerate(judged) if some])] = 1
     else:
         counts = shared_out(frame_claims(unusual, sizes, count, temperature), count, sizes, judged)
     kept: list[int] = []
     for one, share in zip(places, counts, strict=True):
-        kept += sorted(one, key=lambda place: (scores[place], place))[:share]
+        for _ in range(share):
+            kept.append(first_smallest(scores, [place for place in one if place not in kept], hinted))
     return sorted(there[place] for place in kept)
