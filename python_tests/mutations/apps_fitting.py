@@ -58,4 +58,18 @@ MUTATIONS = [
         (f"{TESTS}::test_measuring_leaves_the_model_as_it_was",),
         "The model stays changed after the fit.",
     ),
+    Mutation(
+        "ficoco_ext/cli/fit.py",
+        "itertools.islice(rows.items, samples)",
+        "rows.items",
+        ("python_tests/apps/test_fitting.py::test_the_command_reads_questions_of_a_file",),
+        "All rows of a file are read, however many were asked for.",
+    ),
+    Mutation(
+        "ficoco_ext/cli/fit.py",
+        "recipe.layers[-1] + 1",
+        "recipe.layers[-1]",
+        ("python_tests/apps/test_fitting.py::test_the_command_writes_what_it_says",),
+        "The call that is shown leaves the last layer out.",
+    ),
 ]

@@ -376,8 +376,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/features.py",
-        old="    if chosen.projector is chosen:",
-        new="    if chosen.projector is not None:",
+        old="    if chosen.projector is chosen and",
+        new="    if chosen.projector is not None and",
         tests=(f"{REDUCE}/test_select_merge.py::test_refused",),
         why="Of two methods only one is applied, without a word.",
     ),

@@ -35,8 +35,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/cost/projected.py",
-        old="else vision.tokens_entering(shape.tower.used)[-1]",
-        new="else shape.tower.patches",
+        old="if vision is None else vision.tokens_entering(used)",
+        new="",
         tests=(f"{COST}/test_after_projector.py::test_saliency_is_measured_of_what_the_tower_has_left",),
         why="Saliency is priced for patches that have left.",
     ),
@@ -91,8 +91,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/cost/reduction.py",
-        old='"n": patches + (tower.class_token and kind != "keys"),',
-        new='"n": patches,',
+        old='first = tower.class_token and kind != "keys"',
+        new="first = False",
         tests=(f"{COST}/test_after_projector.py::test_a_whole_prefill",),
         why="The class token is missing where saliency is measured.",
     ),

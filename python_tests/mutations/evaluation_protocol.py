@@ -9,6 +9,7 @@ _CLI = "python_tests/cli/test_eval.py::"
 _CLOCK = "python_tests/apps/test_selection_time.py::"
 _DOCUMENT = "python_tests/evaluation/test_document.py::"
 _FIRST = "python_tests/evaluation/test_first_token.py::"
+_IDENTITY = "python_tests/evaluation/test_identity.py"
 _PROTOCOL = "python_tests/evaluation/test_protocol.py::"
 
 MUTATIONS: list[Mutation] = [
@@ -228,5 +229,19 @@ MUTATIONS: list[Mutation] = [
         new="given = None",
         tests=(_CLI + "test_parts_of_the_protocol_can_be_changed",),
         why="The protocol has no times.",
+    ),
+    Mutation(
+        file="ficoco_ext/evaluation/markdown.py",
+        old="        if said:\n            parts.append",
+        new="        if False:\n            parts.append",
+        tests=(_PROTOCOL.rstrip(":"), _FIRST.rstrip(":"), _IDENTITY),
+        why="What could not be done is missing from the page.",
+    ),
+    Mutation(
+        file="ficoco_ext/evaluation/markdown.py",
+        old='r"([\\\\`*<>|\\[\\]])"',
+        new='r"([\\\\`*])"',
+        tests=(_IDENTITY, _DOCUMENT.rstrip(":")),
+        why="A picture's name is HTML in the page, and ends a cell.",
     ),
 ]

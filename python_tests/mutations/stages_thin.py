@@ -94,8 +94,8 @@ MUTATIONS = [
     ),
     Mutation(
         "ficoco_ext/methods/dart.py",
-        "select = PivotSelect((image_pivots, text_pivots))",
-        "select = PivotSelect((image_pivots, 4))",
+        "pivots = (image_pivots, text_pivots)",
+        "pivots = (image_pivots, 4)",
         (f"{DART}::test_without_words_none_are_read",),
         "text_pivots=0 still asks for words.",
     ),
@@ -105,5 +105,12 @@ MUTATIONS = [
         "step: int = 1",
         (f"{VISPRUNER}::test_every_count",),
         "By default one token leaves in a round, which is another method eight times as slow.",
+    ),
+    Mutation(
+        "ficoco_ext/methods/fastervlm.py",
+        "saliency=saliency",
+        'saliency="column"',
+        ("python_tests/methods/test_vispruner.py",),
+        "FasterVLM keeps what patches attend to, whatever is asked for.",
     ),
 ]

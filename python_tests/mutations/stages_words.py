@@ -161,7 +161,7 @@ MUTATIONS = [
     ),
     Mutation(
         "ficoco_ext/cost/reduction.py",
-        "        text=words,\n",
+        "        text=text,\n",
         "",
         ("python_tests/cost/test_after_projector.py::test_words_are_priced",),
         "The words that a method reads cost nothing.",
