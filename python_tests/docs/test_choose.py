@@ -28,9 +28,14 @@ def test_named_methods_are_there(title):
     assert set(names(section(title))) <= set(METHODS)
 
 
-def test_methods_named_as_text_aware_act_in_the_language_model():
-    for name in names(section("A choice made for one question")):
-        assert get_method(name).language_model is not None
+def test_the_methods_named_as_text_aware_are_those_that_read_the_prompt():
+    """In the language model, or words; a method of both parts, such as FiCoCo-VL, is named by its part."""
+    aware = {
+        name
+        for name, method in ((name, get_method(name)) for name in METHODS)
+        if (method.language_model is not None and method.tower is None) or TEXT in method.needs
+    }
+    assert set(names(section("A choice made for one question"))) == aware
 
 
 def test_methods_for_several_questions_and_servers_read_no_text():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from helpers.paths import DOCS
 
@@ -52,6 +54,19 @@ def test_values_by_hand():
     assert got == pytest.approx(100 * sum(score / whole for score, whole in zip(scores, full, strict=True)) / 7)
     (few,) = [row for row in paper_rows("3") if row.label.startswith("PyramidDrop")]
     assert published.retained(few) is None
+
+
+def test_what_the_page_says_of_the_number_of_tokens():
+    old = ("FastV", "PyramidDrop", "SparseVLM")
+    values = {(method, name): row for method, name, row in KEPT.rows}
+    at_192 = [row[0] for (method, _), row in values.items() if method not in old and row[0] is not None]
+    assert f"keep {min(at_192)} to {max(at_192)} %" in " ".join(PAGE.split())
+    others = {
+        method: [row[2] for (m, name), row in values.items() if m == method and name != "own"] for method, _ in values
+    }
+    groups = [("CDPruner", "SCOPE"), ("HoloV", "VisPruner", "DivPrune", "VisionZip"), ("DART", "SparseVLM"), old[:2]]
+    means = [[sum(others[method]) / len(others[method]) for method in group] for group in groups]
+    assert all(min(better) > max(worse) for better, worse in itertools.pairwise(means))
 
 
 def test_copied_rows():
