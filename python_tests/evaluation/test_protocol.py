@@ -15,7 +15,18 @@ pytest.importorskip("matplotlib")
 from helpers.embedded import embedded, grid, one_thread  # noqa: F401
 
 from ficoco_ext.cost import flop_counter
-from ficoco_ext.evaluation import Goal, Prompts, Results, equal, evaluate, hard_kinds, markdown, questions, settings_of
+from ficoco_ext.evaluation import (
+    Goal,
+    Prompts,
+    Results,
+    Setting,
+    equal,
+    evaluate,
+    hard_kinds,
+    markdown,
+    questions,
+    settings_of,
+)
 from ficoco_ext.evaluation.plans import Plans, Tables
 from ficoco_ext.methods import METHODS
 
@@ -184,6 +195,14 @@ def test_random_is_shown_as_one_row_with_its_spread():
     found.document["cells"].pop(2)
     missing = Results(found.document).summary().lines[5]
     assert missing.mean is None and missing.remark == "random-0: not all of it was run"
+
+
+def test_names_and_remarks_have_no_meaning_in_the_page():
+    """A label of the caller's is text, in cells and in lists."""
+    setting = Setting("topk", {"tokens": 30}, label="a|b <img src=x>")
+    found = evaluate(embedded(), grid(), [setting])
+    page = markdown.page(found, found.summary())
+    assert r"a\|b \<img src=x\>" in page and "<img" not in page.replace(r"\<", "")
 
 
 def test_a_run_by_the_protocol_goes_on_where_it_stopped(tmp_path):
