@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..stages import Compress, PivotSelect
-from ..stages.decoder_pivots import PivotFilter
+from ..stages import Compress, PivotFilter, PivotSelect
 from ..stages.frozen import require_one_of
 from .base import AnyMethod
 from .decoder_method import DecoderMethod

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-from ..stages import Compress
+from ..stages import Compress, StrongestHeadFilter
 from ..stages.frozen import reject
-from ..stages.strongest_head import StrongestHeadFilter
 from .decoder_method import DecoderMethod
 from .registry import register
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from ..stages import Compress
+from ..stages import Compress, Recycle, RecycledMean, TextRaters
 from ..stages.frozen import require_one_of
-from ..stages.raters import TextRaters
-from ..stages.recycle import Recycle, RecycledMean
 from .decoder_method import DecoderMethod
 from .registry import register
 

@@ -9,6 +9,8 @@ from .contextual import CentrePlusMean, ContextualSelect, ToCentres
 from .correlate import Correlate, adaptive_targets
 from .cover import CoverSelect
 from .decoder import DecoderCorrelate, DecoderFilter, LastTokenFilter, Layout
+from .decoder_pivots import PivotFilter
+from .density import density_peaks
 from .features import SelectStage, VisualCorrelateStage, VisualFeatures
 from .filter import Filter
 from .greedy import GreedyFilter
@@ -16,10 +18,13 @@ from .match import Match
 from .outliers import Outliers
 from .pivots import PivotSelect
 from .positional import Cells, RandomFilter
+from .raters import TextRaters
+from .recycle import Recycle, RecycledMean
 from .relevance import RelevanceSelect
 from .scene_trees import IntoTrees, SceneTrees
 from .select import GreedySelect, RandomSelect, SaliencySelect, StrideSelect
 from .shape import Priced, Shape
+from .strongest_head import StrongestHeadFilter
 from .thin import BipartiteThin
 
 __all__ = [
@@ -47,10 +52,13 @@ __all__ = [
     "Match",
     "Neighbours",
     "Outliers",
+    "PivotFilter",
     "PivotSelect",
     "Priced",
     "RandomFilter",
     "RandomSelect",
+    "Recycle",
+    "RecycledMean",
     "RelevanceSelect",
     "SaliencySelect",
     "SceneTrees",
@@ -60,10 +68,13 @@ __all__ = [
     "SingleHeadFilter",
     "Stage",
     "StrideSelect",
+    "StrongestHeadFilter",
+    "TextRaters",
     "ToCentres",
     "VisualCorrelateStage",
     "VisualFeatures",
     "adaptive_targets",
+    "density_peaks",
     "needs",
     "outlier_count",
     "single_head_attention",
