@@ -44,7 +44,7 @@ def mmtok(
         ValueError: a hyperparameter that is none of these; when it is used, no words (``words=False``, ``"divprune"``
             and ``"scope"`` need none).
 
-    Cost an image: 2 N (N + L) D FLOPs for the cosines of N tokens with L words and with each other, which are held
+    Cost an image: 2 N (N C + L D) FLOPs for the cosines of N tokens with each other and with L words, which are held
     (4 N (N + L) bytes, twice while they are made); then at least 2 N (N + L), nearly always little more.
     """
     select = CoverSelect(tau_text, tau_vision, alpha, words=words, before_projector=before_projector)

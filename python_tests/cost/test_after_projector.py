@@ -176,10 +176,13 @@ def test_selection_is_below_two_percent_of_a_7b_prefill():
 
 @pytest.mark.parametrize("text", [0, 60, 2000])
 def test_words_are_priced(text):
-    """cdpruner asks for the mean of the words, mmtok compares each of them with all 576 tokens, and covers it."""
+    """cdpruner asks for the mean of the words, mmtok compares each of them with all 576 tokens, and covers it.
+
+    mmtok compares tokens with each other by the 1024 channels of the tower.
+    """
     wanted = {
         "cdpruner": 2 * 4096 * (576 + text) + 576 * (576 * 4096 + 64 * 64),
-        "mmtok": 2 * 576 * (576 + text) * (4096 + 1),
+        "mmtok": 2 * 576 * (576 * (1024 + 1) + text * (4096 + 1)),
     }
     for name, operations in wanted.items():
         found = cost.prefill(BASE, projector=64, method=name, text_tokens=text)

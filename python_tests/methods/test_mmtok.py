@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -217,18 +218,29 @@ def test_nothing_given_is_written():
     assert all(map(torch.equal, before, given))
 
 
+@pytest.mark.parametrize("before_projector", [True, False])
 @pytest.mark.parametrize("words", [True, False])
-def test_cost(words):
-    """What is priced is what is counted, where tower and language model are equally wide."""
-    method = get_method("mmtok", words=words)
-    shape = Shape(2, 30, 30, 19, channels=16, heads=4, kv_heads=4, head_dim=4, text=5)
-    priced = {one.name: evaluate(one.operations, values) for one, values in method.select.operations(shape)}
-    things = 35 if words else 30
-    assert priced == {"cosines": 2 * 2 * 30 * things * 16, "greedy_cover": 2 * 2 * 30 * things}
+def test_cost(words, before_projector):
+    """What is priced is what is counted: tokens by the width of the tower if it is known, words by the projected one."""
+    method = get_method("mmtok", words=words, before_projector=before_projector)
+    shape = Shape(2, 30, 30, 19, channels=16, heads=4, kv_heads=4, head_dim=4, text=5, tower_channels=12)
+    things, own = 35 if words else 30, 12 if before_projector else 16
+    cosines = 2 * 2 * 30 * (30 * own + (5 * 16 if words else 0))
+    assert priced(method, shape) == {"cosines": cosines, "greedy_cover": 2 * 2 * 30 * things}
     with flop_counter.counter() as counted:
-        features, tower, text = torch.randn(2, 30, 16), torch.randn(2, 30, 16), torch.randn(2, 5, 16)
+        features, tower, text = torch.randn(2, 30, 16), torch.randn(2, 30, 12), torch.randn(2, 5, 16)
         select(features, 11, method=method, text=text, tower_features=tower)
-    assert counted.get_total_flops() == sum(priced.values())
+    assert counted.get_total_flops() == sum(priced(method, shape).values())
+    unknown = priced(method, replace(shape, tower_channels=0))["cosines"]
+    assert unknown == 2 * 2 * 30 * 16 * things
+
+
+def priced(method, shape):
+    """Operations by the name of the operator."""
+    found: dict[str, int] = {}
+    for one, values in method.select.operations(shape):
+        found[one.name] = found.get(one.name, 0) + evaluate(one.operations, values)
+    return found
 
 
 def test_it_says_what_it_needs_and_does():
