@@ -177,16 +177,26 @@ def test_padding_and_batches_change_nothing(blend, blocks):
         assert torch.equal(mask[item].nonzero().squeeze(1)[stage(alone, 11)[0]], together[item])
 
 
+def test_padding_is_not_what_is_least_relevant():
+    """Where all tokens are like the words, what is not there changes nothing: no vector, an opposite one, a word."""
+    features, text = torch.rand(1, 20, 16), torch.rand(1, 3, 16)
+    for other in (torch.zeros(1, 5, 16), -torch.rand(1, 5, 16), 9 * text[:, :1].expand(-1, 5, -1)):
+        padded, mask = torch.cat([features, other], 1), torch.arange(25)[None] < 20
+        for blend in BLENDS:
+            kept = select(padded, 7, method="cdpruner", text=text, blend=blend, mask=mask, theta=0.8)
+            assert torch.equal(kept, select(features, 7, method="cdpruner", text=text, blend=blend, theta=0.8))
+
+
 def test_how_words_are_padded_does_not_show():
     """Bit for bit, and a picture without words has no relevance."""
-    features, text = torch.randn(2, 30, 64), torch.randn(2, 5, 64)
+    features, text = torch.randn(2, 200, 64), torch.randn(2, 45, 64)
     wanted = likeness("t", VisualFeatures(features, text=text), "")
-    for more in (1, 60, 300):
-        padded = torch.cat([text, torch.full((2, more, 64), float("nan"))], 1)
-        there = (torch.arange(5 + more) < 5).expand(2, -1)
+    for more in (1, 19, 60, 300):
+        padded = torch.cat([torch.full((2, more, 64), float("nan")), text], 1)
+        there = (torch.arange(45 + more) >= more).expand(2, -1)
         found = likeness("t", VisualFeatures(features, text=padded, text_mask=there), "")
         assert torch.equal(found, wanted)
-    silent = likeness("t", VisualFeatures(features, text=text, text_mask=torch.zeros(2, 5) > 0), "")
+    silent = likeness("t", VisualFeatures(features, text=text, text_mask=torch.zeros(2, 45) > 0), "")
     assert not silent.any() and bool((per_picture(silent, None) == 1).all())
     alone = likeness("t", VisualFeatures(features[:1], text=text[:1]), "")
     assert torch.equal(alone, wanted[:1])

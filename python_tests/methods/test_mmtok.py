@@ -221,7 +221,7 @@ def test_nothing_given_is_written():
 @pytest.mark.parametrize("before_projector", [True, False])
 @pytest.mark.parametrize("words", [True, False])
 def test_cost(words, before_projector):
-    """What is priced is what is counted: tokens by the width of the tower if it is known, words by the projected one."""
+    """What is priced is what is counted: tokens by the width of the tower if it is known, words by that of features."""
     method = get_method("mmtok", words=words, before_projector=before_projector)
     shape = Shape(2, 30, 30, 19, channels=16, heads=4, kv_heads=4, head_dim=4, text=5, tower_channels=12)
     things, own = 35 if words else 30, 12 if before_projector else 16

@@ -61,7 +61,7 @@ MUTATIONS = [
     Mutation(
         "ficoco_ext/ops/attention.py",
         "torch.autocast(kind, enabled=False)",
-        "torch.autocast(kind)",
+        "torch.autocast(kind, enabled=torch.is_autocast_enabled(kind))",
         (f"{OF_COSINES}::test_autocast_does_not_apply",),
         "Without kernels autocast rounds cosines to three digits, and other tokens stay.",
     ),

@@ -37,7 +37,7 @@ MUTATIONS = [
         RELEVANCE,
         "lowest = score if mask is None else score.masked_fill(~mask, math.inf)",
         "lowest = score",
-        (f"{CDPRUNER}::test_padding_and_batches_change_nothing",),
+        (f"{CDPRUNER}::test_padding_is_not_what_is_least_relevant",),
         "A picture's padding decides what is least relevant.",
     ),
     Mutation(
