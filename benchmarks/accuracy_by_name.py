@@ -30,7 +30,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "scope, alpha 0": ("scope", {"alpha": 0.0}),
     "scope, column": ("scope", {"saliency": "column"}),
     "cdpruner, no text": ("cdpruner", {"relevance": "none"}),
-    "mmtok, no text": ("mmtok", {"words": False}),
+    "mmtok, no text": ("mmtok", {"cover_words": False}),
     "visionzip, column": ("visionzip", {"saliency": "column"}),
     "vispruner, column": ("vispruner", {"saliency": "column"}),
     "topk, projector": ("topk", {"part": "projector"}),

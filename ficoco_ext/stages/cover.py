@@ -32,7 +32,7 @@ class CoverSelect(SelectStage):
         tau_text: temperature for words, at least 1e-6. tau_vision: for tokens. They fit the width of the features that
             they were chosen for, and no other.
         alpha: how much the tokens of a picture count beside the words, at least 0.
-        words: False covers the tokens alone.
+        cover_words: False covers the tokens alone.
         before_projector: compare tokens with each other by what the vision tower gave, before the projector. False: by
             the projected features, which words are always compared with.
     """
@@ -40,33 +40,33 @@ class CoverSelect(SelectStage):
     tau_text: float = 0.02
     tau_vision: float = 0.2
     alpha: float = 0.5
-    words: bool = True
+    cover_words: bool = True
     before_projector: bool = True
 
     def __post_init__(self) -> None:
         stage = "CoverSelect"
-        for name in ("words", "before_projector"):
+        for name in ("cover_words", "before_projector"):
             require_one_of(stage, name, getattr(self, name), (True, False))
         for name in ("tau_text", "tau_vision"):
             require_number(stage, name, getattr(self, name), 1e-6, math.inf)
         require_number(stage, "alpha", self.alpha, 0, math.inf)
-        if self.alpha == 0 and not self.words:
+        if self.alpha == 0 and not self.cover_words:
             reject(stage, "alpha", "above 0 without words, as nothing else is covered", self.alpha)
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Words to cover, and features before the projector to compare."""
-        asked = {needs.TEXT: self.words, needs.TOWER_FEATURES: self.before_projector}
+        asked = {needs.TEXT: self.cover_words, needs.TOWER_FEATURES: self.before_projector}
         return tuple(need for need, wanted in asked.items() if wanted)
 
     def describe(self) -> str:
         """What leaves."""
-        covered = "words of the prompt and tokens" if self.words else "tokens"
+        covered = "words of the prompt and tokens" if self.cover_words else "tokens"
         return f"features that cover least of the {covered} that those that stay do not"
 
     def operations(self, shape: Shape) -> list[Priced]:
         """Cosines of tokens with each other and with words, and the picks."""
-        words = shape.text if self.words else 0
+        words = shape.text if self.cover_words else 0
         own = shape.tower_channels if self.before_projector and shape.tower_channels else shape.channels
         things = shape.visual + words
         with_words = [shape.price(costs.COSINES, n=shape.visual, c=words, h=shape.channels)] if words else []
@@ -90,8 +90,8 @@ class CoverSelect(SelectStage):
         mask, own = visual.mask, self._own(visual)
         scores = ops.cosines(own, own).div_(self.tau_vision)
         weights = self._weight_of_tokens(mask, scores)
-        if self.words:
-            text, there, count = required_words(self.title, visual, "take words=False, or 'divprune'")
+        if self.cover_words:
+            text, there, count = required_words(self.title, visual, "take cover_words=False, or 'divprune'")
             features, asked = alike(real(visual.features, mask), real(text, there))
             of_words = ops.cosines(features, asked).div_(self.tau_text)
             scores = torch.cat([of_words.to(scores.dtype), scores], 2)

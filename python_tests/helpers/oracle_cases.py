@@ -174,7 +174,7 @@ CASES = [
     Case("cdpruner", _cdpruner(blocks=2), {"blocks": 2}, exact=False),
     Case("cdpruner", _cdpruner(words=False), {"relevance": "none"}),
     Case("mmtok", _mmtok(), exact=False),
-    Case("mmtok", _mmtok(words=False), {"words": False}, exact=False, even=True),
+    Case("mmtok", _mmtok(words=False), {"cover_words": False}, exact=False, even=True),
     Case(
         "mmtok",
         _mmtok(tower_features=False, text_temperature=0.1, vision_temperature=0.5, alpha=2.0),

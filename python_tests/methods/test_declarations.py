@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
+import ficoco_ext
 from ficoco_ext import describe, get_method
-from ficoco_ext.methods import Combined, Split
+from ficoco_ext.methods import Combined, Split, distinct, hyperparameters
 from ficoco_ext.ops.costs import evaluate
 from ficoco_ext.stages import Shape, needs
 
@@ -157,3 +160,10 @@ def test_a_value_is_not_taken_for_an_equal_one_of_another_type():
     assert get_method("prumerge", normalize=True).compress.normalize
     with pytest.raises(ValueError, match="Fuse: normalize must be True or False, got 1"):
         get_method("prumerge", normalize=1)
+
+
+@pytest.mark.parametrize("name", sorted(distinct()))
+def test_attach_can_pass_every_hyperparameter(name):
+    """None is called like an argument of attach, which would never reach the method."""
+    own = set(inspect.signature(ficoco_ext.attach).parameters) - {"hyperparameters"}
+    assert not own & set(hyperparameters(name))

@@ -70,10 +70,10 @@ def test_without_text_the_tokens_alone_are_covered():
     for _ in range(10):
         features, tower, text = drawn()
         cover = rows(features[0], tower[0], text[0][:0], 0.2, 0.5, 1.0)
-        given = {"tower_features": tower, "words": False, **WIDE}
+        given = {"tower_features": tower, "cover_words": False, **WIDE}
         check(cover, lambda count, x=features, given=given: select(x, count, method="mmtok", **given))
         own = rows(features[0], features[0], text[0][:0], 0.2, 0.5, 1.0)
-        given = {"words": False, "before_projector": False, "alpha": 7.0, **WIDE}
+        given = {"cover_words": False, "before_projector": False, "alpha": 7.0, **WIDE}
         check(own, lambda count, x=features, given=given: select(x, count, method="mmtok", **given))
 
 
@@ -97,7 +97,7 @@ def test_each_kind_of_thing_weighs_the_same_however_many():
     assert torch.equal(stage.cover(scaled), cover)
 
 
-@pytest.mark.parametrize("given", [{}, {"words": False}, {"before_projector": False}], ids=str)
+@pytest.mark.parametrize("given", [{}, {"cover_words": False}, {"before_projector": False}], ids=str)
 def test_padding_and_batches_change_nothing(given):
     """T5: pictures of 31, 40 and 12 tokens, prompts of 3, 7 and 1 words, whatever the padding holds."""
     mask, there = torch.zeros(3, 40, dtype=torch.bool), torch.zeros(3, 7, dtype=torch.bool)
@@ -121,7 +121,7 @@ def test_a_picture_without_words_covers_its_tokens():
     features, tower, text = drawn(b=2, n=30, words=5, dtype=torch.float32)
     there = torch.tensor([[True] * 5, [False] * 5])
     kept = CoverSelect(**WIDE)(VisualFeatures(features, text=text, text_mask=there, tower_features=tower), 9)
-    silent = CoverSelect(**WIDE, words=False)(VisualFeatures(features[1:], tower_features=tower[1:]), 9)
+    silent = CoverSelect(**WIDE, cover_words=False)(VisualFeatures(features[1:], tower_features=tower[1:]), 9)
     assert torch.equal(kept[1:], silent)
     spoken = CoverSelect(**WIDE)(VisualFeatures(features[:1], text=text[:1], tower_features=tower[:1]), 9)
     assert torch.equal(kept[:1], spoken)
@@ -189,7 +189,7 @@ def test_autocast_changes_nothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("given", [{}, {"words": False, "before_projector": False}], ids=str)
+@pytest.mark.parametrize("given", [{}, {"cover_words": False, "before_projector": False}], ids=str)
 def test_it_compiles_in_one_graph(given, dtype):
     def run(features, tower, text, there, mask):
         words = {"text": text, "text_mask": there, "tower_features": tower}
@@ -222,7 +222,7 @@ def test_nothing_given_is_written():
 @pytest.mark.parametrize("words", [True, False])
 def test_cost(words, before_projector):
     """What is priced is what is counted: tokens by the width of the tower if it is known, words by that of features."""
-    method = get_method("mmtok", words=words, before_projector=before_projector)
+    method = get_method("mmtok", cover_words=words, before_projector=before_projector)
     shape = Shape(2, 30, 30, 19, channels=16, heads=4, kv_heads=4, head_dim=4, text=5, tower_channels=12)
     things, own = 35 if words else 30, 12 if before_projector else 16
     cosines = 2 * 2 * 30 * (30 * own + (5 * 16 if words else 0))
@@ -249,7 +249,7 @@ def test_it_says_what_it_needs_and_does():
     assert default.needs == (needs.TEXT, needs.TOWER_FEATURES)
     assert get_method("mmtok").needs == (needs.TOWER_FEATURES, needs.TEXT) and get_method("mmtok").reads_question
     assert get_method("mmtok", before_projector=False).needs == (needs.TEXT,)
-    silent = get_method("mmtok", words=False, before_projector=False)
+    silent = get_method("mmtok", cover_words=False, before_projector=False)
     assert silent.needs == () and not silent.reads_question
     assert (
         default.describe() == "features that cover least of the words of the prompt and tokens that those that stay "
@@ -265,8 +265,8 @@ def test_it_says_what_it_needs_and_does():
         ({"tau_vision": -1.0}, "tau_vision must be"),
         ({"tau_vision": math.inf}, "tau_vision must be finite"),
         ({"alpha": -0.5}, "alpha must be a finite number >= 0"),
-        ({"alpha": 0, "words": False}, "alpha must be above 0 without words"),
-        ({"words": "all"}, "words must be one of True, False"),
+        ({"alpha": 0, "cover_words": False}, "alpha must be above 0 without words"),
+        ({"cover_words": "all"}, "cover_words must be one of True, False"),
         ({"before_projector": None}, "before_projector must be one of True, False"),
     ],
     ids=str,
@@ -282,7 +282,7 @@ def test_refusals_of_input():
         select(features, 3, method="mmtok", tower_features=tower)
     with pytest.raises(ValueError, match=r"tower_features must be given"):
         select(features, 3, method="mmtok", text=text)
-    with pytest.raises(ValueError, match=r"CoverSelect: text must be given, .* words=False, or 'divprune'"):
+    with pytest.raises(ValueError, match=r"CoverSelect: text must be given, .* cover_words=False, or 'divprune'"):
         CoverSelect()(VisualFeatures(features, tower_features=tower), 3)
     with pytest.raises(
         ValueError, match=r"CoverSelect: features before the projector are needed.*before_projector=Fals"

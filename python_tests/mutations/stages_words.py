@@ -140,8 +140,8 @@ MUTATIONS = [
     ),
     Mutation(
         COVER,
-        "asked = {needs.TEXT: self.words, needs.TOWER_FEATURES: self.before_projector}",
-        "asked = {needs.TEXT: self.words, needs.TOWER_FEATURES: False}",
+        "asked = {needs.TEXT: self.cover_words, needs.TOWER_FEATURES: self.before_projector}",
+        "asked = {needs.TEXT: self.cover_words, needs.TOWER_FEATURES: False}",
         (f"{MMTOK}::test_it_says_what_it_needs_and_does",),
         "A model passes no features of its tower, and the stage refuses in the middle of a call.",
     ),
