@@ -34,21 +34,6 @@ def rank(numbers: Tensor) -> Tensor:
     return torch.zeros_like(order).scatter(-1, order, index.expand_as(order))
 
 
-def exponential(number: Tensor) -> Tensor:
-    """exp of (..) float64 numbers of at most 0, of -64 for lower ones, to about 14 digits.
-
-    Only products, quotients and sums, which round alike everywhere: equal numbers have equal results bit for bit. The
-    exp of a processor may differ in the last bit with where a number lies, and what is equal would not be.
-    """
-    part = number.clamp(min=-64) / 256
-    result = torch.ones_like(part)
-    for term in range(12, 0, -1):
-        result = result * part / term + 1
-    for _ in range(8):
-        result = result * result
-    return result
-
-
 def dealt(turn: Tensor, claim: Tensor, precedence: Tensor, there: Tensor) -> Tensor:
     """(B, F, n) numbers, of which the T lowest are the tokens that frames get; of equal ones that of the lowest frame.
 

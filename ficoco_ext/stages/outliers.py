@@ -10,7 +10,7 @@ from torch import Tensor
 from ..ops.attention import TINY, accumulate
 from ..ops.costs import Operation
 from .features import SelectStage, VisualFeatures
-from .frames import dealt, exponential, lowest, rank, tokens_there
+from .frames import dealt, lowest, rank, tokens_there
 from .frozen import require_number, value
 from .shape import Priced, Shape
 
@@ -91,9 +91,7 @@ class Outliers(SelectStage):
         each = there.sum(2)
         number, filled = each.sum(1, keepdim=True).double(), each > 0
         unusual = (-of_frames).masked_fill(~filled, -math.inf)
-        above = (unusual - unusual.amax(1, keepdim=True)) / self.temperature
-        weight = exponential(above).masked_fill(~filled, 0)
-        share = weight / weight.sum(1, keepdim=True) - 1 / filled.sum(1, keepdim=True).double()
+        share = (unusual / self.temperature).softmax(1) - 1 / filled.sum(1, keepdim=True).double()
         claim = each * (count / number * (1 + share)).clamp(max=1)
         return dealt(rank(usual.masked_fill(~there, math.inf)), claim, rank(-unusual), there)
 
@@ -101,4 +99,7 @@ class Outliers(SelectStage):
 def _alike(vectors: Tensor, centre: Tensor) -> Tensor:
     """(B, F, n) float64: Gaussians of the distances of ``vectors`` (B, F, n, K) to ``centre``, added up."""
     distance = (vectors - centre).square().sum(-1).double()
-    return torch.stack([exponential(distance / (-2 * width)) for width in WIDTHS]).sum(0)
+    total = torch.zeros_like(distance)
+    for width in WIDTHS:  # in one order everywhere, so that equal tokens are equal: a sum over a dimension has several
+        total = total + (distance / (-2 * width)).exp()
+    return total

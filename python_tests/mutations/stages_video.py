@@ -44,6 +44,13 @@ MUTATIONS = [
     ),
     Mutation(
         OUTLIERS,
+        "    return total\n",
+        "    return torch.stack([(distance / (-2 * width)).exp() for width in WIDTHS]).sum(0)\n",
+        (f"{TESTS}::test_of_copies_the_first_stay",),
+        "Of equal tokens any stays, by where it lies.",
+    ),
+    Mutation(
+        OUTLIERS,
         "return to_video + to_frame,",
         "return to_video,",
         (f"{TESTS}::test_equals_the_equations",),

@@ -211,6 +211,16 @@ def test_equal_tokens_by_lowest_index():
         assert Outliers()(VisualFeatures(tokens, frames=3), 7).tolist() == [[0, 1, 2, 4, 5, 8, 9]]
 
 
+def test_of_copies_the_first_stay():
+    """Wherever they lie: equal tokens are equally usual to the last bit, alone and in a batch."""
+    for n in (23, 24, 31):
+        given = torch.randn(3, 7, 10)[:, torch.arange(n) % 7]
+        for count in range(1, n):
+            kept = Outliers()(VisualFeatures(given), count)
+            assert all(set(range(token % 7, token, 7)) <= set(own) for own in kept.tolist() for token in own)
+            assert torch.equal(kept[1:2], Outliers()(VisualFeatures(given[1:2]), count))
+
+
 def test_channels_of_equal_variance_by_lowest_index():
     """All four vary alike; the first two are compared, in which the third token is the odd one."""
     tokens = torch.tensor([[[1.0, 1, 1, 3], [1, 1, 3, 1], [1, 3, 1, 1], [3, 1, 1, 1], [1, 1, 1, 1]]])
