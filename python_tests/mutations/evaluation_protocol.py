@@ -126,6 +126,13 @@ MUTATIONS: list[Mutation] = [
         why="A baseline that is not installed ends the run.",
     ),
     Mutation(
+        file="ficoco_ext/evaluation/markdown.py",
+        old='goals = {one.get("goal", {}).get("equal") for one in document["settings"]}',
+        new="goals = set(WHERE)",
+        tests=(_PROTOCOL + "test_goals_are_explained_and_said_to_be_so",),
+        why="A plain table is said to compare at equal means and equal FLOPs.",
+    ),
+    Mutation(
         file="ficoco_ext/evaluation/hard_kinds.py",
         old="missing = [what for what, of in there.items() if not of]",
         new="missing = [what for what, of in there.items() if of]",
