@@ -40,9 +40,11 @@ class ByQuestion(FeatureMethod):
 
     def __call__(self, visual, count, planes=()):
         result = get_method("stride")(visual, count, planes)
-        first = sum(map(sum, self.question)) % 60 if self.question else 0
-        kept = torch.arange(first, first + count).expand(visual.features.shape[0], -1)
-        self.calls.append((self.question, first, visual.features.shape[0]))
+        rows = self.question or [[]] * len(visual.features)
+        assert len(rows) == len(visual.features) and visual.text.shape[0] == len(rows)
+        first = torch.tensor([sum(row) % 60 for row in rows])
+        kept = first.unsqueeze(1) + torch.arange(count)
+        self.calls += zip(map(tuple, rows), first.tolist(), visual.features.mean((1, 2)).tolist(), strict=True)
         features = visual.features.gather(1, kept.unsqueeze(-1).expand(-1, -1, visual.features.shape[2]))
         return result._replace(kept=kept, features=features)
 
@@ -75,14 +77,16 @@ def test_every_question_gets_what_was_chosen_for_it(by_question, batch):
     finally:
         hook.remove()
     assert sum(passed) == len(ASKED.items)  # a picture is encoded for each question
-    assert sorted(row for rows, _, _ in by_question.calls for row in rows) == sorted(prompts.ids)
-    assert len({first for _, first, _ in by_question.calls}) > 1
-    if batch == 1:
-        with ficoco_ext.attach(embedded().model, by_question, tokens=30):
-            for number, item in enumerate(ASKED.items):
-                by_question.question = [prompts.ids[number]]
-                alone = embedded().answer(ASKED.open(item.picture), embedded().spelled(item.question), 2)
-                assert said[number] == alone
+    met, by_question.calls = sorted(by_question.calls), []
+    assert [row for row, _, _ in met] == sorted(map(tuple, prompts.ids))
+    assert len({first for _, first, _ in met}) > 1
+    with ficoco_ext.attach(embedded().model, by_question, tokens=30):
+        for number, item in enumerate(ASKED.items):
+            by_question.question = [prompts.ids[number]]
+            alone = embedded().answer(ASKED.open(item.picture), embedded().spelled(item.question), 2)
+            assert said[number] == alone
+    for one, wanted in zip(met, sorted(by_question.calls), strict=True):  # the same question about the same picture
+        assert one[:2] == wanted[:2] and one[2] == pytest.approx(wanted[2], rel=1e-3, abs=1e-6)
 
 
 def test_reduced_pictures_are_not_shared(by_question):
