@@ -13,7 +13,7 @@ from oracles import downsample
 from ficoco_ext import get_method
 from ficoco_ext.methods import distinct, hyperparameters
 
-SIZES = (1, 2, 12, 24, 36)
+SIZES = (1, 2, 12, 36)
 
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
 
@@ -46,13 +46,13 @@ def test_in_float64(case, kind, n):
     """Indices exactly and features to 1e-6, of three different pictures at once, from 1 token to all."""
     if kind == "ties" and not case.exact:
         return
-    for seed in range(2 if n > 12 else 4):
+    for seed in range(1 if n > 12 else 3):
         visual = picture(kind, seed, n=n, frames=math.gcd(n, case.frames))
         if kind == "duplicates" and case.method in ("visionzip", "vispruner", "flashvid"):
             # What copies are compared with is equally like them to the bit in kernels alone, which have no float64.
             visual = cast(visual, torch.float32)
         most = fewest_real(visual)
-        counts = range(1, most + 1) if n <= 12 else sorted({1, 2, 5, most // 3, most // 2, most - 1, most})
+        counts = range(1, most + 1) if n <= 12 else (1, 5, most // 3, most // 2, most - 1)
         tolerance = 1e-6 if visual.features.dtype == torch.float64 else 1e-5
         assert differences(case, visual, counts, tolerance=tolerance, rounding=kind == "duplicates") == []
 
@@ -75,7 +75,7 @@ def test_of_copies_the_first_stay(case):
 def test_in_float32(case):
     """The same from the same values in float32, wherever the reference itself is sure of its answer."""
     sure, asked = 0, 0
-    for seed in range(6):
+    for seed in range(4):
         visual = cast(picture("shared", seed, frames=case.frames), torch.float32)
         for count in (3, 8, 16):
             asked += 1
