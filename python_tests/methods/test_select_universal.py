@@ -89,7 +89,8 @@ def test_all_of_them_is_the_identity(name):
 def test_batch_is_a_loop_in_any_order(name, kind):
     """Pictures of a batch know nothing of each other, bit for bit."""
     for seed in range(3):
-        visual, method = cast(picture(kind, seed, frames=4), torch.float32), after_projector(name)
+        visual = cast(picture(kind, seed, frames=(1, 4, 2)[seed]), torch.float32)
+        method = after_projector(name)
         for count in (1, 5, 12):
             together = method(visual, count)
             turned = method(item(visual, torch.tensor([2, 0, 1])), count)
