@@ -47,8 +47,8 @@ def flashvid(
     Raises:
         ValueError: a value out of range, or a ``merge`` that is neither True nor False.
 
-    Cost a video of F frames of n tokens with D channels: at most 7 F n^2 D FLOPs for its cosines and distances; with
-    ``merge`` twice that, and 2 F n T D for the T tokens that stay.
+    Cost a video of F frames of n tokens with D channels: about 9 F n^2 D FLOPs for its cosines and distances; with
+    ``merge`` 21 F n^2 D, and 2 (F n - T) T D for the T tokens that stay.
     """
     require_one_of("flashvid", "merge", merge, (True, False))
     select, source = SceneTrees(diverse, cut, scenes, link, neighbours, weigh), "FlashVID, arXiv 2602.08024"

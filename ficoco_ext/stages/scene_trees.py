@@ -22,8 +22,10 @@ from .frozen import reject, require_number, value
 from .select import relative, required_saliency
 from .shape import Priced, Shape
 
-# Distances of density and separation of all pairs in a frame, twice; cosines with the frame before. A video costs less.
+# Distances of all pairs in a frame, for densities and for separations, and again to the centres. As of one frame: a
+# video of as many tokens costs less.
 _COST = Operation("scene_trees", "6*b*n*n*h", loads="3*b*n*h", stores="b*n")
+_TO_CENTRES = Operation("to_centres", "3*b*n*n*h", loads="b*n*h", stores="b*n")
 _BLOCK = 512  # rows of distances that are held at once
 
 
@@ -210,8 +212,9 @@ class IntoTrees(VisualCorrelateStage):
         return 1
 
     def operations(self, shape: Shape) -> list[Priced]:
-        """The trees once more, and the distances of all tokens to those that stay."""
-        return [*self.trees.operations(shape), shape.price(costs.correlate("key"), r=shape.visual)]
+        """The trees once more, and the distances of tokens to those that stay, in their frame and in the video."""
+        to_centres = shape.price(_TO_CENTRES, n=shape.visual)
+        return [*self.trees.operations(shape), to_centres, shape.price(costs.correlate("key"))]
 
     def __call__(self, visual: VisualFeatures, selection: Selection) -> Links:
         """Targets and weights of the selected sources."""

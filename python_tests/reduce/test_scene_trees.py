@@ -324,7 +324,10 @@ def test_price_words_and_needs():
     found = {one.name: evaluate(one.operations, values) for one, values in SceneTrees().operations(shape)}
     assert found == {"greedy_select": 100 * (100 * 8 + 2 * 20), "scene_trees": 6 * 100 * 100 * 8}
     names = [one.name for one, _ in get_method("flashvid").operations(shape)]
-    assert names == ["greedy_select", "scene_trees", "greedy_select", "scene_trees", "correlate", "compress"]
+    twice = ["greedy_select", "scene_trees"] * 2
+    assert names == [*twice, "to_centres", "correlate", "compress"]
+    found = {one.name: evaluate(one.operations, values) for one, values in get_method("flashvid").operations(shape)}
+    assert found["to_centres"] == 3 * 100 * 100 * 8 and found["correlate"] == 2 * 80 * 20 * 8
     assert get_method("flashvid").needs == (needs.SALIENCY,) and get_method("flashvid", weigh=0.0).needs == ()
 
 
