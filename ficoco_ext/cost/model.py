@@ -85,14 +85,14 @@ def prefill(
         _check_vision(shape, vision)
     entering = projected.entering(shape, vision, projector, images, visual_tokens)
     smaller = projected.resizes(projector, method)
-    left = None if smaller else projector
-    chosen = projected.choose(rules, shape, vision, left, after_it, images, text_tokens)
+    chooses = None if smaller else after_it
+    chosen = projected.choose(rules, shape, vision, projector, chooses, images, text_tokens)
     if include_tower:
         measured = [line for line in chosen.lines if line.layer is not None]
         patches = projected.encoded_patches(shape, projector) if smaller else shape.tower.patches
         _tower(rules, shape, vision, in_tower, images * shape.crops, patches, measured, lines, layers)
     if include_projector:
-        given = entering if chosen.found is None else chosen.found.pictures * chosen.found.before
+        given = entering if smaller or chosen.found is None else chosen.found.pictures * chosen.found.before
         lines += transformer.projector(rules, shape.projector, given) * (1 + shape.deepstack)
     lines += [line for line in chosen.lines if line.layer is None]
     count = shape.language_model.layers

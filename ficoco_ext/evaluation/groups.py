@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 
-from .statistics import Spread, Tally
+from .statistics import Bootstrap, Spread, Tally
 from .summary import Line
 
-if TYPE_CHECKING:
-    from .results import Results
+
+class Run(Protocol):
+    """What is asked here of the :class:`ficoco_ext.evaluation.Results` of a run."""
+
+    document: dict[str, Any]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of questions that were asked."""
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        """The resamples of its scenes."""
+
+    def cells(self, setting: int) -> list[dict[str, Any]]:
+        """What a setting answered."""
+
+    def tally(self, setting: int) -> Tally:
+        """Right answers of a setting."""
 
 
-def with_groups(results: Results, chosen: list[int], lines: Sequence[Line]) -> list[Line]:
+def with_groups(results: Run, chosen: list[int], lines: Sequence[Line]) -> list[Line]:
     """The lines of all settings, with one more after the last of each group and budget.
 
     Args:
@@ -34,7 +51,7 @@ def with_groups(results: Results, chosen: list[int], lines: Sequence[Line]) -> l
     return found
 
 
-def _together(results: Results, chosen: list[int], group: str, of: list[int], lines: list[Line]) -> Line:
+def _together(results: Run, chosen: list[int], group: str, of: list[int], lines: list[Line]) -> Line:
     name, members = f"{group}, {len(of)} seeds", tuple(line.name for line in lines)
     budget = lines[0].budget
     if missing := [line for line in lines if line.mean is None]:

@@ -191,7 +191,7 @@ def test_the_tower_costs_less_too():
     assert of(smaller, "decoder") == of(after, "decoder") and of(smaller, "reduction") == 0
     assert of(smaller, "tower") < 65 / 577 * of(after, "tower") and smaller.tokens.entering == 64
     assert of(smaller, "projector") * 9 == of(after, "projector")
-    assert smaller.kv_bytes == after.kv_bytes and smaller.after_projector is None
+    assert smaller.kv_bytes == after.kv_bytes and smaller.after_projector.after == 64
     assert prefill("llava-1.5-7b", method="downsample", projector=64, include_reduction=False).total == smaller.total
     packed = prefill("qwen2-vl-7b", method="downsample", projector=100)
     assert packed.tokens.entering == 100

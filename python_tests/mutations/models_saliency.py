@@ -73,13 +73,6 @@ MUTATIONS = [
         why="It can no longer be asked what the model's packing takes.",
     ),
     Mutation(
-        file="ficoco_ext/models/projector_reduction.py",
-        old="                reductions=tower,\n",
-        new="",
-        tests=("python_tests/families/test_saliency.py::test_after_a_reduction_inside_the_tower",),
-        why="SCOPE after FiCoCo-V in the tower ends in an error when the first picture comes.",
-    ),
-    Mutation(
         file=MEASURE,
         old="CLASS if body.class_token == TRAINED else COLUMN",
         new="CLASS if body.class_token is not None else COLUMN",
