@@ -106,7 +106,7 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/cost/model.py",
-        old="after_it, images, text_tokens)",
+        old="chooses, images, text_tokens)",
         new="after_it, images, after)",
         tests=("python_tests/cost/test_after_projector.py::test_words_of_the_prompt_have_a_price",),
         why="Words before the picture are read for nothing.",
