@@ -241,7 +241,8 @@ class ProjectorReduction:
                 self._say_if_too_few(free)
             if count < free:
                 members.setdefault((before, layout, count), []).append(number)
-        words = self._words(modality, counts) if members else None
+        placeholders = [count + layout.appended for count, layout in zip(counts, layouts, strict=True)]
+        words = self._words(modality, placeholders) if members else None
         steps: dict[int, tuple[Reduction, int]] = {}
         for (before, layout, count), numbers in members.items():
             step = self._reduce(numbers, before, layout, count, features, planes, kept, seen, words)
@@ -291,7 +292,7 @@ class ProjectorReduction:
         return self.prepared[name]
 
     def _words(self, modality: Modality, counts: Sequence[int]) -> tuple[Tensor, Tensor] | None:
-        """The words of each picture's prompt, if the method reads them.
+        """The words of each picture's prompt, if the method reads them. ``counts``: placeholders of each picture.
 
         Raises:
             ValueError: the pictures come without a prompt.
