@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from . import loading
 EMBEDDED = Path(__file__).parents[1] / "data" / "tiny_llava"
 SCENES = EMBEDDED / "samples"
 _READ = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")  # of a checkpoint
+_QUESTION = "\u241f"  # the symbol for a separator, which no template writes
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -40,6 +42,12 @@ class Checkpoint:
             f"{self.name} has no chat template (chat_template.jinja): questions are asked in the words of LLaVA-1.5, "
             f"{self.prompt('QUESTION')!r}; if it was trained with others, its answers suffer"
         ]
+
+    @cached_property
+    def template_ids(self) -> tuple[int, ...]:
+        """The ids of what :meth:`prompt` writes around a question, which are none of its words."""
+        parts = self.prompt(_QUESTION).split(_QUESTION)
+        return tuple(sorted({one for part in parts for one in self.processor.tokenizer(part).input_ids}))
 
     def prompt(self, question: str) -> str:
         """The prompt for one picture and ``question``; the picture stands where the prompt has it, not in the question.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..apps import selection_time, timing
+from ..apps.checkpoint import Checkpoint
 from . import provenance
 from .asking import Prompts
 from .settings import Setting
@@ -67,7 +68,7 @@ def add(
     prefills = timing.compare(
         model,
         inputs,
-        [_way(model, settings[number], seed) for number in numbers],
+        [_way(prompts.checkpoint, settings[number], seed) for number in numbers],
         least=LEAST_RUNS,
         most=MOST_RUNS,
         seconds=seconds,
@@ -75,7 +76,7 @@ def add(
     )
     cells = []
     for number, found in zip(numbers, prefills, strict=True):
-        attached = partial(settings[number].attach, model, seed)
+        attached = partial(settings[number].attach, prompts.checkpoint, seed)
         chosen = selection_time.measure(model, inputs, attached, LEAST_RUNS) if settings[number].method else None
         cells.append(
             {
@@ -92,8 +93,8 @@ def add(
     return True
 
 
-def _way(model: Any, setting: Setting, seed: int) -> Callable[[], Any]:
-    return contextlib.nullcontext if setting.method is None else lambda: setting.attach(model, seed)
+def _way(checkpoint: Checkpoint, setting: Setting, seed: int) -> Callable[[], Any]:
+    return contextlib.nullcontext if setting.method is None else lambda: setting.attach(checkpoint, seed)
 
 
 def of_setting(document: dict[str, Any], setting: int) -> dict[str, dict[str, Any]] | None:

@@ -79,7 +79,7 @@ class Plans:
             return described(setting, of, None, None, self._refused[number])
         method = setting.built(self._seeds[0])
         try:
-            handle = setting.attach(self._tables.checkpoint.model, self._seeds[0])
+            handle = setting.attach(self._tables.checkpoint, self._seeds[0])
         except (ValueError, NotImplementedError) as error:
             return described(setting, of, None, None, str(error))
         with handle:

@@ -286,7 +286,7 @@ class _Run:
 
             self.progress(done, total, text)
             start = time.perf_counter()
-            with nullcontext() if setting.method is None else setting.attach(self.checkpoint.model, seed):
+            with nullcontext() if setting.method is None else setting.attach(self.checkpoint, seed):
                 said = answers(prompts, self.asking, tick)
             self._put(number, seed, prompts, said, time.perf_counter() - start)
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..apps.checkpoint import Checkpoint
 from ..io.suggest import did_you_mean
 from ..methods import METHODS, AnyMethod, get_method, hyperparameters, is_name
 from ..models import AttachPlan, Handle, attach, resolve
 from ..schedule import geometric
+from ..stages.needs import TEXT
 from .goal import EQUAL, Goal
 
 UNREDUCED = "unreduced"
@@ -95,9 +97,15 @@ class Setting:
         assert self.method is not None
         return tuple(get_method(one, **given) for one in self.method)
 
-    def attach(self, model: Any, seed: int, wrap: Callable[[Any], Any] = lambda method: method) -> Handle:
-        """:func:`ficoco_ext.attach` with all of it, and of the method what ``wrap`` makes of it."""
-        return attach(model, wrap(self.built(seed)), layers=self.layers, **self.amount)
+    def attach(self, checkpoint: Checkpoint, seed: int, wrap: Callable[[Any], Any] = lambda method: method) -> Handle:
+        """:func:`ficoco_ext.attach` with all of it, and of the method what ``wrap`` makes of it.
+
+        For a method that reads words, what the chat template writes is none.
+        """
+        method = self.built(seed)
+        after = method.projector if isinstance(method, AnyMethod) else None
+        words = checkpoint.template_ids if after is not None and TEXT in after.needs else None
+        return attach(checkpoint.model, wrap(method), layers=self.layers, words=words, **self.amount)
 
     def resolve(self, model: Any, seed: int) -> AttachPlan:
         """:func:`ficoco_ext.models.resolve` with all of it."""

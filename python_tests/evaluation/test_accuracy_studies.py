@@ -56,7 +56,7 @@ def test_every_setting_of_a_study_can_be_attached(studies, name):
     assert len({(one.name, one.budget) for one in settings}) == len(settings)
     assert {one.budget for one in settings} >= BUDGETS[name]
     for one in settings:
-        with one.attach(embedded().model, seed=0) as handle:
+        with one.attach(embedded(), seed=0) as handle:
             plan = handle.attach_plan
             assert plan.removed or plan.changes_features or plan.changes_language_model
 

@@ -47,7 +47,7 @@ def _prefill(prompts, setting):
     """FLOPs, and visual tokens that each layer of the language model caches, of a real prefill."""
     model, inputs = embedded().model, prompts.processed([0])
     run = lambda: model(**inputs, use_cache=True, logits_to_keep=1)  # noqa: E731
-    with setting.attach(model, 0):
+    with setting.attach(embedded(), 0):
         flops, output = flop_counter.count(model, run)
     words = inputs["input_ids"].shape[1] - prompts.visual
     return flops.total, [layer.keys.shape[2] - words for layer in output.past_key_values.layers]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("transformers")
@@ -112,3 +115,20 @@ def test_results_say_that_it_reads_the_question(by_question):
     (said,) = [text for text in markdown.legend(found, summary) if "chooses by the question" in text]
     assert said.startswith("by-question: ") and "divprune" not in said
     assert summary.lines[1].remark.startswith("no cost")
+
+
+def test_what_the_template_writes_is_no_word_of_a_question():
+    """Of a checkpoint with a chat template, and of one that is asked in the words of LLaVA-1.5."""
+    checkpoint = embedded()
+    ids = checkpoint.processor.tokenizer(checkpoint.prompt("what color is the ring ?")).input_ids
+    question = checkpoint.processor.tokenizer("what color is the ring ?", add_special_tokens=False).input_ids
+    assert set(ids) - set(checkpoint.template_ids) == set(question)
+    with Setting("cdpruner", {"tokens": 30}).attach(checkpoint, 0) as handle:
+        assert handle.attach_plan.words == checkpoint.template_ids
+    with Setting("divprune", {"tokens": 30}).attach(checkpoint, 0) as handle:
+        assert handle.attach_plan.words is None
+    processor = copy.copy(checkpoint.processor)
+    processor.chat_template = None
+    plain = replace(checkpoint, processor=processor)
+    words = {plain.processor.tokenizer.decode([one]) for one in plain.template_ids}
+    assert "<image>" in words and len(plain.template_ids) < 8
