@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 MOST_TOKENS = 10**9  # of a prompt or an answer, and the most of everything that no layer is built for
@@ -68,10 +69,10 @@ class Tower:
         return (self.image_size // self.patch) ** 2
 
     def pairs(self, layer: int, tokens: int) -> int:
-        """Pairs of query and key in a layer that ``tokens`` enter; in windows those of all patches."""
+        """Pairs of query and key in a layer that ``tokens`` enter, of a square picture where there are windows."""
         if not self.window or layer in self.full:
             return tokens * tokens
-        whole, rest = divmod(self.image_size // self.patch, self.window)
+        whole, rest = divmod(math.isqrt(tokens), self.window)
         return (whole * self.window**2 + rest**2) ** 2
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
-# What the name of a kind may hold; kinds of grid scenes, and of data sets in use.
+# How a word of a kind's name may begin; kinds of grid scenes, and of data sets in use.
 HARD = {
     "words": ("text", "word", "ocr", "doc", "chart"),
     "digits": ("digit", "numeral"),
     "positions": ("position", "spatial", "ground", "refcoco", "locat"),
 }
+_NOT = ("doctor",)
 
 
 def found(kinds: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -19,13 +21,16 @@ def found(kinds: Iterable[str]) -> dict[str, tuple[str, ...]]:
         >>> from ficoco_ext.evaluation import hard_kinds
         >>> hard_kinds.found(["exist", "text", "OCRBench", "position"])
         {'words': ('text', 'OCRBench'), 'digits': (), 'positions': ('position',)}
+        >>> hard_kinds.found(["contextual", "background", "doctors", "DocVQA", "text_2"])["words"]
+        ('DocVQA', 'text_2')
     """
     there = tuple(kinds)
     return {what: tuple(kind for kind in there if _any(kind, names)) for what, names in HARD.items()}
 
 
 def _any(kind: str, names: tuple[str, ...]) -> bool:
-    return any(name in kind.lower() for name in names)
+    words = re.split(r"[^a-z0-9]+|(?<=[a-z])(?=[0-9])", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind).lower())
+    return any(word.startswith(names) and not word.startswith(_NOT) for word in words)
 
 
 def sentence(kinds: Iterable[str]) -> str:

@@ -116,6 +116,7 @@ def evaluate(
         there = ", ".join(tables.prompts(seeds[0]).asked.kinds)
         raise ValueError(f"mean_of must be among {there}, got {', '.join(unknown)}")
     plans = Plans(tables, settings, seeds)
+    _different(plans.settings)
     run = _identity(checkpoint, tables, asking, seeds, plans.settings)
     held = _continued(path, run) if path is not None and path.exists() else None
     if held is None:

@@ -105,6 +105,10 @@ class AttachPlan:
             reasons.append("what the projector gives is left alone: nothing is to be removed")
         return tuple(reasons)
 
+    def __deepcopy__(self, memo: object) -> AttachPlan:
+        """Itself: a copy of a function of the caller's would not be equal to it."""
+        return self
+
     def __str__(self) -> str:
         lines = [_heading(self.facts)]
         if self.removed:

@@ -53,7 +53,7 @@ class FeatureCutter:
         self.tokens = dict(zip((one.name for one in family.modalities), plan.facts.placeholders, strict=True))
         self.static_counts, self.original = bool(plan.static_counts), plan.positions == "original"
         self.filler = filler(model, plan.facts.placeholders)
-        looks_inside = features.tower is not None or features.readings is not None
+        looks_inside = any(one is not None for one in (features.tower, features.readings, features.smaller))
         self.selection = selection_of(model) if looks_inside else {}
         self.cache_name = api.cache_name(type(model).forward)
         reads = plan.projector is not None and TEXT in plan.projector.method.needs

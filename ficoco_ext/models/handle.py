@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from ..methods import LanguageMethod, LayerMethod
@@ -100,7 +101,7 @@ class Handle:
         if self._model is not None:
             self._changes.undo()
             self._tower_reductions, self._projections = self.reductions, self.projections
-            self._last_prefill = None if self._decoder is None else self._decoder.last
+            self._last_prefill = None if self._decoder is None else _without_model(self._decoder.last)
             self._model = self._tower = self._features = self._decoder = (
                 None  # a handle that is kept must not keep the model
             )
@@ -113,3 +114,12 @@ class Handle:
 
     def __repr__(self) -> str:
         return f"<Handle {'attached' if self.attached else 'detached'}: {self.attach_plan.summary}>"
+
+
+def _without_model(prefill: ReducedPrefill | None) -> ReducedPrefill | None:
+    """A copy that knows no function of the model."""
+    if prefill is None:
+        return None
+    prefill = copy.copy(prefill)
+    prefill.norm = None
+    return prefill

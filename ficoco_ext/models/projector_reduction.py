@@ -174,7 +174,8 @@ class ProjectorReduction:
         elif self.readings is not None and self.plan is not None:
             wanted = f"None with {self.plan.method.name}, which needs what the vision tower looks at"
         if wanted is not None:
-            remedy = "encode with get_image_features while attached, or pass pixels"
+            asks = self.plan is not None and TEXT in self.plan.method.needs  # and so encodes nothing without a prompt
+            remedy = "pass pixels" if asks else "encode with get_image_features while attached, or pass pixels"
             checks.fail("forward", "mm_encoder_outputs", wanted, f"features of the {modality.name}s", remedy)
         return self.reduced(modality, output, options)
 
@@ -189,6 +190,10 @@ class ProjectorReduction:
         now.encoding = True
         try:
             return function(self.inner, pixels, **options)
+        except BaseException:
+            if self.readings is not None:
+                self.readings.drop()
+            raise
         finally:
             now.encoding = False
 
@@ -303,9 +308,9 @@ class ProjectorReduction:
         if words is None:
             wanted = f"given with the pictures: {self.plan.method.name} chooses by its words"
             checks.fail(modality.method, "prompt", wanted, "None", "call the model, or use 'divprune'")
-        before = self.prepared.get(modality.name)  # ``generate`` may encode each picture again for each sequence
-        times = 1 if before is None or not before.counts else max(len(counts) // len(before.counts), 1)
-        return words.of(modality.name, counts, times)
+        before = self.prepared.get(modality.name)  # ``generate`` may encode a row's pictures again for each sequence
+        first = counts if before is None or not before.counts else before.counts
+        return words.of(modality.name, first, max(len(counts) // len(first), 1))
 
     def _say_if_too_few(self, free: int) -> None:
         """Warn, once, that a picture has fewer tokens than are to stay."""

@@ -37,10 +37,10 @@ class PromptWords:
         Waits for no device: a prompt of one row has n non-visual columns, several rows have all their columns.
 
         Args:
-            modality: of the pictures. counts: visual tokens of each of them, in the order of the prompt.
-            times: how many times each picture follows itself, where ``generate`` repeats it for several sequences.
+            modality: of the pictures. counts: placeholders of each of them, in the order of the prompt.
+            times: how many times the pictures of each row follow one another, in any order, where ``generate`` repeats
+                them for several sequences.
         """
-        counts = counts[::times]
         b, length = self.there.shape
         starts = torch.tensor([sum(counts[:number]) for number in range(len(counts))], device=self.there.device)
         ends = self.visual[modality].sum(1).cumsum(0)
@@ -62,6 +62,7 @@ class WordReader:
         self.model, self.tokens = model, dict(tokens)
         self.chosen = plan.words if callable(plan.words) else None
         left_out = () if callable(plan.words) or plan.words is None else plan.words
+        self.says_which = plan.words is not None
         self.not_words = tuple(sorted({*special_ids(model.config), *tokens.values(), *left_out}))
 
     def read(self, ids: Tensor, embeddings: Tensor | None, mask: Tensor | None) -> PromptWords:
@@ -72,8 +73,12 @@ class WordReader:
             mask: (B, L) of padding, or None.
 
         Raises:
-            ValueError, TypeError: the function that the caller gave returns something else than (B, L) bool.
+            ValueError, TypeError: the caller said which ids are words, and gave none; or the function returns something
+                else than (B, L) bool.
         """
+        if embeddings is not None and self.says_which:
+            remedy = "pass input_ids, or attach without words"
+            checks.fail("forward", "inputs_embeds", "None with words, which are chosen by ids", embeddings, remedy)
         there = ~torch.isin(ids, torch.tensor(self.not_words, device=ids.device))
         if embeddings is not None:
             there = torch.ones_like(there)

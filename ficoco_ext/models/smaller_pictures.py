@@ -70,8 +70,8 @@ def as_reduction(grid: Grid, smaller: Grid, device: torch.device) -> Reduction:
     (rows, up), (columns, left) = (_side(n, m, device) for n, m in zip(grid, smaller, strict=True))
     kept = (rows[:, None] * grid[1] + columns[None, :]).reshape(1, -1)
     cell = (up[:, None] * smaller[1] + left[None, :]).reshape(1, -1)
-    leaves = torch.ones_like(cell, dtype=torch.bool).scatter(1, kept, False)
-    sources = leaves.nonzero()[:, 1].unsqueeze(0)
+    stays = torch.zeros_like(cell, dtype=torch.uint8).scatter(1, kept, 1)
+    sources = stays.sort(dim=1, stable=True).indices[:, : cell.shape[1] - kept.shape[1]]
     targets = cell.gather(1, sources).unsqueeze(-1)
     size = torch.zeros(kept.shape, device=device).scatter_add(1, cell, torch.ones(cell.shape, device=device))
     return Reduction(

@@ -18,6 +18,7 @@ from ficoco_ext.apps import selection_time
 from ficoco_ext.apps.selection_time import SelectionClock, clocked
 from ficoco_ext.methods import Combined, FeatureMethod, Split
 from ficoco_ext.models import resolve
+from ficoco_ext.stages.raters import TextRaters
 
 NAMES = ["topk", "divprune", "fastv", "ficoco-vl", "prune-then-merge", "divprune+fastv", "pyramiddrop"]
 PAUSE = 0.02
@@ -111,3 +112,11 @@ def test_layers_and_sequences_are_on_the_clock(clock):
             assert type(one).__name__.startswith("Clocked")
     first, second = clocked((get_method("topk"), get_method("tome")), clock)
     assert (first.name, second.name) == ("topk", "tome") and "Clocked" in type(first).__name__
+
+
+def test_what_a_method_notes_of_a_prompt_is_on_the_clock(inputs, monkeypatch):
+    """SparseVLM's raters are chosen once, before the first layer."""
+    mark = TextRaters.mark
+    monkeypatch.setattr(TextRaters, "mark", lambda self, *args: (time.sleep(PAUSE), mark(self, *args))[1])
+    attached = lambda wrap: ficoco_ext.attach(embedded().model, wrap(get_method("sparsevlm")))  # noqa: E731
+    assert selection_time.measure(embedded().model, inputs, attached, 1) >= PAUSE

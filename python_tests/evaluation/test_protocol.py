@@ -197,6 +197,13 @@ def test_random_is_shown_as_one_row_with_its_spread():
     assert missing.mean is None and missing.remark == "random-0: not all of it was run"
 
 
+def test_amounts_that_come_to_the_same_are_refused():
+    """A quarter of 144 tokens are 36."""
+    twice = settings_of(["stride"], baselines=True, keep_ratios=[0.25], tokens=[36], equal=["average"])
+    with pytest.raises(ValueError, match="settings must differ in name or amount, got stride at mean tokens 36 twice"):
+        evaluate(embedded(), grid(), twice)
+
+
 def test_names_and_remarks_have_no_meaning_in_the_page():
     """A label of the caller's is text, in cells and in lists."""
     setting = Setting("topk", {"tokens": 30}, label="a|b <img src=x>")

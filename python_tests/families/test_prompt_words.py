@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import inspect
 import warnings
 
 import pytest
@@ -10,6 +13,7 @@ from helpers.models import one_thread  # noqa: F401
 from helpers.tiny_configs import IMAGE, WORD
 from helpers.tiny_families import BY_NAME, TINY, WITH_VIDEO, shared_model, untouched_model
 from helpers.tiny_oracle import cut, kept_of, worst
+from helpers.tiny_processors import Picture
 from helpers.tiny_prompts import one_picture, pictures_and_videos, prompt, unequal_rows, words
 
 import ficoco_ext
@@ -170,11 +174,64 @@ def test_several_sequences_of_one_prompt(name, options):
     assert all(found.count(one) == len(found) // 2 for one in wanted)
 
 
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}], ids=str)
+@pytest.mark.parametrize("method", ["cdpruner", "dart"])
+@pytest.mark.parametrize("name", ["qwen2-vl", "qwen3-vl"])
+@torch.no_grad()
+def test_several_sequences_of_rows_with_several_pictures(name, method, options):
+    """Older releases encode a row's pictures again as a block for each sequence; the first token is that of one."""
+    family, model = BY_NAME[name], shared_model(name)
+    small, large = Picture(2, 6), Picture(8, 8)
+    full = prompt(family, [[*words(3), small, large, *words(4, 5)], [small, large, *words(6, 20)]])
+    given = {**full.inputs, "max_new_tokens": 1, "return_dict_in_generate": True, "output_logits": True}
+    with ficoco_ext.attach(model, method, keep_ratio=0.5):
+        alone = model.generate(**given, do_sample=False).logits[0]
+        several = model.generate(**given, **options).logits[0]
+    assert float((several - alone.repeat_interleave(2, 0)).abs().max()) < 1e-5
+
+
+@torch.no_grad()
+def test_ids_that_are_no_words_cannot_be_found_in_embeddings():
+    family, model = BY_NAME["llava-clip"], shared_model("llava-clip")
+    full = one_picture(family)
+    given = {key: value for key, value in full.inputs.items() if key != "input_ids"}
+    given["inputs_embeds"] = model.get_input_embeddings()(full.ids)
+    for chosen in ([WORD], is_word):
+        refused = pytest.raises(ValueError, match=r"inputs_embeds must be None with words.*pass input_ids, or attach")
+        with ficoco_ext.attach(model, reading()[0], keep_ratio=0.5, words=chosen), refused:
+            model(**given)
+
+
+@torch.no_grad()
+def test_a_copied_cache_goes_on_whatever_says_which_ids_are_words():
+    family, model = BY_NAME["llava-clip"], shared_model("llava-clip")
+    full, new = one_picture(family), torch.tensor([words(1)])
+    at_least = functools.partial(lambda ids, first: ids >= first, first=WORD)
+    with ficoco_ext.attach(model, reading()[0], keep_ratio=0.5, words=at_least):
+        caches = [model(**full.inputs, use_cache=True).past_key_values for _ in range(2)]
+        first = model(input_ids=new, past_key_values=caches[0])
+        second = model(input_ids=new, past_key_values=copy.deepcopy(caches[1]))
+    assert torch.equal(first.logits, second.logits)
+
+
+@torch.no_grad()
+def test_features_of_the_caller_are_refused_with_what_works():
+    family, model = BY_NAME["llava-clip"], shared_model("llava-clip")
+    if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
+        return
+    full = one_picture(family)
+    features = model.model.get_image_features(full.inputs["pixel_values"], return_dict=True)
+    given = {key: value for key, value in full.inputs.items() if key != "pixel_values"}
+    refused = pytest.raises(ValueError, match=r"mm_encoder_outputs must be None with mmtok.*; pass pixels$")
+    with ficoco_ext.attach(model, "mmtok", keep_ratio=0.5), refused:
+        model(**given, mm_encoder_outputs={"image": features})
+
+
 def test_pictures_that_follow_themselves_have_the_words_of_one_row():
     """As older releases encode them for beams."""
     ids = torch.tensor([[3, 3, 30], [31, 3, 3]])
     read = PromptWords(lambda columns, rows: ids[rows[:, None], columns], ids > 3, {"image": ids == 3})
-    vectors, there = read.of("image", [2, 2, 2, 2], times=2)
+    vectors, there = read.of("image", [2, 2], times=2)
     assert [one[flags].tolist() for one, flags in zip(vectors, there, strict=True)] == [[30], [30], [31], [31]]
     assert [one[0].tolist() for one in read.of("image", [2, 2])] == [[30, 3, 3], [True, False, False]]
 

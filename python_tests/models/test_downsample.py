@@ -12,6 +12,7 @@ from helpers.models import one_thread  # noqa: F401
 from helpers.tiny_families import BY_NAME, TINY, shared_model, untouched_model
 from helpers.tiny_oracle import cut, worst
 from helpers.tiny_prompts import one_picture, unequal_rows
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ficoco_ext
 from ficoco_ext.cost import prefill
@@ -82,6 +83,20 @@ def test_where_every_token_went(grid, smaller):
         mine, others = divmod(kept[cell], grid[1]), [divmod(one, grid[1]) for one in kept]
         assert abs(row - mine[0]) == min(abs(row - one[0]) for one in others)
         assert abs(column - mine[1]) == min(abs(column - one[1]) for one in others)
+
+
+def test_no_device_is_waited_for():
+    """Which tokens left is known from two grids, so nothing is counted."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.add(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    seen = set()
+    with Watch():
+        as_reduction((12, 12), (5, 6), torch.device("cpu"))
+    assert not seen & {"nonzero", "_local_scalar_dense", "item", "masked_select", "index"}
 
 
 def by_hand(name, full, grid, kept, positions="original"):
@@ -195,3 +210,14 @@ def test_the_tower_costs_less_too():
     assert prefill("llava-1.5-7b", method="downsample", projector=64, include_reduction=False).total == smaller.total
     packed = prefill("qwen2-vl-7b", method="downsample", projector=100)
     assert packed.tokens.entering == 100
+
+
+def test_windows_of_a_smaller_picture_are_smaller():
+    """Qwen2.5-VL: windows of 8 x 8 patches; 36 tokens are 12 x 12 patches, one whole window and three cut ones."""
+    smaller = prefill("qwen2.5-vl-7b", method="downsample", projector=36)
+    scores = {
+        line.operations
+        for line in smaller.lines
+        if line.part == "tower" and line.layer == 0 and line.name == "attention"
+    }
+    assert scores == {4 * 1280 * (64**2 + 2 * 32**2 + 16**2)}

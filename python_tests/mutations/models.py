@@ -134,7 +134,7 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/models/handle.py",
-        old="self._last_prefill = None if self._decoder is None else self._decoder.last",
+        old="self._last_prefill = None if self._decoder is None else _without_model(self._decoder.last)",
         new="pass",
         tests=(f"{DECODER}/test_attach.py::test_handle",),
         why="After detach the handle has forgotten the language model's reductions.",
