@@ -33,7 +33,8 @@ def cdpruner(
 
     Args:
         relevance: ``"words"``, or ``"none"``: a = 1, differences alone count, and no words are needed.
-        theta: how much relevance counts, in [0, 1); 0: not at all. Not with ``blend="product"``.
+        theta: how much relevance counts, in [0, 0.9], with ``blend="linear"`` in [0, 1); 0: not at all. Not with
+            ``blend="product"``.
         blend: with w the relevance, ``"exp"``: a = exp(theta / (2 (1 - theta)) w). ``"linear"``: K = (1 - theta) S +
             theta w S w for the cosines S. ``"product"``: a = w, as in the authors' release.
         blocks: 2 cuts a picture's tokens into a first and a second half, each with its own relevance and half of the

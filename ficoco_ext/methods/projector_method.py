@@ -125,12 +125,16 @@ class ProjectorMethod(FeatureMethod):
             ValueError, TypeError: shapes, dtypes and a ``count`` that do not fit; what the stages say; on the CPU also
                 features that are not finite, negative saliency, and a mask that leaves fewer than ``count``.
         """
+        return self._noted(visual, count)[0]
+
+    def _noted(self, visual: VisualFeatures, count: int) -> tuple[Tensor, Any]:
+        """What :meth:`keep` gives, and what the select found on its way."""
         check_shapes(self.name, visual, count, needs=self.needs)
         check_values(self.name, visual, count, needs=self.needs)
         with torch.no_grad():
-            kept = self.select(visual, count)
+            kept, notes = SelectStage.of(self.select).noted(visual, count)
         check_kept(self.name, kept, visual, count)
-        return kept
+        return kept, notes
 
     def __call__(self, visual: VisualFeatures, count: int, planes: Sequence[Tensor] = ()) -> Projected:
         """Keep ``count`` of the N tokens of each picture.
@@ -145,12 +149,12 @@ class ProjectorMethod(FeatureMethod):
 
         Features and planes are differentiable; selection and weights are constants of the gradient.
         """
-        kept = self.keep(visual, count)
+        kept, notes = self._noted(visual, count)
         check_planes(self.name, visual, planes)
         mask = visual.mask
         features, *others = (_real(one, mask) for one in (visual.features, *planes))
         with torch.no_grad():
-            selection = _selection(kept, features)
+            selection = _selection(kept, features)._replace(notes=notes)
             links = self._links(visual._replace(features=features.detach()), selection)
         size = None if mask is None else mask.unsqueeze(-1).to(ops.result_dtype(features))
         weighed: dict[str, Any] = {"size": size, "size_weighted": size is not None}

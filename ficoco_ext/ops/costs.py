@@ -105,7 +105,8 @@ BIPARTITE_THIN = Operation("bipartite_thin", "b*n*n*h", **_COSINES)
 STRONGEST_HEAD = Operation("strongest_head", "2*b*o*(a*d*l+j*u)", loads="b*(o*a+l*k)*d", stores="b*j*u")
 TEXT_RATERS = Operation("text_raters", "2*b*u*e*h", loads="b*(u+e)*h", stores="b*l")
 PIVOTS = Operation("pivots", "2*b*u*o*h", loads="b*(u+o)*h+b*l*k*d", stores="b*u")
-DENSITY_PEAKS = Operation("density_peaks", "6*b*n*n*h", loads="2*b*n*h", stores="b*n")
+# Of each pair once; c says how many distances that takes.
+DENSITY_PEAKS = Operation("density_peaks", "3*b*c*h", loads="b*n*h+2*b*n*n", stores="b*n*n")
 MATCH = Operation("match", "2*b*z*o*d", loads="b*n*a*d", stores="2*b*r")
 COMPRESS = Operation("compress", "2*b*r*g*h", loads="b*l*h", stores="b*(l-r)*h")
 

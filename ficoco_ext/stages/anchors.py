@@ -18,7 +18,7 @@ class AnchorSelect(SelectStage):
 
     Of T tokens round(T alpha / 5) are anchors, those of highest early saliency (half a token goes to the even number).
     Buffers are the neighbours of anchors above, below, left and right, within the grid, and within the frame of a
-    video; without a grid those before and after. Then those of highest saliency follow. Anchors and buffers that are
+    video; without a grid those before and after, among the tokens that are there. Then those of highest saliency follow. Anchors and buffers that are
     more than T lose buffers, those of least early saliency. Among equals the lowest index comes first.
 
     Args:
@@ -55,7 +55,7 @@ class AnchorSelect(SelectStage):
             early = required_saliency(self.title, visual, "early_saliency")
             best = early.masked_fill(~real, -1.0).sort(dim=1, descending=True, stable=True).indices[:, :anchors]
             anchor = torch.zeros_like(real).scatter(1, best, True)
-            buffer = _around(anchor, visual) & real & ~anchor
+            buffer = _around(anchor, visual, real) & real & ~anchor
             tier = tier + buffer.to(torch.int8) + 2 * anchor.to(torch.int8)
             score = torch.where(buffer, early.to(score.dtype), score)
         order = score.sort(dim=1, descending=True, stable=True).indices
@@ -63,16 +63,25 @@ class AnchorSelect(SelectStage):
         return order.gather(1, by_tier[:, :count]).sort(dim=1).values
 
 
-def _around(marked: Tensor, visual: VisualFeatures) -> Tensor:
-    """(B, N) bool: what lies above, below, left or right of a marked token of the same frame, not across an edge."""
+def _around(marked: Tensor, visual: VisualFeatures, real: Tensor) -> Tensor:
+    """(B, N) bool: what lies above, below, left or right of a marked token of the same frame, not across an edge.
+
+    Without a grid, before or after it among the ``real`` tokens of its frame.
+    """
     (b, n), frames = marked.shape, visual.frames
-    if visual.grid is not None and visual.grid[0] % frames:
+    if visual.grid is None:
+        order = (~real).view(b, frames, n // frames).to(torch.uint8).sort(dim=2, stable=True).indices  # real ones first
+        line = marked.view_as(order).gather(2, order)
+        beside = torch.zeros_like(line)
+        beside[..., 1:] |= line[..., :-1]
+        beside[..., :-1] |= line[..., 1:]
+        return torch.zeros_like(beside).scatter(2, order, beside).view(b, n)
+    if visual.grid[0] % frames:
         raise ValueError(
             f"AnchorSelect: grid must have equally many rows for each of {frames} frames, got {visual.grid}; pass that "
             "of all frames, one below the other"
         )
-    columns = n // frames if visual.grid is None else visual.grid[1]
-    grid = marked.view(b, frames, -1, columns)
+    grid = marked.view(b, frames, visual.grid[0] // frames, visual.grid[1])
     found = torch.zeros_like(grid)
     found[:, :, 1:] |= grid[:, :, :-1]
     found[:, :, :-1] |= grid[:, :, 1:]

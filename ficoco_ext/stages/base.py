@@ -35,6 +35,7 @@ class Selection(NamedTuple):
 
     ``links`` are there if choosing the sources has settled where they go; a method without Correlate follows them.
     ``class_attention`` (B, P) is there if the filter read it as probabilities: a Compress may weigh by it.
+    ``notes``: what a select found on its way; see :meth:`ficoco_ext.stages.SelectStage.noted`.
     """
 
     redundancy: Tensor
@@ -42,6 +43,7 @@ class Selection(NamedTuple):
     kept: Tensor
     links: Links | None = None
     class_attention: Tensor | None = None
+    notes: Any = None
 
 
 class Stage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -53,6 +53,13 @@ class SelectStage(Stage):
     """
 
     role: ClassVar[str] = "select"
+
+    def noted(self, visual: VisualFeatures, count: int) -> tuple[Tensor, Any]:
+        """The tokens that stay, and what it found on the way that a correlate of its method may use; None: nothing.
+
+        The correlate finds it as ``selection.notes``, and can do without.
+        """
+        return cast(Callable[..., Tensor], self)(visual, count), None
 
 
 class _PlainSelect(_Plain, SelectStage):

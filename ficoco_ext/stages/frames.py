@@ -45,7 +45,7 @@ def dealt(turn: Tensor, claim: Tensor, precedence: Tensor, there: Tensor) -> Ten
         claim: (B, F) float64, what each frame should get. precedence: (B, F), distinct, from 0.
         there: (B, F, n): others get infinity.
     """
-    first = precedence.unsqueeze(2) - 4.0 * there[0].numel()  # before all others: claims are at most n
+    first = precedence.unsqueeze(2) - 4.0 * there.shape[1] * there.shape[2]  # before all others: claims are at most n
     order = torch.where(turn == 0, first, turn + 1 - claim.unsqueeze(2))
     return order.masked_fill(~there, math.inf)
 

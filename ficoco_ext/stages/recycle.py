@@ -12,7 +12,7 @@ from ..ops import QueryKey, checks, costs
 from ..ops.attention import rows
 from .base import CompressStage, FilterStage, Links, Selection
 from .decoder import Layout
-from .density import density_peaks
+from .density import computed, density_peaks
 from .frozen import require_number, value
 from .shape import Priced, Shape
 
@@ -97,8 +97,8 @@ class Recycle(FilterStage):
     def operations(self, shape: Shape) -> list[Priced]:
         """Those of the filter, and the clusters."""
         removed, clusters = self.split(shape.visual, shape.r)
-        found = FilterStage.of(self.filter).operations(shape)
-        return [*found, shape.price(costs.DENSITY_PEAKS, n=self.clustered(removed))] if clusters else found
+        found, among = FilterStage.of(self.filter).operations(shape), self.clustered(removed)
+        return [*found, shape.price(costs.DENSITY_PEAKS, n=among, c=computed(among))] if clusters else found
 
     def __call__(self, attn: QueryKey, r: int, layout: Layout, *, given: bool = False) -> Selection:
         """Select r sources, and the clusters of those that are recycled."""

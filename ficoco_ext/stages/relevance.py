@@ -17,6 +17,9 @@ from .frozen import reject, require_number, require_one_of, value
 from .shape import Priced, Shape
 
 SMALLEST = 1e-6  # added to relevance, and the range of it below which rounding alone tells tokens apart
+# Largest theta of "exp": a^2 of the least relevant token is then exp(-9) of that of the most relevant one. From about
+# 0.93 on it is below the millionth that the picks take for nothing, and what differs would no longer count.
+MOST_THETA = 0.9
 BLENDS = ("exp", "linear", "product")
 
 
@@ -74,7 +77,7 @@ def likeness(stage: str, visual: VisualFeatures, remedy: str) -> Tensor:
 
 
 def per_picture(score: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, N) numbers moved into [0, 1] for each picture, plus 1e-6 of their range; 1 each where all are equal."""
+    """(B, N) numbers moved into [0, 1] for each picture, plus 1e-6 divided by their range; 1 each where equal."""
     lowest = score if mask is None else score.masked_fill(~mask, math.inf)
     highest = score if mask is None else score.masked_fill(~mask, -math.inf)
     low, high = lowest.amin(1, keepdim=True), highest.amax(1, keepdim=True)
@@ -94,12 +97,12 @@ class RelevanceSelect(SelectStage):
     * ``blend="linear"``: (1 - theta) S_ij + theta w_i S_ij w_j;
     * ``blend="product"``: w_i S_ij w_j.
 
-    Once no token raises it, relevance decides, then the lowest index. Where all tokens are equally relevant, and for a
+    Once no token raises it by a millionth of what the first did, relevance decides, then the lowest index. Where all tokens are equally relevant, and for a
     picture without words, w is 1. The picks of a smaller number are a part of those of a larger one, with 1 block.
 
     Args:
         relevance: ``"words"``, or ``"none"``: w is 1 and no words are needed.
-        theta: in [0, 1), how much relevance counts; not with ``"product"``.
+        theta: how much relevance counts; not with ``"product"``. In [0, 0.9] with ``"exp"``, else in [0, 1).
         blend: ``"exp"``, ``"linear"`` or ``"product"``.
         blocks: 2 cuts the tokens that are there into two halves, in their order, which are treated as two pictures:
             floor(n / 2) of n tokens first, of which floor(T / 2) of T stay; so the second half has one more if odd.
@@ -119,6 +122,9 @@ class RelevanceSelect(SelectStage):
         if self.theta == 1:
             reject(stage, "theta", "below 1; blend='product' is relevance alone", self.theta)
         require_one_of(stage, "blend", self.blend, BLENDS)
+        if self.blend == "exp" and self.theta > MOST_THETA:
+            why = "above it what differs does not count any more"
+            reject(stage, "theta", f"at most {MOST_THETA} with blend='exp' ({why}; or take 'product')", self.theta)
         require_one_of(stage, "blocks", self.blocks, (1, 2))
         require_one_of(stage, "sign", self.sign, (1, -1))
 

@@ -15,18 +15,16 @@ from ..ops.attention import TINY, accumulate
 from ..ops.costs import Operation
 from . import needs
 from .base import Links, Selection
-from .density import peak_scores
+from .density import computed, distances, peak_scores
 from .features import SelectStage, VisualCorrelateStage, VisualFeatures
 from .frames import dealt, lowest, rank, tokens_there
 from .frozen import reject, require_number, value
 from .select import relative, required_saliency
 from .shape import Priced, Shape
 
-# Distances of all pairs in a frame, for densities and for separations, and again to the centres. As of one frame: a
-# video of as many tokens costs less.
-_COST = Operation("scene_trees", "6*b*n*n*h", loads="3*b*n*h", stores="b*n")
-_TO_CENTRES = Operation("to_centres", "3*b*n*n*h", loads="b*n*h", stores="b*n")
+_TO_KEPT = Operation("to_kept", "3*b*r*m*h", loads="b*(r+m)*h", stores="b*r")
 _BLOCK = 512  # rows of distances that are held at once
+_ROUNDING = 1e-9  # of a share in float64, which is not rounded up
 
 
 class Trees(NamedTuple):
@@ -37,12 +35,16 @@ class Trees(NamedTuple):
         diverse: (B, N) which of them were picked by diversity; the others are centres of clusters.
         root: (B, N) index of the root of each token's tree; diverse tokens are their own.
         means: (B, N, D) at each root the mean of its tree, elsewhere the token itself.
+        distance: (B, F, n, n) distances of these in each frame.
+        settings: what made them.
     """
 
     kept: Tensor
     diverse: Tensor
     root: Tensor
     means: Tensor
+    distance: Tensor
+    settings: SceneTrees
 
 
 @value
@@ -98,9 +100,13 @@ class SceneTrees(SelectStage):
         return "features like others of their frame or of the frame before in their scene"
 
     def operations(self, shape: Shape) -> list[Priced]:
-        """The picks, the links and the densities, as of one frame."""
-        picks = shape.price(costs.greedy_select("max-min"), n=shape.visual, h=shape.channels, m=shape.kept)
-        return [picks, shape.price(_COST, n=shape.visual)]
+        """The picks in each frame, the links to the frame before, and the densities."""
+        each = shape.visual // shape.frames
+        of_frames = {"b": shape.batch * shape.frames, "n": each, "h": shape.channels}
+        most = _most(self.diverse, shape.kept, shape.frames, each)
+        picks = shape.price(costs.greedy_select("max-min"), **of_frames, m=most)
+        links = [shape.price(costs.COSINES, **of_frames, c=each)] if shape.frames > 1 else []
+        return [picks, *links, shape.price(costs.DENSITY_PEAKS, **of_frames, c=computed(each))]
 
     def __call__(self, visual: VisualFeatures, count: int) -> Tensor:
         """(B, ``count``) indices of the tokens that stay, ascending.
@@ -109,6 +115,11 @@ class SceneTrees(SelectStage):
             ValueError: no saliency where it is needed, or tokens that are not equally many in each frame.
         """
         return self.trees(visual, count).kept
+
+    def noted(self, visual: VisualFeatures, count: int) -> tuple[Tensor, Trees]:
+        """With the trees."""
+        made = self.trees(visual, count)
+        return made.kept, made
 
     def trees(self, visual: VisualFeatures, count: int) -> Trees:
         """All that is decided when ``count`` tokens stay; errors as of a call."""
@@ -119,9 +130,11 @@ class SceneTrees(SelectStage):
         root = self._roots(tokens, there, rest, count)
         means = _means(tokens, root, rest)
         is_root = rest & (root.view_as(rest) == _index(rest))
-        centres = self._centres(means, is_root, count - diverse.flatten(1).sum(1))
+        b, frames, each = there.shape
+        distance = distances(means.view(b * frames, each, means.shape[2]))
+        centres = self._centres(distance, is_root, count - diverse.flatten(1).sum(1))
         kept = lowest(centres.masked_fill(diverse, -math.inf), count)
-        return Trees(kept, diverse.flatten(1), root, means)
+        return Trees(kept, diverse.flatten(1), root, means, distance.view(b, frames, each, each), self)
 
     def _diverse(self, visual: VisualFeatures, tokens: Tensor, there: Tensor, count: int) -> Tensor:
         """(B, F, n) which tokens of each frame are picked by diversity."""
@@ -129,18 +142,18 @@ class SceneTrees(SelectStage):
         before = there.sum(2).cumsum(1)
         ends = count * before // before[:, -1:]  # of the T tokens, those of this frame and all before it
         shares = ends.diff(dim=1, prepend=torch.zeros_like(ends[:, :1]))
-        wanted = (shares * self.diverse - 1e-6).ceil().long().view(-1, 1)
+        wanted = (shares.double() * self.diverse - _ROUNDING).ceil().long().view(-1, 1)
         weight = torch.ones(b * frames, each, dtype=tokens.dtype, device=tokens.device)
         if self.weigh:
             saliency = required_saliency(self.title, visual).view(b * frames, each)
             weight = relative(saliency, there.view(b * frames, each)) ** self.weigh
-        rows = tokens.view(b * frames, each, -1)
-        most = min(each, count)
-        if visual.mask is None:
-            most = min(each, math.ceil(self.diverse * -(-count // frames)))
-        order = _picks(rows, weight, None if visual.mask is None else there.view(-1, each), most)
+        rows = tokens.view(b * frames, each, tokens.shape[2])
+        # Where frames have their own numbers of tokens, one of them may get all.
+        most = _most(self.diverse, count, frames if visual.mask is None else 1, each)
+        there = there.view(b * frames, each)
+        order = _picks(rows, weight, None if visual.mask is None else there, most)
         early = torch.arange(most, device=order.device) < wanted
-        return torch.zeros_like(there.view(-1, each)).scatter(1, order, early).view_as(there)
+        return torch.zeros_like(there).scatter(1, order, early).view(b, frames, each)
 
     def _roots(self, tokens: Tensor, there: Tensor, rest: Tensor, count: int) -> Tensor:
         """(B, N) the root of each token's tree."""
@@ -148,8 +161,9 @@ class SceneTrees(SelectStage):
         index = _index(rest)
         if frames == 1:
             return index.flatten(1)
-        before = self._before(tokens.view(b, frames, each, -1), there)
-        rows, held = tokens.view(b, frames, each, -1), before.clamp(min=0)
+        rows = tokens.view(b, frames, each, tokens.shape[2])
+        before = self._before(rows, there)
+        held = before.clamp(min=0)
         earlier = rows.gather(1, held[:, :, None, None].expand_as(rows))
         possible = rest.gather(1, held[:, :, None].expand_as(rest)) & (before >= 0).unsqueeze(2)
         alike = ops.cosines(rows.flatten(0, 1), earlier.flatten(0, 1)).view(b, frames, each, each)
@@ -175,10 +189,9 @@ class SceneTrees(SelectStage):
         begins = (alike < self.cut) | (rank(alike) < self.scenes - 1)
         return before.masked_fill(begins, -1)
 
-    def _centres(self, means: Tensor, is_root: Tensor, count: Tensor) -> Tensor:
+    def _centres(self, distance: Tensor, is_root: Tensor, count: Tensor) -> Tensor:
         """(B, F, n) numbers of roots, of which the ``count`` (B,) lowest become centres."""
-        b, frames, each = is_root.shape
-        score = peak_scores(means.view(b * frames, each, -1), self.neighbours, is_root.view(-1, each)).view_as(is_root)
+        score = peak_scores(distance, self.neighbours, is_root.flatten(0, 1)).view_as(is_root)
         roots = is_root.sum(2)
         claim = roots * (count.double() / roots.sum(1).clamp(min=1)).unsqueeze(1)
         return dealt(rank(-score), claim, rank(-roots), is_root)
@@ -212,31 +225,42 @@ class IntoTrees(VisualCorrelateStage):
         return 1
 
     def operations(self, shape: Shape) -> list[Priced]:
-        """The trees once more, and the distances of tokens to those that stay, in their frame and in the video."""
-        to_centres = shape.price(_TO_CENTRES, n=shape.visual)
-        return [*self.trees.operations(shape), to_centres, shape.price(costs.correlate("key"))]
+        """The distances of what leaves to what stays, where a frame may be without a centre; else those at hand."""
+        return [shape.price(_TO_KEPT)] if self._any_alone(shape.kept, shape.frames) else []
+
+    def _any_alone(self, count: int, frames: int) -> bool:
+        """Whether a frame with roots may be without a centre, as each gets one while there are any."""
+        least = math.floor(count * (1 - self.trees.diverse)) - frames  # centres: in each frame one share is rounded up
+        return least < frames
 
     def __call__(self, visual: VisualFeatures, selection: Selection) -> Links:
         """Targets and weights of the selected sources."""
-        made = self.trees.trees(visual, selection.kept.shape[1])
+        made, count = selection.notes, selection.kept.shape[1]
+        if not isinstance(made, Trees) or made.settings != self.trees:
+            made = self.trees.trees(visual, count)
         kept, roots = made.kept, made.root.gather(1, selection.sources)
         slot = torch.full_like(made.root, -1).scatter(1, kept, _slots(kept))
-        centre = ((slot >= 0) & ~made.diverse).view(len(kept), visual.frames, -1)
-        rows = made.means.view(-1, centre.shape[2], made.means.shape[2])  # of each frame
-        distance = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").view(*centre.shape, -1)
-        nearest = distance.masked_fill(~centre.unsqueeze(2), math.inf).argmin(3) + _index(centre)[:, :, :1]
+        centre = ((slot >= 0) & ~made.diverse).view(made.distance.shape[:3])
+        nearest = made.distance.masked_fill(~centre.unsqueeze(2), math.inf).argmin(3) + _index(centre)[:, :, :1]
         nearest = torch.where(slot < 0, slot.gather(1, nearest.flatten(1)), slot)  # a root that stays is its own centre
-        heads = _rows(made.means, kept)
-        blocks = [torch.cdist(_rows(made.means, some), heads).argmin(2) for some in roots.split(_BLOCK, dim=1)]
-        elsewhere = torch.cat([roots[:, :0], *blocks], 1)
-        alone = ~centre.any(2, keepdim=True).expand_as(centre).flatten(1) & (slot < 0)  # roots of frames without one
-        targets = torch.where(alone.gather(1, roots), elsewhere, nearest.gather(1, roots)).unsqueeze(2)
+        targets = nearest.gather(1, roots)
+        if self._any_alone(count, visual.frames):
+            alone = ~centre.any(2, keepdim=True).expand_as(centre).flatten(1) & (slot < 0)  # of frames without one
+            targets = torch.where(alone.gather(1, roots), _nearest_kept(made.means, roots, kept), targets)
+        targets = targets.clamp(min=0).unsqueeze(2)  # what is not there has any
         return Links(targets, torch.ones_like(targets, dtype=made.means.dtype))
 
 
 def _rows(features: Tensor, index: Tensor) -> Tensor:
     """(B, R, D) the features ``index`` (B, R)."""
     return features.gather(1, index.unsqueeze(2).expand(-1, -1, features.shape[2]))
+
+
+def _nearest_kept(means: Tensor, roots: Tensor, kept: Tensor) -> Tensor:
+    """(B, R) which of the tokens ``kept`` is nearest to each root, by differences, as products cancel."""
+    heads, mode = _rows(means, kept), "donot_use_mm_for_euclid_dist"
+    blocks = [torch.cdist(_rows(means, some), heads, compute_mode=mode).argmin(2) for some in roots.split(_BLOCK, 1)]
+    return torch.cat([roots[:, :0], *blocks], 1)
 
 
 def _slots(kept: Tensor) -> Tensor:
@@ -246,21 +270,25 @@ def _slots(kept: Tensor) -> Tensor:
 
 def _index(like: Tensor) -> Tensor:
     """(B, F, n) the index of each token among all of its video."""
-    return torch.arange(like[0].numel(), device=like.device).expand(len(like), -1).view_as(like)
+    return torch.arange(like.shape[1] * like.shape[2], device=like.device).expand(len(like), -1).view_as(like)
+
+
+def _most(diverse: float, count: int, frames: int, each: int) -> int:
+    """How many of the ``each`` tokens of a frame are picked by diversity at most."""
+    return min(each, math.ceil(-(-count // frames) * diverse - _ROUNDING))
 
 
 def _picks(rows: Tensor, weight: Tensor, there: Tensor | None, most: int) -> Tensor:
     """(R, ``most``) what max-min diversity picks of each row, in order; rows with fewer tokens end with others."""
     if there is None:
         return ops.greedy_select(rows, most, objective="max-min", saliency=weight).order
-    unit = F.normalize(rows, dim=-1, eps=TINY)
-    alike = unit @ unit.mT
+    alike = ops.cosines(rows, rows)
     itself = torch.eye(rows.shape[1], dtype=torch.bool, device=rows.device)
     nearest = alike.masked_fill(itself | ~there.unsqueeze(1), -math.inf).amax(2)
     nearest = nearest.masked_fill(nearest == -math.inf, -1.0)
     free, order = torch.ones_like(there), []
     for step in range(most):
-        gain = torch.where(there, weight * (1 - nearest), torch.finfo(unit.dtype).min)
+        gain = torch.where(there, weight * (1 - nearest), torch.finfo(alike.dtype).min)
         best = gain.masked_fill(~free, -math.inf).argmax(1, keepdim=True)
         order.append(best)
         free = free.scatter(1, best, False)

@@ -25,6 +25,7 @@ class Shape:
         tower_head_dim: width of a head of the vision tower, for stages after the projector that read its keys; 0: not
             known.
         tower_channels: width of what the vision tower gives; 0: not known, the same.
+        frames: that the visual tokens are of, equally many each. ``ficoco cost`` knows of no frames: it leaves this 1.
 
     Example:
         >>> from ficoco_ext.stages import Filter, Shape
@@ -48,6 +49,7 @@ class Shape:
     neighbours: int = 0
     tower_head_dim: int = 0
     tower_channels: int = 0
+    frames: int = 1
 
     @property
     def kept(self) -> int:
