@@ -47,8 +47,11 @@ def flashvid(
     Raises:
         ValueError: a value out of range, or a ``merge`` that is neither True nor False.
 
-    Cost a video of F frames of n tokens with D channels: about 9 F n^2 D FLOPs for its cosines and distances; with
-    ``merge`` 21 F n^2 D, and 2 (F n - T) T D for the T tokens that stay.
+    Cost a video of F frames of n tokens with D channels: F n^2 D FLOPs for the picks, 2 F n^2 D for the links if F > 1,
+    and 3 F D for each of about n (n + 64) / 2 distances (n^2 of up to 64 tokens). With ``merge``, and so few of the T
+    tokens that stay that frames may be without a centre (T (1 - ``diverse``) below about 2 F), another 3 (F n - T) T D.
+    4 F n^2 bytes are held. Distances are sums of differences, for which the CPU has no fast kernel: a picture of 4096
+    tokens takes as long as 336 frames of 196 tokens, many seconds there; ``"divprune"`` is fast.
     """
     require_one_of("flashvid", "merge", merge, (True, False))
     select, source = SceneTrees(diverse, cut, scenes, link, neighbours, weigh), "FlashVID, arXiv 2602.08024"

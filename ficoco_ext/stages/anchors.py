@@ -18,8 +18,9 @@ class AnchorSelect(SelectStage):
 
     Of T tokens round(T alpha / 5) are anchors, those of highest early saliency (half a token goes to the even number).
     Buffers are the neighbours of anchors above, below, left and right, within the grid, and within the frame of a
-    video; without a grid those before and after, among the tokens that are there. Then those of highest saliency follow. Anchors and buffers that are
-    more than T lose buffers, those of least early saliency. Among equals the lowest index comes first.
+    video; without a grid those before and after, among the tokens that are there. Then those of highest saliency
+    follow. Anchors and buffers that are more than T lose buffers, those of least early saliency. Among equals the
+    lowest index comes first.
 
     Args:
         alpha: about the share of T that anchors and buffers take, in [0, 5]. 0: saliency alone decides. At 5 all are

@@ -72,7 +72,7 @@ class Outliers(SelectStage):
     def _usual(self, features: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
         """(B, F, n) how usual each token is, and (B, F) each frame; float64, so that small shares stay apart."""
         b, frames, each = there.shape
-        real = there.view(b, -1, 1)
+        real = there.flatten(1).unsqueeze(2)
         tokens = accumulate(features).masked_fill(~real, 0)
         first = tokens.gather(1, real.byte().argmax(1, keepdim=True).expand(-1, -1, tokens.shape[2]))
         spread = (tokens - first) * real  # 0 where all tokens are equal, without rounding
@@ -80,7 +80,7 @@ class Outliers(SelectStage):
         variance = ((spread - spread.sum(1, keepdim=True) / number) * real).square().sum(1)
         steady = variance.sort(dim=1, stable=True).indices[:, : self._count(tokens.shape[2])].sort(1).values
         compared = tokens.gather(2, steady.unsqueeze(1).expand(-1, tokens.shape[1], -1))
-        compared = torch.nn.functional.normalize(compared, dim=-1, eps=TINY).view(b, frames, each, -1)
+        compared = torch.nn.functional.normalize(compared, dim=-1, eps=TINY).view(b, frames, each, steady.shape[1])
         sums, numbers = compared.sum(2, keepdim=True), there.sum(2)[:, :, None, None].clamp(min=1)
         to_video = _alike(compared, sums.sum(1, keepdim=True) / number.unsqueeze(1))
         to_frame = _alike(compared, sums / numbers)

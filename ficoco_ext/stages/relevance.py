@@ -97,8 +97,9 @@ class RelevanceSelect(SelectStage):
     * ``blend="linear"``: (1 - theta) S_ij + theta w_i S_ij w_j;
     * ``blend="product"``: w_i S_ij w_j.
 
-    Once no token raises it by a millionth of what the first did, relevance decides, then the lowest index. Where all tokens are equally relevant, and for a
-    picture without words, w is 1. The picks of a smaller number are a part of those of a larger one, with 1 block.
+    Once no token raises it by a millionth of what the first did, relevance decides, then the lowest index. Where all
+    tokens are equally relevant, and for a picture without words, w is 1. The picks of a smaller number are a part of
+    those of a larger one, with 1 block.
 
     Args:
         relevance: ``"words"``, or ``"none"``: w is 1 and no words are needed.

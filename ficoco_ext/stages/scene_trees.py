@@ -124,7 +124,7 @@ class SceneTrees(SelectStage):
     def trees(self, visual: VisualFeatures, count: int) -> Trees:
         """All that is decided when ``count`` tokens stay; errors as of a call."""
         there = tokens_there(self.title, visual)
-        tokens = accumulate(visual.features.detach()).masked_fill(~there.view(len(there), -1, 1), 0)
+        tokens = accumulate(visual.features.detach()).masked_fill(~there.flatten(1).unsqueeze(2), 0)
         diverse = self._diverse(visual, tokens, there, count)
         rest = there & ~diverse
         root = self._roots(tokens, there, rest, count)

@@ -361,7 +361,7 @@ def test_what_they_cost():
         "compress": 0,
     }
     found = operations(METHODS["sparsevlm"])
-    assert found["density_peaks"] == 6 * 4 * 4 * 32 and found["compress"] == 2 * 12 * 32
+    assert found["density_peaks"] == 3 * 4 * 4 * 32 and found["compress"] == 2 * 12 * 32
     assert operations(METHODS["fitprune"]) == {
         "strongest_head": 2 * 70 * (4 * 8 * 100 + 2 * 60),
         "compress": 0,

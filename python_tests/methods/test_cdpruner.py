@@ -210,10 +210,21 @@ def test_a_picture_without_words_goes_by_what_differs():
     assert torch.equal(kept[1:], RelevanceSelect("none")(VisualFeatures(features[1:]), 9))
 
 
-@pytest.mark.parametrize("theta", [0.99, 0.99999, 1 - 1e-12])
-def test_a_large_theta_neither_overflows_nor_forgets_who_is_relevant(theta):
+@pytest.mark.parametrize("theta", [0.5, 0.8, 0.9])
+def test_at_the_largest_theta_what_differs_still_counts(theta):
+    """Eight tokens at right angles, each twice: of each one copy stays, also of the least relevant."""
+    for seed in range(10):
+        draw = torch.Generator().manual_seed(seed)
+        tokens = torch.linalg.qr(torch.randn(16, 16, generator=draw))[0][None, :8]
+        text = torch.randn(1, 3, 16, generator=draw)
+        assert select(tokens.repeat(1, 2, 1), 8, method="cdpruner", text=text, theta=theta).tolist() == [[*range(8)]]
+        most = likeness("t", VisualFeatures(tokens, text=text), "").topk(3).indices.sort().values
+        assert torch.equal(select(tokens, 3, method="cdpruner", text=text, theta=theta), most)
+
+
+def test_a_large_theta_of_the_linear_blend_does_not_overflow():
     features, text = torch.randn(2, 30, 40), torch.randn(2, 5, 40)
-    kept = select(features, 12, method="cdpruner", text=text, theta=theta)
+    kept = select(features, 12, method="cdpruner", text=text, theta=1 - 1e-12, blend="linear")
     most = likeness("t", VisualFeatures(features, text=text), "").argmax(1, keepdim=True)
     assert bool((kept == most).any(1).all()) and bool((kept.diff() > 0).all())
 
@@ -331,6 +342,7 @@ def test_it_says_what_it_needs_and_does():
     [
         ({"relevance": "clip"}, "relevance must be one of 'words', 'none'"),
         ({"theta": 1}, "theta must be below 1; blend='product' is relevance alone, got 1"),
+        ({"theta": 0.91}, r"theta must be at most 0.9 with blend='exp' \(above it .* take 'product'\), got 0.91"),
         ({"theta": -0.1}, r"theta must be a number in \[0, 1\]"),
         ({"theta": math.nan}, "theta must be"),
         ({"blend": "sum"}, "blend must be one of 'exp', 'linear', 'product'"),

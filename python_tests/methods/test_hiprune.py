@@ -125,6 +125,22 @@ def test_a_batch_is_a_loop():
         assert torch.equal(found.kept, together.kept[part]) and torch.equal(found.features, together.features[part])
 
 
+@pytest.mark.parametrize("frames", [1, 2])
+def test_without_a_grid_neighbours_are_those_that_are_there(frames):
+    """What is hidden among tokens parts none of them, as if it had been left out."""
+    for seed in range(30):
+        draw = torch.Generator().manual_seed(seed)
+        saliency, early = torch.rand(2, 1, 40, generator=draw)
+        features = torch.randn(1, 40, 4, generator=draw)
+        mask = (torch.rand(frames, 40 // frames, generator=draw).argsort(1) < 25 // frames).view(1, 40)
+        real = mask[0].nonzero()[:, 0]
+        method = get_method("hiprune", alpha=1.5)
+        kept = method.keep(VisualFeatures(features, mask, None, saliency, early_saliency=early, frames=frames), 10)
+        one, other = saliency[:, real], early[:, real]
+        alone = VisualFeatures(features[:, real], None, None, one, early_saliency=other, frames=frames)
+        assert torch.equal(kept[0], real[method.keep(alone, 10)[0]]), seed
+
+
 @pytest.mark.parametrize("hidden", [float("nan"), float("inf"), 3.0])
 def test_what_is_hidden_is_no_anchor_and_no_neighbour(hidden):
     mask = torch.rand(3, 48) < 0.6

@@ -213,6 +213,18 @@ def test_nothing_is_read_on_the_way(name):
 
 
 @every
+@pytest.mark.parametrize("kind", ["shared", "masked"])
+def test_no_pictures_are_no_tokens(name, kind):
+    none = item(cast(picture(kind, 1, frames=2), torch.float32), slice(0, 0))
+    methods = (
+        [after_projector(name), get_method("hiprune", alpha=2.0)] if name == "hiprune" else [after_projector(name)]
+    )
+    for method in methods:
+        found = method(none, 6)
+        assert found.kept.shape == (0, 6) and found.features.shape == (0, 6, 10)
+
+
+@every
 def test_what_it_says_it_needs_is_what_it_reads(name):
     """Anything else may be missing; each thing it names is missed by its name."""
     method, visual = after_projector(name), cast(picture("shared", 1), torch.float32)

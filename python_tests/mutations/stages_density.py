@@ -10,6 +10,20 @@ TESTS = "python_tests/reduce/test_density.py"
 MUTATIONS = [
     Mutation(
         DENSITY,
+        "found[:, rows, others], found[:, others, rows] = part, part.mT",
+        "found[:, rows, others], found[:, others, rows] = part, part.roll(1, 1).mT",
+        (f"{TESTS}::test_blocks_of_rows_change_nothing",),
+        "Half of the distances are those of other tokens.",
+    ),
+    Mutation(
+        DENSITY,
+        "rows, others = slice(start, start + _STRIP), slice(start, m)",
+        "rows, others = slice(start, start + _STRIP), slice(0, m)",
+        ("python_tests/reduce/test_scene_trees_distances.py::test_distances_are_made_once_and_priced",),
+        "Every distance is computed twice.",
+    ),
+    Mutation(
+        DENSITY,
         "((others == own) & (index < index[part].unsqueeze(1)))",
         "((others == own) & (index > index[part].unsqueeze(1)))",
         (f"{TESTS}::test_copies_of_a_dense_token_are_no_other_centres",),

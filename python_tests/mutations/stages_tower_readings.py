@@ -13,6 +13,13 @@ PRUNE = "python_tests/methods/test_hiprune.py"
 
 MUTATIONS = [
     Mutation(
+        ANCHORS,
+        "order = (~real).view(b, frames, n // frames)",
+        "order = (real & ~real).view(b, frames, n // frames)",
+        (f"{PRUNE}::test_without_a_grid_neighbours_are_those_that_are_there",),
+        "Hidden tokens part neighbours where there is no grid.",
+    ),
+    Mutation(
         CONTEXTUAL,
         "min(max(round(share * kept), 1), kept - 1)",
         "min(round(share * kept), kept - 1)",

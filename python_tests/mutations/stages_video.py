@@ -10,6 +10,7 @@ LAYOUTS = "ficoco_ext/models/layouts.py"
 TREES = "ficoco_ext/stages/scene_trees.py"
 TESTS = "python_tests/reduce/test_outliers.py"
 SCENES = "python_tests/reduce/test_scene_trees.py"
+APART = "python_tests/reduce/test_scene_trees_distances.py"
 VIDEOS = "python_tests/families/test_videos.py"
 LAID = "python_tests/models/test_layouts.py"
 
@@ -135,10 +136,59 @@ MUTATIONS = [
     ),
     Mutation(
         TREES,
-        "wanted = (shares * self.diverse - 1e-6).ceil()",
-        "wanted = (shares * self.diverse).floor()",
+        "wanted = (shares.double() * self.diverse - _ROUNDING).ceil()",
+        "wanted = (shares.double() * self.diverse).floor()",
         (f"{SCENES}::test_equals_the_description",),
         "Fewer tokens are picked by diversity than are published.",
+    ),
+    Mutation(
+        TREES,
+        "wanted = (shares.double() * self.diverse - _ROUNDING).ceil()",
+        "wanted = (shares * self.diverse - _ROUNDING).ceil()",
+        (f"{APART}::test_shares_that_are_integers_are_not_rounded_up",),
+        "Float32 picks 52 of 85 tokens where 0.6 of them are 51.",
+    ),
+    Mutation(
+        TREES,
+        "alike = ops.cosines(rows, rows)",
+        "alike = F.normalize(rows, dim=-1, eps=TINY) @ F.normalize(rows, dim=-1, eps=TINY).mT",
+        (f"{APART}::test_of_copies_the_same_stay_with_a_mask_and_under_autocast",),
+        "With a mask copies have other cosines, and other tokens stay.",
+    ),
+    Mutation(
+        TREES,
+        'heads, mode = _rows(means, kept), "donot_use_mm_for_euclid_dist"',
+        'heads, mode = _rows(means, kept), "use_mm_for_euclid_dist"',
+        (f"{APART}::test_a_root_without_a_centre_in_its_frame_goes_to_the_nearest",),
+        "Where one channel is large, tokens go to any token that stays.",
+    ),
+    Mutation(
+        TREES,
+        "return least < frames",
+        "return least < 0",
+        (f"{APART}::test_a_root_without_a_centre_in_its_frame_goes_to_the_nearest",),
+        "Roots of frames without a centre go to the first token that stays.",
+    ),
+    Mutation(
+        TREES,
+        "if not isinstance(made, Trees) or made.settings != self.trees:",
+        "if not isinstance(made, Trees):",
+        (f"{APART}::test_with_what_the_select_noted_links_are_the_same",),
+        "A correlate with settings of its own follows the trees of another select.",
+    ),
+    Mutation(
+        TREES,
+        "        made = self.trees(visual, count)\n        return made.kept, made\n",
+        "        return self(visual, count), None\n",
+        (f"{APART}::test_distances_are_made_once_and_priced",),
+        "All is computed twice where tokens are merged.",
+    ),
+    Mutation(
+        FRAMES,
+        "4.0 * there.shape[1] * there.shape[2]",
+        "4.0 * there[0].numel()",
+        ("python_tests/methods/test_select_universal.py::test_no_pictures_are_no_tokens",),
+        "A batch of no videos ends in an error of torch.",
     ),
     Mutation(
         TREES,

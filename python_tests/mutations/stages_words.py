@@ -56,10 +56,10 @@ MUTATIONS = [
     ),
     Mutation(
         RELEVANCE,
-        "(power * (weight - weight.amax(1, keepdim=True))).exp()",
-        "(power * weight).exp()",
-        (f"{CDPRUNER}::test_a_large_theta_neither_overflows_nor_forgets_who_is_relevant",),
-        "A theta near 1 ends in infinite saliency.",
+        "MOST_THETA = 0.9\n",
+        "MOST_THETA = 0.95\n",
+        (f"{CDPRUNER}::test_refusals_of_hyperparameters",),
+        "A theta is taken with which copies of relevant tokens stay and others leave.",
     ),
     Mutation(
         RELEVANCE,

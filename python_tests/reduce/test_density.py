@@ -49,7 +49,9 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(density, "_BLOCK", 512)
         whole = density_peaks(x, 6, 5, hidden)
         monkeypatch.setattr(density, "_BLOCK", 7)
+        monkeypatch.setattr(density, "_STRIP", 9)
         blocked = density_peaks(x, 6, 5, hidden)
+        monkeypatch.setattr(density, "_STRIP", 64)
         assert all(torch.equal(a, b) for a, b in zip(whole, blocked, strict=True))
 
 
