@@ -44,7 +44,8 @@ def select(
         saliency: (B, N), finite and at least 0: how much the vision tower looks at each token, for methods that need
             it, such as ``"scope"``. Its unit does not matter.
         keys: (B, N, K), tower_features: (B, N, C), early_saliency: (B, N): of the vision tower, for methods that need
-            them; see :class:`ficoco_ext.stages.VisualFeatures`.
+            them; see :class:`ficoco_ext.stages.VisualFeatures`. What only merging needs, such as ``"visionzip"``'s
+            keys, may be left out here.
         frames: of videos: the N tokens are those of so many frames, one frame after the other.
         mask: (B, N) bool, False for padding and for tokens that may never stay, such as separators. Every picture has
             at least ``tokens`` others: checked on the CPU, a promise elsewhere.
@@ -72,7 +73,7 @@ def select(
     of_the_tower = (keys, tower_features, early_saliency)
     visual = VisualFeatures(features, mask, grid, saliency, text, text_mask, *of_the_tower, frames)
     chosen = _chosen("select", method, hyperparameters)
-    check_shapes("select", visual, tokens, needs=chosen.needs, count_name="tokens")
+    check_shapes("select", visual, tokens, needs=chosen.needs_to_keep, count_name="tokens")
     return chosen.keep(visual, tokens)
 
 

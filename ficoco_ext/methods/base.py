@@ -212,6 +212,11 @@ class FeatureMethod(AnyMethod):
         """(rows, columns) in which a picture of ``grid`` is encoded for at most ``count`` tokens: its own."""
         return grid
 
+    @property
+    def needs_to_keep(self) -> tuple[str, ...]:
+        """What :meth:`keep` needs of all that the method needs; merging may need more."""
+        return self.needs
+
     def keep(self, visual: VisualFeatures, count: int) -> Tensor:
         """(B, ``count``) indices of the tokens that stay, ascending."""
         raise NotImplementedError

@@ -87,6 +87,11 @@ class ProjectorMethod(FeatureMethod):
             found += [*CorrelateStage.of(self.correlate).needs, *CompressStage.of(self.compress).needs]
         return needs.in_order(need for need in found if need != needs.QUERY_AND_KEY)
 
+    @property
+    def needs_to_keep(self) -> tuple[str, ...]:
+        """What its select needs."""
+        return needs.in_order(SelectStage.of(self.select).needs)
+
     def describe(self) -> Words:
         """Its stages in words."""
         leave = SelectStage.of(self.select).describe()
@@ -129,8 +134,8 @@ class ProjectorMethod(FeatureMethod):
 
     def _noted(self, visual: VisualFeatures, count: int) -> tuple[Tensor, Any]:
         """What :meth:`keep` gives, and what the select found on its way."""
-        check_shapes(self.name, visual, count, needs=self.needs)
-        check_values(self.name, visual, count, needs=self.needs)
+        check_shapes(self.name, visual, count, needs=self.needs_to_keep)
+        check_values(self.name, visual, count, needs=self.needs_to_keep)
         with torch.no_grad():
             kept, notes = SelectStage.of(self.select).noted(visual, count)
         check_kept(self.name, kept, visual, count)
@@ -149,6 +154,7 @@ class ProjectorMethod(FeatureMethod):
 
         Features and planes are differentiable; selection and weights are constants of the gradient.
         """
+        check_shapes(self.name, visual, count, needs=self.needs)
         kept, notes = self._noted(visual, count)
         check_planes(self.name, visual, planes)
         mask = visual.mask

@@ -183,6 +183,20 @@ def test_without_centres_it_drops():
     assert torch.equal(one.kept[:, 0], visual.saliency.argmax(1)) and one.reduction.targets.shape == (3, 39, 0)
 
 
+def test_keys_are_for_merging_alone():
+    """Who stays is a matter of saliency; who goes where is not."""
+    visual, method = given(), get_method("visionzip")
+    assert method.needs == (needs.SALIENCY, needs.TOWER_KEYS) and method.needs_to_keep == (needs.SALIENCY,)
+    kept = ficoco_ext.select(visual.features, 9, method="visionzip", saliency=visual.saliency)
+    assert torch.equal(kept, method(visual, 9).kept)
+    with pytest.raises(ValueError, match="select: saliency must be given, as the method needs it"):
+        ficoco_ext.select(visual.features, 9, method="visionzip", keys=visual.keys)
+    with pytest.raises(ValueError, match="merge: keys must be given, as the method needs it"):
+        ficoco_ext.merge(visual.features, 9, method="visionzip", saliency=visual.saliency)
+    with pytest.raises(ValueError, match="visionzip: keys must be given, as the method needs it"):
+        method(visual._replace(keys=None), 9)
+
+
 @pytest.mark.parametrize("merging", ["sum", "mean"])
 def test_gradients(merging):
     features = torch.randn(2, 12, 3, dtype=torch.float64, requires_grad=True)
