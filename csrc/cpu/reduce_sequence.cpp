@@ -14,7 +14,8 @@ namespace {
 using Indices = std::vector<int64_t>;
 using Floats = std::vector<float>;
 
-// The columns among which the text after the visual tokens is, and for each of them 1 if it is text, else 0.
+// The columns among which the text after the visual tokens is, and for each of them 1 if it is text, else 0. One that
+// is not is replaced by that of the last visual token: with weight 0, padding that holds NaN would still count.
 struct Text {
   Indices columns;
   Floats chosen;
@@ -24,8 +25,8 @@ struct Text {
     const int64_t last_visual = p.visual[p.visual_count - 1];
     for (int64_t t = 0; t < p.after; ++t) {
       const int64_t column = p.count - p.after + t;
-      columns[t] = column;
       chosen[t] = column > last_visual && (!p.real || p.real[column]) ? 1.f : 0.f;
+      columns[t] = chosen[t] > 0.f ? column : last_visual;
       count += chosen[t];
     }
   }

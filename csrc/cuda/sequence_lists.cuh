@@ -60,9 +60,10 @@ __device__ __forceinline__ void write_lists(const SequenceLists& s, int64_t b) {
   for (int64_t i = threadIdx.x; i < all; i += blockDim.x) {
     const int64_t column = i < n ? visual[i] : s.count - all + i;
     assert(column >= 0 && column < s.count && "ficoco::reduce_sequence: a visual token is not in the sequence");
-    s.others[b * all + i] = column;
+    const bool chosen = is_text(real, last_visual, column);
+    s.others[b * all + i] = i < n || chosen ? column : last_visual;  // padding may be NaN, which no weight hides
     s.weights[2 * b * all + i] = i < n ? of_visual : 0.f;
-    s.weights[(2 * b + 1) * all + i] = i >= n && is_text(real, last_visual, column) ? of_text : 0.f;
+    s.weights[(2 * b + 1) * all + i] = i >= n && chosen ? of_text : 0.f;
   }
 }
 

@@ -142,8 +142,9 @@ __device__ __forceinline__ void write_choice(const ReduceSequenceParams& p, int6
   const float share = p.indirect_mean ? 1.f / static_cast<float>(max(text, 1)) : 1.f;
   for (int t = threadIdx.x; t < static_cast<int>(p.after); t += blockDim.x) {
     const int column = count - static_cast<int>(p.after) + t;
-    out.text[b * p.after + t] = column;
-    out.text_share[b * p.after + t] = is_text(real, last, column) ? share : 0.f;
+    const bool chosen = is_text(real, last, column);
+    out.text[b * p.after + t] = chosen ? column : last;  // padding may be NaN, which no weight hides
+    out.text_share[b * p.after + t] = chosen ? share : 0.f;
   }
 }
 

@@ -7,7 +7,7 @@ token 0.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -43,6 +43,12 @@ def accumulate(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Within it autocast makes nothing coarser that is computed on the device of ``tensor``."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
 def rows(matrix: Tensor, index: Tensor) -> Tensor:
     """Rows ``index`` (B, r) of ``matrix`` (B, N, X): (B, r, X)."""
     return matrix.gather(1, index.unsqueeze(-1).expand(-1, -1, matrix.shape[-1]))
@@ -75,8 +81,7 @@ def attention_rows(query: Tensor, key: Tensor, scale: float, probs: bool, index:
 def cosine_map(one: Tensor, other: Tensor) -> Tensor:
     """(B, N, R) cosines of vectors (B, N, D) and (B, R, D), which autocast does not make coarser."""
     units = [torch.nn.functional.normalize(accumulate(x), dim=-1, eps=TINY) for x in (one, other)]
-    kind = one.device.type
-    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+    with without_autocast(one):
         return units[0] @ units[1].mT
 
 

@@ -22,17 +22,19 @@ class Text(NamedTuple):
 def text_after(visual: Tensor, tokens: int, real: Tensor | None, after: int | None) -> Text:
     """The text after the visual tokens at columns ``visual`` (B, n) of ``tokens``.
 
+    A column that is not this text is replaced by that of the last visual token, so that nothing reads what padding
+    holds: not even 0 times NaN is 0.
+
     Args:
         real: (B, tokens) bool, False for padding; None: all are real.
         after: the most columns that any row has after its visual tokens; None: as many as are not visual.
     """
-    b, n = visual.shape
-    count = tokens - n if after is None else after
+    count = tokens - visual.shape[1] if after is None else after
     columns = torch.arange(tokens - count, tokens, device=visual.device)
     chosen = columns > visual[:, -1:]
     if real is not None:
         chosen = chosen & real[:, tokens - count :]
-    return Text(columns.expand(b, -1), chosen)
+    return Text(torch.where(chosen, columns, visual[:, -1:]), chosen)
 
 
 def last_token(visual: Tensor, tokens: int, real: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .attention import QueryKey, accumulate
+from .attention import QueryKey, accumulate, without_autocast
 
 _CELLS = 2**24  # probabilities of all heads that are held at once
 
@@ -28,7 +28,7 @@ def strongest_head(
     Returns:
         (B, W, N) float32 (float64 for float64).
 
-    Cost: 2 B R T H d operations. Deterministic.
+    Cost: 2 B R T H d operations. Deterministic. Autocast does not apply.
 
     Example:
         >>> import torch
@@ -40,6 +40,14 @@ def strongest_head(
         >>> strongest_head(attn, visual, text, torch.ones(1, 1, 2), given=False).shape
         torch.Size([1, 1, 6])
     """
+    with without_autocast(attn.query):
+        return _sums(attn, tokens, others, weights, given, key_mask)
+
+
+def _sums(
+    attn: QueryKey, tokens: Tensor, others: Tensor, weights: Tensor, given: bool, key_mask: Tensor | None
+) -> Tensor:
+    """:func:`strongest_head`, in blocks of rows."""
     query, key = attn.query, accumulate(attn.key)
     (b, h, _, d), (_, hk, t, _) = query.shape, key.shape
     out = key.new_zeros(b, weights.shape[1], tokens.shape[1])

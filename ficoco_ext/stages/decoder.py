@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops import Attention, QueryKey, costs, sequence
+from ..ops import Attention, QueryKey, checks, costs, sequence
 from . import needs
 from .base import CorrelateStage, FilterStage, Links, Selection
 from .correlate import adaptive_targets, targets_in_words
@@ -68,6 +68,12 @@ class Layout:
     def last(self) -> Tensor:
         """(B, 1) column of the last real token."""
         return sequence.last_token(self.visual, self.tokens, self.real)
+
+    def require(self, r: int) -> None:
+        """Raise unless ``r`` of the visual tokens can leave, so that one stays."""
+        n = self.visual.shape[1]
+        if not 0 <= r < n:
+            checks.fail("reduce", "r", f"in [0, {n - 1}] for {n} visual tokens", str(r), "at least one stays")
 
     @classmethod
     def of(
@@ -165,6 +171,7 @@ class DecoderFilter(FilterStage):
 
     def __call__(self, attn: QueryKey, r: int, layout: Layout, *, given: bool = False) -> Selection:
         """Select r sources. ``given``: the attention is a map in disguise, whose values are used as they are."""
+        layout.require(r)
         self.check(attn, class_token=False, grid=layout.grid)
         among, text = sequence.visual_scores(
             attn,
@@ -209,6 +216,7 @@ class LastTokenFilter(FilterStage):
 
     def __call__(self, attn: QueryKey, r: int, layout: Layout, *, given: bool = False) -> Selection:
         """Select r sources."""
+        layout.require(r)
         received = sequence.last_token_scores(attn, layout.visual, layout.last, layout.real, given=given)
         return Selection(*ops.filter(torch.zeros_like(received), received, r, lam=0.0, class_token=False))
 

@@ -50,6 +50,7 @@ class PivotFilter(FilterStage):
 
     def __call__(self, attn: QueryKey, r: int, layout: Layout, *, given: bool = False) -> Selection:
         """Select r sources."""
+        layout.require(r)
         if given:
             checks.fail(
                 "reduce", "attn", "QueryKey(query, key): pivots are chosen by their keys", "a map", "pass those"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import ops
 from ..ops import QueryKey, costs, sequence
-from ..ops.attention import accumulate, rows
+from ..ops.attention import accumulate, rows, without_autocast
 from .base import FilterStage, Selection
 from .decoder import Layout
 from .frozen import value
@@ -41,7 +41,8 @@ class TextRaters(FilterStage):
         visual, text = rows(embeddings, layout.visual), accumulate(rows(embeddings, columns))
         total = text.new_zeros(is_text.shape)
         for part in visual.split(_VISUAL, 1):
-            similar = accumulate(part) @ text.mT
+            with without_autocast(text):
+                similar = accumulate(part) @ text.mT
             total += similar.masked_fill(~is_text.unsqueeze(1), -torch.inf).softmax(-1).sum(1)
         share = torch.where(is_text, total, 0) / visual.shape[1]
         above = is_text & (share > share.sum(1, keepdim=True) / is_text.sum(1, keepdim=True).clamp(min=1))
@@ -51,6 +52,7 @@ class TextRaters(FilterStage):
 
     def __call__(self, attn: QueryKey, r: int, layout: Layout, *, given: bool = False) -> Selection:
         """Select r sources."""
+        layout.require(r)
         assert layout.marks is not None, "a method asks for the marks first"
         columns, is_text = layout.text_after
         rating = layout.marks.gather(1, columns) & is_text

@@ -13,7 +13,7 @@ from ..ops.attention import rows
 from .base import CompressStage, FilterStage, Links, Selection
 from .decoder import Layout
 from .density import computed, density_peaks
-from .frozen import require_number, value
+from .frozen import reject, require_number, value
 from .shape import Priced, Shape
 
 
@@ -30,7 +30,7 @@ class Recycle(FilterStage):
     Args:
         filter: who ranks the tokens.
         share: of those it removes, how many are clustered; in [0, 1].
-        size: tokens for each cluster; at least 1.
+        size: tokens for each cluster, at least 2: clusters of one token would bring back all that is clustered.
     """
 
     filter: Callable[..., Selection]
@@ -39,7 +39,8 @@ class Recycle(FilterStage):
 
     def __post_init__(self) -> None:
         require_number("Recycle", "share", self.share, 0, 1)
-        require_number("Recycle", "size", self.size, 1, 2**31)
+        if type(self.size) is not int or self.size < 2:
+            reject("Recycle", "size", "an integer >= 2", self.size)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -89,9 +90,8 @@ class Recycle(FilterStage):
             (276, 9)
         """
         removed = r
-        while removed - self.clusters(removed) < r:
+        while removed < tokens - 1 and removed - self.clusters(removed) < r:
             removed += 1
-        removed = min(removed, tokens - 1)
         return removed, removed - r
 
     def operations(self, shape: Shape) -> list[Priced]:
@@ -102,6 +102,7 @@ class Recycle(FilterStage):
 
     def __call__(self, attn: QueryKey, r: int, layout: Layout, *, given: bool = False) -> Selection:
         """Select r sources, and the clusters of those that are recycled."""
+        layout.require(r)
         if layout.hidden is None:
             checks.fail("reduce", "layout", "one with the hidden states", layout, "pass Layout(..., hidden=tokens)")
         removed, clusters = self.split(layout.visual.shape[1], r)

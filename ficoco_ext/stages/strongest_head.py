@@ -50,6 +50,7 @@ class StrongestHeadFilter(FilterStage):
 
     def __call__(self, attn: QueryKey, r: int, layout: Layout, *, given: bool = False) -> Selection:
         """Select r sources."""
+        layout.require(r)
         among, text = self_and_cross(attn, layout, given=given)
         product = torch.where(layout.is_text.any(1, keepdim=True), among * text, among)
         return Selection(*ops.filter(torch.zeros_like(product), product, r, lam=0.0, class_token=False))

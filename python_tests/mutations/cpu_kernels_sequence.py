@@ -21,6 +21,13 @@ MUTATIONS = [
     ),
     Mutation(
         FILE,
+        "columns[t] = chosen[t] > 0.f ? column : last_visual;",
+        "columns[t] = column;",
+        (f"{TESTS}::test_padding_may_hold_nan",),
+        "NaN in the padding of one prompt stops a whole batch.",
+    ),
+    Mutation(
+        FILE,
         "while (last > 0 && p.real && !p.real[last]) --last;",
         "",
         (BITS,),

@@ -29,6 +29,13 @@ MUTATIONS = [
     ),
     Mutation(
         SEQUENCE,
+        "torch.where(chosen, columns, visual[:, -1:])",
+        "columns.expand(len(visual), -1)",
+        ("python_tests/decoder/test_text_limits.py::test_padding_may_be_nan",),
+        "NaN in the padding of one prompt stops a whole batch.",
+    ),
+    Mutation(
+        SEQUENCE,
         "return (columns * real).amax(1, keepdim=True)",
         "return columns[-1:].expand(visual.shape[0], 1)",
         (BITS,),

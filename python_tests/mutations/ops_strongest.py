@@ -6,6 +6,7 @@ from mutations import Mutation
 
 OPERATOR = "ficoco_ext/ops/strongest_head.py"
 TESTS = "python_tests/decoder/test_text_methods.py"
+LIMITS = "python_tests/decoder/test_text_limits.py"
 
 MUTATIONS = [
     Mutation(
@@ -28,6 +29,13 @@ MUTATIONS = [
         "allowed",
         (f"{TESTS}::test_the_lowest_scores_leave",),
         "Padding takes attention.",
+    ),
+    Mutation(
+        OPERATOR,
+        "with without_autocast(attn.query):",
+        "if True:",
+        (f"{LIMITS}::test_autocast_changes_nothing",),
+        "Under autocast other tokens leave.",
     ),
     Mutation(
         OPERATOR,

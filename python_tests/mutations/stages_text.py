@@ -8,7 +8,9 @@ RATERS = "ficoco_ext/stages/raters.py"
 RECYCLE = "ficoco_ext/stages/recycle.py"
 STRONGEST = "ficoco_ext/stages/strongest_head.py"
 PIVOTS = "ficoco_ext/stages/decoder_pivots.py"
+DECODER = "ficoco_ext/stages/decoder.py"
 TESTS = "python_tests/decoder/test_text_methods.py"
+LIMITS = "python_tests/decoder/test_text_limits.py"
 
 MUTATIONS = [
     Mutation(
@@ -48,8 +50,8 @@ MUTATIONS = [
     ),
     Mutation(
         RECYCLE,
-        "removed = min(removed, tokens - 1)",
-        "removed = min(removed, tokens)",
+        "while removed < tokens - 1 and removed",
+        "while removed",
         (f"{TESTS}::test_every_number_of_columns_can_leave",),
         "A small picture loses every token, or is an error in the middle of a prompt.",
     ),
@@ -73,6 +75,27 @@ MUTATIONS = [
         "int(self.share * removed + 1e-9)",
         (f"{TESTS}::test_recycling_by_hand",),
         "Fewer tokens stay than the paper's.",
+    ),
+    Mutation(
+        RECYCLE,
+        "if type(self.size) is not int or self.size < 2:",
+        "if self.size < 2:",
+        (f"{LIMITS}::test_clusters_are_of_two_tokens_or_more",),
+        "Clusters of 10.5 tokens are a number that no layer takes.",
+    ),
+    Mutation(
+        RATERS,
+        "with without_autocast(text):",
+        "if True:",
+        (f"{LIMITS}::test_autocast_does_not_change_who_rates",),
+        "Under autocast large channels overflow, and other words rate.",
+    ),
+    Mutation(
+        DECODER,
+        "if not 0 <= r < n:",
+        "if not 0 <= r <= n:",
+        (f"{LIMITS}::test_a_filter_leaves_at_least_one_token",),
+        "Removing every token is a division by zero.",
     ),
     Mutation(
         STRONGEST,

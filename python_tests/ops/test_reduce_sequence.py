@@ -125,6 +125,26 @@ def test_no_text(kernels, ranking):
 
 @needs_kernels
 @pytest.mark.parametrize(("ranking", "correlation"), WAYS)
+@pytest.mark.parametrize("start", [22, 26, 34])
+def test_padding_may_hold_nan(kernels, ranking, correlation, start):
+    """After the text, in its place, or with only some of it left; and before the visual tokens."""
+    args = list(inputs(b=2, first=2, ranking=ranking, correlation=correlation, d=64))
+    args[4], real = columns(1, 40, 20, 2).repeat(2, 1), torch.ones(2, 40, dtype=torch.bool)
+    real[0, :1], real[1, start:] = False, False
+    args[5] = real
+    clean = [one.clone() for one in args[:3]]
+    args[0] = args[0].masked_fill(~real[..., None], torch.nan)
+    args[1:3] = (one.masked_fill(~real[:, None, :, None], torch.nan) for one in args[1:3])
+    found = _reduce_sequence.Shortened(*kernels("reduce_sequence", *args))
+    wanted = _reduce_sequence.Shortened(*kernels("reduce_sequence", *clean, *args[3:]))
+    for name in NAMES:
+        if name != "tokens":
+            assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+    there = real.gather(1, found.kept)
+    assert torch.equal(found.tokens[there], wanted.tokens[there])
+
+
+@pytest.mark.parametrize(("ranking", "correlation"), WAYS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_on_the_cpu_it_is_its_operators(ranking, correlation, dtype):
     """Bit for bit, whatever the number of threads."""
