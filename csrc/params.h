@@ -14,12 +14,12 @@ enum class Correlation { kLogits, kProbs, kKey, kMap };
 enum class Ranking { kLogits, kProbs, kLast };
 enum class Objective { kMaxMin, kCoverage, kLogDet, kMmr };
 
-// Of greedy_select. A cosine with oneself above kItself is 1: rounding would decide between equals. Of log-det: the
-// least factor of the determinant that is divided by, and the share of the first one below which the rest adds nothing.
-constexpr float kItself = 0.999f;
-constexpr float kSmallestFactor = 1e-10f, kExhausted = 1e-6f;
-// Of bipartite_thin. A cosine above it is 1: rounding would decide which of equal tokens leaves.
+// Of greedy_select and bipartite_thin. A cosine above it is 1, with oneself or with another token: rounding would
+// decide between equal tokens.
 constexpr float kAlike = 0.99999f;
+// Of greedy_select by log-det: the least factor of the determinant that is divided by, and the share of the first one
+// below which the rest adds nothing.
+constexpr float kSmallestFactor = 1e-10f, kExhausted = 1e-6f;
 
 // Cells of a grid of patches: CUDA kernels give the index of a cell 32 bits.
 constexpr int64_t kMaxCells = INT32_MAX;

@@ -20,11 +20,11 @@ namespace ficoco {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-// What every objective works on.
+// What every objective works on: the real tokens of an image, N of them.
 struct Candidates {
   const GreedySelectParams& p;
   const float* cosine;      // (N, N)
-  std::vector<char> free;   // neither picked nor masked
+  std::vector<char> free;   // not picked
   std::vector<float> gain;  // scratch
 
   const float* row(int64_t j) const { return cosine + j * p.tokens; }
@@ -46,13 +46,13 @@ struct Candidates {
   }
 };
 
-// The largest cosine of each token with another one that is there; -1 if it is alone.
+// The largest cosine of each token with another one; -1 if it is alone.
 void nearest_neighbours(const Candidates& c, float* nearest) {
   each(c.p.tokens, [&](int64_t j) {
     const float* row = c.row(j);
     float best = -kInfinity;
     for (int64_t i = 0; i < c.p.tokens; ++i) {
-      if (i != j && c.free[i] && row[i] > best) best = row[i];
+      if (i != j && row[i] > best) best = row[i];
     }
     nearest[j] = best == -kInfinity ? -1.f : best;
   });
@@ -80,7 +80,7 @@ void by_distance(Candidates& c) {
 void by_coverage(const Candidates& c) {
   const GreedySelectParams& p = c.p;
   Buffer<float> covered(p.tokens);
-  for (int64_t i = 0; i < p.tokens; ++i) covered[i] = c.free[i] ? 0.f : kInfinity;  // what is not there needs no cover
+  std::fill_n(covered.data(), p.tokens, 0.f);
   pick_by_coverage({c.cosine, p.tokens, p.tokens, p.tokens, p.count, p.saliency, p.order, p.gains}, c.free, covered);
 }
 
@@ -125,23 +125,45 @@ Fault find_fault(const GreedySelectParams& p, const float* unit) {
   return std::max(found, real < p.count ? Fault::kTooFewTokens : Fault::kNone);
 }
 
-}  // namespace
-
-Fault greedy_select_image(const GreedySelectParams& p) {
+// Picks among p.tokens tokens that are all real.
+void pick(const GreedySelectParams& p, const float* unit) {
   const int64_t n = p.tokens;
-  const Buffer<float> unit = unit_keys(p.features, n, p.width);
-  const Fault fault = find_fault(p, unit.data());
-  if (fault != Fault::kNone || p.count == 0) return fault;
   Buffer<float> cosine(n * n);
-  pair_cosines(unit.data(), n, p.width, cosine.data());
+  pair_cosines(unit, n, p.width, cosine.data());
   Candidates candidates{p, cosine.data(), std::vector<char>(n, 1), std::vector<float>(n)};
-  if (p.mask) std::copy_n(p.mask, n, candidates.free.begin());
   switch (p.objective) {
     case Objective::kMaxMin:
     case Objective::kMmr: by_distance(candidates); break;
     case Objective::kCoverage: by_coverage(candidates); break;
     case Objective::kLogDet: by_determinant(candidates); break;
   }
+}
+
+}  // namespace
+
+Fault greedy_select_image(const GreedySelectParams& p) {
+  Buffer<float> unit = unit_keys(p.features, p.tokens, p.width);
+  const Fault fault = find_fault(p, unit.data());
+  if (fault != Fault::kNone || p.count == 0) return fault;
+  if (!p.mask) {
+    pick(p, unit.data());
+    return Fault::kNone;
+  }
+  // Real tokens move to the front, so that sums over tokens add the same numbers in the same order whatever is hidden.
+  std::vector<int64_t> real;
+  std::vector<float> saliency;
+  for (int64_t j = 0; j < p.tokens; ++j) {
+    if (!p.mask[j]) continue;
+    std::copy_n(unit.data() + j * p.width, p.width, unit.data() + real.size() * p.width);
+    if (p.saliency) saliency.push_back(p.saliency[j]);
+    real.push_back(j);
+  }
+  GreedySelectParams among = p;
+  among.tokens = static_cast<int64_t>(real.size());
+  among.mask = nullptr;
+  if (p.saliency) among.saliency = saliency.data();
+  pick(among, unit.data());
+  for (int64_t step = 0; step < p.count; ++step) p.order[step] = real[p.order[step]];
   return Fault::kNone;
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cpu/buffer.h"
+#include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
 #include "cpu/simd.h"
@@ -24,6 +25,7 @@ void panel_cosines(const float* unit, int64_t tokens, int64_t width, int64_t beg
     const int64_t block = std::min(kBlock, tokens - j);
     std::fill_n(scores.data(), block * w, 0.f);
     simd.panel_dot(packed.data(), w, width, unit + j * width, width, nullptr, block, scores.data());
+    for (int64_t s = 0; s < block * w; ++s) scores[s] = scores[s] > kAlike ? 1.f : scores[s];
     for (int64_t i = 0; i < count; ++i) {
       float* row = cosine + (begin + i) * tokens + j;
       for (int64_t t = 0; t < block; ++t) row[t] = scores[t * w + i];
@@ -44,10 +46,6 @@ void pair_cosines(const float* unit, int64_t tokens, int64_t width, float* cosin
     panel(i);
     if (panels - 1 - i != i) panel(panels - 1 - i);
   });
-  for (int64_t j = 0; j < tokens; ++j) {
-    float& itself = cosine[j * (tokens + 1)];
-    if (itself > kItself) itself = 1.f;
-  }
 }
 
 }  // namespace ficoco

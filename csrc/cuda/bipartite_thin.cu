@@ -49,7 +49,7 @@ __device__ void compute_scores(const float* cosine, int64_t tokens, const int* l
     for (int j = lane; j < odds; j += kWarp) best = fmaxf(best, row[list[2 * j + 1]]);
 #pragma unroll
     for (int offset = 1; offset < kWarp; offset *= 2) best = fmaxf(best, __shfl_xor_sync(kAllLanes, best, offset));
-    if (lane == 0) score[i] = ordered(best > kAlike ? 1.f : best);
+    if (lane == 0) score[i] = ordered(best);
   }
 }
 

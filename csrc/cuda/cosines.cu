@@ -15,7 +15,7 @@ namespace {
 
 constexpr float kTiny = 1e-12f;
 
-// With kSelf the things are the tokens, and the cosine of one with itself is 1.
+// With kSelf the things are the tokens, and a cosine above kAlike is 1.
 template <class T, bool kVector, bool kSelf>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
     cosines_kernel(CosinesParams p, View<T> features, View<T> things) {
@@ -56,8 +56,9 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>)
     for (int j = 0; j < Sums::kColumns; ++j) {
       const int row = Sums::row(i), column = Sums::column(j);
       if (row >= rows || column >= columns) continue;
-      float value = sums.at(i, j) * inverse[0][row] * inverse[1][column];
-      if (kSelf && i0 + row == j0 + column && value > kItself) value = 1.f;
+      // The product of the lengths first: it is the same both ways round, so copies have equal cosines in all tiles.
+      float value = sums.at(i, j) * (inverse[0][row] * inverse[1][column]);
+      if (kSelf && value > kAlike) value = 1.f;
       out[(i0 + row) * r + j0 + column] = value;
       if (kSelf && i0 != j0) out[(j0 + column) * r + i0 + row] = value;
     }

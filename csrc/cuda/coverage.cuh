@@ -30,8 +30,9 @@ struct Coverage {
   int candidates, things;
   const float* rows;  // row j: by how much candidate j covers each thing
   int64_t stride;
+  const int* columns;     // (things) where in a row each thing is, or nullptr for all in order
   const float* saliency;  // factor on a candidate's gain, or nullptr for 1
-  float* covered;         // (things) before the first pick: infinity for what needs no cover
+  float* covered;         // (things) by what each is covered before the first pick
   float* bound;           // (candidates) gains that are no longer exact
   int* computed;          // (candidates) the pick at which a bound was computed
   bool* free;             // (candidates)
@@ -40,6 +41,7 @@ struct Coverage {
   float* gains;    // (count)
 
   __device__ const float* row(int j) const { return rows + j * stride; }
+  __device__ int column(int i) const { return columns ? columns[i] : i; }
 };
 
 // One block picks `count` candidates, each the one that adds most to `covered`, the lowest of equal ones. A gain only
@@ -52,7 +54,7 @@ __device__ inline void pick_by_coverage(const Coverage& c, BestShared& shared) {
     const float* row = c.row(j);
     float more = 0.f;
     for (int i = lane; i < c.things; i += kWarp) {
-      const float x = row[i], covered = c.covered[i];
+      const float x = row[c.column(i)], covered = c.covered[i];
       more += x > covered ? x - covered : 0.f;
     }
     more = warp_sum(more);
@@ -101,7 +103,7 @@ __device__ inline void pick_by_coverage(const Coverage& c, BestShared& shared) {
       c.order[step] = picked;
       c.gains[step] = c.bound[picked];
     }
-    for (int i = threadIdx.x; i < c.things; i += kPickThreads) c.covered[i] = fmaxf(c.covered[i], row[i]);
+    for (int i = threadIdx.x; i < c.things; i += kPickThreads) c.covered[i] = fmaxf(c.covered[i], row[c.column(i)]);
     __syncthreads();
   }
 }

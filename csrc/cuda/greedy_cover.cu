@@ -23,6 +23,7 @@ __global__ void __launch_bounds__(kPickThreads, 1) cover_kernel(GreedyCoverParam
                    .things = things,
                    .rows = static_cast<const float*>(p.cover.data) + b * p.cover.stride_b,
                    .stride = p.cover.stride_n,
+                   .columns = nullptr,
                    .saliency = nullptr,
                    .covered = w.covered + b * things,
                    .bound = w.bound + b * n,

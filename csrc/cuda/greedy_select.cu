@@ -21,6 +21,7 @@ struct Picking {
   float* bound;         // (B, N) gains that are no longer exact
   int* computed;        // (B, N) the pick at which a bound was computed
   bool* free;           // (B, N) neither picked nor masked
+  int* real;            // (B, N) real tokens first, with coverage and a mask
   float* columns;       // (B, T, N) of the Cholesky factor
 };
 
@@ -33,6 +34,7 @@ struct Image {
   float *value, *bound, *columns;
   int* computed;
   bool* free;
+  int* real;
 
   __device__ Image(const GreedySelectParams& p, const Picking& w)
       : p(p),
@@ -43,7 +45,8 @@ struct Image {
         bound(w.bound + b * p.tokens),
         columns(w.columns + b * p.count * p.tokens),
         computed(w.computed + b * p.tokens),
-        free(w.free + b * p.tokens) {}
+        free(w.free + b * p.tokens),
+        real(w.real + b * p.tokens) {}
 
   __device__ const float* row(int j) const { return cosine + static_cast<int64_t>(j) * n; }
   __device__ float saliency(int j) const { return p.saliency ? p.saliency[b * n + j] : 1.f; }
@@ -118,14 +121,35 @@ __device__ void pick_by_distance(const Image& im, BestShared& shared) {
   }
 }
 
+// Lists the real tokens, ascending, and returns how many there are. By one warp.
+__device__ int list_real(const Image& im) {
+  const int lane = threadIdx.x % kWarp;
+  int found = 0;
+  for (int base = 0; base < im.n; base += kWarp) {
+    const bool real = base + lane < im.n && im.free[base + lane];
+    const uint32_t votes = __ballot_sync(kAllLanes, real);
+    if (real) im.real[found + __popc(votes & ((1u << lane) - 1))] = base + lane;
+    found += __popc(votes);
+  }
+  return found;
+}
+
+// Real tokens alone are to be covered. They are listed, so that sums over them add the same numbers in the same order
+// whatever is hidden.
 __device__ void pick_by_coverage(const Image& im, BestShared& shared) {
+  __shared__ int things;
   const GreedySelectParams& p = im.p;
-  im.each([&](int i) { im.value[i] = im.free[i] ? 0.f : INFINITY; });  // what is not there needs no cover
+  if (threadIdx.x < kWarp) {
+    const int found = p.mask ? list_real(im) : im.n;
+    if (threadIdx.x == 0) things = found;
+  }
+  im.each([&](int i) { im.value[i] = 0.f; });
   __syncthreads();
   pick_by_coverage({.candidates = im.n,
-                    .things = im.n,
+                    .things = things,
                     .rows = im.cosine,
                     .stride = im.n,
+                    .columns = p.mask ? im.real : nullptr,
                     .saliency = p.saliency ? p.saliency + im.b * im.n : nullptr,
                     .covered = im.value,
                     .bound = im.bound,
@@ -200,6 +224,7 @@ Workspace take(const GreedySelectParams& p, Pieces& pieces) {
   w.picking.bound = pieces.take<float>(p.batch, p.tokens);
   w.picking.computed = pieces.take<int>(p.batch, p.tokens);
   w.picking.free = pieces.take<bool>(p.batch, p.tokens);
+  w.picking.real = pieces.take<int>(p.objective == Objective::kCoverage && p.mask ? p.batch : 0, p.tokens);
   w.picking.columns = pieces.take<float>(by_determinant ? p.batch : 0, p.count, p.tokens);
   return w;
 }

@@ -163,8 +163,9 @@ void check_grid(const CorrelateCall& call) {
 }
 
 void check_patches(const char* op, const char* argument, int64_t patches, int64_t got) {
-  FICOCO_VALUE(patches <= kMaxPatches, op, argument, check::text("of at most ", kMaxPatches, " patches on a GPU"), got,
-               "reduce on the CPU, or split the image");
+  FICOCO_VALUE(patches <= kMaxPatches, op, argument,
+               check::text("of at most ", kMaxPatches, " patches or tokens on a GPU"), got,
+               "take fewer frames or smaller pictures, split them, or reduce on the CPU");
 }
 
 void check_grid(const FilterCall& call) {

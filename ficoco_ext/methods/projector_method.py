@@ -203,7 +203,9 @@ def _real(features: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _selection(kept: Tensor, features: Tensor) -> Selection:
-    """With who leaves, ascending: the tokens that are not in ``kept`` (B, T)."""
+    """With who leaves, ascending: the tokens that are not in ``kept`` (B, T). By torch, for videos of any length."""
     b, n, _ = features.shape
     leaves = torch.ones(b, n, device=features.device, dtype=ops.result_dtype(features)).scatter(1, kept, 0.0)
-    return Selection(*ops.filter(leaves, leaves, n - kept.shape[1], lam=1.0, class_token=False))
+    order = leaves.sort(dim=1, descending=True, stable=True).indices
+    r = n - kept.shape[1]
+    return Selection(leaves, order[:, :r].contiguous(), order[:, r:].contiguous())

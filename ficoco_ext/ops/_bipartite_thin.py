@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from . import checks
+from ._greedy_select import ALIKE
 from .attention import cosine_map, rows
 from .library import define, fake, operator
 
-ALIKE = 0.99999  # a cosine above this is 1: rounding would decide which of equal tokens leaves; as in csrc/params.h
+GRID = 2.0**30  # in float64 scores are compared as multiples of one over this
 
 
 def _check(features: Tensor, order: Tensor, count: int, step: int, mask: Tensor | None) -> None:
@@ -66,7 +67,8 @@ def specification(features: Tensor, order: Tensor, count: int, step: int, mask: 
       has; of equal ones those that are earlier in the list;
     * what is left of a, highest scores first, and then all of b in their order are the new list.
 
-    Vectors are divided by their length, or by 1e-12 if that is shorter. A cosine above 0.99999 is 1.
+    Vectors are divided by their length, or by 1e-12 if that is shorter. A cosine above 0.99999 is 1. In float64, which
+    has no kernels, scores are compared as multiples of 2^-30.
     """
     _check(features, order, count, step, mask)
     _check_values(features, order, count, mask)
@@ -91,6 +93,8 @@ def _round(cosine: Tensor, held: Tensor, left: Tensor, count: int, step: int) ->
     width = a.shape[1]
     between = rows(cosine, a).gather(2, b[:, None, :].expand(-1, width, -1))
     score = between.masked_fill((at[: b.shape[1]] >= odds)[:, None, :], float("-inf")).amax(2)
+    if score.dtype == torch.float64:  # copies round differently by their position in a product of torch
+        score = (score * GRID).round()
     falling = score.masked_fill(at[:width] >= evens, float("-inf")).sort(dim=1, descending=True, stable=True).indices
     r = torch.minimum(evens, (left - count).clamp(0, step))
     place_a, place_b = at[:width] - r, evens - r + at[: b.shape[1]]
@@ -133,9 +137,11 @@ def bipartite_thin(features: Tensor, order: Tensor, count: int, *, step: int = 8
         ValueError: a shape, count or step that does not fit; on the CPU also indices out of range and features that are
         not finite. TypeError: a wrong dtype.
 
-    Ties: the token that is earlier in the list leaves. Deterministic. Cost an image: N^2 D FLOPs for the cosines, which
-    are held (4 N^2 bytes); then in each of at least (L - count) / step rounds a quarter of the list's length squared in
-    comparisons. Source: VisPruner, arXiv 2412.01818.
+    Ties: the token that is earlier in the list leaves. Deterministic. CUDA kernels take at most 16384 tokens: take
+    fewer frames or smaller pictures, split them, or thin on the CPU. Cost an image: L^2 D FLOPs for the cosines, which
+    are held (4 L^2 bytes; CUDA: N^2 of both); then in each of some (L - count) / step rounds a quarter of the list's
+    length squared in comparisons: about (L^3 - count^3) / (12 step) in all. That is cubic: for thousands of tokens let
+    ``step`` grow with L, or pick by :func:`ficoco_ext.ops.greedy_select`. Source: VisPruner, arXiv 2412.01818.
 
     Example:
         >>> import torch

@@ -18,7 +18,10 @@ from .library import define, fake, operator, result_dtype
 from .values import free_to_read
 
 OBJECTIVES = ("max-min", "coverage", "log-det", "mmr")
-ITSELF = 0.999  # a cosine with oneself above this is 1: rounding would decide between equals
+ALIKE = 0.99999  # a cosine above this is 1: rounding would decide between equal tokens; as in csrc/params.h
+# In float64 gains that differ by less than this share of the largest one so far are equal: torch does not add up its
+# matrix products in one order. Kernels, which do, compare gains as they are.
+TIED = {torch.float64: 1e-12}
 SMALLEST = 1e-10  # determinant's factor below which log-det does not divide
 EXHAUSTED = 1e-6  # share of the first factor below which the rest of the tokens adds nothing
 
@@ -78,24 +81,27 @@ def specification(
       the first one's, the rest of the tokens adds nothing, and saliency alone decides.
     * ``mmr``: trade s_j - (1 - trade) max over C of S_jc; the first has the largest saliency.
 
-    Vectors are divided by their length, or by 1e-12 if that is shorter; S_jj is 1 exactly. Tokens that ``mask`` (B, N)
-    hides are not there.
+    Vectors are divided by their length, or by 1e-12 if that is shorter. A cosine above 0.99999 is 1, with oneself or
+    with another token, so a copy of a token gains exactly what that one does. Tokens that ``mask`` (B, N) hides are not
+    there. In float64, which has no kernels, gains that differ by less than 1e-12 of the largest so far are equal.
     """
     _check(features, count, objective, saliency, mask, trade)
     b, n, _ = features.shape
     similarity = cosine_map(features, features)
-    itself = similarity.diagonal(dim1=1, dim2=2)
-    itself.copy_(torch.where(itself > ITSELF, 1.0, itself))
+    similarity = similarity.masked_fill(similarity > ALIKE, 1.0)
     weight = similarity.new_ones(b, n) if saliency is None else saliency.to(similarity.dtype)
     valid = torch.ones(b, n, dtype=torch.bool, device=features.device) if mask is None else mask
     _check_values(similarity, count, weight, valid)
     chosen = _OBJECTIVES[objective](similarity, weight, valid, trade)
     order = torch.zeros(b, count, dtype=torch.int64, device=features.device)
     gains = similarity.new_zeros(b, count)
-    free = valid.clone()
+    free, scale = valid.clone(), similarity.new_zeros(b, 1)
     for step in range(count):
         gain, rank = chosen.gains(step)
-        best = rank.masked_fill(~free, float("-inf")).argmax(1, keepdim=True)  # of equal ones the first
+        scale = torch.maximum(scale, rank.masked_fill(~free, 0).abs().amax(1, keepdim=True))
+        rank = rank.masked_fill(~free, float("-inf"))
+        equal = rank >= rank.amax(1, keepdim=True) - TIED.get(rank.dtype, 0.0) * scale
+        best = equal.to(torch.uint8).argmax(1, keepdim=True)  # the first
         order[:, step : step + 1], gains[:, step : step + 1] = best, gain.gather(1, best)
         free = free.scatter(1, best, False)
         chosen.pick(best)
@@ -243,9 +249,11 @@ def greedy_select(
         ValueError: a shape, count, objective or trade that does not fit; on the CPU also values that are not finite,
             and negative saliency. TypeError: a wrong dtype.
 
-    Ties: the lowest index. Deterministic. Cost an image: N^2 D FLOPs for the cosines, which are held (4 N^2 bytes);
-    then 2 N T, with ``coverage`` at most 2 N^2 T (nearly always far fewer), with ``log-det`` N T^2. Sources: DivPrune,
-    arXiv 2503.02175; SCOPE, arXiv 2510.24214; CDPruner, arXiv 2506.10967.
+    Ties: the lowest index, so a copy is never picked before the token that it repeats. Deterministic. CUDA kernels take
+    at most 16384 tokens: take fewer frames or smaller pictures, split them, or reduce on the CPU. Cost an image: N^2 D
+    FLOPs for the cosines, which are held (4 N^2 bytes); then 2 N T, with ``coverage`` at most 2 N^2 T (nearly always
+    far fewer), with ``log-det`` N T^2. Sources: DivPrune, arXiv 2503.02175; SCOPE, arXiv 2510.24214; CDPruner, arXiv
+    2506.10967.
 
     Example:
         >>> import torch

@@ -135,7 +135,8 @@ class RandomSelect(SelectStage):
             score = hashed(torch.arange(n, device=visual.features.device).expand(b, -1), self.seed)
         else:
             score = hashed(visual.mask.cumsum(1) - 1, self.seed).masked_fill(~visual.mask, 2.0**24)  # above all hashes
-        return ops.filter(score, score, n - count, lam=1.0, class_token=False)[2]
+        falling = score.sort(dim=1, descending=True, stable=True).indices  # by torch, for videos of any length
+        return falling[:, n - count :].sort(1).values
 
 
 @value

@@ -128,6 +128,16 @@ def test_a_copy_leaves_before_what_is_alone(backend):
         assert sorted((left // 2).tolist()) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_copies_leave_by_their_place_on_the_list(backend, dtype):
+    """64 tokens, 64 others and the first ones once more: on a GPU copies then are in different tiles."""
+    for seed in range(4):
+        a, b = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(seed))
+        features, order = torch.cat([a, b, a])[None].to(dtype), shuffled(1, 192)
+        wanted = reference.bipartite_thin(features.double(), order, 60, 8, None)
+        assert torch.equal(thin(backend, features, order, 60, 8, None), wanted)
+
+
 def test_zero_vectors_and_no_channels(backend):
     """They are like nothing: all scores are 0."""
     features = torch.zeros(1, 20, 4)
