@@ -11,10 +11,17 @@ TESTS = "python_tests/ops/test_greedy_select.py"
 MUTATIONS = [
     Mutation(
         COSINES,
-        "if (itself > kItself) itself = 1.f;",
+        "scores[s] = scores[s] > kAlike ? 1.f : scores[s];",
         "",
-        (f"{TESTS}::test_equal_vectors_of_any_length_tie",),
-        "Rounding of a token's cosine with itself decides between equals.",
+        (f"{TESTS}::test_nearly_equal_tokens_are_equal",),
+        "Rounding of cosines decides between equal tokens.",
+    ),
+    Mutation(
+        "csrc/params.h",
+        "kAlike = 0.99999f",
+        "kAlike = 0.99f",
+        (f"{TESTS}::test_near_tokens_are_not_equal",),
+        "Tokens that differ are the same.",
     ),
     Mutation(
         COSINES,
@@ -25,10 +32,17 @@ MUTATIONS = [
     ),
     Mutation(
         FILE,
-        "if (i != j && c.free[i] && row[i] > best) best = row[i];",
-        "if (i != j && row[i] > best) best = row[i];",
+        "std::copy_n(unit.data() + j * p.width, p.width, unit.data() + real.size() * p.width);",
+        "",
         (f"{TESTS}::test_a_masked_token_is_not_there",),
-        "Padding counts as a neighbour of the first pick.",
+        "The first tokens are compared, hidden or not, instead of the real ones.",
+    ),
+    Mutation(
+        FILE,
+        "p.order[step] = real[p.order[step]];",
+        "p.order[step] += 0;",
+        (f"{TESTS}::test_a_masked_token_is_not_there",),
+        "Picks are positions among the real tokens.",
     ),
     Mutation(
         FILE,
@@ -46,10 +60,10 @@ MUTATIONS = [
     ),
     Mutation(
         FILE,
-        "covered[i] = c.free[i] ? 0.f : kInfinity;",
-        "covered[i] = 0.f;",
+        "if (p.saliency) among.saliency = saliency.data();",
+        "",
         (f"{TESTS}::test_a_masked_token_is_not_there",),
-        "Padding wants to be covered.",
+        "Real tokens have the saliency of the first ones, hidden or not.",
     ),
     Mutation(
         FILE,

@@ -25,10 +25,17 @@ MUTATIONS = [
     ),
     Mutation(
         FILE,
-        "return found > kAlike ? 1.f : found;",
-        "return found;",
-        (f"{TESTS}::test_equal_tokens_leave_from_the_front",),
-        "Rounding decides which of equal tokens leaves.",
+        "out[j] = row[from.rows[j]];",
+        "out[j] = row[j];",
+        (COUNTS,),
+        "Once half of a list has left the rest is compared by cosines of others.",
+    ),
+    Mutation(
+        FILE,
+        "to.tokens[i] = from.tokens[from.rows[i]];",
+        "to.tokens[i] = from.rows[i];",
+        (COUNTS,),
+        "Once half of a list has left it names positions instead of tokens.",
     ),
     Mutation(
         FILE,

@@ -86,4 +86,18 @@ MUTATIONS = [
         (f"{TESTS}::test_cost",),
         "What is counted does not depend on how many tokens are picked.",
     ),
+    Mutation(
+        FILE,
+        "TIED.get(rank.dtype, 0.0) * scale",
+        "0.0 * scale",
+        (f"{TESTS}::test_copies_tie_in_float64",),
+        "In float64 a copy is picked before the token that it repeats.",
+    ),
+    Mutation(
+        FILE,
+        "similarity = similarity.masked_fill(similarity > ALIKE, 1.0)",
+        "",
+        (f"{TESTS}::test_nearly_equal_tokens_are_equal",),
+        "The specification tells tokens apart that are one to the kernels.",
+    ),
 ]

@@ -86,4 +86,11 @@ MUTATIONS = [
         (f"{TESTS}::test_values_are_checked_where_reading_is_free",),
         "An index out of range reads memory of others.",
     ),
+    Mutation(
+        FILE,
+        "score = (score * GRID).round()",
+        "pass",
+        (f"{TESTS}::test_copies_leave_by_their_place_on_the_list",),
+        "In float64 rounding decides which of two copies leaves.",
+    ),
 ]

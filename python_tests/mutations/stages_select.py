@@ -164,4 +164,18 @@ MUTATIONS = [
         (f"{TESTS}::test_refusals",),
         "A negative seed is taken.",
     ),
+    Mutation(
+        SELECT,
+        "return falling[:, n - count :].sort(1).values",
+        "return falling[:, :count].sort(1).values",
+        (f"{TESTS}::test_random_is_that_of_the_tower",),
+        "Random tokens after the projector are those that leave in the tower.",
+    ),
+    Mutation(
+        "ficoco_ext/methods/projector_method.py",
+        "order = leaves.sort(dim=1, descending=True, stable=True).indices",
+        "order = leaves.sort(dim=1, stable=True).indices",
+        (f"{TESTS}::test_videos_of_any_length_pass_where_features_are_compared_with_few_others",),
+        "What stays is recorded as what leaves.",
+    ),
 ]

@@ -185,6 +185,13 @@ def test_equal_tokens_are_picked_in_order(backend, n, objective):
     assert order.tolist() == [[0, 1, 2, 3, 4]]
 
 
+def test_near_tokens_are_not_equal(backend):
+    """A cosine of 0.9998 is not 1."""
+    features = torch.tensor([[[1.0, 0.0, 0.0], [1.0, 0.02, 0.0], [0.0, 0.0, 1.0]]])
+    gains = backend("greedy_select", features, 3, "coverage", None, None, 0.5)[1]
+    assert abs(float(gains[0, 2]) - 2e-4) < 1e-6
+
+
 def test_nearly_equal_tokens_are_equal(backend):
     """A cosine of 0.999996 is 1: the second of two such tokens adds nothing."""
     features = torch.tensor([[[1.0, 0.0, 0.0], [1.0, 0.0028, 0.0], [0.0, 1.0, 0.0]]])

@@ -129,6 +129,19 @@ def test_more_than_a_grid_holds(name, args, message):
         emulated(name)(*args)
 
 
+@needs_emulation
+@pytest.mark.parametrize("name", ["greedy_select", "bipartite_thin"])
+def test_more_tokens_than_a_block_picks_among(name):
+    features = torch.zeros(1, 16385, 1)
+    order = torch.arange(16385)[None]
+    args = (2, "coverage", None, None, 0.5) if name == "greedy_select" else (order, 2, 8, None)
+    wanted = (
+        f"ficoco::{name}: features must be of at most 16384 patches or tokens on a GPU, got 16385; take fewer frames"
+    )
+    with pytest.raises(ValueError, match=re.escape(wanted)):
+        emulated(name)(features, *args)
+
+
 @pytest.mark.parametrize("sides", [(2**33, 2**33 + 1), (2**32, 2**32), (2**31, 1), (1, 2**31), (2**62, 4)], ids=str)
 @pytest.mark.parametrize("places", [False, True])
 def test_a_grid_that_cannot_be_counted(backend, sides, places):

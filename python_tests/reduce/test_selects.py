@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.ops import DTYPES
 
-from ficoco_ext import ops
+from ficoco_ext import get_method, ops
 from ficoco_ext.ops.costs import evaluate
 from ficoco_ext.stages import (
     GreedySelect,
@@ -161,6 +161,24 @@ def test_random_is_that_of_the_tower():
         tower = RandomFilter(seed)(attn, 28, class_token=False, ids=None, grid=None).kept
         assert torch.equal(RandomSelect(seed)(visual(b=2), 12), tower)
     assert not torch.equal(RandomSelect(0)(visual(), 12), RandomSelect(1)(visual(), 12))
+
+
+def test_videos_of_any_length_pass_where_features_are_compared_with_few_others(monkeypatch):
+    """The operator filter takes no more than 16384 tokens on a GPU, so nothing after the projector may call it."""
+
+    def refused(*args, **kwargs):
+        raise AssertionError("filter after the projector")
+
+    monkeypatch.setattr(ops, "filter", refused)
+    for hidden in (None, torch.rand(1, 20000) < 0.7):
+        given = VisualFeatures(torch.randn(1, 20000, 4), mask=hidden, saliency=torch.rand(1, 20000), frames=20)
+        for name in ("vidcom2", "random", "stride", "topk"):
+            where = {"part": "projector"} if name in ("random", "topk") else {}
+            method = get_method(name, **where)
+            found = method.projector(given, 300)
+            assert found.kept.shape == (1, 300)
+            leaves = torch.ones(20000, dtype=torch.bool).scatter(0, found.kept[0], False)
+            assert torch.equal(found.reduction.sources[0], leaves.nonzero()[:, 0])
 
 
 def test_every_kth():
