@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..methods import AnyMethod, LanguageMethod, TowerMethod
+from ..methods import AnyMethod
 from ..methods.combined import PARTS
 from .timing import forward
 
@@ -74,10 +74,10 @@ def clocked(method: Any, clock: SelectionClock) -> Any:
         own[part] = _itself if found is method else None if found is None else clocked(found, clock)
     if callable(method):
         own["__call__"] = lambda self, *args, **kwargs: clock.run(kind.__call__, self, *args, **kwargs)
-    if isinstance(method, LanguageMethod):
+    if hasattr(kind, "mark"):
         own["mark"] = lambda self, *args: clock.run(kind.mark, self, *args)
-    if isinstance(method, TowerMethod):
-        own["of_layers"] = lambda self, count: clocked(method.of_layers(count), clock)
+    if hasattr(kind, "of_layers"):
+        own["of_layers"] = lambda self, count: clocked(kind.of_layers(method, count), clock)
     made: Any = object.__new__(type(f"Clocked{kind.__name__}", (kind,), own))
     vars(made).update(vars(method))
     return made

@@ -61,8 +61,8 @@ MUTATIONS = [
     ),
     Mutation(
         SELECT,
-        "descending=True, stable=True",
-        "descending=False, stable=True",
+        "return saliency.sort(dim=1, descending=True, stable=True)",
+        "return saliency.sort(dim=1, descending=False, stable=True)",
         (f"{TESTS}::test_the_highest_saliency_stays_and_of_equal_ones_the_first",),
         "The tokens that matter least stay.",
     ),
