@@ -183,7 +183,7 @@ MUTATIONS: list[Mutation] = [
     ),
     Mutation(
         file="ficoco_ext/apps/selection_time.py",
-        old='own["of_layers"] = lambda self, count: clocked(method.of_layers(count), clock)',
+        old='own["of_layers"] = lambda self, count: clocked(kind.of_layers(method, count), clock)',
         new="pass",
         tests=(_CLOCK + "test_layers_and_sequences_are_on_the_clock",),
         why="What differs from layer to layer takes no time.",
