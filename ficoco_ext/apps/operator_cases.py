@@ -222,9 +222,8 @@ def _greedy_cover(make: Maker, group: str) -> Iterator[Probe]:
 
 
 def _bipartite_thin(make: Maker, group: str) -> Iterator[Probe]:
-    """Vectors of +1 and -1, whose cosines any precision has exactly: where rounding differs, other tokens leave."""
     c = make.case
-    features = make.normal(c.b, c.n, 4 ** (c.c.bit_length() // 2)).sign()  # of a length that is a power of two
+    features = make.normal(c.b, c.n, c.c)
     order = make.uniform(c.b, c.n).argsort(1)
     mask = torch.arange(c.n, device=make.device).repeat(c.b, 1) < max(c.n - 3, 1)
     yield make.probe(group, "", features, order[:, 1:], max(c.n // 3, 1), 8, None)

@@ -74,9 +74,9 @@ def clocked(method: Any, clock: SelectionClock) -> Any:
         own[part] = _itself if found is method else None if found is None else clocked(found, clock)
     if callable(method):
         own["__call__"] = lambda self, *args, **kwargs: clock.run(kind.__call__, self, *args, **kwargs)
-    if hasattr(kind, "mark"):
+    if method.language_model is method:
         own["mark"] = lambda self, *args: clock.run(kind.mark, self, *args)
-    if hasattr(kind, "of_layers"):
+    if method.tower is method:
         own["of_layers"] = lambda self, count: clocked(kind.of_layers(method, count), clock)
     made: Any = object.__new__(type(f"Clocked{kind.__name__}", (kind,), own))
     vars(made).update(vars(method))

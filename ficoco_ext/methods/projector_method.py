@@ -139,7 +139,7 @@ class ProjectorMethod(FeatureMethod):
         with torch.no_grad():
             kept, notes = SelectStage.of(self.select).noted(visual, count)
         check_kept(self.name, kept, visual, count)
-        return kept, notes
+        return kept.contiguous(), notes
 
     def __call__(self, visual: VisualFeatures, count: int, planes: Sequence[Tensor] = ()) -> Projected:
         """Keep ``count`` of the N tokens of each picture.

@@ -108,6 +108,7 @@ def test_a_batch_is_the_one_prompt_many_times(monkeypatch):
         return tuple(_prefill([1.0] * 5) for _ in ways)
 
     monkeypatch.setattr(timing, "compare", compare)
+    monkeypatch.setattr(bench.selection_time, "measure", lambda model, inputs, attached, runs: 0.5)
     inputs = {"input_ids": torch.tensor([[1, 2]]), "pixel_values": torch.zeros(1, 3, 4, 4)}
     found = bench._batch(None, inputs, 3, {"topk": {"r": 1}, "tome": {"r": 2}}, 7.0, lambda *words: None)
     assert (found.batch, [(one.name, one.amount) for one in found.timed]) == (

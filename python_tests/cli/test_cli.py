@@ -71,8 +71,20 @@ def test_env_says_that_transformers_is_missing_or_broken(monkeypatch):
 
 def test_env_says_what_is_served_and_how_far():
     found = document("env")
-    language = dict.fromkeys(("ficoco-l", "fastv", "pyramiddrop"), "language model")
-    projector = dict.fromkeys(("divprune", "scope", "stride", "visionzip", "hiprune"), "projector")
+    language = dict.fromkeys(("ficoco-l", "fastv", "pyramiddrop", "sparsevlm", "fitprune"), "language model")
+    after = (
+        "divprune",
+        "scope",
+        "stride",
+        "visionzip",
+        "hiprune",
+        "cdpruner",
+        "mmtok",
+        "fastervlm",
+        "vispruner",
+        "dart",
+    )
+    projector = dict.fromkeys((*after, "downsample", "vidcom2", "flashvid"), "projector")
     tower = ("ficoco-v", "topk", "tome", "prune-then-merge", "evit", "prumerge", "prumerge+", "pool", "random")
     presets = ("quality", "balanced", "fast")
     assert found["reduces"] == {

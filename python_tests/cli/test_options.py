@@ -93,7 +93,7 @@ def _offered(*words):
         (("bench", "llava"), ["llava-1.5-7b", "llava-1.5-13b"]),
         (("cost", "llava-next"), ["llava-next-7b", "llava-next-13b"]),
         (("cost", "llava-1.5-7b", "--gpu", "h"), ["h100", "h200"]),
-        (("methods", "fa"), ["fastv", "fast"]),
+        (("methods", "fa"), ["fastv", "fastervlm", "fast"]),
         (("eval", "--kinds", "exist,co"), ["exist,count"]),
         (("demo", "--device", ""), ["cpu", "cuda"]),
     ],

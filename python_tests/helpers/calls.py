@@ -126,7 +126,7 @@ def of_map(tensors, method, r=11):
 OPERATORS = [f"{name}-{index}" for index, (name, _) in enumerate(samples())]
 
 METHODS = [
-    *(name for name in ficoco_ext.methods.distinct() if name != "ficoco-vl"),
+    *(name for name in ficoco_ext.methods.distinct() if name not in ("ficoco-vl", "downsample")),  # the latter: pixels
     "ficoco-v paper",
     "ficoco-l released",
 ]

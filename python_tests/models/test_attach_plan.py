@@ -280,7 +280,7 @@ def test_a_served_model_is_declared_in_one_file():
 
 def test_public_names():
     assert isinstance(resolve(tiny_llava(), "fastv"), AttachPlan)
-    assert {"AttachPlan", "Handle", "attach", "resolve"} == set(ficoco_ext.models.__all__)
+    assert {"AttachPlan", "Handle", "attach", "resolve", "template_ids"} == set(ficoco_ext.models.__all__)
 
 
 @pytest.mark.parametrize(("r", "refused"), [((0, 5), False), ((5, 0), True), ((5, 5), True)])
