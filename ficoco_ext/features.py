@@ -97,8 +97,9 @@ def merge(
     """:func:`select`, and each token that leaves goes into the kept one that is most similar to it.
 
     Args:
-        features, tokens, method, grid, text, text_mask, saliency, keys, tower_features, early_saliency, frames, mask:
-            as of :func:`select`. Methods with a hyperparameter ``merge`` have it on; others drop, and are refused.
+        features, tokens, method, grid, mask: as of :func:`select`. Methods with a hyperparameter ``merge`` have it on;
+            others drop, and are refused.
+        text, text_mask, saliency, keys, tower_features, early_saliency, frames: as of :func:`select`.
         planes: other features of the same tokens, each (B, N, E), such as DeepStack's levels: merged with the same
             weights.
         **hyperparameters: of the method, by name.
