@@ -90,7 +90,7 @@ MUTATIONS = [
         FILE,
         "score = (score * GRID).round()",
         "pass",
-        (f"{TESTS}::test_copies_leave_by_their_place_on_the_list",),
+        (f"{TESTS}::test_copies_tie_in_float64",),
         "In float64 rounding decides which of two copies leaves.",
     ),
 ]

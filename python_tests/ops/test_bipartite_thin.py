@@ -138,6 +138,17 @@ def test_copies_leave_by_their_place_on_the_list(backend, dtype):
         assert torch.equal(thin(backend, features, order, 60, 8, None), wanted)
 
 
+@needs_kernels
+def test_copies_tie_in_float64():
+    """Products of torch round copies differently by their position; kernels do not."""
+    for seed in range(12):
+        drawn = torch.Generator().manual_seed(seed)
+        features = torch.randn(1, 40, 33, generator=drawn)[:, torch.randint(0, 40, (151,), generator=drawn)]
+        order = torch.randperm(151, generator=drawn)[None]
+        wanted = ops.bipartite_thin(features, order, 40)
+        assert torch.equal(reference.bipartite_thin(features.double(), order, 40, 8, None), wanted)
+
+
 def test_zero_vectors_and_no_channels(backend):
     """They are like nothing: all scores are 0."""
     features = torch.zeros(1, 20, 4)

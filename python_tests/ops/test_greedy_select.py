@@ -197,7 +197,7 @@ def test_nearly_equal_tokens_are_equal(backend):
     features = torch.tensor([[[1.0, 0.0, 0.0], [1.0, 0.0028, 0.0], [0.0, 1.0, 0.0]]])
     for objective in ("max-min", "coverage", "log-det"):
         order, gains = backend("greedy_select", features, 3, objective, torch.ones(1, 3), None, 0.5)
-        assert order[0, 2] != 2 and abs(float(gains[0, 2])) < 1e-5
+        assert order[0, 2] != 2 and float(gains[0, 2]) <= 0
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
