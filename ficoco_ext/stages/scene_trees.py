@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..ops import costs
+from ..ops._greedy_select import ALIKE
 from ..ops.attention import TINY, accumulate
 from ..ops.costs import Operation
 from . import needs
@@ -283,6 +284,7 @@ def _picks(rows: Tensor, weight: Tensor, there: Tensor | None, most: int) -> Ten
     if there is None:
         return ops.greedy_select(rows, most, objective="max-min", saliency=weight).order
     alike = ops.cosines(rows, rows)
+    alike = alike.masked_fill(alike > ALIKE, 1.0)  # as the operator has it
     itself = torch.eye(rows.shape[1], dtype=torch.bool, device=rows.device)
     nearest = alike.masked_fill(itself | ~there.unsqueeze(1), -math.inf).amax(2)
     nearest = nearest.masked_fill(nearest == -math.inf, -1.0)
