@@ -1,7 +1,7 @@
 // Lists of tokens, thinned round by round: of every other token those leave that are most like one between them.
 //
-// First the cosines of all pairs (cosines.cu). Then one block an image does all rounds. A warp has a token of the even
-// places at a time and reads its cosines with those of the odd ones, by index, as the order of the list changes in
+// First the cosines of all pairs (cosines.cu). Then one block an image does all rounds. A warp has a token at an
+// even index at a time and reads its cosines with those at odd ones, by index, as the order of the list changes in
 // every round. Then a thread has such a token, and its rank is how many are ahead of it, so nothing is sorted.
 //
 // B N^2 D FLOPs for the cosines. A round of a list of length L reads L^2 / 4 cosines, from the second-level cache up to

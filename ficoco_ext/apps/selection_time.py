@@ -53,8 +53,8 @@ class SelectionClock:
 def clocked(method: Any, clock: SelectionClock) -> Any:
     """The method, whose calls run on ``clock``; of one method for each layer a tuple of them.
 
-    It is a value like the given one, of a class that is derived from its class, so whoever asks what it is gets the
-    same answers. Its parts, and what it gives for each layer, are on the clock too.
+    It is a value like the given one, of a class that is derived from its class, so questions about what it is get
+    the same answers. Its parts, and what it gives for each layer, are on the clock too.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The schedules behind the rows of FiCoCo's tables 3 and 5, each with where it is from and how well it is known."""
+"""The schedules of the rows of FiCoCo's tables 3 and 5, each with where it is from and how well it is known."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _fitted(said: str, leaves: Schedules) -> Preset:
 
 def _ficoco_l(*runs: tuple[int, int]) -> Known:
     fitted = _fitted(_SPREAD, Schedules(decoder=_runs(4, 576, *runs)))
-    reason = "the numbers behind these rows are not published; the released one, 14 a layer, costs 6.1 TFLOPs"
+    reason = "the numbers for these rows are not published; the released one, 14 a layer, costs 6.1 TFLOPs"
     return Known("ficoco-l", (fitted,), reason)
 
 
@@ -154,7 +154,7 @@ def _ficoco_vl(first: int, tower: tuple[tuple[int, int], ...], decoder: tuple[tu
 
 
 _TRAINED = "not training-free: {}, whose weights this package has not"
-_PROJECTOR = _TRAINED.format("a projector of its own in place of LLaVA's")
+_PROJECTOR = _TRAINED.format("a projector of its own instead of LLaVA's")
 _TRIM = "not training-free, and it compares with a CLIP text encoder, which LLaVA does not load"
 _TRIM_SOURCE = (
     "79 % fewer tokens (TRIM, arXiv 2409.10994, its model card), so 121 of 576; their number differs by picture"
@@ -228,7 +228,7 @@ _OF_7B: dict[tuple[str, float], Known] = {
     ("LLaVA-PruMerge", 1.5): Known(
         "prumerge",
         (_kept(32, "5.5 % of 576 on average (LLaVA-PruMerge, arXiv 2403.15388); their number differs by picture"),),
-        "the count behind the printed 1.5 is not said: the published mean of 32 tokens costs 1.2",
+        "the count of the printed 1.5 is not said: the published mean of 32 tokens costs 1.2",
     ),
     ("Recoverable Compression", 1.5): Known(None, (_enter(58, "a tenth of 576: arXiv 2409.01179"),), _RECOVERABLE),
 }

@@ -29,8 +29,8 @@ def sparsevlm(*, version: str = "1.5", average_tokens: int = 192) -> DecoderMeth
 
     The text that rates is chosen before the first layer, by its likeness to the picture. Of what leaves, version 1.5
     recycles the best: 30 % are clustered by density peaks of their hidden states, ten to a cluster, and each cluster's
-    mean stays in the place of its centre. All tokens keep their original positions; the released code moves clusters
-    behind the kept tokens and counts anew. It also acts on a block's output: here tokens leave between attention and
+    mean stays at the position of its centre. All tokens keep their original positions; the released code moves clusters
+    after the kept tokens and counts anew. It also acts on a block's output: here tokens leave between attention and
     MLP of the same block. That is the same for what is kept, and cheaper; clusters are those of the hidden states
     before the MLP, which then reads their means.
 

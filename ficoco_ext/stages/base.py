@@ -152,7 +152,7 @@ class FilterStage(Stage):
         """(B, N) what it notes of each column of a prompt before the first layer; None: nothing.
 
         In the layers that reduce it finds its notes of the columns that are left in the layout's ``marks``. Where there
-        is no prompt, as for :func:`ficoco_ext.reduce`, the tokens that are reduced take the place of the embeddings.
+        is no prompt, as for :func:`ficoco_ext.reduce`, the tokens that are reduced stand for the embeddings.
 
         Args:
             embeddings: (B, N, C) what the first layer gets. layout: of the prompt.

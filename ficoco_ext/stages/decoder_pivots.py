@@ -21,11 +21,10 @@ class PivotFilter(FilterStage):
 
     Pivots are the visual tokens and the tokens of the text after them whose keys have the largest L1 norm, all heads
     together. One pivot after the other, those of the picture first, each by falling norm, picks the visual tokens of
-    lowest cosine to it among those that nobody picked. All pick equally many; the first ones one more where the number
-    to keep does not divide. Visual pivots stay, text is never touched. Equal norms
-    and cosines: the lowest index. Cosines are of the hidden states after the norm
-    that the language model applies after its last layer; where that is not known, as in :func:`ficoco_ext.reduce`, of
-    the hidden states.
+    lowest cosine to it among those that are not picked yet. All pick equally many; the first ones one more where the
+    number to keep does not divide. Visual pivots stay, text is never touched. Of equal norms and cosines the lowest
+    index counts. Cosines are of the hidden states after the norm that the language model applies after its last layer;
+    where that is not known, as in :func:`ficoco_ext.reduce`, of the hidden states.
 
     Args:
         pivots: how many of the picture, at least 1 and not more than are to stay, and of the text, at least 0; a text

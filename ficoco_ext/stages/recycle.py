@@ -23,7 +23,7 @@ class Recycle(FilterStage):
 
     Of d tokens that the filter would remove, the m = floor(share * d) + 1 least redundant ones go into
     c = floor(m / size) + 1 clusters by :func:`~ficoco_ext.stages.density.density_peaks` of their hidden states, with c
-    neighbours. The centre of a cluster stays in its place and inherits the others, which :class:`RecycledMean` makes
+    neighbours. The centre of a cluster stays where it is and inherits the others, which :class:`RecycledMean` makes
     its mean; the rest is dropped. So r = d - c columns leave. Given r, d is the smallest number for which that holds;
     where it would leave the filter no token to keep, it keeps one, and c is what is left.
 
