@@ -35,9 +35,9 @@ def select(
         features: (B, N, D), what the language model would get for B pictures; pictures of different size are padded,
             see ``mask``. float32, float16, bfloat16 or float64; any strides; any device.
         tokens: how many stay of each picture, in [1, N], a number of the host.
-        method: a name (``ficoco methods`` describes them), or a method, with a part that acts after the projector:
-            ``"divprune"``, ``"scope"``, ``"stride"``, and ``"topk"`` and ``"random"``, which act there when called
-            from here.
+        method: a name (``ficoco methods`` describes them), or a method, with a part that acts after the projector,
+            such as ``"divprune"``, ``"scope"``, ``"cdpruner"`` and ``"visionzip"``; ``"topk"`` and ``"random"`` act
+            there when called from here.
         grid: (rows, columns) of the tokens of every picture, for methods that need it.
         text: (B, L, D) embeddings of the prompt's words, for methods that need them. text_mask: (B, L) bool, False for
             padding.
