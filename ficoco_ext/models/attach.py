@@ -46,11 +46,12 @@ def attach(
 
     A method for the vision encoder (``"ficoco-v"``, ``"tome"``, ``"prune-then-merge"``, ``"topk"``, ``"evit"``,
     ``"prumerge"``, ``"pool"`` and ``"random"``) reduces in the tower of LLaVA-1.5, so that the language model gets
-    fewer tokens. One that acts after the projector (``"divprune"``, ``"scope"``, ``"cdpruner"``, ``"visionzip"`` and more)
-    chooses among the tokens that the language model would get, in every family that gives what it needs. One for the
-    language model (``"ficoco-l"``, ``"fastv"``, ``"pyramiddrop"``, ``"sparsevlm"``, ``"fitprune"``) reduces there while the prompt is read: layers after a reduction see and cache fewer tokens, and
-    every token keeps its position. ``"ficoco-vl"`` is one of the first and one of the last kind; names joined by ``+``,
-    such as ``"divprune+ficoco-l"``, are too. ``ficoco env`` lists which models are served, and how far.
+    fewer tokens. One that acts after the projector (``"divprune"``, ``"scope"``, ``"cdpruner"``, ``"visionzip"`` and
+    more) chooses among the tokens that the language model would get, in every family that gives what it needs. One for
+    the language model (``"ficoco-l"``, ``"fastv"``, ``"pyramiddrop"``, ``"sparsevlm"``, ``"fitprune"``) reduces there
+    while the prompt is read: layers after a reduction see and cache fewer tokens, and every token keeps its position.
+    ``"ficoco-vl"`` is one of the first and one of the last kind; names joined by ``+``, such as
+    ``"divprune+ficoco-l"``, are too. ``ficoco env`` lists which models are served, and how far.
 
     ``model.generate(**processor(...))`` stays as it is, and what comes back begins with the caller's prompt. So do
     direct calls ``model(**inputs)``; their logits have the length that is left, a shorter row at the right. Beams,
