@@ -8,6 +8,7 @@ from .compress import Compress
 from .contextual import CentrePlusMean, ContextualSelect, ToCentres
 from .correlate import Correlate, adaptive_targets
 from .cover import CoverSelect
+from .crops import Crops
 from .decoder import DecoderCorrelate, DecoderFilter, LastTokenFilter, Layout
 from .decoder_pivots import PivotFilter
 from .density import density_peaks
@@ -38,6 +39,7 @@ __all__ = [
     "Correlate",
     "CorrelateStage",
     "CoverSelect",
+    "Crops",
     "DecoderCorrelate",
     "DecoderFilter",
     "Filter",
