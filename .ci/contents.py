@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 HOST_ALONE = (".github/",)
 MADE = ("PKG-INFO", "setup.cfg", "ficoco_ext.egg-info/")
 # Bytes at most. CHANGELOG.md has what was measured when they were set.
-LARGEST = {"cpu": 7_500_000, "cuda": 13_000_000, "sdist": 14_000_000, "module": 7_000_000}
+LARGEST = {"cpu": 7_500_000, "cuda": 13_000_000, "sdist": 14_000_000, "module": 8_500_000}
 NEEDED = ("ficoco_ext/py.typed", "ficoco_ext/data/tiny_llava/model.safetensors", "ficoco_ext/data/tiny_llava/README.md")
 FOREIGN = re.compile(
     r"\.(?:o|a|c|cc|cpp|cu|cuh|h|pyc|orig)$|(?:^|/)(?:python_)?tests?/|(?:^|/)(?:test_[^/]*|conftest)\.py$"
