@@ -23,7 +23,7 @@ from .model_changes import ModelChanges
 from .per_thread import PerThread
 from .vision_tower import TowerReductions
 
-_OP, METHOD = "pack_image_features", "pack_image_features"
+_METHOD = "pack_image_features"
 
 
 def packed_indices(patch_ids: Tensor, crops: Crops) -> Tensor:
@@ -71,10 +71,11 @@ def pack(features: Tensor, patch_ids: Tensor, newline: Tensor, crops: Crops, cou
 
 
 class _Now:
-    """State of a thread: what its last packing kept of each picture."""
+    """State of a thread: the pictures that it packed last, and what was kept of each."""
 
     def __init__(self) -> None:
-        self.kept: tuple[Tensor, ...] = ()
+        self.pictures: tuple[Crops, ...] = ()
+        self.kept: list[Tensor] = []
 
 
 class CropPacking:
@@ -90,27 +91,76 @@ class CropPacking:
         self, inner: Any, pictures: CropPictures, tower: TowerReductions, count: Callable[[Crops], int] | None
     ) -> None:
         self.inner, self.pictures, self.tower, self.count = inner, pictures, tower, count
-        self.function = getattr(type(inner), METHOD)
+        self.function = getattr(type(inner), _METHOD)
         signature = inspect.signature(self.function)
         self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
-        self.__name__ = METHOD
+        self.__name__ = _METHOD
         self._now = PerThread(_Now)
 
     def install(self, changes: ModelChanges) -> None:
         """Take the place of the model's own method."""
-        changes.set(self.inner, METHOD, self)
+        changes.set(self.inner, _METHOD, self)
 
-    def crops_of(self, options: Mapping[str, Any]) -> tuple[Crops, ...]:
-        """The crops of the pictures of a call, from the ``image_sizes`` among its arguments."""
-        raise NotImplementedError
+    def encoded(self, function: Callable[..., Any], pixels: Tensor, options: Mapping[str, Any]) -> Any:
+        """What the model's own encoder ``function`` returns, packed. The sizes are read once, if a device has them."""
+        given, remedy = options.get("image_sizes"), "pass what the processor returned"
+        if given is None:
+            checks.fail("forward", "image_sizes", "the (height, width) of each picture", "None", remedy)
+        rows = given.tolist() if isinstance(given, Tensor) else given
+        sizes = [(int(height), int(width)) for height, width in rows]
+        if pixels.dim() == 5 and len(pixels) != len(sizes):
+            wanted = f"the (height, width) of each of the {len(pixels)} pictures"
+            checks.fail("forward", "image_sizes", wanted, f"{len(sizes)} of them", remedy)
+        pictures = [self.crops_of(size) for size in sizes]
+        self.take()  # what a call left that an exception ended
+        with self.pictures.entered(pictures):
+            return function(self.inner, pixels, **{**options, "image_sizes": sizes})
+
+    def crops_of(self, size: tuple[int, int]) -> Crops:
+        """The crops of a picture of ``size`` (height, width) in pixels."""
+        vision = self.inner.config.vision_config
+        side = vision.image_size // vision.patch_size
+        return Crops.of(size, self.inner.config.image_grid_pinpoints, side, vision.image_size)
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[list[Tensor], Tensor]:
         """As the model's own: (features of each picture (T, D), how many those are)."""
-        raise NotImplementedError
+        given = self.__signature__.bind(*args, **kwargs).arguments
+        features, newline = given["image_features"], given.get("image_newline")
+        if all(self._is_whole(one) for one in features):
+            whole: tuple[list[Tensor], Tensor] = self.function(self.inner, *args, **kwargs)
+            return whole
+        if newline is None:
+            remedy = "patches left in the vision tower, and rows are told apart by their ends"
+            checks.fail(_METHOD, "image_newline", "the line end of the model", "None", remedy)
+        pictures = self.pictures.of_batch(sum(len(one) for one in features))
+        left = self.tower.of_this_thread()[-1].patch_ids.split([len(one) for one in features])
+        left = [ids.to(one.device) for ids, one in zip(left, features, strict=True)]
+        counts = self._counts(left, pictures)
+        packed = [pack(*one) for one in zip(features, left, [newline] * len(left), pictures, counts, strict=True)]
+        self._now.here.pictures, self._now.here.kept = pictures, [kept for _, kept in packed]
+        lengths = torch.stack([torch.full((), count, device=features[0].device) for count in counts])
+        return [tokens for tokens, _ in packed], lengths
 
-    def take(self) -> tuple[Tensor, ...]:
-        """What this thread's last call kept of each picture: (T,) int64, indices into all of its tokens."""
-        raise NotImplementedError
+    def _is_whole(self, features: Tensor) -> bool:
+        vision = self.inner.config.vision_config
+        return bool(features.shape[1] == (vision.image_size // vision.patch_size) ** 2)
 
-    def _counts(self, indices: Sequence[Tensor], pictures: Sequence[Crops]) -> list[int]:
-        raise NotImplementedError
+    def _counts(self, left: Sequence[Tensor], pictures: Sequence[Crops]) -> list[int]:
+        """Tokens that each picture keeps. ``left``: its ``patch_ids``."""
+        if self.count is not None:
+            return [self.count(one) for one in pictures]
+        counts = [ids.numel() + one.lines for ids, one in zip(left, pictures, strict=True)]
+        padded = [number for number, one in enumerate(pictures) if sum(one.valid) < one.count * one.patches]
+        if padded:
+            remedy = "attach with padding='first', where no picture's number depends on its data"
+            tracing.require_counts("forward", left[padded[0]], remedy)
+            stays = [(packed_indices(left[at], pictures[at]) < pictures[at].before).sum() for at in padded]
+            for number, count in zip(padded, torch.stack(stays).tolist(), strict=True):
+                counts[number] = count
+        return counts
+
+    def take(self) -> tuple[tuple[Crops, ...], list[Tensor]]:
+        """The pictures of this thread's last call and what it kept of each: (T,) int64, indices into its tokens."""
+        now = self._now.here
+        taken, self._now.here.pictures, self._now.here.kept = (now.pictures, now.kept), (), []
+        return taken

@@ -225,7 +225,7 @@ class FeatureCutter:
         torn = torch.zeros_like(facts[0])
         if mask is not None and self.features.tower is not None:
             for name, shown in visual.items():
-                torn = torn + placeholders.torn(shown, mask != 0, found[name].counts[0])
+                torn = torn + prompt_cut.torn(shown, mask != 0, found[name].counts)
         *numbers, hides, widths = torch.stack([*facts, *ended, torn, keep.sum(1)]).tolist()
         placeholders.require_whole_images([[0, number] for number in hides], op)
         for number, (name, one) in enumerate(found.items()):

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ..ops import checks
 from ..reduction import Reduction
-from ..stages import VisualFeatures
+from ..stages import Crops, VisualFeatures
 from ..stages.needs import TEXT
 from . import modalities
 from .attach_plan import AttachPlan
+from .crop_packing import CropPacking
 from .families import Family
 from .layouts import Layout
 from .modalities import Encoded, Modality
@@ -92,11 +93,19 @@ class ProjectorReduction:
     Args:
         model: the whole model. family: of it. plan: what to do.
         tower: the reductions of its vision tower, if patches leave there before.
+        packing: of what is left there, if pictures are several crops.
     """
 
-    def __init__(self, model: Any, family: Family, plan: AttachPlan, tower: TowerReductions | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        family: Family,
+        plan: AttachPlan,
+        tower: TowerReductions | None = None,
+        packing: CropPacking | None = None,
+    ) -> None:
         self.inner, self.family, self.plan = model.model, family, plan.projector
-        self.tower, self.facts = tower, plan.facts.tower
+        self.tower, self.facts, self.packing = tower, plan.facts.tower, packing
         resizes = self.plan is not None and self.plan.method.resizes
         self.smaller = SmallerPictures(self.inner.vision_tower) if resizes else None
         self.readings: TowerReadings | None = None
@@ -126,6 +135,8 @@ class ProjectorReduction:
             self.smaller.install(changes)
         if self.readings is not None:
             self.readings.install(changes)
+        if self.packing is not None:
+            self.packing.install(changes)
         for one in self.family.modalities:
             changes.set(self.inner, one.method, self.calls[one.name])
 
@@ -167,7 +178,9 @@ class ProjectorReduction:
         if projections is not None:
             return Reduced(None, output, projections)
         wanted = None
-        if self.tower is not None:
+        if self.packing is not None:
+            wanted = "None where patches leave in the vision tower"
+        elif self.tower is not None:
             wanted = "None where patches leave in the vision tower and the others keep their positions"
         elif self.smaller is not None:
             wanted = "None with a method that resizes pictures"
@@ -189,6 +202,8 @@ class ProjectorReduction:
         now = self._now.here
         now.encoding = True
         try:
+            if self.packing is not None:
+                return self.packing.encoded(function, pixels, options)
             return function(self.inner, pixels, **options)
         except BaseException:
             if self.readings is not None:
@@ -255,10 +270,14 @@ class ProjectorReduction:
         made = Encoded(tuple(features), tuple(tuple(plane) for plane in planes), encoded.entries)
         if members:
             output = modalities.written(output, modality, made)
-        if self.tower is not None:
+        pictures: Sequence[Crops | None] = [None] * len(counts)
+        if self.packing is not None:
+            pictures, kept = self.packing.take()
+            counts = tuple(one.before for one in pictures if one is not None)
+        elif self.tower is not None:
             counts, kept = self._of_the_tower(kept)
         projections = tuple(
-            projection(modality, *one, *steps.get(number, (None, 0)))
+            projection(modality, *one, *steps.get(number, (None, 0)))._replace(crops=pictures[number])
             for number, one in enumerate(zip(counts, kept, layouts, strict=True))
         )
         if (members or self.tower is not None) and not torch.compiler.is_compiling():

@@ -92,6 +92,20 @@ def kept_columns(visual: Tensor, kept: Sequence[Tensor], counts: Sequence[int]) 
     return ~visual | stays[rank.clamp(0, max(len(stays) - 1, 0))].view_as(visual) if len(stays) else ~visual
 
 
+def torn(visual: Tensor, shown: Tensor, counts: Sequence[int]) -> Tensor:
+    """(B,) how many neighbours in one picture differ in whether the mask shows them.
+
+    Args:
+        visual: (B, L) placeholders of one kind, in the order of the pictures. shown: (B, L) bool, what the mask shows.
+        counts: tokens of each picture. Host values.
+    """
+    first = torch.cat([torch.arange(count, device=visual.device) == 0 for count in counts])
+    rank = (visual.flatten().cumsum(0) - 1).clamp(0, len(first) - 1).view_as(visual)
+    order = visual.to(torch.uint8).argsort(dim=1, descending=True, stable=True)  # placeholders first, in order
+    seen, present, starts = (one.gather(1, order) for one in (shown, visual, first[rank]))
+    return ((seen[:, 1:] != seen[:, :-1]) & present[:, 1:] & ~starts[:, 1:]).sum(1)
+
+
 def last_columns(ids: Tensor, mask: Tensor | None) -> Tensor:
     """(B, 1) the last column of each row of ``ids`` (B, L) that the mask shows."""
     columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
