@@ -83,12 +83,12 @@ class CropPacking:
 
     Args:
         inner: the inner model. pictures: of the call of the tower. tower: its reductions.
-        count: tokens that a picture keeps, line ends included; None: the data decide, and of the pictures that have
-            padding the numbers are read from the device, once a call.
+        count: tokens that a picture keeps, line ends included; None for one of which the data decide. The numbers of
+            these are read from the device, once a call.
     """
 
     def __init__(
-        self, inner: Any, pictures: CropPictures, tower: TowerReductions, count: Callable[[Crops], int] | None
+        self, inner: Any, pictures: CropPictures, tower: TowerReductions, count: Callable[[Crops], int | None]
     ) -> None:
         self.inner, self.pictures, self.tower, self.count = inner, pictures, tower, count
         self.function = getattr(type(inner), _METHOD)
@@ -147,17 +147,14 @@ class CropPacking:
 
     def _counts(self, left: Sequence[Tensor], pictures: Sequence[Crops]) -> list[int]:
         """Tokens that each picture keeps. ``left``: its ``patch_ids``."""
-        if self.count is not None:
-            return [self.count(one) for one in pictures]
-        counts = [ids.numel() + one.lines for ids, one in zip(left, pictures, strict=True)]
-        padded = [number for number, one in enumerate(pictures) if sum(one.valid) < one.count * one.patches]
-        if padded:
-            remedy = "attach with padding='first', where no picture's number depends on its data"
-            tracing.require_counts("forward", left[padded[0]], remedy)
-            stays = [(packed_indices(left[at], pictures[at]) < pictures[at].before).sum() for at in padded]
-            for number, count in zip(padded, torch.stack(stays).tolist(), strict=True):
-                counts[number] = count
-        return counts
+        counts = {number: self.count(one) for number, one in enumerate(pictures)}
+        unknown = [number for number, count in counts.items() if count is None]
+        if unknown:
+            remedy = "attach with padding='first', where no number depends on the data"
+            tracing.require_counts("forward", left[unknown[0]], remedy)
+            stays = [(packed_indices(left[at], pictures[at]) < pictures[at].before).sum() for at in unknown]
+            counts |= dict(zip(unknown, torch.stack(stays).tolist(), strict=True))
+        return [count for count in counts.values() if count is not None]
 
     def take(self) -> tuple[tuple[Crops, ...], list[Tensor]]:
         """The pictures of this thread's last call and what it kept of each: (T,) int64, indices into its tokens."""

@@ -62,7 +62,8 @@ def packing_of(inner, sizes, left, count="first", **options):
     ids = torch.cat([each for _, each in drawn])
     with_class = torch.nn.functional.pad(ids + 1, (1, 0))
     tower.put(0, Reduction(None, ids, with_class, ids, ids, ids, ids, True, (6, 6)))
-    rule = functools.partial(Crops.after, left=left) if count == "first" else None
+    after = functools.partial(Crops.after, left=left)
+    rule = after if count == "first" else lambda one: None if sum(one.valid) < one.count * 36 else after(one)
     return CropPacking(inner, CropPictures(), tower, rule), pictures, drawn
 
 
