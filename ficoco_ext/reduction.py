@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,3 +88,10 @@ class Reduction:
             )
         held = self.source_map.clamp(min=0).unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
         return tokens.gather(1, held).masked_fill((self.source_map < 0).unsqueeze(-1), fill)
+
+
+def over_tensors(reduction: Reduction, change: Callable[[Tensor], Tensor]) -> Reduction:
+    """A copy of ``reduction``, each of whose tensors went through ``change``."""
+    held = {field.name: getattr(reduction, field.name) for field in fields(reduction)}
+    changed: dict[str, Any] = {name: change(one) for name, one in held.items() if isinstance(one, Tensor)}
+    return replace(reduction, **changed)

@@ -148,6 +148,13 @@ class LayerMethod(TowerMethod):
         """Targets of each source when ``candidates`` patches are kept; None: not known before it runs."""
         return None
 
+    def places(self, grid: tuple[int, int], count: int) -> tuple[int, ...] | None:
+        """The ``count`` patches that stay of a whole ``grid``, ascending, for a method that needs the whole grid.
+
+        None: it works on any patches that are left, or the data decide.
+        """
+        return None
+
     def __call__(
         self,
         tokens: Tensor,

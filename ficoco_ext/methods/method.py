@@ -85,6 +85,10 @@ class Method(LayerMethod):
         """Targets of each source when ``candidates`` patches are kept; None: not known before it runs."""
         return targets(self.filter, self.correlate, candidates)
 
+    def places(self, grid: tuple[int, int], count: int) -> tuple[int, ...] | None:
+        """What its filter says."""
+        return FilterStage.of(self.filter).places(grid, count)
+
     def __call__(
         self,
         tokens: Tensor,

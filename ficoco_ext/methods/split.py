@@ -112,16 +112,16 @@ class Split(LayerMethod):
         assert begun.tokens is not None
         done = second(
             begun.tokens,
-            _of(attn, indices),
+            attention_among(attn, indices),
             late,
             class_token=class_token,
             size=None if size is None else begun.size,
             previous=begun,
         )
-        return _as_one(begun, done)
+        return as_one(begun, done)
 
 
-def _of(attn: Attention, at: Tensor) -> Attention:
+def attention_among(attn: Attention, at: Tensor) -> Attention:
     """The attention among the tokens at the indices ``at`` (B, M)."""
     if isinstance(attn, QueryKey):
         query, key = (
@@ -135,7 +135,7 @@ def _of(attn: Attention, at: Tensor) -> Attention:
     return taken.gather(-1, columns)
 
 
-def _as_one(begun: Reduction, done: Reduction) -> Reduction:
+def as_one(begun: Reduction, done: Reduction) -> Reduction:
     """Two reductions in a row of one layer as one. ``done`` followed ``begun``; both are in original indices."""
     holders = done.source_map.gather(1, begun.kept)  # where those went that the first left
     targets = holders.gather(1, begun.targets.flatten(1)).view_as(begun.targets)

@@ -12,6 +12,7 @@ from . import transformers_release as release
 from . import vision_tower
 from .attach_plan import AttachPlan, make_plan
 from .count_cutter import CountCutter
+from .crop_pictures import CropPictures
 from .decoder_reduction import DecoderReduction
 from .facts import read_facts
 from .families import Family
@@ -40,16 +41,18 @@ def attach(
     positions: Literal["original", "contiguous"] | None = None,
     static_counts: bool | int = False,
     words: Callable[[Any], Any] | Sequence[int] | None = None,
+    padding: Literal["first", "after"] | None = None,
     **hyperparameters: Any,
 ) -> Handle:
     """Reduce visual tokens inside a multimodal model from transformers. No weights, no training.
 
     A method for the vision encoder (``"ficoco-v"``, ``"tome"``, ``"prune-then-merge"``, ``"topk"``, ``"evit"``,
-    ``"prumerge"``, ``"pool"`` and ``"random"``) reduces in the tower of LLaVA-1.5, so that the language model gets
-    fewer tokens. One that acts after the projector (``"divprune"``, ``"scope"``, ``"cdpruner"``, ``"visionzip"`` and
-    more) chooses among the tokens that the language model would get, in every family that gives what it needs. One for
-    the language model (``"ficoco-l"``, ``"fastv"``, ``"pyramiddrop"``, ``"sparsevlm"``, ``"fitprune"``) reduces there
-    while the prompt is read: layers after a reduction see and cache fewer tokens, and every token keeps its position.
+    ``"prumerge"``, ``"pool"`` and ``"random"``) reduces in the tower of LLaVA-1.5, LLaVA-NeXT and PaliGemma, so that
+    the language model gets fewer tokens. One that acts after the projector (``"divprune"``, ``"scope"``,
+    ``"cdpruner"``, ``"visionzip"`` and more) chooses among the tokens that the language model would get, in every
+    family that gives what it needs. One for the language model (``"ficoco-l"``, ``"fastv"``, ``"pyramiddrop"``,
+    ``"sparsevlm"``, ``"fitprune"``) reduces there while the prompt is read: layers after a reduction see and cache
+    fewer tokens, and every token keeps its position.
     ``"ficoco-vl"`` is one of the first and one of the last kind; names joined by ``+``, such as
     ``"divprune+ficoco-l"``, are too. ``ficoco env`` lists which models are served, and how far.
 
@@ -71,10 +74,11 @@ def attach(
         method: a name (``ficoco_ext.METHODS``), a :class:`Method`, :class:`Split`, :class:`Staged`,
             :class:`DecoderMethod` or :class:`Combined`, or a sequence with one for each layer.
         r, keep_ratio, tokens: exactly one, as in :meth:`Schedule.build`: tokens removed in each layer; visual tokens
-            kept at the end as a ratio, or one after each layer; or as a number. In the tower that is of every image, in
-            the language model of every row of the prompt, all its images together. A row with fewer visual tokens than
-            are to be removed loses all but one, one with no more than are to be kept loses none. The presets
-            (``"balanced"``), FastV and PyramidDrop have an amount of their own and need none.
+            kept at the end as a ratio, or one after each layer; or as a number. In the tower that is of every image, or
+            of every crop of LLaVA-NeXT, whose thumbnail is one; in the language model of every row of the prompt, all
+            its images together. A row with fewer visual tokens than are to be removed loses all but one, one with no
+            more than are to be kept loses none. The presets (``"balanced"``), FastV and PyramidDrop have an amount of
+            their own and need none.
             After the projector: ``keep_ratio``, or ``tokens`` of every picture, video, or tile that the model encodes
             alone, also as a function of its grid (rows, columns), which gets None where that is not known. Ends of
             lines stay and are not counted. A picture with fewer tokens keeps all of them, and that is said once.
@@ -97,6 +101,10 @@ def attach(
             (B, L) bool, True for words. None: all real tokens of the picture's row are, but placeholders and the
             special ones that the model's configs name. Such a picture fits that question alone; a conversation that
             goes on from its cache is warned of, once.
+        padding: when patches of padding leave the vision tower of LLaVA-NeXT. ``"first"``, the default: before all
+            others, and no method sees them where it chooses; so a picture keeps a number of tokens that its size
+            decides, see :meth:`Handle.tokens_of`. ``"after"``: the method chooses among all patches, and padding that
+            it kept is dropped after the tower; so the data decide how many are left, and one device read more tells.
         **hyperparameters: of methods given by name.
 
     Returns:
@@ -131,6 +139,7 @@ def attach(
         positions=positions,
         static_counts=static_counts,
         words=words,
+        padding=padding,
     )
     return _install(model, plan)
 
@@ -149,6 +158,7 @@ def resolve(
     positions: Literal["original", "contiguous"] | None = None,
     static_counts: bool | int = False,
     words: Callable[[Any], Any] | Sequence[int] | None = None,
+    padding: Literal["first", "after"] | None = None,
     **hyperparameters: Any,
 ) -> AttachPlan:
     """What :func:`attach` would do to ``model`` with these arguments. The model is not touched.
@@ -176,6 +186,7 @@ def resolve(
         positions=positions,
         static_counts=static_counts,
         words=words,
+        padding=padding,
     )
 
 
@@ -204,7 +215,10 @@ def _install(model: Any, plan: AttachPlan) -> Handle:
         if plan.schedule is not None and plan.removed:
             assert plan.facts.tower is not None
             tower, facts = model.model.vision_tower, plan.facts.tower
-            handle._tower = vision_tower.install(tower, plan.schedule, plan.methods, facts, changes)
+            pictures = None if plan.facts.crops is None else CropPictures()
+            handle._tower = vision_tower.install(
+                tower, plan.schedule, plan.methods, facts, changes, pictures, plan.padding_first
+            )
         _cut_prompts(model, plan, handle, tie)
     except BaseException:
         handle.detach()

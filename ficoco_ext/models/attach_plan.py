@@ -9,9 +9,11 @@ from ..methods import LanguageMethod, LayerMethod
 from ..ops import checks
 from ..resolve import ProjectorPlan, decoder_plan, projector_plan, tower_schedule
 from ..schedule import Plan, Schedule, Step
-from ..stages.needs import GRID
+from ..stages import Crops
+from ..stages.needs import GRID, WHOLE_GRID
 from .facts import ModelFacts
 from .model_checks import unsupported
+from .padding_first import PaddingFirst
 from .qk_capture import check_bias
 from .request import OP, Request, Words
 
@@ -36,6 +38,8 @@ class AttachPlan:
         static_counts: False, or the promise that all rows of a prompt have the same number of visual tokens: True, or
             that number.
         words: which ids of a prompt are its words, as ``attach`` takes it, for a method that reads them.
+        padding: when the padding of crops leaves in the tower, ``"first"`` or ``"after"``; None: nothing leaves there,
+            or pictures are no crops.
     """
 
     facts: ModelFacts
@@ -47,6 +51,31 @@ class AttachPlan:
     positions: str = "contiguous"
     static_counts: bool | int = False
     words: Words = None
+    padding: str | None = None
+
+    @property
+    def padding_first(self) -> PaddingFirst | None:
+        """How many patches of padding leave before all others; None where that is not asked."""
+        if self.padding != "first":
+            return None
+        assert self.facts.tower is not None and self.schedule is not None
+        return PaddingFirst.of(self.facts.tower.grid, self.schedule, self.methods)
+
+    def tokens_of(self, crops: Crops) -> int | None:
+        """Tokens of a picture of these crops that the language model gets, line ends included.
+
+        None if the data decide: padding that is to leave after the tower is among what the method chooses from.
+        """
+        if self.removed:
+            assert self.schedule is not None
+            rule = self.padding_first
+            if rule is not None:
+                return rule.after(crops)
+            whole = all(one == crops.patches for one in crops.valid)
+            return crops.after(self.schedule.final) if whole else None
+        if self.projector is None:
+            return crops.before
+        return self.projector.count(crops.before - crops.lines) + crops.lines
 
     @property
     def question_readers(self) -> tuple[str, ...]:
@@ -73,13 +102,14 @@ class AttachPlan:
     @property
     def cuts_by_features(self) -> bool:
         """Whether a prompt can be cut only once it is known which tokens of a picture stay."""
-        return self.changes_features or (self.removed > 0 and self.positions == "original")
+        of_crops = self.facts.crops is not None
+        return self.changes_features or (self.removed > 0 and (of_crops or self.positions == "original"))
 
     @property
     def per_image(self) -> int | None:
         """Visual tokens of an image that the language model gets; None if that depends on the image."""
         tower = self.facts.tower
-        if tower is None:
+        if tower is None or self.facts.crops is not None:
             return None
         left, whole = tower.patches + tower.extra - self.removed, not (tower.extra or self.removed)
         return left if self.projector is None else self.projector.count(left, tower.grid if whole else None)
@@ -87,7 +117,7 @@ class AttachPlan:
     @property
     def picture(self) -> tuple[int, int] | None:
         """The grid of an image's visual tokens in the language model; None if they are no whole grid."""
-        tower = self.facts.tower
+        tower = None if self.facts.crops is not None else self.facts.tower
         return None if tower is None or tower.extra or self.removed or self.changes_features else tower.grid
 
     @property
@@ -113,7 +143,10 @@ class AttachPlan:
         lines = [_heading(self.facts)]
         if self.removed:
             assert self.schedule is not None
-            lines += ["vision tower, for every image:", *_staircase(self.schedule, self.methods, "patches")]
+            lines += [f"vision tower, for every {_image(self.facts)}:"]
+            lines += _staircase(self.schedule, self.methods, "patches")
+            if self.padding is not None:
+                lines.append(f"  patches of padding leave {_PADDING[self.padding]}")
         if self.changes_features:
             assert self.projector is not None
             lines += ["after the projector, for every picture:"]
@@ -158,7 +191,8 @@ def make_plan(facts: ModelFacts, request: Request) -> AttachPlan:
     projector: ProjectorPlan | None = None
     methods: tuple[LayerMethod, ...] = ()
     decoder_methods: tuple[LanguageMethod, ...] = ()
-    amounts = request.amounts(0 if facts.tower is None else facts.tower.patches)
+    known = facts.tower is not None and (facts.crops is None or request.tower is not None)
+    amounts = request.amounts(facts.tower.patches if facts.tower is not None and known else 0)
     if request.tower is not None:
         assert facts.tower is not None
         schedule, methods = tower_schedule(OP, facts.tower, request.tower, amounts["vision"])
@@ -168,10 +202,29 @@ def make_plan(facts: ModelFacts, request: Request) -> AttachPlan:
         plan, decoder_methods = decoder_plan(OP, facts.language_model, request.decoder, amounts["decoder"])
     positions = request.positions or ("contiguous" if projector is None else "original")
     promise = request.promise()
-    made = AttachPlan(facts, schedule, methods, plan, decoder_methods, projector, positions, promise, request.words)
+    padding = _padding(facts, schedule, request)
+    made = AttachPlan(
+        facts, schedule, methods, plan, decoder_methods, projector, positions, promise, request.words, padding
+    )
     _check_possible(made)
     _check_positions(made, request)
     return made
+
+
+def _padding(facts: ModelFacts, schedule: Schedule | None, request: Request) -> str | None:
+    """When padding leaves.
+
+    Raises:
+        ValueError: asked for where no picture has padding in the tower, or where nothing leaves there.
+    """
+    if request.tower is None or facts.crops is None:
+        if request.padding is not None:
+            what = "a method of another part" if request.tower is None else f"{facts.family}, whose pictures have none"
+            remedy = "leave it out: it says when the padding of crops leaves the vision tower"
+            checks.fail(OP, "padding", f"None for {what}", repr(request.padding), remedy)
+        return None
+    assert schedule is not None
+    return (request.padding or "first") if sum(schedule.r) else None
 
 
 def _check_positions(plan: AttachPlan, request: Request) -> None:
@@ -198,16 +251,34 @@ def _check_possible(plan: AttachPlan) -> None:
             unsupported("static_counts", "a number for this model", True, remedy)
     if plan.projector is not None and plan.projector.method.resizes:
         _check_resizes(plan, plan.projector.method.name)
+    if plan.facts.crops is not None and plan.schedule is not None:
+        _check_crops(plan)
     if plan.schedule is not None:
         steps = zip(plan.schedule.steps, plan.methods, strict=True)
         if any(step.r and method.proportional_attention for step, method in steps):
             check_bias(OP, plan.facts.tower_attention)
 
 
+def _check_crops(plan: AttachPlan) -> None:
+    """Raise for what the tower of a model with crops cannot do beside another part, or with padding first."""
+    assert plan.schedule is not None and plan.facts.tower is not None
+    if plan.removed and plan.changes_features:
+        assert plan.projector is not None
+        wanted = f"one with a single part before the language model for {plan.facts.family}"
+        got = f"{_names(plan.methods)} in the vision tower and {plan.projector.method.name} after the projector"
+        remedy = "use one of them alone: what the tower leaves is packed with line ends, among which none may choose"
+        unsupported("method", wanted, got, remedy)
+    if plan.padding == "first":
+        for step, one in zip(plan.schedule.steps, plan.methods, strict=True):
+            if step.r and WHOLE_GRID in one.needs and one.places(plan.facts.tower.grid, step.after) is None:
+                wanted = "one that works on any patches, or keeps the same ones of every crop"
+                unsupported("method", wanted, f"{one.name}, which needs the whole grid", 'pass padding="after"')
+
+
 def _check_resizes(plan: AttachPlan, name: str) -> None:
     """Raise unless the vision tower of this model can read smaller pictures, whole."""
     tower = plan.facts.tower
-    if tower is None:
+    if tower is None or plan.facts.crops is not None:
         remedy = "give its processor fewer pixels, such as max_pixels of Qwen-VL, or use 'stride'"
         unsupported("method", f"one that chooses among features for {plan.facts.family}", name, remedy)
     if tower.extra:
@@ -222,6 +293,17 @@ def _names(methods: Iterable[LayerMethod | LanguageMethod]) -> str:
     return ", ".join(dict.fromkeys(method.name for method in methods))
 
 
+_PADDING = {
+    "first": "before all others, so a picture keeps a number of tokens that its size decides",
+    "after": "after the tower, so the data decide how many tokens a picture keeps",
+}
+
+
+def _image(facts: ModelFacts) -> str:
+    """What goes through the tower as one image."""
+    return "image" if facts.crops is None else "crop"
+
+
 def _heading(facts: ModelFacts) -> str:
     tower, decoder = facts.tower, f"{facts.language_model.layers} layers in the language model"
     if tower is None:
@@ -229,7 +311,9 @@ def _heading(facts: ModelFacts) -> str:
     height, width = tower.grid
     more = " and its class token" if tower.extra else ""
     used = f"{tower.layers} layers in the vision tower ({tower.used} used)"
-    return f"{facts.family}: {height} x {width} = {tower.patches} patches of an image{more}, {used}, {decoder}"
+    of_one = "an image" if facts.crops is None else "a crop"
+    heading = f"{facts.family}: {height} x {width} = {tower.patches} patches of {of_one}{more}, {used}, {decoder}"
+    return heading if facts.crops is None else f"{heading}; the number of visual tokens depends on the image"
 
 
 def _staircase(

@@ -6,9 +6,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..resolve import LanguageModelFacts, TowerFacts
+from ..stages import Crops
 from . import transformers_api as api
 from .families import Family, tower_of
 from .model_checks import selected
+
+
+@dataclass(frozen=True)
+class CropFacts:
+    """How a model cuts a picture into crops.
+
+    Attributes:
+        pinpoints: the (height, width) that its crops together can have, in pixels.
+        side: patches of a side of a crop. pixels: its pixels.
+    """
+
+    pinpoints: tuple[tuple[int, int], ...]
+    side: int
+    pixels: int
+
+    def of(self, height: int, width: int) -> Crops:
+        """The crops of a picture of this size in pixels.
+
+        Raises:
+            ValueError: numbers that are no integers of at least 1.
+        """
+        return Crops.of((height, width), self.pinpoints, self.side, self.pixels)
 
 
 @dataclass(frozen=True)
@@ -18,10 +41,12 @@ class ModelFacts:
     Attributes:
         family: the name of its :class:`~ficoco_ext.models.families.Family`.
         placeholders: the ids of its visual tokens.
-        tower: its vision tower, if every image has the same number of visual tokens, in the order of its patches.
+        tower: its vision tower, if patches can leave there: every image, or every crop, has the same number of visual
+            tokens, in the order of its patches.
         tower_attention: the name of the attention kernel of its tower; empty where ``tower`` is None.
         language_model: its language model.
         rope_index: it computes positions from the whole prompt, several for each token.
+        crops: how its pictures become crops, each of which is an image for the tower; None where a picture is one.
     """
 
     family: str
@@ -30,6 +55,7 @@ class ModelFacts:
     tower_attention: str
     language_model: LanguageModelFacts
     rope_index: bool = False
+    crops: CropFacts | None = None
 
 
 def read_facts(model: Any, family: Family) -> ModelFacts:
@@ -42,14 +68,24 @@ def read_facts(model: Any, family: Family) -> ModelFacts:
         api.attention_name(model.model.vision_tower.config) if known else "",
         LanguageModelFacts(len(getattr(model.model, family.language_model).layers), family.first_layer(model.config)),
         family.rope_index,
+        crop_facts(model) if known and family.crops else None,
     )
 
 
 def has_whole_grid(model: Any, family: Family) -> bool:
-    """Whether every image has its whole grid of patches as visual tokens, of one layer of a known tower."""
+    """Whether every image, or crop, has its whole grid of patches as visual tokens, of one layer of a known tower."""
     tower = family.known_tower(model.model.vision_tower)
     layer, strategy = selected(model.config)
-    return tower is not None and (tower.class_token or strategy == "full") and isinstance(layer, int)
+    if tower is None or not isinstance(layer, int):
+        return False
+    return strategy == "default" if tower.class_token and family.crops else tower.class_token or strategy == "full"
+
+
+def crop_facts(model: Any) -> CropFacts:
+    """How a model of a family with crops cuts pictures, read from its config."""
+    vision = model.config.vision_config
+    pinpoints = tuple((int(height), int(width)) for height, width in model.config.image_grid_pinpoints)
+    return CropFacts(pinpoints, vision.image_size // vision.patch_size, vision.image_size)
 
 
 def tower_facts(model: Any) -> TowerFacts:

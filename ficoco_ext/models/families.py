@@ -109,8 +109,10 @@ class Family:
         layout: how the tokens of a picture lie after the projector.
         unit: function (inner model) -> tokens of a picture, where encoders may give those of several as one tensor.
         first_position: the position of the first token, where callers pass none.
-        towers: the vision towers in which methods can reduce, keys of :data:`TOWERS`; every image then has its grid of
-            patches as visual tokens. None if none can, and ``why_no_tower`` is the reason.
+        towers: the vision towers in which methods can reduce, keys of :data:`TOWERS`; every image, or every crop, then
+            has its grid of patches as visual tokens. None if none can, and ``why_no_tower`` is the reason.
+        crops: a picture goes through the tower as a thumbnail and crops, which ``pack_image_features`` then unpads and
+            gives line ends. Its config has the sizes that the crops together can have, ``image_grid_pinpoints``.
         deepstack: the attribute of its vision config that lists its DeepStack levels. The features of one level are
             added to every visual token after each of the first layers of the language model, so these cannot reduce.
     """
@@ -130,6 +132,7 @@ class Family:
     first_position: int = 0
     towers: tuple[str, ...] = ()
     why_no_tower: str | None = None
+    crops: bool = False
     deepstack: str | None = None
 
     @property
@@ -175,8 +178,8 @@ FAMILIES = (
         inner="LlavaNextModel",
         language_models=_LLAVA_LANGUAGE_MODELS,
         layout=layouts.packed_crops,
-        why_no_tower="its crops are laid out as grids after the tower, unpadded and given line ends, which needs every "
-        "patch",
+        towers=("clip_vision_model", "siglip_vision_model"),
+        crops=True,
     ),
     Family(
         name="Qwen2-VL",

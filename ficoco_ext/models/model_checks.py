@@ -79,6 +79,9 @@ def _check_tower(model: Any, family: Family) -> None:
     if strategy == "default" and not known.class_token:
         remedy = "'default' leaves out the first token, which is a patch where there is no class token"
         unsupported("vision_feature_select_strategy", f"'full' with a {known.model}", repr(strategy), remedy)
+    if family.crops and known.class_token and strategy == "full":
+        remedy = "the crops are laid out as grids, in which a class token has no index"
+        unsupported("vision_feature_select_strategy", f"'default' for {family.name}", repr(strategy), remedy)
     _, layer_class, attention_class = known.classes()
     for index, layer in enumerate(tower.encoder.layers):
         _check_layer(f"vision layer {index}", layer, layer_class, attention_class)

@@ -29,7 +29,7 @@ class Request:
         amount: what the one part removes, or all together.
         each: what each part removes, by the names of :data:`PARTS`; empty: ``amount`` is divided.
         positions: ``"original"``, ``"contiguous"``, or None for the default.
-        static_counts, words: as ``attach`` takes them.
+        static_counts, words, padding: as ``attach`` takes them.
     """
 
     tower: TowerMethods | None
@@ -40,6 +40,7 @@ class Request:
     positions: str | None = None
     static_counts: Any = False
     words: Words = None
+    padding: str | None = None
 
     @classmethod
     def of(
@@ -51,12 +52,13 @@ class Request:
         positions: Any,
         static_counts: Any,
         words: Any = None,
+        padding: Any = None,
         **amount: Any,
     ) -> Request:
         """From the arguments of ``attach``.
 
         Args:
-            method, hyperparameters, positions, static_counts, words: as of attach. parts: its arguments of
+            method, hyperparameters, positions, static_counts, words, padding: as of attach. parts: its arguments of
                 :data:`PARTS`.
             **amount: ``r``, ``keep_ratio``, ``tokens`` and ``layers``.
 
@@ -80,8 +82,10 @@ class Request:
             require_shareable(OP, whole)
         if positions not in (None, "original", "contiguous"):
             checks.fail(OP, "positions", "'original', 'contiguous' or None", positions, "pass one of them")
+        if padding not in (None, "first", "after"):
+            checks.fail(OP, "padding", "'first', 'after' or None", padding, "pass one of them")
         words = _words(words, projector)
-        return cls(tower, projector, language_model, whole, each, positions, static_counts, words)
+        return cls(tower, projector, language_model, whole, each, positions, static_counts, words, padding)
 
     def promise(self) -> bool | int:
         """``static_counts``, checked.

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..methods import LayerMethod
 from ..ops import QueryKey, checks
-from ..reduction import Reduction
+from ..reduction import Reduction, over_tensors
 from ..resolve import TowerFacts
 from ..schedule import Schedule, Step
+from ..stages import Crops
 from . import qk_capture
 from . import transformers_api as api
+from .crop_pictures import CropPictures
 from .model_changes import ModelChanges
+from .padding_first import PaddingFirst, padding_of, parts_of, reduce_padded
 from .per_thread import PerThread
 from .qk_capture import QueryKeyCapture
 
 
-class _Pass:
-    """The reductions of one pass."""
+class Pass(NamedTuple):
+    """One pass through the tower.
+
+    Attributes:
+        records: its reductions.
+        pictures: whose crops are the rows of the batch; empty where a row is a picture.
+        padding: (B, N) bool, which patches of the crops are padding; None where none leaves first.
+    """
+
+    records: tuple[Reduction, ...] = ()
+    pictures: tuple[Crops, ...] = ()
+    padding: Tensor | None = None
+
+
+class _Now:
+    """The pass that a thread is in."""
 
     def __init__(self) -> None:
-        self.records: tuple[Reduction, ...] = ()
+        self.state = Pass()
 
 
 class TowerReductions:
@@ -33,45 +49,78 @@ class TowerReductions:
 
     Args:
         length: reductions in a pass.
+        pictures: of the call that runs, where each picture is several rows of the batch; else None.
+        padding: how padding leaves first; None: it is treated as any other patch, or there is none.
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, pictures: CropPictures | None = None, padding: PaddingFirst | None = None) -> None:
+        self.pictures, self.padding = pictures, padding
         self._length = length
-        self._pass = PerThread(_Pass)  # that this thread is in
-        self._finished: tuple[Reduction, ...] = ()
+        self._now = PerThread(_Now)
+        self._finished = Pass()
 
-    def before(self, number: int) -> tuple[Reduction, ...]:
-        """The reductions before the ``number``-th; none before the first, which forgets the pass before."""
-        if number == 0:
-            self._pass.here.records = self._finished = ()
-        return self._known()[:number]
+    def before(self, number: int, tokens: Tensor) -> Pass:
+        """The pass up to the ``number``-th reduction, of ``tokens``; the first one forgets the pass before."""
+        if number:
+            known = self._known()
+            return known._replace(records=known.records[:number])
+        self._now.here.state = self._finished = Pass()
+        if self.pictures is None:
+            return Pass()
+        pictures = self.pictures.of_batch(tokens.shape[0])
+        return Pass((), pictures, None if self.padding is None else padding_of(pictures, tokens.device))
 
-    def resume(self, records: tuple[Reduction, ...]) -> None:
-        """Go on after ``records``: a backward pass computes a layer again, later and maybe in another thread."""
-        self._pass.here.records = records
+    def resume(self, state: Pass) -> None:
+        """Go on after ``state``: a backward pass computes a layer again, later and maybe in another thread."""
+        self._now.here.state = state
 
     def previous(self, number: int) -> Reduction | None:
         """The reduction before the ``number``-th; None for the first."""
-        return self._known()[number - 1] if number else None
+        return self._known().records[number - 1] if number else None
 
-    def _known(self) -> tuple[Reduction, ...]:
-        """Of this thread's pass; in a thread without one, which computes a layer again, of the one that ended last."""
-        return self._pass.here.records or self._finished
+    def _known(self) -> Pass:
+        """Of this thread; in a thread without reductions, which computes a layer again, the one that ended last."""
+        state = self._now.here.state
+        return state if state.records else self._finished
+
+    def reduce(self, number: int, method: LayerMethod, tokens: Tensor, attn: QueryKey, r: int, **named: Any) -> Tensor:
+        """The tokens (B, N - r, C) that the ``number``-th reduction leaves, which is recorded.
+
+        Args:
+            method, tokens, attn, r, named: as of :meth:`LayerMethod.__call__`, without ``previous``.
+        """
+        state, previous = self._now.here.state, self.previous(number)
+        if previous is not None and previous.kept.device != tokens.device:  # a tower spread over several devices
+            previous = over_tensors(previous, lambda tensor: tensor.to(tokens.device))
+        if self.padding is None or state.padding is None:
+            result = method(tokens, attn, r, previous=previous, **named)
+        else:
+            leaving = [self.padding.leaving(part)[number] for part in parts_of(state.pictures)]
+            padding = state.padding.to(tokens.device)
+            result = reduce_padded(method, tokens, attn, r, leaving, padding, previous=previous, **named)
+        self.put(number, result.without_tokens())
+        assert result.tokens is not None
+        return result.tokens
 
     def put(self, number: int, reduction: Reduction) -> None:
         """Record the ``number``-th reduction."""
-        records = (*self._pass.here.records[:number], reduction)
-        self._pass.here.records = records
-        if len(records) == self._length:
-            self._finished = records
+        state = self._now.here.state
+        state = state._replace(records=(*state.records[:number], reduction))
+        self._now.here.state = state
+        if len(state.records) == self._length:
+            self._finished = state._replace(padding=None)
 
     def finished(self) -> tuple[Reduction, ...]:
         """All reductions of the pass that ended last; empty if there was none, or if an exception ended it."""
-        return self._finished
+        return self._finished.records
+
+    def finished_pictures(self) -> tuple[Crops, ...]:
+        """Whose crops the rows of that pass are; empty where a row is a picture."""
+        return self._finished.pictures
 
     def of_this_thread(self) -> tuple[Reduction, ...]:
         """All reductions of this thread's last pass; empty if there was none, or if an exception ended it."""
-        records = self._pass.here.records
+        records = self._now.here.state.records
         return records if len(records) == self._length else ()
 
 
@@ -114,13 +163,14 @@ class TowerLayer:
                 f"{hidden_states.shape[1]} tokens{'' if attention_mask is None else ' with a mask'}",
                 "images must have the config's image_size; interpolate_pos_encoding is not supported",
             )
-        run = partial(self._run, self.reductions.before(self.number), kwargs | {"attention_mask": None})
+        before = self.reductions.before(self.number, hidden_states)
+        run = partial(self._run, before, kwargs | {"attention_mask": None})
         checkpoint = api.checkpointing(self.layer)
         result: Tensor = run(hidden_states) if checkpoint is None else checkpoint(run, hidden_states)
         return result
 
-    def _run(self, before: tuple[Reduction, ...], kwargs: dict[str, Any], hidden_states: Tensor) -> Tensor:
-        """The layer after the reductions ``before``."""
+    def _run(self, before: Pass, kwargs: dict[str, Any], hidden_states: Tensor) -> Tensor:
+        """The layer after the reductions of ``before``."""
         self.reductions.resume(before)
         try:
             attended = self.layer.self_attn(hidden_states=self.layer.layer_norm1(hidden_states), **kwargs)[0]
@@ -131,34 +181,28 @@ class TowerLayer:
         return hidden_states + self.layer.mlp(self.layer.layer_norm2(hidden_states))
 
     def _reduce(self, tokens: Tensor, attn: QueryKey) -> Tensor:
-        previous = self.reductions.previous(self.number)
-        if previous is not None and previous.kept.device != tokens.device:
-            previous = _to(previous, tokens)  # a tower spread over several devices
         facts = self.facts
-        result = self.method(
-            tokens, attn, self.step.r, class_token=facts.class_token, grid=facts.grid, previous=previous
+        return self.reductions.reduce(
+            self.number, self.method, tokens, attn, self.step.r, class_token=facts.class_token, grid=facts.grid
         )
-        self.reductions.put(self.number, result.without_tokens())
-        assert result.tokens is not None
-        return result.tokens
-
-
-def _to(reduction: Reduction, like: Tensor) -> Reduction:
-    held = {field.name: getattr(reduction, field.name) for field in fields(reduction)}
-    moved: dict[str, Any] = {name: t.to(like.device) for name, t in held.items() if isinstance(t, Tensor)}
-    return replace(reduction, **moved)
 
 
 def install(
-    tower: Any, schedule: Schedule, methods: Sequence[LayerMethod], facts: TowerFacts, changes: ModelChanges
+    tower: Any,
+    schedule: Schedule,
+    methods: Sequence[LayerMethod],
+    facts: TowerFacts,
+    changes: ModelChanges,
+    pictures: CropPictures | None = None,
+    padding: PaddingFirst | None = None,
 ) -> TowerReductions:
     """Replace the body of every layer of ``schedule`` that removes something.
 
     Attention of the layers between it and the next one, and of that one, is proportional if its method wants that. All
-    other layers are not changed.
+    other layers are not changed. ``pictures``, ``padding``: as of :class:`TowerReductions`.
     """
     steps = {step.layer: (step, method) for step, method in zip(schedule.steps, methods, strict=True) if step.r}
-    reductions, number, bias = TowerReductions(len(steps)), 0, None
+    reductions, number, bias = TowerReductions(len(steps), pictures, padding), 0, None
     for index, layer in enumerate(tower.encoder.layers):
         if index not in steps:
             if bias is not None:

@@ -163,6 +163,13 @@ class FilterStage(Stage):
         """Targets that it settles for each source when ``candidates`` tokens are kept."""
         return 0
 
+    def places(self, grid: tuple[int, int], count: int) -> tuple[int, ...] | None:
+        """The ``count`` patches that it keeps of a whole ``grid`` whatever the attention is, ascending; None: unknown.
+
+        Only a filter that needs the whole grid is asked.
+        """
+        return None
+
     def check(self, attn: Attention, *, class_token: bool, grid: tuple[int, int] | None) -> None:
         """Raise ValueError if this attention lacks what it needs; only a stage with ``fused`` settings is asked."""
 

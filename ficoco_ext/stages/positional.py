@@ -129,6 +129,23 @@ class Cells(FilterStage):
         """One target for each source."""
         return 1
 
+    def places(self, grid: tuple[int, int], count: int) -> tuple[int, ...]:
+        """The first patch of each of ``count`` cells.
+
+        Example:
+            >>> Cells().places((2, 4), 4)
+            (0, 2, 4, 6)
+        """
+        height, width = grid
+        bands = bands_of(height, width, count)
+        found = []
+        for row in range(height):
+            band = row * bands // height
+            runs = (band + 1) * count // bands - band * count // bands
+            if row * bands % height < bands:
+                found += [row * width + column for column in range(width) if column * runs % width < runs]
+        return tuple(found)
+
     def operations(self, shape: Shape) -> list[Priced]:
         """None: cells are arithmetic on indices."""
         return []

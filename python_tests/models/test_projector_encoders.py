@@ -137,5 +137,5 @@ def test_a_pass_that_failed_has_no_reductions():
     assert reductions.of_this_thread() == ()
     reductions.put(1, "second")
     assert reductions.of_this_thread() == reductions.finished() == ("first", "second")
-    reductions.before(0)
+    reductions.before(0, torch.zeros(1, 37, 32))
     assert reductions.of_this_thread() == ()
