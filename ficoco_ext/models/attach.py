@@ -12,6 +12,7 @@ from . import transformers_release as release
 from . import vision_tower
 from .attach_plan import AttachPlan, make_plan
 from .count_cutter import CountCutter
+from .crop_packing import CropPacking
 from .crop_pictures import CropPictures
 from .decoder_reduction import DecoderReduction
 from .facts import read_facts
@@ -230,7 +231,10 @@ def _cut_prompts(model: Any, plan: AttachPlan, handle: Handle, tie: QuestionTie)
     """Make prompts as short as what tower and projector leave of each picture."""
     changes, family = handle._changes, family_of(model)
     if plan.cuts_by_features:
-        handle._features = ProjectorReduction(model, family, plan, handle._tower)
+        tower, packing = handle._tower, None
+        if tower is not None and tower.pictures is not None:
+            packing = CropPacking(model.model, tower.pictures, tower, plan.tokens_of)
+        handle._features = ProjectorReduction(model, family, plan, tower, packing)
         handle._features.install(changes)
         cutter = FeatureCutter(model, family, plan, handle._features, tie)
         cutter.install(changes)

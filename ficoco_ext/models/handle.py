@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 from ..methods import LanguageMethod, LayerMethod
+from ..ops import checks
 from ..reduction import Reduction
 from ..schedule import Plan, Schedule
+from ..stages import Crops
 from .attach_plan import AttachPlan
 from .decoder_reduction import DecoderReduction
 from .model_changes import ModelChanges
@@ -16,6 +18,18 @@ from .projector_reduction import ProjectorReduction
 from .reduced_prefill import ReducedPrefill
 from .row_reductions import row_reductions
 from .vision_tower import TowerReductions
+
+
+class PictureCrops(NamedTuple):
+    """One picture of several crops in the batch of a vision tower.
+
+    Attributes:
+        crops: where its patches are.
+        rows: which rows of the batch its thumbnail and crops are, such as of ``handle.reductions[-1].kept[rows]``.
+    """
+
+    crops: Crops
+    rows: slice
 
 
 class Handle:
@@ -33,6 +47,7 @@ class Handle:
         self._features: ProjectorReduction | None = None
         self._decoder: DecoderReduction | None = None
         self._tower_reductions: tuple[Reduction, ...] = ()  # kept at detach
+        self._pictures: tuple[Crops, ...] = ()
         self._projections: tuple[Projection, ...] = ()
         self._last_prefill: ReducedPrefill | None = None
 
@@ -64,10 +79,46 @@ class Handle:
         """What the last pass through the tower did, in indices of original tokens, without the tokens themselves.
 
         One for each layer of the schedule that removes something, each including those before it, so
-        ``reductions[-1]`` is the whole result; the batch dimension counts images. Empty before the first image and
-        after a pass that an exception ended.
+        ``reductions[-1]`` is the whole result; the batch dimension counts images, or crops, see :attr:`crops`. Empty
+        before the first image and after a pass that an exception ended.
         """
         return self._tower_reductions if self._tower is None else self._tower.finished()
+
+    @property
+    def crops(self) -> tuple[PictureCrops, ...]:
+        """Which rows of :attr:`reductions` are which picture's, in the order of the pictures.
+
+        For a method of the tower in a model whose pictures are several crops, thumbnails first; else empty.
+        """
+        pictures = self._pictures if self._tower is None else self._tower.finished_pictures()
+        found, first = [], 0
+        for one in pictures:
+            found.append(PictureCrops(one, slice(first, first + 1 + one.count)))
+            first += 1 + one.count
+        return tuple(found)
+
+    def tokens_of(self, height: int, width: int) -> int:
+        """How many tokens of a picture the language model gets, line ends included.
+
+        Args:
+            height, width: of the picture in pixels, as it is given to the processor. They make no difference where
+                pictures of all sizes become equally many tokens.
+
+        Raises:
+            NotImplementedError: the data decide, or more than the size does.
+
+        Example:
+            >>> handle = ficoco_ext.attach(model, "ficoco-v", tokens=144)  # doctest: +SKIP
+            >>> handle.tokens_of(480, 640)  # of LLaVA-NeXT: 2340 without reduction  # doctest: +SKIP
+            756
+        """
+        plan, crops = self.attach_plan, self.attach_plan.facts.crops
+        if crops is None and plan.per_image is None:
+            _no_number(f"one for a model whose pictures this can count, not {plan.facts.family}")
+        tokens = plan.per_image if crops is None else plan.tokens_of(crops.of(height, width))
+        if tokens is None:
+            _no_number(f"one that does not depend on the data, as with padding={plan.padding!r}")
+        return tokens
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -101,6 +152,7 @@ class Handle:
         if self._model is not None:
             self._changes.undo()
             self._tower_reductions, self._projections = self.reductions, self.projections
+            self._pictures = tuple(one.crops for one in self.crops)
             self._last_prefill = None if self._decoder is None else _without_model(self._decoder.last)
             self._model = self._tower = self._features = self._decoder = (
                 None  # a handle that is kept must not keep the model
@@ -114,6 +166,11 @@ class Handle:
 
     def __repr__(self) -> str:
         return f"<Handle {'attached' if self.attached else 'detached'}: {self.attach_plan.summary}>"
+
+
+def _no_number(wanted: str) -> NoReturn:
+    remedy = "call the model and read handle.projections, or see the processor's placeholders"
+    checks.fail("tokens_of", "number of tokens", wanted, "none that is known", remedy, NotImplementedError)
 
 
 def _without_model(prefill: ReducedPrefill | None) -> ReducedPrefill | None:
