@@ -229,7 +229,7 @@ class FeatureCutter:
         *numbers, hides, widths = torch.stack([*facts, *ended, torn, keep.sum(1)]).tolist()
         placeholders.require_whole_images([[0, number] for number in hides], op)
         for number, (name, one) in enumerate(found.items()):
-            self._require_fit(op, name, one, sum(numbers[number]))
+            self._require_fit(op, name, one, numbers[number])
             pictures = prompt_cut.at_the_end(numbers[number], numbers[len(found) + number], one.counts)
             with_last = one if not pictures else None if again else self.features.with_last_tokens(name, pictures)
             if with_last is None:
@@ -243,13 +243,21 @@ class FeatureCutter:
             widths = [width + more for width, more in zip(widths, put_back, strict=True)]
         return prompt_cut.cut(keep, widths)
 
-    def _require_fit(self, op: str, name: str, reduced: Reduced, total: int) -> None:
-        """Raise unless there are as many placeholders as features."""
+    def _require_fit(self, op: str, name: str, reduced: Reduced, rows: list[int]) -> None:
+        """Raise unless there are as many placeholders as features, and no picture is in two rows.
+
+        ``rows``: placeholders of each row.
+        """
+        total = sum(rows)
         if total != sum(reduced.counts):
             wanted = f"{sum(reduced.counts)} placeholders (id {self.tokens[name]}), one for each {name} feature"
             got = f"{total} placeholders (Image features and image tokens do not match, tokens: {total}, "
             got += f"features: {sum(reduced.counts)})"
             checks.fail(op, "input_ids", wanted, got, placeholders.REMEDY)
+        row = prompt_cut.first_torn(rows, reduced.counts)
+        if row is not None:
+            wanted = f"rows of whole {name}s, which have {list(reduced.counts)} placeholders in the order of rows"
+            checks.fail(op, "input_ids", wanted, f"{rows[row]} in row {row}", placeholders.REMEDY)
 
     def _tensors(self, ids: Tensor, options: dict[str, Any], cut: Cut, first: int) -> dict[str, Any]:
         """Mask, positions, token types and labels of what is left."""

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..reduction import Reduction
-from ..stages import Crops
 from .layouts import Layout
 from .modalities import Encoded, Modality
 
@@ -24,7 +23,6 @@ class Projection(NamedTuple):
         reduction: what the method after the projector did, without tokens, to this picture and those that were reduced
             with it, in indices of the tokens that it got: those that the tower left, without line ends. None: nothing
             left there. item: which of its batch this picture is.
-        crops: its crops, if patches of them left in the vision tower; ends of lines are among its tokens.
     """
 
     modality: str
@@ -33,7 +31,6 @@ class Projection(NamedTuple):
     grid: tuple[int, int] | None
     reduction: Reduction | None = None
     item: int = 0
-    crops: Crops | None = None
 
 
 class Reduced(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..ops import checks
 from ..reduction import Reduction
-from ..stages import Crops, VisualFeatures
+from ..stages import VisualFeatures
 from ..stages.needs import TEXT
 from . import modalities
 from .attach_plan import AttachPlan
@@ -71,8 +71,7 @@ class EncoderCall:
         held = self.owner.prepared.get(self.modality.name)
         if held is None or not self.owner.are_same(held.pixels, pixels):
             held = self.run(pixels, options)
-        as_tuple = kwargs.get("return_dict") is False
-        return held.output.to_tuple() if as_tuple else held.output
+        return held.output.to_tuple() if kwargs.get("return_dict") is False else held.output
 
     def run(self, pixels: Any, options: Mapping[str, Any]) -> Reduced:
         """Encode and reduce. ``options``: the other arguments."""
@@ -131,12 +130,9 @@ class ProjectorReduction:
 
     def install(self, changes: ModelChanges) -> None:
         """Put our calls in front of the encoders."""
-        if self.smaller is not None:
-            self.smaller.install(changes)
-        if self.readings is not None:
-            self.readings.install(changes)
-        if self.packing is not None:
-            self.packing.install(changes)
+        for part in (self.smaller, self.readings, self.packing):
+            if part is not None:
+                part.install(changes)
         for one in self.family.modalities:
             changes.set(self.inner, one.method, self.calls[one.name])
 
@@ -178,10 +174,8 @@ class ProjectorReduction:
         if projections is not None:
             return Reduced(None, output, projections)
         wanted = None
-        if self.packing is not None:
-            wanted = "None where patches leave in the vision tower"
-        elif self.tower is not None:
-            wanted = "None where patches leave in the vision tower and the others keep their positions"
+        if self.tower is not None:
+            wanted = "None where patches leave in the vision tower and prompts are cut by which"
         elif self.smaller is not None:
             wanted = "None with a method that resizes pictures"
         elif self.readings is not None and self.plan is not None:
@@ -270,14 +264,10 @@ class ProjectorReduction:
         made = Encoded(tuple(features), tuple(tuple(plane) for plane in planes), encoded.entries)
         if members:
             output = modalities.written(output, modality, made)
-        pictures: Sequence[Crops | None] = [None] * len(counts)
-        if self.packing is not None:
-            pictures, kept = self.packing.take()
-            counts = tuple(one.before for one in pictures if one is not None)
-        elif self.tower is not None:
+        if self.tower is not None:
             counts, kept = self._of_the_tower(kept)
         projections = tuple(
-            projection(modality, *one, *steps.get(number, (None, 0)))._replace(crops=pictures[number])
+            projection(modality, *one, *steps.get(number, (None, 0)))
             for number, one in enumerate(zip(counts, kept, layouts, strict=True))
         )
         if (members or self.tower is not None) and not torch.compiler.is_compiling():
@@ -342,6 +332,9 @@ class ProjectorReduction:
 
     def _of_the_tower(self, kept: list[Tensor]) -> tuple[tuple[int, ...], list[Tensor]]:
         """Tokens of each picture before the tower reduced, and what is left of them."""
+        if self.packing is not None:
+            pictures, of_pictures = self.packing.take()
+            return tuple(one.before for one in pictures), of_pictures
         assert self.tower is not None and self.facts is not None
         extra = self.facts.extra
         ids = self.tower.of_this_thread()[-1].patch_ids

@@ -112,6 +112,12 @@ def last_columns(ids: Tensor, mask: Tensor | None) -> Tensor:
     return (columns if mask is None else columns * (mask != 0)).amax(1, keepdim=True)
 
 
+def first_torn(rows: Sequence[int], counts: Sequence[int]) -> int | None:
+    """The first row that ends inside a picture; None if all hold whole ones. Arguments: see :func:`at_the_end`."""
+    ends = {0, *accumulate(counts)}
+    return next((row for row, total in enumerate(accumulate(rows)) if total not in ends), None)
+
+
 def at_the_end(rows: Sequence[int], ended: Sequence[int], counts: Sequence[int]) -> list[int]:
     """Which pictures end a row whose last token left.
 

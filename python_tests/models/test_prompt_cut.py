@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ficoco_ext.models.prompt_cut import at_the_end, cut, drop_padding, kept_columns, last_columns
+from ficoco_ext.models.prompt_cut import at_the_end, cut, drop_padding, first_torn, kept_columns, last_columns, torn
 
 PAD = 0
 TWO_ROWS = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 1]]).bool()  # 3 and 2 columns stay
@@ -119,3 +119,20 @@ def test_pictures_at_the_end_of_rows():
     assert at_the_end((5, 0, 7), (1, 0, 1), (2, 3, 4, 3)) == [1, 3]
     assert at_the_end((5, 0, 7), (0, 0, 1), (2, 3, 4, 3)) == [3]
     assert at_the_end((5, 0, 7), (0, 0, 0), (2, 3, 4, 3)) == []
+
+
+def test_rows_that_end_inside_a_picture():
+    """Pictures of 2, 3 and 4 tokens; a row may hold none, or several."""
+    assert first_torn([2, 0, 7], [2, 3, 4]) is first_torn([5, 4], [2, 3, 4]) is first_torn([0, 9], [2, 3, 4]) is None
+    assert first_torn([2, 4, 3], [2, 3, 4]) == 1
+    assert first_torn([3, 6], [2, 3, 4]) == 0
+
+
+def test_masks_that_hide_a_part_of_a_picture():
+    """Row 0 has pictures of 2 and 3 tokens with a word between, row 1 one of 2 with a word inside."""
+    visual = torch.tensor([[1, 1, 0, 1, 1, 1], [0, 1, 0, 1, 0, 0]]).bool()
+    everything, one_hidden = torch.ones_like(visual), ~torch.tensor([[1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
+    assert torn(visual, everything, [2, 3, 2]).tolist() == torn(visual, one_hidden, [2, 3, 2]).tolist() == [0, 0]
+    part = ~torch.tensor([[1, 0, 0, 0, 0, 1], [0, 1, 0, 0, 0, 0]]).bool()
+    assert torn(visual, part, [2, 3, 2]).tolist() == [2, 1]
+    assert torn(visual, one_hidden, [3, 2, 2]).tolist() == [1, 0]

@@ -79,7 +79,7 @@ MUTATIONS = [
     ),
     Mutation(
         f"{M}/projector_reduction.py",
-        'wanted = "None where patches leave in the vision tower and the others keep their positions"',
+        'wanted = "None where patches leave in the vision tower and prompts are cut by which"',
         "pass",
         (f"{STATE}::test_features_that_lack_what_a_method_needs_are_refused",),
         "A prompt is cut by what the tower left of another picture.",
