@@ -38,16 +38,16 @@ def _mrope(**more: Any) -> dict[str, Any]:
     return {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0, **more}
 
 
-def _clip() -> Any:
+def _clip(layers: int = 3) -> Any:
     from transformers import CLIPVisionConfig
 
-    return CLIPVisionConfig(**{**_SQUARE, "num_hidden_layers": 3})
+    return CLIPVisionConfig(**{**_SQUARE, "num_hidden_layers": layers})
 
 
 def _siglip(**more: Any) -> Any:
     from transformers import SiglipVisionConfig
 
-    return SiglipVisionConfig(**_SQUARE, vision_use_head=False, **more)
+    return SiglipVisionConfig(**{**_SQUARE, "vision_use_head": False, **more})
 
 
 def _pixtral() -> Any:
@@ -85,14 +85,18 @@ def llava_pixtral() -> Any:
     )
 
 
-def llava_next() -> Any:
-    """LLaVA-NeXT: CLIP tower, Llama, up to 2 x 2 crops."""
+def llava_next(layers: int = 3, class_token: bool = True) -> Any:
+    """LLaVA-NeXT: CLIP tower of ``layers``, or a SigLIP, which has no class token; Llama, up to 2 x 2 crops."""
     from transformers import LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
-    text = LlamaConfig(**_TEXT)
+    strategy = "default" if class_token else "full"
     return LlavaNextForConditionalGeneration(
         LlavaNextConfig(
-            vision_config=_clip(), text_config=text, image_token_index=IMAGE, image_grid_pinpoints=PINPOINTS
+            vision_config=_clip(layers) if class_token else _siglip(num_hidden_layers=layers),
+            text_config=LlamaConfig(**_TEXT),
+            image_token_index=IMAGE,
+            image_grid_pinpoints=PINPOINTS,
+            vision_feature_select_strategy=strategy,
         )
     )
 

@@ -1,0 +1,427 @@
+"""Methods in the tower of LLaVA-NeXT: calls, generate and records are those of a tower that is cut by hand."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import pytest
+import torch
+from helpers.models import close, one_thread, snapshot  # noqa: F401
+from helpers.next_tower import CLIP, PATCHES, PICTURES, SIGLIP, StandIn, crops_of, padding_places
+from helpers.tiny_oracle import cut, worst
+from helpers.tiny_prompts import one_picture, prompt, words
+
+import ficoco_ext
+from ficoco_ext import METHODS, get_method
+
+pytest.importorskip("transformers")
+
+DETAILS = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False, "max_new_tokens": 3}
+TOWER = tuple(name for name in METHODS if get_method(name).tower is not None)
+ALONE = tuple(name for name in TOWER if get_method(name).language_model is None)
+LAYERS = (0, 2, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return CLIP.model()
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return CLIP.model()
+
+
+def rows(*pictures, seed=1):
+    """A row for each picture but the last two, which share one, then a row of text; and the pictures."""
+    *first, one, two = pictures
+    made = [[*words(2 + index), picture, *words(3, 5 + index)] for index, picture in enumerate(first)]
+    made += [[*words(1), one, *words(2, 7), two, *words(3, 11)], words(6, 30)]
+    return prompt(CLIP, made, seed), list(pictures)
+
+
+def steps_of(plan):
+    return {step.layer: (one, step.r) for step, one in zip(plan.schedule.steps, plan.methods, strict=True) if step.r}
+
+
+def amount(name, r=3):
+    """Layers and amount of a method: four layers, or its own one."""
+    own = get_method(name).tower.layers
+    return {"tokens": 6} if own is not None else {"r": r, "layers": LAYERS}
+
+
+@pytest.mark.parametrize("positions", ["contiguous", "original"])
+@pytest.mark.parametrize("name", ALONE)
+@torch.no_grad()
+def test_calls_and_generate_are_those_of_a_tower_by_hand(name, positions, model, plain, monkeypatch):
+    """Every method, padding over several layers, pictures of several sizes, two in a prompt, a row of text."""
+    full, pictures = rows(PICTURES[1], PICTURES[4], PICTURES[2])
+    with ficoco_ext.attach(model, name, positions=positions, **amount(name)) as handle:
+        got, said = model(**full.inputs).logits, model.generate(**full.inputs, **DETAILS)
+        kept = [one.kept for one in handle.projections]
+        counts = [handle.tokens_of(*one) for one in pictures]
+        steps = steps_of(handle.attach_plan)
+    hand = StandIn(plain, full, pictures, steps)
+    assert all(torch.equal(one, wanted) for one, wanted in zip(kept, hand.kept, strict=True))
+    assert counts == [len(one) for one in kept]
+    monkeypatch.setattr(plain.model, "get_image_features", hand)
+    short = cut(plain, full, kept, positions)
+    assert worst(short, short.logits(plain), got) < 2e-5
+    assert torch.equal(said.sequences[:, :-3], full.ids)
+    wanted = short.logits(plain, said.sequences[:, -3:-1])[:, -3:]
+    assert all(close(step, wanted[:, index]) for index, step in enumerate(said.logits))
+
+
+MIXED = ("topk", "tome", "ficoco-v", "evit")
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "options"),
+    [
+        (CLIP, MIXED, {"r": [3, 2, 3, 2], "layers": LAYERS}),
+        (CLIP, ("pool", "topk", "tome"), {"r": [6, 3, 2], "layers": (0, 1, 4)}),
+        (CLIP, "tome", {"tokens": 8, "layers": (4,)}),
+        (CLIP, "ficoco-v", {"tokens": 1}),
+        (SIGLIP, "tome", {"r": 3, "layers": LAYERS}),
+        (SIGLIP, "ficoco-v", {"tokens": 5}),
+    ],
+    ids=["mixed", "pool-first", "one-layer", "one-token", "siglip-tome", "siglip-ficoco-v"],
+)
+@pytest.mark.parametrize("padding", ["first", "after"])
+@torch.no_grad()
+def test_each_layer_may_have_a_method_of_its_own(family, method, options, padding, monkeypatch):
+    """And a tower without a class token; padding may also leave after the tower, where the data decide the number."""
+    model, plain = family.model(), family.model()
+    full, pictures = rows(PICTURES[6], PICTURES[3], PICTURES[0], PICTURES[4])
+    with ficoco_ext.attach(model, method, padding=padding, **options) as handle:
+        got, said = model(**full.inputs).logits, model.generate(**full.inputs, **DETAILS)
+        kept, steps = [one.kept for one in handle.projections], steps_of(handle.attach_plan)
+    hand = StandIn(plain, full, pictures, steps, padding == "first")
+    assert all(torch.equal(one, wanted) for one, wanted in zip(kept, hand.kept, strict=True))
+    monkeypatch.setattr(plain.model, "get_image_features", hand)
+    short = cut(plain, full, kept, "contiguous")
+    assert worst(short, short.logits(plain), got) < 2e-5
+    assert close(said.logits[0], short.logits(plain)[:, -1])
+
+
+@pytest.mark.parametrize("name", ALONE)
+@torch.no_grad()
+def test_records_say_what_left_each_crop(name, model, plain):
+    """One reduction a layer for all rows: padding dropped, lowest first, and then what the method did, as by hand."""
+    full, pictures = rows(PICTURES[1], PICTURES[4], PICTURES[6])
+    with ficoco_ext.attach(model, name, **amount(name)) as handle:
+        model(**full.inputs)
+        records, crops, steps = handle.reductions, handle.crops, steps_of(handle.attach_plan)
+    assert [one.crops for one in crops] == [crops_of(one) for one in pictures]
+    hand = StandIn(plain, full, pictures, steps)
+    for one, picture in zip(crops, hand.crops, strict=True):
+        for row, (crop, _) in enumerate(picture, one.rows.start):
+            assert row < one.rows.stop
+            assert records[-1].patch_ids[row].tolist() == crop.kept
+            torch.testing.assert_close(records[-1].size[row, :, 0].double(), torch.tensor(crop.size).double())
+            for record, (gone, done) in zip(records, crop.did, strict=True):
+                check_row(record, row, gone, done)
+    assert records[-1].kept.shape[0] == crops[-1].rows.stop
+
+
+def check_row(record, row, gone, done):
+    """One crop of one layer: ``gone`` padding, and what the method ``done`` did, if it removed anything."""
+    own = [] if done is None else done.sources[0].tolist()
+    sources = record.sources[row].tolist()
+    assert sources == sorted([place + 1 for place in gone] + own)
+    held = record.source_map[row]
+    assert torch.equal(held[record.kept[row]], torch.arange(record.kept.shape[1]))
+    assert all(held[place + 1] == -1 for place in gone)
+    for index, source in enumerate(sources):
+        weights, targets = record.weights[row, index], record.targets[row, index]
+        if source - 1 in gone:
+            assert not weights.any() and (targets == 1).all()
+            continue
+        at = own.index(source)
+        wide = done.weights.shape[2]
+        torch.testing.assert_close(weights[:wide].double(), done.weights[0, at].double(), rtol=1e-4, atol=1e-5)
+        assert not weights[wide:].any()
+        used = done.weights[0, at] > 0
+        assert torch.equal(targets[:wide][used], done.targets[0, at][used])
+        assert held[source] == done.source_map[0, source]
+
+
+@pytest.mark.parametrize("name", [name for name in ALONE if name != "pool"])
+@torch.no_grad()
+def test_no_padding_stays_where_enough_else_does(name, model):
+    """Of each crop as many valid patches stay as there are, at most M, for every data; M of a thumbnail."""
+    for seed, tokens in ((1, 12), (2, 9), (3, 6)):
+        full, _ = rows(*PICTURES, seed=seed)
+        with ficoco_ext.attach(model, name, tokens=tokens, padding="first") as handle:
+            model.model.get_image_features(full.inputs["pixel_values"], full.inputs["image_sizes"])
+            left, crops = handle.reductions[-1].patch_ids, handle.crops
+        for one in crops:
+            places, *others = left[one.rows].tolist()
+            assert len(places) == tokens
+            for kept, part, valid in zip(others, one.crops.parts, one.crops.valid, strict=True):
+                assert len(set(kept) - set(padding_places(part))) == min(valid, tokens)
+
+
+@pytest.mark.parametrize("name", ["ficoco-v", "tome"])
+def test_nothing_of_padding_is_seen_where_anything_else_leaves(name):
+    """Not even NaN in tokens, queries and keys of all padding changes a bit of what a layer gives."""
+    from ficoco_ext.models.padding_first import padding_of, parts_of, reduce_padded
+
+    generator = torch.Generator().manual_seed(0)
+    pictures, method = [crops_of(one) for one in PICTURES[:5]], get_method(name)
+    padding = padding_of(pictures, torch.device("cpu"))
+    leaving, b = padding.sum(1).tolist(), len(parts_of(pictures))
+    assert set(leaving) == {0, 8}
+    tokens = torch.randn(b, 1 + PATCHES, 8, generator=generator)
+    query, key = torch.randn(2, b, 2, 1 + PATCHES, 4, generator=generator)
+    given = {"class_token": True, "grid": (4, 4), "previous": None}
+    r = 8 if name == "tome" else 10
+    clean = reduce_padded(method, tokens, ficoco_ext.QueryKey(query, key), r, leaving, padding, **given)
+    hidden = torch.nn.functional.pad(padding, (1, 0))
+    tokens[hidden] = torch.nan
+    for one in (query, key):
+        one.transpose(1, 2)[hidden] = torch.nan
+    dirty = reduce_padded(method, tokens, ficoco_ext.QueryKey(query, key), r, leaving, padding, **given)
+    for field in ("tokens", "size", "kept", "sources", "source_map", "targets", "weights"):
+        assert torch.equal(getattr(dirty, field), getattr(clean, field)), field
+
+
+@torch.no_grad()
+def test_nothing_to_remove_is_the_model_itself(model, plain):
+    """Bit for bit, in calls, generate and beams; so it is with everything kept in several layers."""
+    full, _ = rows(*PICTURES[:5])
+    for options in ({"keep_ratio": 1.0}, {"r": 0}, {"tokens": PATCHES, "layers": (1, 2)}):
+        with ficoco_ext.attach(model, "ficoco-v", **options) as handle:
+            assert torch.equal(model(**full.inputs).logits, plain(**full.inputs).logits)
+            for more in ({}, {"num_beams": 2}, {"num_return_sequences": 2, "num_beams": 2}):
+                given = {**full.inputs, "max_new_tokens": 3, "do_sample": False, **more}
+                assert torch.equal(model.generate(**given), plain.generate(**given))
+            assert handle.tokens_of(*PICTURES[1]) == crops_of(PICTURES[1]).before
+            assert not handle.crops and handle.attach_plan.padding is None
+
+
+@pytest.mark.parametrize("name", ["ficoco-v", "tome", "pool"])
+@torch.no_grad()
+def test_a_row_alone_is_the_row_in_a_batch(name, model):
+    """Whatever the other pictures are, and in whatever order two pictures come."""
+    full, _ = rows(*PICTURES)
+    with ficoco_ext.attach(model, name, **amount(name)) as handle:
+        together = model.generate(**full.inputs, **DETAILS)
+        kept = [one.kept for one in handle.projections]
+        for row in range(3):
+            alone = one_row(full, row)
+            said = model.generate(**alone, **DETAILS)
+            assert torch.equal(handle.projections[0].kept, kept[row])
+            assert torch.equal(said.sequences[0, -3:], together.sequences[row, -3:])
+            for step, wanted in zip(said.logits, together.logits, strict=True):
+                assert close(step[0], wanted[row])
+
+
+def one_row(full, row):
+    """The arguments of one row with one picture, as its processor makes them, without padding."""
+    real = full.mask[row].bool()
+    inputs = {"input_ids": full.ids[row, real][None], "attention_mask": full.mask[row, real][None]}
+    return inputs | CLIP.join([full.encoded[row]])
+
+
+@pytest.mark.parametrize("name", ["ficoco-vl", "topk+fastv", "tome+pyramiddrop"])
+@torch.no_grad()
+def test_the_language_model_reduces_what_the_tower_left(name, model, plain):
+    """It gets the features of the tower's method alone, and loses as many of them as its plan says of each row."""
+    full, pictures = rows(PICTURES[1], PICTURES[4], PICTURES[2])
+    parts = {"vision": {"tokens": 8}, "decoder": {"keep_ratio": 0.5, "layers": (1,)}}
+    inputs = []
+
+    def read(_, args, kwargs):
+        inputs.append(kwargs["inputs_embeds"])
+
+    for one, which in ((plain, name.split("+")[0].replace("-vl", "-v")), (model, name)):
+        hook = one.model.language_model.register_forward_pre_hook(read, with_kwargs=True)
+        options = {"tokens": 8} if one is plain else parts
+        with ficoco_ext.attach(one, which, **options) as handle:
+            logits = one(**full.inputs).logits
+            if one is model:
+                said = one.generate(**full.inputs, **DETAILS)
+                before = [handle.tokens_of(*picture) for picture in pictures]
+                records, plan = handle.decoder_reductions, handle.plan
+        hook.remove()
+    assert torch.equal(inputs[0], inputs[1])
+    visual = [before[0], before[1] + before[2]]
+    for row, record in enumerate(records[:2]):
+        removed = sum(one.sources.shape[1] for one in record)
+        assert removed == visual[row] - plan.schedule(visual[row]).final > 0
+    assert not records[2]
+    lengths = [len(row) for row in (full.ids[0], full.ids[1])]
+    assert logits.shape[1] < min(lengths)
+    assert torch.equal(said.sequences[:, :-3], full.ids)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", ["ficoco-v", "tome"])
+def test_gradients_are_those_without_checkpointing(name, reentrant):
+    """Layers are computed again without the call that knew the pictures, in another thread too."""
+    full, _ = rows(PICTURES[1], PICTURES[4], PICTURES[2])
+    found = []
+    for checkpoints in (False, True):
+        one = CLIP.model().train()
+        ficoco_ext.attach(one, name, r=3, layers=LAYERS)
+        if checkpoints:
+            one.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+            if reentrant:
+                one.enable_input_require_grads()
+        loss = one(**full.inputs, labels=full.labels()).loss
+        thread = threading.Thread(target=loss.backward)
+        thread.start()
+        thread.join()
+        weights = one.model.vision_tower.encoder.layers.named_parameters()
+        found.append({at: weight.grad for at, weight in weights if weight.grad is not None})
+    wanted, got = found
+    assert got.keys() == wanted.keys() and any(one.abs().max() > 0 for one in wanted.values())
+    for at, weight in wanted.items():
+        torch.testing.assert_close(got[at], weight, rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_threads_have_pictures_of_their_own(model):
+    """Each of several calls at once gives what it gives alone, while the others' pictures are in the tower."""
+    prompts = [one_picture(CLIP, picture, seed) for seed, picture in enumerate(PICTURES)]
+    with ficoco_ext.attach(model, "tome", r=3, layers=LAYERS):
+        wanted = [model(**one.inputs).logits for one in prompts]
+        barrier, got = threading.Barrier(len(prompts)), [None] * len(prompts)
+
+        def meet(*_):
+            barrier.wait(60)
+
+        hook = model.model.vision_tower.encoder.layers[1].register_forward_pre_hook(meet)
+
+        def call(index):
+            with torch.no_grad():
+                got[index] = model(**prompts[index].inputs).logits
+
+        threads = [threading.Thread(target=call, args=(index,)) for index in range(len(prompts))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        hook.remove()
+    assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
+
+
+@torch.no_grad()
+def test_an_exception_in_the_tower_leaves_nothing_behind(model):
+    first, second = one_picture(CLIP, PICTURES[1]), one_picture(CLIP, PICTURES[4])
+    with ficoco_ext.attach(model, "ficoco-v", r=3, layers=LAYERS) as handle:
+        wanted = model(**second.inputs).logits
+        layer = model.model.vision_tower.encoder.layers[2].mlp
+
+        def fail(*_):
+            raise RuntimeError("stopped on purpose")
+
+        hook = layer.register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="stopped on purpose"):
+            model(**first.inputs)
+        hook.remove()
+        assert not handle.reductions and not handle.crops
+        assert torch.equal(model(**second.inputs).logits, wanted)
+        assert handle.crops[0].crops == crops_of(PICTURES[4])
+
+
+@torch.no_grad()
+def test_detached_it_is_as_it_was_and_a_copy_is_attached_for_itself():
+    model, full = CLIP.model(), one_picture(CLIP, PICTURES[1])
+    plain = model(**full.inputs).logits
+    before = snapshot(model)
+    handle = ficoco_ext.attach(model, "tome", r=3, layers=LAYERS)
+    wanted = model(**full.inputs).logits
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(**full.inputs).logits, wanted)
+    assert twin.ficoco_handle.crops == handle.crops and twin.ficoco_handle is not handle
+    crops, tokens = handle.crops, handle.tokens_of(*PICTURES[1])
+    handle.detach()
+    assert not {"pack_image_features", "get_image_features"} & set(vars(model.model))
+    assert snapshot(model) == before and torch.equal(model(**full.inputs).logits, plain)
+    assert handle.crops == crops and handle.tokens_of(*PICTURES[1]) == tokens
+    assert torch.equal(twin(**full.inputs).logits, wanted)
+    twin.ficoco_handle.detach()
+    assert torch.equal(twin(**full.inputs).logits, plain)
+
+
+def test_tokens_of_a_picture():
+    """Of every model whose pictures can be counted: by size where that matters."""
+    model = CLIP.model()
+    with ficoco_ext.attach(model, "ficoco-v", tokens=6) as handle:
+        assert [handle.tokens_of(*one) for one in PICTURES[:3]] == [22, 38, 38]
+        with pytest.raises(ValueError, match=r"size must be \(height, width\), integers of at least 1"):
+            handle.tokens_of(0, 5)
+    with ficoco_ext.attach(model, "pool", tokens=4) as handle:  # cells of 2 x 2, the first patch of each stays
+        assert handle.tokens_of(*PICTURES[0]) == 4 + 8 + 4
+        assert handle.tokens_of(*PICTURES[4]) == 4 + 4 + 2  # rows 1 and 2 are left: row 2 has the first patches
+    with ficoco_ext.attach(model, "topk", tokens=6, padding="after") as handle:
+        assert handle.tokens_of(*PICTURES[0]) == 22
+        with pytest.raises(NotImplementedError, match=r"one that does not depend on the data.*handle\.projections"):
+            handle.tokens_of(*PICTURES[1])
+    with ficoco_ext.attach(model, "divprune", keep_ratio=0.5) as handle:
+        assert handle.tokens_of(*PICTURES[0]) == 24 + 4
+    with ficoco_ext.attach(model, "fastv", keep_ratio=0.5) as handle:
+        assert handle.tokens_of(*PICTURES[0]) == 52
+
+
+REFUSED = [
+    ("topk+divprune", {"keep_ratio": 0.25}, NotImplementedError, "one with a single part before the language model"),
+    ("downsample", {"keep_ratio": 0.25}, NotImplementedError, "one that chooses among features for LLaVA-NeXT"),
+    (
+        "topk+fastv",
+        {"keep_ratio": 0.25, "static_counts": True},
+        NotImplementedError,
+        "pass the number of visual tokens",
+    ),
+    ("topk", {"tokens": 6, "padding": "last"}, ValueError, "padding must be 'first', 'after' or None"),
+    ("divprune", {"tokens": 6, "padding": "first"}, ValueError, "padding must be None for a method of another part"),
+    ("topk", {"tokens": 17}, ValueError, "17"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kind", "message"), REFUSED, ids=[f"{one[0]}-{one[3][:9]}" for one in REFUSED]
+)
+def test_what_cannot_be_is_refused(name, options, kind, message, model):
+    before = snapshot(model)
+    with pytest.raises(kind) as error:
+        ficoco_ext.attach(model, name, **options)
+    assert message in str(error.value) and snapshot(model) == before
+
+
+def test_a_class_token_among_crops_is_refused():
+    model = CLIP.model()
+    model.config.vision_feature_select_strategy = "full"
+    with pytest.raises(NotImplementedError, match=r"must be 'default' for LLaVA-NeXT, got 'full'.*no index"):
+        ficoco_ext.attach(model, "topk", tokens=6)
+
+
+def test_padding_of_a_model_without_crops_is_refused():
+    from helpers.models import tiny_llava
+
+    with pytest.raises(ValueError, match=r"padding must be None for LLaVA-1\.5, whose pictures have none"):
+        ficoco_ext.attach(tiny_llava(), "topk", tokens=6, padding="first")
+
+
+@torch.no_grad()
+def test_a_tower_that_is_called_alone_cannot_know_its_pictures(model):
+    full = one_picture(CLIP, PICTURES[1])
+    with (
+        ficoco_ext.attach(model, "topk", tokens=6),
+        pytest.raises(ValueError, match="input of the vision tower must be a call of the model, got 5 rows"),
+    ):
+        model.model.vision_tower(full.inputs["pixel_values"][0], output_hidden_states=True)
+
+
+def test_the_plan_speaks_of_crops(model):
+    from ficoco_ext.models import resolve
+
+    plan = resolve(model, "topk+fastv", keep_ratio=0.25)
+    said = str(plan)
+    assert "4 x 4 = 16 patches of a crop" in said and "vision tower, for every crop:" in said
+    assert "patches of padding leave before all others" in said and "576 visual tokens, as an example" in said
+    assert plan.padding == "first" and plan.per_image is None and plan.picture is None
+    assert "after the tower, so the data decide" in str(resolve(model, "topk", tokens=6, padding="after"))
