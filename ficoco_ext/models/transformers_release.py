@@ -25,6 +25,7 @@ _DEEPSTACK = {"visual_pos_masks", "deepstack_visual_embeds"}
 _LAYER = {"hidden_states", "attention_mask", "position_ids", "position_embeddings"}
 _ATTENTION = {"hidden_states", "attention_mask", "position_embeddings"}
 _GENERATE = {"inputs", "generation_config", "logits_processor", "stopping_criteria", "streamer"}
+_PACKING = {"image_features", "image_sizes", "vision_feature_select_strategy", "image_newline"}
 _CREATE_MASK = ("config", "inputs_embeds", "attention_mask")  # in this order, and the cache after them
 _CREATE_MASK_ALSO = {"layer_idx", "allow_is_causal_skip"}
 _CACHE_METHODS = ("get_seq_length", "reorder_cache", "batch_select_indices", "batch_repeat_interleave", "reset")
@@ -116,6 +117,8 @@ def _check_model(family: Family) -> None:
         _takes_pixels(model, one)
         _takes_pixels(inner, one)
         _takes(inner, (), one.method)
+    if family.crops:
+        _takes(inner, _PACKING, "pack_image_features")
     if family.rope_index:
         _takes(inner, {"input_ids", "attention_mask"}, "get_rope_index")
     for whole, layer, attention in (LANGUAGE_MODELS[name].classes() for name in family.language_models):

@@ -96,7 +96,8 @@ def test_env_says_what_is_served_and_how_far():
     served = {model["name"]: model for model in found["models"]}
     assert list(served) == [family.name for family in FAMILIES]
     assert served["LLaVA-1.5"]["tower"] and served["LLaVA-1.5"]["tower_why_not"] is None
-    assert not served["LLaVA-NeXT"]["tower"] and "grids" in served["LLaVA-NeXT"]["tower_why_not"]
+    assert served["LLaVA-NeXT"]["tower"] and served["LLaVA-NeXT"]["tower_why_not"] is None
+    assert not served["LLaVA-OneVision"]["tower"] and "grids" in served["LLaVA-OneVision"]["tower_why_not"]
     for family in FAMILIES:
         assert served[family.name]["language_models"] == list(family.language_models)
         assert served[family.name]["towers"] == list(family.towers)

@@ -120,7 +120,8 @@ def test_facts_of_the_model(model):
     assert (full.per_image, full.picture) == (PATCHES + 1, None) and "and its class token" in str(full)
     for make in (tiny_next, tiny_qwen):
         other = resolve(make(), "ficoco-l", r=3, static_counts=24)
-        assert other.facts.tower is None and other.per_image is None
+        assert (other.facts.tower is None) == (other.facts.crops is None) == (make is tiny_qwen)
+        assert other.per_image is None and other.picture is None
         assert "for a prompt with 576 visual tokens, as an example" in str(other)
         assert "promised to have 24 visual tokens" in str(other)
 

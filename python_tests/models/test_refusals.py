@@ -20,6 +20,7 @@ from helpers.models import (
     without,
     words,
 )
+from helpers.tiny_configs import llava_onevision
 
 import ficoco_ext
 
@@ -59,15 +60,6 @@ def other_tower(model):
     return type("Mine", (type(model.model.vision_tower),), {})(model.config.vision_config)
 
 
-def next_model():
-    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
-
-    tiny = tiny_llava().config
-    return LlavaNextForConditionalGeneration(
-        LlavaNextConfig(vision_config=tiny.vision_config, text_config=tiny.text_config)
-    )
-
-
 def other_layer(model):
     class MyLayer(type(model.model.vision_tower.encoder.layers[3])):
         pass
@@ -84,7 +76,7 @@ def other_attention(model):
 
 UNSUPPORTED = {
     "another class": (lambda: torch.nn.Linear(2, 2), "model must be one of LlavaForConditionalGeneration, LlavaNext"),
-    "LLaVA-NeXT": (next_model, "method must be one for another part of LLaVA-NeXT"),
+    "LLaVA-OneVision": (llava_onevision, "method must be one for another part of LLaVA-OneVision"),
     "the inner model": (lambda: tiny_llava().model, "got LlavaModel"),
     "DataParallel": (lambda: torch.nn.DataParallel(tiny_llava()), "got DataParallel; attach to model.module"),
     "compiled": (lambda: torch.compile(tiny_llava()), "got OptimizedModule"),

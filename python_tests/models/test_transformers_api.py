@@ -119,8 +119,13 @@ def served_with(kind):
 CHANGES = [
     ("llama.modeling_llama", "LlamaDecoderLayer", "x, memory, **kwargs", served_with("llama")),
     ("llava.modeling_llava", "LlavaForConditionalGeneration", "self, pictures, **kwargs", {"LLaVA-1.5"}),
-    ("clip.modeling_clip", "CLIPEncoderLayer", "self, hidden_states, mask, **kwargs", {"LLaVA-1.5"}),
-    ("siglip.modeling_siglip", "SiglipEncoderLayer", "self, hidden_states, mask, **kwargs", {"LLaVA-1.5", "PaliGemma"}),
+    ("clip.modeling_clip", "CLIPEncoderLayer", "self, hidden_states, mask, **kwargs", {"LLaVA-1.5", "LLaVA-NeXT"}),
+    (
+        "siglip.modeling_siglip",
+        "SiglipEncoderLayer",
+        "self, hidden_states, mask, **kwargs",
+        {"LLaVA-1.5", "LLaVA-NeXT", "PaliGemma"},
+    ),
     ("qwen2_vl.modeling_qwen2_vl", "Qwen2VLAttention", "self, hidden_states, memory, **kwargs", {"Qwen2-VL"}),
     (  # DeepStack would come in another way
         "qwen3_vl.modeling_qwen3_vl",
@@ -136,6 +141,14 @@ def test_a_structure_that_is_not_known(module, changed, parameters, families, mo
     moved(monkeypatch, module, changed, parameters.split(", "))
     problems = transformers_release.structure_problems()
     assert set(problems) == families and all(f"{changed}.forward must be" in reason for reason in problems.values())
+
+
+def test_a_packing_that_is_not_known(monkeypatch):
+    inner = api.model_class("llava_next.modeling_llava_next", "LlavaNextModel")
+    monkeypatch.setattr(inner, "pack_image_features", lambda self, crops, sizes: crops)
+    problems = transformers_release.structure_problems()
+    assert set(problems) == {"LLaVA-NeXT"}
+    assert "LlavaNextModel.pack_image_features must be one that takes image_features" in problems["LLaVA-NeXT"]
 
 
 def test_a_class_that_is_gone(monkeypatch):
