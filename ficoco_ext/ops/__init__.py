@@ -17,10 +17,13 @@ from ._filter import filter
 from ._greedy_cover import greedy_cover
 from ._greedy_select import Picked, greedy_select
 from ._match import Matched, match
+from ._received_from import Received, received_from
 from ._reduce import Reduced, reduce
 from ._reduce_sequence import Shortened, reduce_sequence
 from ._to_sequence import Placed, to_sequence
 from ._token_attention import token_attention
+from ._top_of_segments import top_of_segments
+from ._window_similarity import window_similarity
 from .attention import Attention, QueryKey
 from .library import result_dtype
 
@@ -30,6 +33,7 @@ __all__ = [
     "Picked",
     "Placed",
     "QueryKey",
+    "Received",
     "Reduced",
     "Shortened",
     "attention_stats",
@@ -43,9 +47,12 @@ __all__ = [
     "greedy_cover",
     "greedy_select",
     "match",
+    "received_from",
     "reduce",
     "reduce_sequence",
     "result_dtype",
     "to_sequence",
     "token_attention",
+    "top_of_segments",
+    "window_similarity",
 ]

@@ -129,13 +129,13 @@ def matching(tokens: int, r: int, class_token: bool, distill_token: bool) -> Non
         fail("match", "r", f"in [0, {largest}] for {tokens} tokens", r, remedy)
 
 
-def grid(height: int, width: int) -> None:
-    """The filter's grid of patches has a size that kernels can count."""
+def grid(height: int, width: int, op: str = "filter") -> None:
+    """The grid of patches has a size that kernels can count."""
     if height < 1 or width < 1:
-        fail("filter", "grid", "of positive sides", f"({height}, {width})", "pass (height, width)")
+        fail(op, "grid", "of positive sides", f"({height}, {width})", "pass (height, width)")
     if height > MAX_CELLS // width:
         remedy = "pass (height, width) in patches"
-        fail("filter", "grid", f"of at most {MAX_CELLS} cells", f"({height}, {width})", remedy)
+        fail(op, "grid", f"of at most {MAX_CELLS} cells", f"({height}, {width})", remedy)
 
 
 def target_count(op: str, k: int, candidates: int, alpha: str) -> None:

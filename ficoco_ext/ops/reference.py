@@ -20,8 +20,11 @@ from ._filter import specification as filter
 from ._greedy_cover import specification as greedy_cover
 from ._greedy_select import specification as greedy_select
 from ._match import specification as match
+from ._received_from import specification as received_from
 from ._to_sequence import specification as to_sequence
 from ._token_attention import specification as token_attention
+from ._top_of_segments import specification as top_of_segments
+from ._window_similarity import specification as window_similarity
 from .attention import attention_map, attention_rows
 
 __all__ = [
@@ -42,6 +45,9 @@ __all__ = [
     "greedy_select",
     "local_penalty",
     "match",
+    "received_from",
     "to_sequence",
     "token_attention",
+    "top_of_segments",
+    "window_similarity",
 ]
