@@ -142,6 +142,35 @@ inline BipartiteThinParams image(BipartiteThinParams p, int64_t b, int64_t count
   return p;
 }
 
+inline WindowSimilarityParams image(WindowSimilarityParams p, int64_t b, int64_t count = 1) {
+  p.tokens = image(p.tokens, b);
+  p.similarity = image(p.similarity, b, p.down * p.across);
+  p.batch = count;
+  return p;
+}
+
+inline ReceivedFromParams image(ReceivedFromParams p, int64_t b, int64_t count = 1) {
+  p.query = image(p.query, b);
+  p.key = image(p.key, b);
+  p.visual = image(p.visual, b, p.count);
+  p.text = image(p.text, b, p.text_count);
+  p.chosen = image(p.chosen, b, p.text_count);
+  p.key_mask = image(p.key_mask, b, p.keys);
+  p.total = image(p.total, b, p.count);
+  p.peak = image(p.peak, b, p.count);
+  p.batch = count;
+  return p;
+}
+
+inline TopOfSegmentsParams image(TopOfSegmentsParams p, int64_t b, int64_t count = 1) {
+  p.scores = image(p.scores, b, p.tokens);
+  p.segments = image(p.segments, b, p.segment_stride);
+  p.counts = image(p.counts, b, p.groups);
+  p.kept = image(p.kept, b, p.total);
+  p.batch = count;
+  return p;
+}
+
 inline CompressParams image(CompressParams p, int64_t b, int64_t count = 1) {
   p.tokens = image(p.tokens, b);
   p.sources = image(p.sources, b, p.r);

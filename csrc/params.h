@@ -174,6 +174,36 @@ struct BipartiteThinParams {
   int64_t* left;  // (B, T), as the last round leaves them
 };
 
+// How alike the patches of each window of a grid are.
+struct WindowSimilarityParams {
+  Rows tokens;                                             // (B, P, C)
+  int64_t batch, grid_width, width, window, down, across;  // width = C; down * across windows
+  float* similarity;                                       // (B, W)
+};
+
+// What visual tokens receive from chosen rows of text.
+struct ReceivedFromParams {
+  Rows query, key;                                        // as of TokenAttentionParams
+  const int64_t* visual;                                  // (B, n)
+  const int64_t* text;                                    // (B, R)
+  const bool* chosen;                                     // (B, R)
+  const bool* key_mask;                                   // (B, T), or nullptr
+  int64_t batch, keys, offset, width, count, text_count;  // T, T - Tq, d, n, R
+  float scale;
+  bool probs, causal;
+  float *total, *peak;  // (B, n)
+};
+
+// The largest scores of every segment, as many as it may keep.
+struct TopOfSegmentsParams {
+  const float* scores;      // (B, N)
+  const int64_t* segments;  // (B, N), or (N) with segment_stride 0
+  int64_t segment_stride;
+  const int64_t* counts;                 // (B, G)
+  int64_t batch, tokens, groups, total;  // N, G, T
+  int64_t* kept;                         // (B, T) ascending
+};
+
 struct CompressParams {
   Rows tokens;             // (B, N, C)
   const int64_t* sources;  // (B, r)

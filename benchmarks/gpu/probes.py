@@ -103,6 +103,8 @@ GROUPS = (
     "greedy_select",
     "greedy_cover",
     "bipartite_thin",
+    "window_similarity",
+    "top_of_segments",
     *DECODER_GROUPS,
     "methods",
 )

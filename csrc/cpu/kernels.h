@@ -20,6 +20,9 @@ enum class Fault {
   kCoverNotFinite,
   kListTooShort,
   kThinnedNotFinite,
+  kSegmentTotal,
+  kSegmentCount,
+  kSegmentScore,
   kCorrelationNotFinite,
   kScoreNotFinite,
   kKeyNotFinite,
@@ -40,6 +43,9 @@ void cosines_image(const CosinesParams& p);
 Fault greedy_select_image(const GreedySelectParams& p);
 Fault greedy_cover_image(const GreedyCoverParams& p);
 Fault bipartite_thin_image(const BipartiteThinParams& p);
+void window_similarity_image(const WindowSimilarityParams& p);
+void received_from_image(const ReceivedFromParams& p);
+Fault top_of_segments_image(const TopOfSegmentsParams& p);
 void token_attention_image(const TokenAttentionParams& p);
 Fault correlate_tokens_image(const CorrelateTokensParams& p);
 Fault to_sequence_image(const ToSequenceParams& p);

@@ -25,6 +25,9 @@ constexpr int64_t kMaxImages = kMaxBlocks;
 // The sizes that fit into the grids of all kernels: heads, channels of all heads together, tokens.
 constexpr int64_t kMaxHeads = kMaxBlocks, kMaxChannels = kMaxBlocks * 128, kMaxTokens = kMaxBlocks * 8;
 
+// Side of a window whose lengths a block of window_similarity holds.
+constexpr int64_t kMaxWindow = 32;
+
 // workspace_bytes() of sizes whose product cannot be counted.
 constexpr size_t kUncountable = PTRDIFF_MAX;
 
@@ -45,12 +48,15 @@ size_t workspace_bytes(const MatchParams& p);
 size_t workspace_bytes(const GreedySelectParams& p);
 size_t workspace_bytes(const GreedyCoverParams& p);
 size_t workspace_bytes(const BipartiteThinParams& p);
+size_t workspace_bytes(const ReceivedFromParams& p);
+size_t workspace_bytes(const TopOfSegmentsParams& p);
 size_t workspace_bytes(const TokenAttentionParams& p);
 size_t workspace_bytes(const CorrelateTokensParams& p);
 size_t workspace_bytes(const ReduceParams& p);
 size_t workspace_bytes(const ReduceSequenceParams& p);
 inline size_t workspace_bytes(const CompressParams&) { return 0; }
 inline size_t workspace_bytes(const CosinesParams&) { return 0; }
+inline size_t workspace_bytes(const WindowSimilarityParams&) { return 0; }
 inline size_t workspace_bytes(const ToSequenceParams&) { return 0; }
 
 cudaError_t launch_attention_stats(const AttentionStatsParams& p, void* workspace, cudaStream_t stream);
@@ -69,6 +75,12 @@ cudaError_t launch_greedy_select(const GreedySelectParams& p, void* workspace, c
 cudaError_t launch_greedy_cover(const GreedyCoverParams& p, void* workspace, cudaStream_t stream);
 // Two kernels.
 cudaError_t launch_bipartite_thin(const BipartiteThinParams& p, void* workspace, cudaStream_t stream);
+// One kernel.
+cudaError_t launch_window_similarity(const WindowSimilarityParams& p, cudaStream_t stream);
+// Three kernels up to 128 rows of text, two more for each further 128; one more for the softmax of few rows.
+cudaError_t launch_received_from(const ReceivedFromParams& p, void* workspace, cudaStream_t stream);
+// Two kernels.
+cudaError_t launch_top_of_segments(const TopOfSegmentsParams& p, void* workspace, cudaStream_t stream);
 cudaError_t launch_compress(const CompressParams& p, cudaStream_t stream);
 cudaError_t launch_to_sequence(const ToSequenceParams& p, cudaStream_t stream);
 

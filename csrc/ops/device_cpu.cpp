@@ -19,10 +19,13 @@
 #include "ops/greedy_cover.h"
 #include "ops/greedy_select.h"
 #include "ops/match.h"
+#include "ops/received_from.h"
 #include "ops/reduce.h"
 #include "ops/reduce_sequence.h"
 #include "ops/to_sequence.h"
 #include "ops/token_attention.h"
+#include "ops/top_of_segments.h"
+#include "ops/window_similarity.h"
 
 namespace ficoco {
 
@@ -53,6 +56,12 @@ void raise(Fault fault) {
                "check the layer they come from");
   FICOCO_VALUE(fault != Fault::kListTooShort, "bipartite_thin", "count", "at most the real tokens of every list",
                "more", "lower it");
+  FICOCO_VALUE(fault != Fault::kSegmentScore, "top_of_segments", "scores", "numbers", "NaN among them",
+               "check what they are made of");
+  FICOCO_VALUE(fault != Fault::kSegmentCount, "top_of_segments", "counts", "in [0, the tokens of the segment]",
+               "others", "lower what is too much");
+  FICOCO_VALUE(fault != Fault::kSegmentTotal, "top_of_segments", "total", "the sum of counts in every row", "another",
+               "pass that sum");
   FICOCO_VALUE(fault != Fault::kNegativeRatio, "correlate", "attn", "non-negative for alpha='ratio'",
                "a negative correlation", "use softmax");
   FICOCO_VALUE(fault != Fault::kNotAscending, "to_sequence", "visual", "ascending positions in [0, tokens)", "others",
@@ -132,6 +141,19 @@ class Cpu final : public Device {
   void run(const BipartiteThinCall& call) const override {
     check::in_range("bipartite_thin", "order", call.order, call.params.tokens);
     run_images(call.params, bipartite_thin_image);
+  }
+
+  void run(const WindowSimilarityCall& call) const override { run_images(call.params, window_similarity_image); }
+
+  void run(const ReceivedFromCall& call) const override {
+    check::in_range("received_from", "visual", call.visual, call.params.keys);
+    check::in_range("received_from", "text", call.text, call.params.keys, call.params.offset);
+    run_images(call.params, received_from_image);
+  }
+
+  void run(const TopOfSegmentsCall& call) const override {
+    check::in_range("top_of_segments", "segments", call.segments, call.params.groups);
+    run_images(call.params, top_of_segments_image);
   }
 
   void run(const CompressCall& call) const override {

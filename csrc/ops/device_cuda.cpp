@@ -19,10 +19,13 @@
 #include "ops/greedy_cover.h"
 #include "ops/greedy_select.h"
 #include "ops/match.h"
+#include "ops/received_from.h"
 #include "ops/reduce.h"
 #include "ops/reduce_sequence.h"
 #include "ops/to_sequence.h"
 #include "ops/token_attention.h"
+#include "ops/top_of_segments.h"
+#include "ops/window_similarity.h"
 
 #ifndef FICOCO_EMULATED
 #include <c10/core/DeviceGuard.h>
@@ -229,6 +232,28 @@ class Cuda final : public Device {
     check_patches("bipartite_thin", "features", call.params.tokens, call.params.tokens);
     check_grid("bipartite_thin", "features", 1, call.params.tokens, call.params.width);
     launch_images("bipartite_thin", call.left, call.params, launch_bipartite_thin);
+  }
+
+  void run(const WindowSimilarityCall& call) const override {
+    constexpr const char* op = "window_similarity";
+    const WindowSimilarityParams& p = call.params;
+    check_grid(op, "tokens", 1, p.down * p.across, p.width);
+    FICOCO_VALUE(p.down * p.across == 0 || p.window <= kMaxWindow, op, "window",
+                 check::text("at most ", kMaxWindow, " on a GPU"), p.window,
+                 "use the CPU, where there is no such limit");
+    launch_images(op, call.out, p, [](const WindowSimilarityParams& some, void*, cudaStream_t stream) {
+      return launch_window_similarity(some, stream);
+    });
+  }
+
+  void run(const ReceivedFromCall& call) const override {
+    check_grid("received_from", "query", call.params.query.heads, call.params.keys, call.params.width);
+    launch_images("received_from", call.total, call.params, launch_received_from);
+  }
+
+  void run(const TopOfSegmentsCall& call) const override {
+    check_grid("top_of_segments", "scores", 1, call.params.tokens, 0);
+    launch_images("top_of_segments", call.kept, call.params, launch_top_of_segments);
   }
 
   void run(const CompressCall& call) const override {

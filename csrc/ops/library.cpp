@@ -17,10 +17,13 @@
 #include "ops/greedy_cover.h"
 #include "ops/greedy_select.h"
 #include "ops/match.h"
+#include "ops/received_from.h"
 #include "ops/reduce.h"
 #include "ops/reduce_sequence.h"
 #include "ops/to_sequence.h"
 #include "ops/token_attention.h"
+#include "ops/top_of_segments.h"
+#include "ops/window_similarity.h"
 #ifdef FICOCO_EMULATED
 #include "cuda/launch.h"
 #endif
@@ -40,6 +43,9 @@ static void register_operators(torch::Library& m) {
   m.impl("greedy_select", &greedy_select);
   m.impl("greedy_cover", &greedy_cover);
   m.impl("bipartite_thin", &bipartite_thin);
+  m.impl("window_similarity", &window_similarity);
+  m.impl("received_from", &received_from);
+  m.impl("top_of_segments", &top_of_segments);
   m.impl("compress", &compress);
   m.impl("token_attention", &token_attention);
   m.impl("to_sequence", &to_sequence);

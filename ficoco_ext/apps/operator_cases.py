@@ -230,6 +230,24 @@ def _bipartite_thin(make: Maker, group: str) -> Iterator[Probe]:
     yield make.probe(group, ", masked", features, order, max(c.n // 4, 1), 3, mask)
 
 
+def _window_similarity(make: Maker, group: str) -> Iterator[Probe]:
+    """The patches of the grid, which share a direction as those of a picture do."""
+    c, (height, width) = make.case, make.case.grid
+    tokens = make.normal(c.b, height * width, c.c) + make.normal(c.b, 1, c.c)
+    for window in (2, 3):
+        yield make.probe(group, f", window {window}", tokens, height, width, window)
+
+
+def _top_of_segments(make: Maker, group: str) -> Iterator[Probe]:
+    """Some of each of up to four segments, whose tokens lie between each other."""
+    c, groups = make.case, min(4, make.case.n)
+    segments = torch.arange(c.n, device=make.device) % groups
+    sizes = torch.bincount(segments, minlength=groups)
+    for what, counts in (("", (sizes + 1) // 2), (", one segment", sizes * (sizes.cumsum(0) == sizes))):
+        total = int(counts.sum())
+        yield make.probe(group, what, make.normal(c.b, c.n), segments, counts.repeat(c.b, 1), total)
+
+
 def _reduce(make: Maker, group: str) -> Iterator[Probe]:
     """The composition of the four stages, as FiCoCo-V sets them in both readings, and by keys."""
     c, k = make.case, min(2, make.case.n - make.case.r - int(make.case.class_token))
@@ -291,6 +309,17 @@ def _token_attention(make: Maker, group: str) -> Iterator[Probe]:
         yield make.probe(group, f"{what}, last", query, key, s.visual, s.text[:, -1:], last, *how)
 
 
+def _received_from(make: Maker, group: str) -> Iterator[Probe]:
+    """One row of text does not count."""
+    c, s = make.case, _Sequence.make(make)
+    query, key, mask = make.heads(c.h, 0.0), make.heads(c.hk, 1.0), _mask(make, s)
+    chosen = torch.ones_like(s.text, dtype=torch.bool)
+    chosen[0, 0] = False
+    for probs in (False, True):
+        how = (mask if probs else None, c.d**-0.5, probs, True)
+        yield make.probe(group, f", {'probs' if probs else 'logits'}", query, key, s.visual, s.text, chosen, *how)
+
+
 def _correlate_tokens(make: Maker, group: str) -> Iterator[Probe]:
     c, s = make.case, _Sequence.make(make)
     query, key, mask = make.heads(c.h, 0.0), make.heads(c.hk, 1.0), _mask(make, s)
@@ -329,6 +358,7 @@ def _reduce_sequence(make: Maker, group: str) -> Iterator[Probe]:
 
 DECODER_OPERATORS: dict[str, Callable[[Maker, str], Iterator[Probe]]] = {
     "token_attention": _token_attention,
+    "received_from": _received_from,
     "correlate.tokens": _correlate_tokens,
     "to_sequence": _to_sequence,
     "reduce_sequence": _reduce_sequence,
@@ -346,6 +376,8 @@ OPERATORS: dict[str, Callable[[Maker, str], Iterator[Probe]]] = {
     "greedy_select": _greedy_select,
     "greedy_cover": _greedy_cover,
     "bipartite_thin": _bipartite_thin,
+    "window_similarity": _window_similarity,
+    "top_of_segments": _top_of_segments,
     "reduce": _reduce,
     "reduce.map": _reduce,
     **DECODER_OPERATORS,

@@ -93,6 +93,19 @@ def greedy_cover(cover: Shape, count: int, *rest: Any) -> int:
     return _counted(costs.GREEDY_COVER, b=b, n=n, c=things)
 
 
+def window_similarity(tokens: Shape, *rest: Any) -> int:
+    """6 B P C."""
+    b, n, c = tokens
+    return _counted(costs.WINDOW_SIMILARITY, b=b, n=n, h=c)
+
+
+def received_from(query: Shape, key: Shape, visual: Shape, text: Shape, *rest: Any) -> int:
+    """2 B R T H d for R rows of text, all of them counted as chosen; by logits 2 B R n H d."""
+    b, h, _, d = query
+    _, _, _, probs, _ = rest  # (chosen, key_mask, scale, probs, causal)
+    return _counted(costs.received_from(probs=probs), b=b, a=h, d=d, l=key[2], u=visual[1], o=text[1])
+
+
 def bipartite_thin(features: Shape, *rest: Any) -> int:
     """B N^2 D for half of all cosines."""
     b, n, d = features
@@ -154,6 +167,8 @@ FORMULAS: dict[str, dict[str, Callable[..., int]]] = {
     "greedy_select": {"default": greedy_select},
     "greedy_cover": {"default": greedy_cover},
     "bipartite_thin": {"default": bipartite_thin},
+    "window_similarity": {"default": window_similarity},
+    "received_from": {"default": received_from},
     "compress": {"default": compress},
     "reduce": {"default": reduce, "map": reduce_map},
     "token_attention": {"default": token_attention},

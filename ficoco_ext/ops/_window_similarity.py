@@ -36,6 +36,8 @@ def specification(tokens: Tensor, height: int, width: int, window: int) -> Tenso
     _check(tokens, height, width, window)
     x = accumulate(tokens)
     down, across, patches = height // window, width // window, window * window
+    if down * across == 0:  # no window fits
+        return x.new_zeros(x.shape[0], 0)
     unit = x / x.norm(dim=-1, keepdim=True).clamp_min(LEAST)
     cells = unit.unflatten(1, (height, width))[:, : down * window, : across * window]
     cells = cells.unflatten(2, (across, window)).unflatten(1, (down, window))  # (B, down, window, across, window, C)

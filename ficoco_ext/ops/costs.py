@@ -83,6 +83,10 @@ _TOKEN_ATTENTION = {
     "rows": Operation("token_attention", "2*b*a*d*u*l", loads="b*(u*a+l*k)*d", stores="b*j*u"),
     "columns": Operation("token_attention", "2*b*a*d*o*l", loads="b*(o*a+l*k)*d", stores="b*j*u"),
 }
+_RECEIVED_FROM = {
+    "logits": Operation("received_from", "2*b*a*d*o*u", loads="b*(o*a+u*k)*d", stores="2*b*u"),
+    "probs": Operation("received_from", "2*b*a*d*o*l", loads="b*(o*a+l*k)*d", stores="2*b*u"),
+}
 _CORRELATE_TOKENS = {
     "logits": Operation("correlate", "2*b*(a*d*(r*m+r*e+e*m)+r*e*m)", loads="b*((r+e)*a+(m+e)*k)*d", stores="2*b*r*g"),
     "probs": Operation("correlate", "2*b*(a*d*(r+e)*l+r*e*m)", loads="b*((r+e)*a+l*k)*d", stores="2*b*r*g"),
@@ -97,6 +101,8 @@ _GREEDY_SELECT = {
     "mmr": Operation("greedy_select", "b*n*(n*h+2*m)", **_COSINES),
 }
 GREEDY_COVER = Operation("greedy_cover", "2*b*n*c", loads="b*n*c", stores="2*b*m")
+# Squares, products with the inverse length, sums: two operations each for every number of a patch.
+WINDOW_SIMILARITY = Operation("window_similarity", "6*b*n*h", loads="b*n*h", stores="b*g")
 # Of features with the mean of the words.
 LIKENESS = Operation("likeness", "2*b*h*(n+w)", loads="b*h*(n+w)", stores="b*n")
 COSINES = Operation("cosines", "2*b*n*c*h", loads="b*(n+c)*h", stores="b*n*c")
@@ -124,6 +130,11 @@ def correlate(correlation: str) -> Operation:
 def token_attention(*, probs: bool, column: bool) -> Operation:
     """``ficoco::token_attention``."""
     return _TOKEN_ATTENTION[("columns" if column else "rows") if probs else "logits"]
+
+
+def received_from(*, probs: bool) -> Operation:
+    """``ficoco::received_from`` from ``o`` rows of text."""
+    return _RECEIVED_FROM["probs" if probs else "logits"]
 
 
 def correlate_tokens(*, probs: bool) -> Operation:

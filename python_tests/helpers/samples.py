@@ -74,6 +74,12 @@ def samples(b=2, n=20, dtype=torch.float32):
     cells = torch.arange(n - 6).repeat(b, 1)
     yield "reduce_sequence", (*sequence, None, cells, None, 5, 2, 4, "probs", *ranked, *linked)
     yield "reduce_sequence", (*sequence, mask, None, None, 5, 0, 4, "last", *ranked, *linked)
+    yield "window_similarity", (tokens, 1 if n % 5 else 5, n if n % 5 else n // 5, 2)
+    asking = torch.arange(4).repeat(b, 1) != torch.arange(b)[:, None] + 1
+    yield "received_from", (query, key, visual, text, asking, mask, 0.3, True, True)
+    yield "received_from", (query, key, visual, text, asking, None, 0.3, False, False)
+    segments = (torch.arange(n) % 3).repeat(b, 1)
+    yield "top_of_segments", (scores[0].repeat(1, 2)[:, :n], segments, torch.tensor([[1, 0, 3]]).repeat(b, 1), 4)
 
 
 REDUCTIONS = [index for index, (name, _) in enumerate(samples()) if name in ("reduce", "reduce.map")]

@@ -42,6 +42,7 @@ BUDGET = {
     "filter_kernel": 64,
     "finish_filter_kernel": 64,
     "finish_kernel": 112,
+    "fold_rows_kernel": 64,
     "head_mean_kernel": 40,
     "key_sums_kernel": 64,
     "lists_kernel": 40,
@@ -51,9 +52,11 @@ BUDGET = {
     "pass_kernel": 80,
     "pick_kernel": 80,
     "query_dots_kernel": 96,
+    "received_kernel": 128,
     "row_kernel": 48,
     "row_softmax_kernel": 128,
     "score_kernel": 128,
+    "segment_rank_kernel": 64,
     "select_kernel": 128,
     "sum_kernel": 40,
     "thin_kernel": 64,
@@ -65,6 +68,8 @@ BUDGET = {
     "weighted_sum_kernel": 112,
     "wide_block_kernel": 128,
     "wide_pairs_kernel": 128,
+    "window_similarity_kernel": 128,
+    "write_kept_kernel": 40,
 }
 
 
@@ -77,7 +82,7 @@ class Wanted(NamedTuple):
 
 
 # Mangled: f float, 6__half, 13__nv_bfloat16; Lb1E true (16-byte accesses).
-TILED = ("score", "row_softmax", "column", "token_pairs", "attention_block", "cosines")
+TILED = ("score", "row_softmax", "column", "token_pairs", "attention_block", "cosines", "received")
 SASS = [
     *(Wanted("pass_kernel", f"I{t}Lb1E", r"LDG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),
     *(
@@ -87,6 +92,7 @@ SASS = [
     ),
     *(Wanted("query_dots_kernel", f"I{t}Lb1E", r"LDG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),
     *(Wanted("compress_kernel", f"I{t}Lb1E", r"LDG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),
+    *(Wanted("window_similarity_kernel", f"I{t}Lb1E", r"LDG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),
     *(Wanted("compress_kernel", f"I{t}Lb1E", r"STG\.E\.128") for t in ("f", "6__half", "13__nv_bfloat16")),
     *(
         Wanted(f"{k}_kernel", f"I{t}Lb1E", r"LDGSTS\.E\.BYPASS\.128")
