@@ -12,6 +12,8 @@ from ..reduction import Reduction
 from ..stages import Layout, Priced, Shape, VisualFeatures
 from ..stages.needs import TEXT
 
+CACHES = ("staircase", "output-aware")  # what layers of a language model keep of a prompt, see attach
+
 
 class Words(NamedTuple):
     """What the three stages of a method do, in words."""
@@ -257,6 +259,11 @@ class LanguageMethod(AnyMethod):
     def before_attention(self) -> bool:
         """Whether a layer reduces before its attention."""
         return False
+
+    @property
+    def cache(self) -> str:
+        """What layers keep of a prompt that is read, where ``attach`` is not told: one of :data:`CACHES`."""
+        return CACHES[0]
 
     @property
     def drops(self) -> bool:

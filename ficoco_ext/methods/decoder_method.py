@@ -15,7 +15,7 @@ from ..ops.costs import Operation
 from ..reduction import Reduction
 from ..stages import CompressStage, CorrelateStage, FilterStage, Layout, Links, Priced, Selection, Shape
 from ..stages.frozen import value
-from .base import LanguageMethod, Words
+from .base import CACHES, LanguageMethod, Words
 from .composition import dropped, fused_in_sequence, operations, stage_needs, targets, words
 from .layers import FixedLayers
 
@@ -41,6 +41,8 @@ class DecoderMethod(LanguageMethod):
         rounding: how survivors of a ratio are rounded, see :meth:`ficoco_ext.Schedule.build`.
         before_attention: a layer reduces before its attention, by the query and key that the tokens would have there,
             instead of between its attention and its MLP.
+        cache: what layers keep of a prompt that is read, where attach is given no ``cache``: ``"staircase"`` or
+            ``"output-aware"``.
         source: where it comes from.
     """
 
@@ -52,6 +54,7 @@ class DecoderMethod(LanguageMethod):
     amount: tuple[tuple[str, Any], ...] = ()
     rounding: str = "half_up"
     before_attention: bool = False
+    cache: str = CACHES[0]
     source: str = ""
 
     @property

@@ -41,6 +41,7 @@ def attach(
     decoder: Mapping[str, Any] | None = None,
     positions: Literal["original", "contiguous"] | None = None,
     static_counts: bool | int = False,
+    cache: Literal["staircase", "output-aware"] | None = None,
     words: Callable[[Any], Any] | Sequence[int] | None = None,
     padding: Literal["first", "after"] | None = None,
     **hyperparameters: Any,
@@ -97,6 +98,11 @@ def attach(
             language model after tower and projector. Then a prefill reads no
             device and has no shape that depends on data, so ``torch.compile(fullgraph=True)`` traces it. Prompts must
             end with text.
+        cache: what layers of the language model keep of a prompt that is read. ``"staircase"``: each layer all that it
+            attended to while it read. ``"output-aware"``: from the first reducing layer on, which must not be layer 0,
+            every layer just the tokens that are left in the end; the first new token is the same, later ones attend to
+            less. A dynamic cache gets shorter, in a static or quantized one the rest is hidden. None: what the method
+            says, ``"staircase"`` for nearly all.
         words: for methods after the projector that choose by the words of the prompt, such as ``"cdpruner"``: ids that
             are not words, such as ``ficoco_ext.template_ids(processor)``, or a function of the ids (B, L) that returns
             (B, L) bool, True for words. None: all real tokens of the picture's row are, but placeholders and the
@@ -139,6 +145,7 @@ def attach(
         parts={"vision": vision, "projector": projector, "decoder": decoder},
         positions=positions,
         static_counts=static_counts,
+        cache=cache,
         words=words,
         padding=padding,
     )
@@ -158,6 +165,7 @@ def resolve(
     decoder: Mapping[str, Any] | None = None,
     positions: Literal["original", "contiguous"] | None = None,
     static_counts: bool | int = False,
+    cache: Literal["staircase", "output-aware"] | None = None,
     words: Callable[[Any], Any] | Sequence[int] | None = None,
     padding: Literal["first", "after"] | None = None,
     **hyperparameters: Any,
@@ -186,6 +194,7 @@ def resolve(
         parts={"vision": vision, "projector": projector, "decoder": decoder},
         positions=positions,
         static_counts=static_counts,
+        cache=cache,
         words=words,
         padding=padding,
     )

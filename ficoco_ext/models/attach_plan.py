@@ -40,6 +40,8 @@ class AttachPlan:
         words: which ids of a prompt are its words, as ``attach`` takes it, for a method that reads them.
         padding: when the padding of crops leaves in the tower, ``"first"`` or ``"after"``; None: nothing leaves there,
             or pictures are no crops.
+        cache: ``"staircase"``: a layer of the language model keeps all that it attended to while the prompt was read;
+            ``"output-aware"``: from the first reducing layer on, what is left in the end.
     """
 
     facts: ModelFacts
@@ -52,6 +54,7 @@ class AttachPlan:
     static_counts: bool | int = False
     words: Words = None
     padding: str | None = None
+    cache: str = "staircase"
 
     @property
     def padding_first(self) -> PaddingFirst | None:
@@ -158,6 +161,9 @@ class AttachPlan:
             schedule = self.plan.schedule(tokens)
             lines += [f"language model, for a prompt with {what}:"]
             lines += _staircase(schedule, self.decoder_methods, "visual tokens")
+            if self.cache == "output-aware":
+                kept = f"{schedule.final} visual tokens in layers {self.plan.layers[0]} and after"
+                lines.append(f"  output-aware cache: once the prompt is read it holds {kept}")
         if self.static_counts:
             promised = "equally many" if self.static_counts is True else str(self.static_counts)
             lines.append(f"static counts: all rows of a prompt are promised to have {promised} visual tokens")
@@ -204,7 +210,17 @@ def make_plan(facts: ModelFacts, request: Request) -> AttachPlan:
     promise = request.promise()
     padding = _padding(facts, schedule, request)
     made = AttachPlan(
-        facts, schedule, methods, plan, decoder_methods, projector, positions, promise, request.words, padding
+        facts,
+        schedule,
+        methods,
+        plan,
+        decoder_methods,
+        projector,
+        positions,
+        promise,
+        request.words,
+        padding,
+        request.kept_in_cache(decoder_methods),
     )
     _check_possible(made)
     _check_positions(made, request)
@@ -246,6 +262,11 @@ def _check_possible(plan: AttachPlan) -> None:
                     "one that needs no grid where the visual tokens of an image are not its whole grid, line by line"
                 )
                 unsupported("method", wanted, f"{one.name}, which needs the grid", one.remedy(GRID))
+        assert plan.plan is not None
+        if plan.cache == "output-aware" and plan.plan.layers[0] == 0:
+            wanted = "from 1 on with an output-aware cache"
+            remedy = "all lengths are counted from the cache of layer 0; leave it out, or pass cache='staircase'"
+            checks.fail(OP, "layers", wanted, plan.plan.layers, remedy)
         if plan.static_counts is True and plan.per_image is None:
             remedy = "pass the number of visual tokens in each row"
             unsupported("static_counts", "a number for this model", True, remedy)

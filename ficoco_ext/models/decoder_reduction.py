@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
-from . import cut_prompt, kv_cache, loss, positions, qk_capture
+from . import cut_prompt, kv_cache, loss, output_aware, positions, qk_capture
 from . import transformers_api as api
 from .attach_plan import AttachPlan
 from .decoder_layer import CALL, DecoderLayer
 from .generate_options import images_of, named, option, refuse_router_logits, refuse_unsupported
-from .kv_cache import CachedPositions
+from .kv_cache import CachedPositions, MadeBy
 from .model_changes import ModelChanges
 from .per_thread import PerThread
 from .positions import HeldPositions
@@ -64,7 +64,7 @@ class DecoderReduction:
     def __init__(self, model: Any, language_model: Any, plan: AttachPlan, tie: QuestionTie) -> None:
         assert plan.plan is not None
         self.model, self.language_model, self.tie = model, language_model, tie
-        self.plan, self.methods = plan.plan, plan.decoder_methods
+        self.plan, self.methods, self.cache = plan.plan, plan.decoder_methods, plan.cache
         self.cutting = plan if plan.cuts_by_features else None
         self.cache_name = api.cache_name(type(model).forward)
         self.reader = PromptReader(plan, self.cache_name)
@@ -93,6 +93,7 @@ class DecoderReduction:
                 capture = None if step is None else qk_capture.install(layer.self_attn, changes, reads=False)
                 changes.set_forward(layer, DecoderLayer(layer, index, self, step, capture).forward)
         self.stage_of_layer = tuple(stage_of_layer)
+        self.made_by = MadeBy(self.plan, self.stage_of_layer, self.cache)
         changes.set(self.model, "generate", self.generate)
         inner = self.model.model
         changes.hook(self.model.register_forward_pre_hook(self.before_all, with_kwargs=True))
@@ -175,7 +176,7 @@ class DecoderReduction:
             return None
         if given.shape[1] > 1:
             self.tie.warn("forward")
-        state.check(self.plan, self.stage_of_layer, cache, given.shape[0])
+        state.check(self.made_by, cache, given.shape[0])
         call = _Call()
         call.state, call.cache = state, cache
         return (), options | {CALL: call}
@@ -191,14 +192,19 @@ class DecoderReduction:
         if call is None or call.prefill is None:
             return
         self.last = call.prefill
-        if call.cache is not None:
-            CachedPositions(self.plan, call.prefill.length, call.prefill.held, self.stage_of_layer).put_on(call.cache)
+        if call.cache is None:
+            return
+        length, stages, of_layer = call.prefill.length, call.prefill.held, self.stage_of_layer
+        if self.cache == "output-aware":
+            stages, of_layer = output_aware.cut(call.cache, stages, of_layer, self.plan.layers[0], length)
+        CachedPositions(self.made_by, length, stages, of_layer).put_on(call.cache)
 
     def arguments(
         self, call: _Call, layer: int, hidden_states: Tensor, kwargs: dict[str, Any], *, before: bool = False
     ) -> dict[str, Any]:
         """The arguments of a layer for the positions that it holds; ``before``: before its own reduction."""
-        stage = self.stage_of_layer[layer] - before
+        of_layer = self.stage_of_layer if call.state is None else call.state.stage_of_layer
+        stage = of_layer[layer] - before
         if stage == 0:
             return kwargs
         if call.prefill is not None:

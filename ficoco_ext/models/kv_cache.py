@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -15,18 +15,34 @@ from .positions import HeldPositions
 _STATE = "positions"
 
 
+class MadeBy(NamedTuple):
+    """What reduced a prompt. Its cache can only be continued under the same.
+
+    Attributes:
+        plan: what it removes in which layers.
+        stage_of_layer: for each layer how many reductions come before its attention.
+        cache: ``"staircase"`` or ``"output-aware"``.
+    """
+
+    plan: Plan
+    stage_of_layer: tuple[int, ...]
+    cache: str
+
+
 class CachedPositions:
     """Which positions of the prompt each layer of a cache holds.
 
     Args:
-        plan: what reduced the prompt; the cache can only be continued under the same one.
+        made_by: what reduced the prompt.
         length: positions of the prompt.
         stages: the different sets of held positions.
         stage_of_layer: for each layer the index of its set in ``stages``.
     """
 
-    def __init__(self, plan: Plan, length: int, stages: list[HeldPositions], stage_of_layer: tuple[int, ...]) -> None:
-        self.plan, self.length, self.stages, self.stage_of_layer = plan, length, stages, stage_of_layer
+    def __init__(
+        self, made_by: MadeBy, length: int, stages: list[HeldPositions], stage_of_layer: tuple[int, ...]
+    ) -> None:
+        self.made_by, self.length, self.stages, self.stage_of_layer = made_by, length, stages, stage_of_layer
 
     def put_on(self, cache: Any) -> None:
         """Store this on ``cache``."""
@@ -47,9 +63,9 @@ class CachedPositions:
         """Rows of the batch."""
         return int(self.stages[-1].indices.shape[0])
 
-    def check(self, plan: Plan, stage_of_layer: tuple[int, ...], cache: Any, rows: int) -> None:
+    def check(self, made_by: MadeBy, cache: Any, rows: int) -> None:
         """Raise unless the cache is as the prefill left it, with new tokens after it."""
-        if self.plan != plan or self.stage_of_layer != stage_of_layer:
+        if self.made_by != made_by:
             remedy = "continue with the reduction that made it, or pass the whole conversation again"
             checks.fail("forward", api.CACHE, "a cache of this reduction", "one of another", remedy)
         if self.rows != rows:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..methods import AnyMethod, FeatureMethod, get_method
+from ..methods import AnyMethod, FeatureMethod, LanguageMethod, get_method
+from ..methods.base import CACHES
 from ..ops import checks
 from ..resolve import Amount, DecoderMethods, TowerMethods, equal_shares, require_shareable
 from ..stages.needs import TEXT
@@ -14,6 +15,8 @@ from ..stages.needs import TEXT
 OP = "attach"  # in messages
 
 Words = Callable[[Any], Any] | tuple[int, ...] | None  # which ids of a prompt are its words
+
+_EITHER = " or ".join(map(repr, CACHES))
 
 PARTS = ("vision", "projector", "decoder")  # the arguments of attach that say how much each part removes
 
@@ -30,6 +33,7 @@ class Request:
         each: what each part removes, by the names of :data:`PARTS`; empty: ``amount`` is divided.
         positions: ``"original"``, ``"contiguous"``, or None for the default.
         static_counts, words, padding: as ``attach`` takes them.
+        cache: ``"staircase"``, ``"output-aware"``, or None for what the methods of the language model say.
     """
 
     tower: TowerMethods | None
@@ -41,6 +45,7 @@ class Request:
     static_counts: Any = False
     words: Words = None
     padding: str | None = None
+    cache: str | None = None
 
     @classmethod
     def of(
@@ -53,12 +58,13 @@ class Request:
         static_counts: Any,
         words: Any = None,
         padding: Any = None,
+        cache: Any = None,
         **amount: Any,
     ) -> Request:
         """From the arguments of ``attach``.
 
         Args:
-            method, hyperparameters, positions, static_counts, words, padding: as of attach. parts: its arguments of
+            method, hyperparameters, positions, static_counts, words, padding, cache: as of attach. parts: its arguments of
                 :data:`PARTS`.
             **amount: ``r``, ``keep_ratio``, ``tokens`` and ``layers``.
 
@@ -85,7 +91,26 @@ class Request:
         if padding not in (None, "first", "after"):
             checks.fail(OP, "padding", "'first', 'after' or None", padding, "pass one of them")
         words = _words(words, projector)
-        return cls(tower, projector, language_model, whole, each, positions, static_counts, words, padding)
+        if cache not in (None, *CACHES):
+            checks.fail(OP, "cache", f"{_EITHER}, or None", cache, "pass one of them")
+        if cache is not None and language_model is None:
+            remedy = "leave it out: without a method for the language model all layers keep the same tokens"
+            checks.fail(OP, "cache", "None without a method for the language model", cache, remedy)
+        return cls(tower, projector, language_model, whole, each, positions, static_counts, words, padding, cache)
+
+    def kept_in_cache(self, methods: Sequence[LanguageMethod]) -> str:
+        """``cache``, or where it is None what ``methods``, those of the language model's layers, say.
+
+        Raises:
+            ValueError: they disagree, or say something else.
+        """
+        said = tuple(dict.fromkeys(method.cache for method in methods)) or CACHES[:1]
+        if self.cache is not None:
+            return self.cache
+        if len(said) > 1 or said[0] not in CACHES:
+            got = f"None for methods that say {' and '.join(map(repr, said))}"
+            checks.fail(OP, "cache", _EITHER, got, "pass one of them")
+        return said[0]
 
     def promise(self) -> bool | int:
         """``static_counts``, checked.

@@ -78,6 +78,17 @@ def is_static(cache: Any) -> bool:
     return bool(getattr(cache, "is_compileable", False))
 
 
+def growing_layer(cache: Any, layer: int) -> Any:
+    """A layer of a cache whose keys and values are tensors (B, H, W, d) that grow with every call; None: another kind.
+
+    Attributes ``keys`` and ``values`` may be replaced by shorter ones. They may be offloaded from its ``device``.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    layers = getattr(cache, "layers", ())
+    return layers[layer] if layer < len(layers) and type(layers[layer]) is DynamicLayer else None
+
+
 # Masks
 
 FULL_ATTENTION = "full_attention"

@@ -20,6 +20,7 @@ METHODS = {
     "pyramiddrop": {"method": "pyramiddrop"},
     "sparsevlm": {"method": "sparsevlm"},
     "fitprune": {"method": "fitprune", "r": 5},
+    "output-aware": {"method": "pyramiddrop", "cache": "output-aware"},
 }
 
 
@@ -73,10 +74,11 @@ def decoded(model, inputs, cache, prefill, step):
 
 @pytest.mark.slow
 @follows_transformers
+@pytest.mark.parametrize("keep", ["staircase", "output-aware"])
 @pytest.mark.parametrize(("kind", "rows"), [("static", (ONE, LONGER)), ("dynamic", (ONE, ONE))])
-def test_prefill_and_decoding_compiled_equal_eager(kind, rows):
+def test_prefill_and_decoding_compiled_equal_eager(kind, rows, keep):
     model, inputs = tiny(seed=3), batch(*rows)
-    with torch.no_grad(), ficoco_ext.attach(model, "ficoco-l", r=5, static_counts=True):
+    with torch.no_grad(), ficoco_ext.attach(model, "ficoco-l", r=5, layers=(1, 2), static_counts=True, cache=keep):
         wanted = decoded(model, inputs, caches(model)[kind], model, model)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
         assert (decoded(model, inputs, caches(model)[kind], compiled, model) - wanted).abs().max() <= 2e-5
@@ -86,10 +88,11 @@ def test_prefill_and_decoding_compiled_equal_eager(kind, rows):
 ALIKE = [(ONE,), (ONE, LONGER)]  # rows that static counts may promise
 
 
+@pytest.mark.parametrize("keep", ["staircase", "output-aware"])
 @pytest.mark.parametrize(
     ("rows", "static"), [*((rows, static) for rows in ALIKE for static in (False, True)), ((ONE, words(1, 2)), False)]
 )
-def test_a_prefill_reads_the_device_once_or_not_at_all(rows, static, monkeypatch):
+def test_a_prefill_reads_the_device_once_or_not_at_all(rows, static, keep, monkeypatch):
     model, inputs = tiny(seed=3), batch(*rows)
     reads = []
 
@@ -104,7 +107,10 @@ def test_a_prefill_reads_the_device_once_or_not_at_all(rows, static, monkeypatch
 
         return wrapper
 
-    with torch.no_grad(), ficoco_ext.attach(model, "ficoco-l", r=5, static_counts=static) as handle:
+    with (
+        torch.no_grad(),
+        ficoco_ext.attach(model, "ficoco-l", r=5, layers=(1, 2, 3), static_counts=static, cache=keep) as handle,
+    ):
         monkeypatch.setattr(
             handle._decoder.reader, "checks_promise", False
         )  # the CPU's courtesy, where reading is free

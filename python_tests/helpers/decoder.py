@@ -126,6 +126,7 @@ def decoder_by_hand(
     dropping=True,
     merging=True,
     see=None,
+    forget=None,
 ):
     """Logits (N, V) of one row of full length, where a column that was dropped is hidden from the layers behind.
 
@@ -136,6 +137,8 @@ def decoder_by_hand(
         before: they happened before the layer's attention.
         planes: (N, C) for each of the first layers, added to what it makes.
         dropping, merging: False leaves that out, to show that a test notices.
+        forget: (layer, column): from that layer on the columns from that one on, new tokens, attend to none of the
+            prompt that is not left in the end.
         see: function (layer, hidden, query, key) that is called where a layer reduces, with the (N, C) that is reduced
             and the (H, N, d) that its attention reads.
     """
@@ -162,6 +165,11 @@ def decoder_by_hand(
                 see(index, hidden[0], *query_key(layer, hidden, rotary, positions))
             hidden = reduce(hidden, steps[index])
         mask = (causal & alive)[None, None]
+        if forget is not None and index >= forget[0] and reductions:
+            gone = torch.ones(forget[1], dtype=torch.bool)
+            gone[reductions[-1].kept[0]] = False
+            mask = mask.clone()
+            mask[..., forget[1] :, : forget[1]] &= ~gone
         mask = mask | torch.eye(n, dtype=torch.bool)  # a hidden query attends to itself: nobody reads what it says
         bias = torch.zeros(mask.shape, dtype=hidden.dtype).masked_fill(~mask, torch.finfo(hidden.dtype).min)
         given = {"attention_mask": bias, "position_embeddings": rotary}
@@ -252,12 +260,12 @@ def reducing_layers(reductions, plan):
     return plan.layers[: len(reductions)]
 
 
-def worst_error(model, seen, reductions, plan, steps, *, new_ids, **oracle):
+def worst_error(model, seen, reductions, plan, steps, *, new_ids, aware=False, **oracle):
     """The largest difference of any logit between a generation and the language model by hand, over all rows.
 
     Args:
         model: without reduction. seen: the generation with it. reductions: of every row.
-        new_ids: (B, steps) generated tokens.
+        new_ids: (B, steps) generated tokens. aware: the cache is output-aware.
     """
     worst, b = 0.0, seen.embeds.shape[0]
     n, real = seen.embeds.shape[1], real_columns(seen)
@@ -268,6 +276,8 @@ def worst_error(model, seen, reductions, plan, steps, *, new_ids, **oracle):
         positions = row_positions(seen, row, embeds.shape[1])
         layers = reducing_layers(reductions[row], plan)
         oracle |= {"before": plan.before_attention, "planes": row_planes(seen, row, embeds.shape[1])}
+        if aware:
+            oracle["forget"] = (plan.layers[0], n)
         logits = decoder_by_hand(model, embeds, positions, there, reductions[row], layers, **oracle)
         for step in range(steps):
             worst = max(worst, float((logits[n - 1 + step] - seen.logits[step][row]).abs().max()))

@@ -127,7 +127,7 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/models/decoder_reduction.py",
-        old="state.check(self.plan, self.stage_of_layer, cache, given.shape[0])",
+        old="state.check(self.made_by, cache, given.shape[0])",
         new="pass",
         tests=(f"{DECODER}/test_cache.py::test_a_cache_of_another_plan_is_refused",),
         why="A cache that does not fit is continued.",
@@ -162,8 +162,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/models/kv_cache.py",
-        old="if self.plan != plan or self.stage_of_layer != stage_of_layer:",
-        new="if self.stage_of_layer != stage_of_layer:",
+        old="if self.made_by != made_by:",
+        new="if self.made_by.stage_of_layer != made_by.stage_of_layer:",
         tests=(f"{DECODER}/test_cache.py::test_a_cache_of_another_plan_is_refused",),
         why="A cache of another plan goes on with wrong masks.",
     ),

@@ -92,7 +92,19 @@ def varied(chance: Random, case: Case, part: str) -> Case:
     if case.use == "forward" and case.padding != "none" and chance.random() < 0.2:
         rows = tuple((12, *row, 12) for row in case.rows)  # a hidden word at an end would be padding
         case = replace(case, holes=True, rows=rows)
-    return replace(case, tied=chance.random() < 0.15, chunk=chance.choice((1, 1, 2)) if case.use == "steps" else 1)
+    case = replace(case, tied=chance.random() < 0.15, chunk=chance.choice((1, 1, 2)) if case.use == "steps" else 1)
+    if part != "tower" and first_layer(case) > 0 and chance.random() < 0.3:
+        case = replace(case, amount=dict(case.amount) | {"cache": "output-aware"})
+    return case
+
+
+def first_layer(case: Case) -> int:
+    """The first layer of the language model that reduces."""
+    amount = case.amount.get("decoder", case.amount)
+    several = isinstance(case.method, tuple)
+    method = get_method(case.method[1]) if several else get_method(case.method, **case.hyperparameters)
+    layers = amount.get("layers") if "vision" in case.amount or not several else None
+    return min(layers or method.language_model.layers(case.layers))
 
 
 def drawn_shape(chance: Random, family: str) -> dict[str, Any]:

@@ -50,7 +50,8 @@ def check_lengths(case: Case, n: int, rows: list[Row], plan, used: Used, static_
     if cache is None or case.cache == "none":
         return found
     new = used.at[-1] if used.at else 0
-    wanted = [length + new for length in cached(case.layers, found, plan)]
+    aware = case.amount.get("cache") == "output-aware" and case.cache not in ("static", "quantized")
+    wanted = [length + new for length in cached(case.layers, found, plan, aware=aware)]
     got = [int(cache.get_seq_length(layer)) for layer in range(case.layers)]
     assert got == wanted, f"the cache holds {got} positions, wanted {wanted}"
     return found
@@ -76,7 +77,10 @@ def check_logits(case: Case, model, n: int, rows: list[Row], told, plan, calls, 
         heard.append([])
         layers = [layer for layer, _ in row.steps]
         see = lambda *found, at=number: heard[at].append(found)  # noqa: E731
-        wanted = decoder_by_hand(model, embeds, positions, there, steps, layers, before=before, see=see)
+        options = {"before": before, "see": see}
+        if plan is not None and case.amount.get("cache") == "output-aware":
+            options["forget"] = plan.layers[0], n
+        wanted = decoder_by_hand(model, embeds, positions, there, steps, layers, **options)
         compare(case, used, number, wanted, kept_columns(steps, n), row, n)
     check_calls(case, calls, heard, rows, told, n, beams)
 

@@ -89,12 +89,12 @@ def widths(n: int, rows: list[Row], plan, *, static_counts: bool) -> list[int]:
     return found
 
 
-def cached(layers: int, found: list[int], plan) -> list[int]:
-    """Positions of the prompt that each of the ``layers`` caches holds."""
+def cached(layers: int, found: list[int], plan, *, aware: bool) -> list[int]:
+    """Positions of the prompt that each of the ``layers`` caches holds; ``aware``: cut once the prompt was read."""
     lengths, stage = [], 0
     for layer in range(layers):
         reduces = plan is not None and layer in plan.layers
         stage += reduces and plan.before_attention
-        lengths.append(found[stage])
+        lengths.append(found[-1 if aware and layer >= plan.layers[0] else stage])
         stage += reduces and not plan.before_attention
     return lengths

@@ -41,8 +41,9 @@ def smaller(case: Case) -> Iterator[Case]:
         if getattr(case, name) != value:
             simple = replace(case, **{name: value})
             yield replace(simple, width=simple.heads * simple.head_dim) if name == "heads" else simple
-    if "static_counts" in case.amount:
-        yield replace(case, amount={name: value for name, value in case.amount.items() if name != "static_counts"})
+    for option in ("static_counts", "cache"):
+        if option in case.amount:
+            yield replace(case, amount={name: value for name, value in case.amount.items() if name != option})
     for name, least in LESS.items():
         if getattr(case, name) > least:
             fewer = replace(case, **{name: getattr(case, name) - 1})

@@ -49,7 +49,7 @@ def test_the_draws_cover_everything():
         assert {getattr(case, field) for case in DRAWN} == set(values), field
     assert {len(case.rows) for case in DRAWN} == {1, 2, 3, 4}
     assert {name for case in DRAWN for name in case.amount} == {
-        "r", "keep_ratio", "tokens", "layers", "vision", "decoder", "static_counts"
+        "r", "keep_ratio", "tokens", "layers", "vision", "decoder", "static_counts", "cache"
     }  # fmt: skip
     for family in FAMILIES[1:]:
         assert {case.method for case in DRAWN if case.family == family} >= set(ours("decoder"))
