@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .api import reduce
     from .features import merge, select
     from .methods import METHODS, Method, describe, get_method
+    from .methods.globalcom2 import globalcom2_keep
     from .models.attach import attach
     from .models.prompt_words import template_ids
     from .ops import QueryKey
@@ -37,6 +38,7 @@ _HOMES = {  # of the other public names
     "build_info": "ops.backend",
     "describe": "methods",
     "get_method": "methods",
+    "globalcom2_keep": "methods.globalcom2",
     "merge": "features",
     "reduce": "api",
     "select": "features",
@@ -75,6 +77,7 @@ __all__ = [
     "cost",
     "describe",
     "get_method",
+    "globalcom2_keep",
     "merge",
     "methods",
     "ops",

@@ -10,6 +10,7 @@ from torch import Tensor
 from .methods import AnyMethod, FeatureMethod, Projected, distinct, get_method, joined_names
 from .methods import hyperparameters as defaults
 from .ops import checks
+from .stages import Crops
 from .stages.features import VisualFeatures, check_planes, check_shapes
 
 
@@ -26,6 +27,8 @@ def select(
     tower_features: Tensor | None = None,
     early_saliency: Tensor | None = None,
     frames: int = 1,
+    crops: Crops | None = None,
+    class_logits: Tensor | None = None,
     mask: Tensor | None = None,
     **hyperparameters: Any,
 ) -> Tensor:
@@ -47,6 +50,8 @@ def select(
             them; see :class:`ficoco_ext.stages.VisualFeatures`. What only merging needs, such as ``"visionzip"``'s
             keys, may be left out here.
         frames: of videos: the N tokens are those of so many frames, one frame after the other.
+        crops: of pictures of a thumbnail and several crops, all of one size: where their tokens are, without line ends;
+            class_logits: (B, N): what the tower's class token looks at, before the softmax, for ``"globalcom2"``.
         mask: (B, N) bool, False for padding and for tokens that may never stay, such as separators. Every picture has
             at least ``tokens`` others: checked on the CPU, a promise elsewhere.
         **hyperparameters: of the method, by name.
@@ -71,7 +76,7 @@ def select(
         torch.Size([1, 3, 2])
     """
     of_the_tower = (keys, tower_features, early_saliency)
-    visual = VisualFeatures(features, mask, grid, saliency, text, text_mask, *of_the_tower, frames)
+    visual = VisualFeatures(features, mask, grid, saliency, text, text_mask, *of_the_tower, frames, crops, class_logits)
     chosen = _chosen("select", method, hyperparameters)
     check_shapes("select", visual, tokens, needs=chosen.needs_to_keep, count_name="tokens")
     return chosen.keep(visual, tokens)
@@ -90,6 +95,8 @@ def merge(
     tower_features: Tensor | None = None,
     early_saliency: Tensor | None = None,
     frames: int = 1,
+    crops: Crops | None = None,
+    class_logits: Tensor | None = None,
     mask: Tensor | None = None,
     planes: Sequence[Tensor] = (),
     **hyperparameters: Any,
@@ -99,7 +106,8 @@ def merge(
     Args:
         features, tokens, method, grid, mask: as of :func:`select`. Methods with a hyperparameter ``merge`` have it on;
             others drop, and are refused.
-        text, text_mask, saliency, keys, tower_features, early_saliency, frames: as of :func:`select`.
+        text, text_mask, saliency, keys, tower_features, early_saliency, frames, crops, class_logits: as of
+            :func:`select`.
         planes: other features of the same tokens, each (B, N, E), such as DeepStack's levels: merged with the same
             weights.
         **hyperparameters: of the method, by name.
@@ -123,7 +131,7 @@ def merge(
                  [-1.0000,  0.0000]]]), tensor([[0, 0, 1, 2]]))
     """
     of_the_tower = (keys, tower_features, early_saliency)
-    visual = VisualFeatures(features, mask, grid, saliency, text, text_mask, *of_the_tower, frames)
+    visual = VisualFeatures(features, mask, grid, saliency, text, text_mask, *of_the_tower, frames, crops, class_logits)
     chosen = _chosen("merge", method, hyperparameters, merge=True)
     if chosen.drops:
         able = ", ".join(repr(name) for name in _names() if "merge" in defaults(name))

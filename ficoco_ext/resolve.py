@@ -15,7 +15,8 @@ from typing import Any
 from .methods import FeatureMethod, LanguageMethod, LayerMethod, TowerMethod
 from .ops import checks
 from .schedule import Plan, Schedule
-from .stages.needs import CLASS_TOKEN, WHOLE_GRID
+from .stages import Crops
+from .stages.needs import CLASS_TOKEN, CROPS, WHOLE_GRID
 
 # One method for all layers, or one for each.
 TowerMethods = TowerMethod | tuple[LayerMethod, ...]
@@ -102,20 +103,31 @@ class ProjectorPlan:
     keep_ratio: float | None = None
     tokens: int | Callable[[tuple[int, int] | None], int] | None = None
 
-    def count(self, before: int, grid: tuple[int, int] | None = None) -> int:
+    def count(self, before: int, grid: tuple[int, int] | None = None, crops: Crops | None = None) -> int:
         """Tokens that stay of a picture of ``before``: at least 1, and never more than there are.
+
+        Where the data decide it is what is asked for; how many really stay is what :attr:`method` says.
 
         Raises:
             ValueError, TypeError: the function of the grid gives no number of at least 1.
         """
-        wanted = self._wanted(before, grid)
+        wanted = self._wanted(before, grid, crops)
         if not self.method.resizes or grid is None or wanted == before:
             return wanted
         rows, columns = self.method.encoded_grid(grid, wanted)
         return rows * columns
 
-    def _wanted(self, before: int, grid: tuple[int, int] | None) -> int:
+    def acting(self, before: int, count: int) -> FeatureMethod:
+        """The method, knowing the share that is asked for, of pictures of ``before`` tokens of which ``count`` stay."""
+        if self.keep_ratio is None and not self.method.data_decides:
+            return self.method
+        return self.method.asked(count / before if self.keep_ratio is None else self.keep_ratio)
+
+    def _wanted(self, before: int, grid: tuple[int, int] | None, crops: Crops | None) -> int:
         if self.keep_ratio is not None:
+            number = self.method.number(before, crops, self.keep_ratio)
+            if number is not None:
+                return number
             return max(math.floor(self.keep_ratio * before + 0.5), 1) if before else 0
         wanted = self.tokens(grid) if callable(self.tokens) else self.tokens
         if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
@@ -334,15 +346,15 @@ def projector_plan(op: str, method: FeatureMethod, amount: Amount) -> ProjectorP
     """
     given = amount.given or dict(method.amount)
     if amount.layers is not None:
-        remedy = "leave it out"
+        remedy = "leave it out" if CROPS not in method.needs else "a picture's crops differ in number; say keep_ratio"
         checks.fail(
             op, "layers", f"None with method {method.name!r}, which acts after the projector", amount.layers, remedy
         )
     if len(given) != 1 or "r" in given:
         got = ", ".join(given) or "nothing"
-        checks.fail(
-            op, "amount", f"one of keep_ratio and tokens with method {method.name!r}", got, "pass keep_ratio=0.25"
-        )
+        why = "a picture's crops differ in number; " if CROPS in method.needs else ""
+        wanted = f"one of keep_ratio and tokens with method {method.name!r}"
+        checks.fail(op, "amount", wanted, got, f"{why}pass keep_ratio=0.25")
     ((name, value),) = given.items()
     if name == "tokens" and callable(value):
         return ProjectorPlan(method, tokens=value)

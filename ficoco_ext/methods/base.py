@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops import Attention
 from ..reduction import Reduction
-from ..stages import Layout, Priced, Shape, VisualFeatures
+from ..stages import Crops, Layout, Priced, Shape, VisualFeatures
 from ..stages.needs import TEXT
 
 CACHES = ("staircase", "output-aware")  # what layers of a language model keep of a prompt, see attach
@@ -196,6 +196,7 @@ class FeatureMethod(AnyMethod):
         resizes: it chooses among no features: pictures go through the vision tower in :meth:`encoded_grid`.
         early_layer: where early saliency is measured there, where the method needs it: a layer, counted from 0, or a
             share of the layers, above 0 and at most 1, of which it is the last; None: as published for such a tower.
+        data_decides: what the tokens hold decides how many of them stay; :meth:`counts` says it.
     """
 
     saliency: str = "auto"
@@ -216,6 +217,26 @@ class FeatureMethod(AnyMethod):
     def drops(self) -> bool:
         """Whether what leaves goes into no other token."""
         return False
+
+    @property
+    def data_decides(self) -> bool:
+        """False: how many tokens stay is known before they are."""
+        return False
+
+    def number(self, before: int, crops: Crops | None, share: float) -> int | None:
+        """Of a picture's ``before`` tokens how many stay at ``share`` of them, by a rule of its own; None: rounded.
+
+        ``crops``: of the picture, if it is one of several crops.
+        """
+        return None
+
+    def asked(self, share: float) -> FeatureMethod:
+        """This method, for the ``share`` of the tokens that is asked for, if it needs more than their number."""
+        return self
+
+    def counts(self, visual: VisualFeatures) -> Tensor:
+        """(B,) int64: how many tokens of each picture stay, where :attr:`data_decides`."""
+        raise NotImplementedError
 
     def encoded_grid(self, grid: tuple[int, int], count: int) -> tuple[int, int]:
         """(rows, columns) in which a picture of ``grid`` is encoded for at most ``count`` tokens: its own."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from .. import ops
 from ..reduction import Reduction
-from ..stages import Compress, CompressStage, CorrelateStage, Links, Priced, Selection, Shape, needs
+from ..stages import Compress, CompressStage, CorrelateStage, Crops, Links, Priced, Selection, Shape, needs
 from ..stages.features import (
     SelectStage,
     VisualFeatures,
@@ -91,6 +91,32 @@ class ProjectorMethod(FeatureMethod):
     def needs_to_keep(self) -> tuple[str, ...]:
         """What its select needs."""
         return needs.in_order(SelectStage.of(self.select).needs)
+
+    @property
+    def data_decides(self) -> bool:
+        """Whether its select reads the data for how many tokens stay."""
+        return SelectStage.of(self.select).data_decides
+
+    def number(self, before: int, crops: Crops | None, share: float) -> int | None:
+        """How many stay by the rule of its select; None: it has none."""
+        return SelectStage.of(self.select).number(before, crops, share)
+
+    def asked(self, share: float) -> ProjectorMethod:
+        """With the select for that ``share``."""
+        select = SelectStage.of(self.select)
+        found = select.asked(share)
+        return self if found is select else replace(self, select=cast(Any, found))
+
+    def counts(self, visual: VisualFeatures) -> Tensor:
+        """(B,) int64: how many tokens of each picture stay, where :attr:`data_decides`.
+
+        Raises:
+            ValueError, TypeError: as :meth:`keep`.
+        """
+        check_shapes(self.name, visual, 1, needs=self.needs_to_keep)
+        check_values(self.name, visual, 1, needs=self.needs_to_keep)
+        with torch.no_grad():
+            return SelectStage.of(self.select).counts(visual)
 
     def describe(self) -> Words:
         """Its stages in words."""

@@ -19,7 +19,7 @@ from .facts import read_facts
 from .families import Family
 from .feature_cutter import FeatureCutter
 from .handle import Handle
-from .model_checks import check_parts, family_of
+from .model_checks import check_crops, check_parts, family_of
 from .projector_reduction import ProjectorReduction
 from .prompt_words import QuestionTie
 from .request import OP, Request
@@ -209,6 +209,8 @@ def _resolve(model: Any, method: Any, hyperparameters: Mapping[str, Any], **argu
     _require_known(family)
     request = Request.of(method, hyperparameters, **arguments)
     check_parts(model, family, tower=request.tower is not None, language_model=request.decoder is not None)
+    if request.projector is not None:
+        check_crops(model, family, request.projector)
     return make_plan(read_facts(model, family), request)
 
 

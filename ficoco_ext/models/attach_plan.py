@@ -270,6 +270,10 @@ def _check_possible(plan: AttachPlan) -> None:
         if plan.static_counts is True and plan.per_image is None:
             remedy = "pass the number of visual tokens in each row"
             unsupported("static_counts", "a number for this model", True, remedy)
+    if plan.static_counts and plan.projector is not None and plan.projector.method.data_decides:
+        got = f"{plan.projector.method.name} with a budget that the data decide"
+        remedy = "pass budget='exact', or attach without static_counts"
+        unsupported("method", "one whose numbers the host knows, with static_counts", got, remedy)
     if plan.projector is not None and plan.projector.method.resizes:
         _check_resizes(plan, plan.projector.method.name)
     if plan.facts.crops is not None and plan.schedule is not None:

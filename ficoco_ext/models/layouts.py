@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
+from ..stages import Crops
 from . import transformers_api as api
 from .modalities import Modality
 
@@ -27,12 +28,14 @@ class Layout(NamedTuple):
         appended: tokens that the model itself adds after those that the projector gives.
         frames: of a video: the tokens that may leave are those of so many frames, one frame after the other, equally
             many each. They are frames as the language model gets them: a tower may have joined pairs before.
+        crops: of a picture of a thumbnail and several crops, where they are.
     """
 
     grid: tuple[int, int] | None = None
     line_ends: tuple[int, ...] = ()
     appended: int = 0
     frames: int = 1
+    crops: Crops | None = None
 
 
 LayoutRule = Callable[[Any, Mapping[str, Any], Modality, Sequence[int]], list[Layout]]
@@ -105,8 +108,21 @@ def _of_crops(inner: Any, options: Mapping[str, Any], size: tuple[int, int], cou
     packed, _ = inner.pack_image_features(
         [crops], [size], image_newline=torch.ones(1), **{name: named[name] for name in named if name in taken}
     )
-    ends = packed[0].flatten().nonzero().flatten().tolist()
-    return Layout(line_ends=tuple(ends)) if len(packed[0]) == count else Layout()
+    ends = tuple(packed[0].flatten().nonzero().flatten().tolist())
+    if len(packed[0]) != count:
+        return Layout()
+    known = _known_crops(inner, size)
+    fits = known is not None and (known.before, known.line_ends) == (count, ends)
+    return Layout(line_ends=ends, crops=known if fits else None)
+
+
+def _known_crops(inner: Any, size: tuple[int, int]) -> Crops | None:
+    """The crops of a picture that is packed as LLaVA-NeXT does it; None if a canvas is no whole number of crops."""
+    vision, pinpoints = inner.config.vision_config, inner.config.image_grid_pinpoints
+    pixels = vision.image_size
+    if any(height % pixels or width % pixels for height, width in pinpoints):
+        return None
+    return Crops.of(size, [tuple(one) for one in pinpoints], pixels // vision.patch_size, pixels)
 
 
 def pooled_videos(inner: Any, options: Mapping[str, Any], modality: Modality, counts: Sequence[int]) -> list[Layout]:

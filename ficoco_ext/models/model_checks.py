@@ -6,9 +6,12 @@ from typing import Any, NoReturn
 
 from torch import nn
 
+from ..methods import FeatureMethod
 from ..ops import checks
+from ..stages.needs import CLASS_LOGITS, CROPS
+from . import layouts
 from . import transformers_api as api
-from .families import FAMILIES, LANGUAGE_MODELS, TOWERS, Family
+from .families import FAMILIES, LANGUAGE_MODELS, TOWERS, Family, tower_of
 from .refused import REFUSED
 
 
@@ -85,6 +88,29 @@ def _check_tower(model: Any, family: Family) -> None:
     _, layer_class, attention_class = known.classes()
     for index, layer in enumerate(tower.encoder.layers):
         _check_layer(f"vision layer {index}", layer, layer_class, attention_class)
+
+
+def check_crops(model: Any, family: Family, method: FeatureMethod) -> None:
+    """Raise unless the pictures of ``model`` are what a method needs that acts on the crops of a picture together.
+
+    Raises:
+        NotImplementedError: its pictures are no crops, or its tower says nothing of them.
+    """
+    if CROPS not in method.needs:
+        return
+    if family.layout is not layouts.packed_crops:
+        remedy = "use 'topk', or 'divprune', which needs no class token"
+        wanted = f"one for pictures that are one grid of patches, as those of {family.name} are"
+        unsupported("method", wanted, f"{method.name}, which needs pictures of several crops", remedy)
+    tower = tower_of(model.model.vision_tower)
+    if CLASS_LOGITS in method.needs and (tower is None or not tower.class_token):
+        remedy = "use a method that needs none, such as 'scope' or 'divprune'"
+        got = f"{type(model.model.vision_tower).__name__}, which has none"
+        unsupported("vision tower", f"one with a class token for {method.name}", got, remedy)
+    _, strategy = selected(model.config)
+    if strategy != "default":
+        remedy = "the crops are laid out as grids, in which a class token has no index; use 'default'"
+        unsupported("vision_feature_select_strategy", f"'default' with {method.name}", repr(strategy), remedy)
 
 
 def instead_of_tower(family: Family) -> str:

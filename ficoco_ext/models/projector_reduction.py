@@ -16,9 +16,8 @@ from torch import Tensor
 
 from ..ops import checks
 from ..reduction import Reduction
-from ..stages import VisualFeatures
-from ..stages.needs import TEXT
-from . import modalities
+from ..stages.needs import CROPS, TEXT
+from . import modalities, tracing
 from .attach_plan import AttachPlan
 from .crop_packing import CropPacking
 from .families import Family
@@ -26,6 +25,7 @@ from .layouts import Layout
 from .modalities import Encoded, Modality
 from .model_changes import ModelChanges
 from .per_thread import PerThread
+from .picture_groups import Alike, Groups, Pictures
 from .projections import Projection, Reduced, projection
 from .prompt_words import PromptWords
 from .smaller_pictures import SmallerPictures, as_reduction
@@ -245,30 +245,34 @@ class ProjectorReduction:
         if self.tower is None:
             layouts = self.family.layout(self.inner, options, modality, counts)
         seen = {} if self.readings is None else self.readings.take(counts)
-        features, planes = list(encoded.features), [list(plane) for plane in encoded.planes]
-        kept = [torch.arange(count, device=one.device) for count, one in zip(counts, features, strict=True)]
-        members: dict[tuple[int, Layout, int], list[int]] = {}
+        pictures = Pictures(encoded.features, encoded.planes, seen)
+        members: Groups = {}
         for number, (before, layout) in enumerate(zip(counts, layouts, strict=True)):
             free = before - len(layout.line_ends)
-            count = free if self.plan is None else self.plan.count(free, layout.grid)
+            count = free if self.plan is None else self.plan.count(free, layout.grid, layout.crops)
             if self.plan is not None:
+                self._require_crops(modality, layout)
                 self._say_if_too_few(free)
             if count < free:
-                members.setdefault((before, layout, count), []).append(number)
+                members.setdefault(Alike(before, layout, count), []).append(number)
+        if self.plan is not None and self.plan.method.data_decides:
+            tracing.require_counts(modality.method, encoded.features[0], "use a budget that the host knows")
+            members = pictures.decided(members, self.plan)
         placeholders = [count + layout.appended for count, layout in zip(counts, layouts, strict=True)]
         words = self._words(modality, placeholders) if members else None
         steps: dict[int, tuple[Reduction, int]] = {}
-        for (before, layout, count), numbers in members.items():
-            step = self._reduce(numbers, before, layout, count, features, planes, kept, seen, words)
+        for alike, numbers in members.items():
+            assert self.plan is not None
+            step = pictures.reduce(self.plan.acting(alike.free, alike.left), numbers, alike, words)
             steps |= {number: (step, row) for row, number in enumerate(numbers)}
-        made = Encoded(tuple(features), tuple(tuple(plane) for plane in planes), encoded.entries)
+        made = Encoded(tuple(pictures.features), tuple(map(tuple, pictures.planes)), encoded.entries)
         if members:
             output = modalities.written(output, modality, made)
         if self.tower is not None:
-            counts, kept = self._of_the_tower(kept)
+            counts, pictures.kept = self._of_the_tower(pictures.kept)
         projections = tuple(
             projection(modality, *one, *steps.get(number, (None, 0)))
-            for number, one in enumerate(zip(counts, kept, layouts, strict=True))
+            for number, one in enumerate(zip(counts, pictures.kept, layouts, strict=True))
         )
         if (members or self.tower is not None) and not torch.compiler.is_compiling():
             setattr(output, _KEPT, projections)
@@ -330,6 +334,14 @@ class ProjectorReduction:
             message = f"ficoco::forward: tokens is {asked}, but a picture has {free}; it keeps all of them"
             warnings.warn(message, stacklevel=2)
 
+    def _require_crops(self, modality: Modality, layout: Layout) -> None:
+        """Raise unless a method that acts on the crops of a picture gets such a picture."""
+        assert self.plan is not None
+        if CROPS in self.plan.method.needs and layout.crops is None:
+            got = "a video" if modality.name == "video" else "a picture of another kind"
+            wanted = f"pictures of a thumbnail and a grid of crops for {self.plan.method.name}"
+            checks.fail(modality.method, modality.pixels, wanted, got, "use 'divprune' or 'scope' for it")
+
     def _of_the_tower(self, kept: list[Tensor]) -> tuple[tuple[int, ...], list[Tensor]]:
         """Tokens of each picture before the tower reduced, and what is left of them."""
         if self.packing is not None:
@@ -342,60 +354,3 @@ class ProjectorReduction:
         return (self.facts.patches + extra,) * len(kept), [
             row.to(one.device)[one] for row, one in zip(left, kept, strict=True)
         ]
-
-    def _reduce(
-        self,
-        numbers: list[int],
-        before: int,
-        layout: Layout,
-        count: int,
-        features: list[Tensor],
-        planes: list[list[Tensor]],
-        kept: list[Tensor],
-        seen: Mapping[str, Sequence[Tensor]],
-        words: tuple[Tensor, Tensor] | None,
-    ) -> Reduction:
-        """Reduce the pictures ``numbers``, which are alike, in the lists of all pictures.
-
-        Args:
-            seen: what there is for each token besides, by its name among :class:`VisualFeatures`, for each picture.
-            words: of each picture's prompt, embeddings and which are there; None: the method reads none.
-        """
-        assert self.plan is not None
-        device = features[numbers[0]].device
-        free = torch.arange(before, device=device)
-        if layout.line_ends:
-            ends = set(layout.line_ends)
-            free = torch.tensor([index for index in range(before) if index not in ends], device=device)
-        together = torch.stack([features[number] for number in numbers])
-        of_planes = [torch.stack([plane[number] for number in numbers]).to(device) for plane in planes]
-        of_tokens: dict[str, Any] = {
-            name: torch.stack([values[number] for number in numbers]).to(device).index_select(1, free)
-            for name, values in seen.items()
-        }
-        if words is not None:
-            of_tokens |= {name: one[numbers].to(device) for name, one in zip(("text", "text_mask"), words, strict=True)}
-        visual = VisualFeatures(together.index_select(1, free), grid=layout.grid, frames=layout.frames, **of_tokens)
-        result = self.plan.method(visual, count, [plane.index_select(1, free) for plane in of_planes])
-        chosen = free[result.kept]
-        if layout.line_ends:
-            ends_at = torch.tensor(layout.line_ends, device=device).expand(len(numbers), -1)
-            chosen, order = torch.cat([chosen, ends_at], 1).sort(1)
-            parts = [(together, result.features), *zip(of_planes, result.planes, strict=True)]
-            made = [_in_order(whole, part, ends_at, order) for whole, part in parts]
-        else:
-            made = [result.features, *result.planes]
-        for row, number in enumerate(numbers):
-            kept[number], features[number] = chosen[row], made[0][row]
-            for plane, values in zip(planes, made[1:], strict=True):
-                plane[number] = values[row].to(plane[number].device)
-        return result.reduction
-
-
-def _in_order(whole: Tensor, part: Tensor, ends: Tensor, order: Tensor) -> Tensor:
-    """(B, T + E, D): what is left of the picture, ``part`` (B, T, D), and its line ends, taken from ``whole``."""
-
-    def at(tensor: Tensor, index: Tensor) -> Tensor:
-        return tensor.gather(1, index.unsqueeze(-1).expand(-1, -1, tensor.shape[-1]))
-
-    return at(torch.cat([part, at(whole, ends)], 1), order)

@@ -41,6 +41,11 @@ def read_layer_of(core: Any, tower: nn.Module, body: TowerBody) -> int:
     return max(usable)
 
 
+def next_layer_of(core: Any, tower: nn.Module, body: TowerBody) -> int:
+    """The layer that reads what the projector gets: after :func:`read_layer_of`, or that one if it is the last."""
+    return min(read_layer_of(core, tower, body) + 1, len(layers_of(tower, body)) - 1)
+
+
 def early_layer_of(tower: nn.Module, body: TowerBody, asked: int | float | None, last: int) -> int:
     """The layer of the early saliency: the nearest one with full attention at or before the one that is asked for.
 

@@ -22,9 +22,9 @@ from .generate_options import named
 from .model_changes import ModelChanges
 from .per_thread import PerThread
 from .tower_families import TOWERS, TRAINED, TowerAttention, TowerBody
-from .tower_layers import at_path, early_layer_of, layers_of, read_layer_of, refuse
+from .tower_layers import at_path, early_layer_of, layers_of, next_layer_of, read_layer_of, refuse
 from .tower_layouts import TowerPass, Watcher, patch_grids
-from .tower_saliency import AUTO, CLASS, COLUMN, KINDS, saliency
+from .tower_saliency import AUTO, CLASS, COLUMN, KINDS, class_logits, saliency
 from .vision_tower import TowerReductions
 
 # What a method may need of the tower, and which field of VisualFeatures has it.
@@ -33,9 +33,10 @@ FIELDS = {
     needs.TOWER_KEYS: "keys",
     needs.TOWER_FEATURES: "tower_features",
     needs.EARLY_SALIENCY: "early_saliency",
+    needs.CLASS_LOGITS: "class_logits",
 }
-_SALIENCY, _KEYS, _FEATURES, _EARLY = FIELDS.values()
-_NUMBERS = (_SALIENCY, _EARLY)  # one for each token
+_SALIENCY, _KEYS, _FEATURES, _EARLY, _LOGITS = FIELDS.values()
+_NUMBERS = (_SALIENCY, _EARLY, _LOGITS)  # one for each token
 _WITHOUT = "use a method that reads nothing in the vision tower, such as 'divprune'"
 
 
@@ -81,11 +82,12 @@ class _Tower:
         self.kind, self.state, self.reads_features = kind, state, _FEATURES in fields
         self.layer = read_layer_of(core, tower, body)
         self.early = early_layer_of(tower, body, early, self.layer) if _EARLY in fields else None
+        elsewhere = {_EARLY: self.early, _LOGITS: next_layer_of(core, tower, body)}
         self.fields: dict[int, list[str]] = {}
         for field in fields:
             if field != _FEATURES:
-                layer = self.early if field == _EARLY and self.early is not None else self.layer
-                self.fields.setdefault(layer, []).append(field)
+                layer = elsewhere.get(field)
+                self.fields.setdefault(self.layer if layer is None else layer, []).append(field)
         self.attentions: dict[int, nn.Module] = {}
         for layer in self.fields:
             attention = getattr(layers_of(tower, body)[layer], body.attends)
@@ -144,7 +146,11 @@ class _Tower:
                 if field == _KEYS:
                     seen.add(field, parts[1].mean(1, dtype=torch.float32))
                     continue
-                numbers = saliency(self.kind, QueryKey(*parts, attn.scale), bool(seen.class_tokens), mask)
+                read = QueryKey(*parts, attn.scale)
+                if field == _LOGITS:
+                    numbers = class_logits(read)
+                else:
+                    numbers = saliency(self.kind, read, bool(seen.class_tokens), mask)
                 seen.add(field, nn.functional.pad(numbers, (seen.class_tokens, 0)).unsqueeze(-1))
 
 
@@ -152,10 +158,11 @@ class TowerReadings:
     """What a method needs of a model's vision tower for each visual token, in the order of its projected features.
 
     Saliency and keys are read in the last layer with full attention of those whose output reaches the projector: where
-    hidden_states[-2] is selected, in the last but one, whose attention is attentions[-2]. Features are what leaves the
-    tower for the projector: that selected state, after the tower's last norm only where the model reads it there, or
-    what the tower's own merger gets. A projected token that stands for several patches has the mean of theirs. Padding
-    and line ends have 0. A class token among the features has saliency 0, and its own key and features.
+    hidden_states[-2] is selected, in the last but one, whose attention is attentions[-2]. Class logits are read in the
+    layer after it, which reads what is selected, or in that one if it is the last. Features are what leaves the tower
+    for the projector: that selected state, after the tower's last norm only where the model reads it there, or what the
+    tower's own merger gets. A projected token that stands for several patches has the mean of theirs. Padding and line
+    ends have 0. A class token among the features has saliency 0, and its own key and features.
 
     Args:
         model: the whole model; not changed before :meth:`install`.
@@ -236,6 +243,9 @@ class TowerReadings:
         if kind == CLASS and body.class_token is None:
             remedy = f"the vision tower of {self.family_name}, {name}, has no class token"
             refuse("saliency", "'column' or 'keys'", kind, remedy)
+        if _LOGITS in self.fields and body.class_token != TRAINED:
+            got, remedy = f"{name}, which has none", "use a method that needs none, such as 'scope' or 'divprune'"
+            refuse("vision tower", f"one with a class token for the {needs.CLASS_LOGITS}", got, remedy)
         return _Tower(self._core, tower, known, body, kind, self.fields, early_layer, self._state)
 
     def install(self, changes: ModelChanges) -> None:
@@ -255,8 +265,8 @@ class TowerReadings:
 
         Returns:
             For each field of :class:`~ficoco_ext.stages.VisualFeatures` that is wanted, one tensor for each entry, as
-            its tokens follow one another: saliencies (n_i,) float32, finite and >= 0; keys (n_i, K) float32; features
-            (n_i, C) in the tower's dtype.
+            its tokens follow one another: saliencies (n_i,) float32, finite and >= 0; class logits (n_i,) float32;
+            keys (n_i, K) float32; features (n_i, C) in the tower's dtype.
 
         Raises:
             RuntimeError: the tower did not run since the last ``take``, or gave other numbers of tokens, as with a

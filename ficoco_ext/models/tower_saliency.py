@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import ops
 from ..ops import QueryKey
+from ..ops.attention import without_autocast
 
 AUTO, CLASS, COLUMN, KEYS = "auto", "class", "column", "keys"
 KINDS = (AUTO, CLASS, COLUMN, KEYS)
@@ -23,6 +24,18 @@ def saliency(kind: str, attn: QueryKey, class_token: bool, mask: Tensor | None =
     if kind == CLASS:
         return ops.attention_stats(attn, class_token=True, probs=True, column=False, patches=False)[0].float()
     return (unlike_the_mean if kind == KEYS else received)(attn, class_token, mask).float()
+
+
+def class_logits(attn: QueryKey) -> Tensor:
+    """(B, P) float32: the class token's row before the softmax, heads averaged, without its own entry.
+
+    The mean over heads is one product with all of them side by side. ``attn``: as for :func:`received`, of a tower
+    whose first token is a class token.
+    """
+    heads = attn.query.shape[1]
+    looks = attn.query[:, :, :1].float() * (attn.logit_scale / heads)
+    with without_autocast(looks):
+        return (looks @ attn.key[:, :, 1:].float().mT).sum(1).squeeze(1)
 
 
 def received(attn: QueryKey, class_token: bool, mask: Tensor | None = None) -> Tensor:

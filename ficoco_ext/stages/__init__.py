@@ -14,6 +14,7 @@ from .decoder_pivots import PivotFilter
 from .density import density_peaks
 from .features import SelectStage, VisualCorrelateStage, VisualFeatures
 from .filter import Filter
+from .global_select import GlobalSelect
 from .greedy import GreedyFilter
 from .match import Match
 from .outliers import Outliers
@@ -45,6 +46,7 @@ __all__ = [
     "Filter",
     "FilterStage",
     "Fuse",
+    "GlobalSelect",
     "GreedyFilter",
     "GreedySelect",
     "IntoTrees",

@@ -100,9 +100,14 @@ class Crops:
         return tuple((bottom - top) * (right - left) for top, bottom, left, right in self.parts)
 
     @property
+    def tokens(self) -> int:
+        """Patches of the thumbnail and of the valid rectangle: what the language model gets, without line ends."""
+        return self.patches + self.lines * self.columns
+
+    @property
     def before(self) -> int:
         """Tokens of the language model without reduction, line ends included."""
-        return self.patches + self.lines * self.columns + self.lines
+        return self.tokens + self.lines
 
     def after(self, left: int) -> int:
         """Tokens of the language model if ``left`` patches of every crop stay, padding leaving first."""

@@ -12,6 +12,7 @@ from ..ops import checks
 from ..ops.values import free_to_read
 from . import needs as named
 from .base import CorrelateStage, Links, Selection, Stage, _Plain
+from .crops import Crops
 
 
 class VisualFeatures(NamedTuple):
@@ -30,6 +31,10 @@ class VisualFeatures(NamedTuple):
         tower_features: (B, N, C) what the vision tower gave for each token, before the projector.
         early_saliency: (B, N), like ``saliency``, of an early layer of the vision tower.
         frames: of a video: the N tokens are those of so many frames, one frame after the other, N / frames each.
+        crops: where the tokens of every picture are, if it is a thumbnail and a grid of crops: the thumbnail's patches,
+            then those of the valid rectangle, line by line, without line ends.
+        class_logits: (B, N), finite: attention of the class token to each token, before the softmax, heads averaged, in
+            the layer of the vision tower that reads what is selected for the projector.
     """
 
     features: Tensor
@@ -42,6 +47,8 @@ class VisualFeatures(NamedTuple):
     tower_features: Tensor | None = None
     early_saliency: Tensor | None = None
     frames: int = 1
+    crops: Crops | None = None
+    class_logits: Tensor | None = None
 
 
 class SelectStage(Stage):
@@ -60,6 +67,23 @@ class SelectStage(Stage):
         The correlate finds it as ``selection.notes``, and can do without.
         """
         return cast(Callable[..., Tensor], self)(visual, count), None
+
+    @property
+    def data_decides(self) -> bool:
+        """Whether what the tokens hold decides how many of them stay; see :meth:`counts`."""
+        return False
+
+    def number(self, before: int, crops: Crops | None, share: float) -> int | None:
+        """Of ``before`` tokens how many stay at the ``share`` that is asked for; None: as many as rounding gives."""
+        return None
+
+    def asked(self, share: float) -> SelectStage:
+        """This stage, for the ``share`` of the tokens that is asked for, where their number alone does not say it."""
+        return self
+
+    def counts(self, visual: VisualFeatures) -> Tensor:
+        """(B,) int64: how many stay of each picture, where :attr:`data_decides`."""
+        raise ValueError(f"{self.title}: the caller says how many stay")
 
 
 class _PlainSelect(_Plain, SelectStage):
@@ -89,8 +113,11 @@ _ASKED = {
     named.TOWER_FEATURES: "tower_features",
     named.GRID: "grid",
     named.WHOLE_GRID: "grid",
+    named.CROPS: "crops",
+    named.CLASS_LOGITS: "class_logits",
 }
 _NUMBERS = ("saliency", "early_saliency")  # one for each token
+_OF_TOKENS = (*_NUMBERS, "class_logits")  # so too, of any sign
 _VECTORS = ("keys", "tower_features")
 
 
@@ -124,7 +151,7 @@ def check_shapes(
     for need, argument in _ASKED.items():
         if need in needs and getattr(visual, argument) is None:
             checks.fail(op, argument, "given, as the method needs it", "None", "pass it, or use 'divprune'")
-    for name in ("mask", "text", "text_mask", *_NUMBERS, *_VECTORS):
+    for name in ("mask", "text", "text_mask", *_OF_TOKENS, *_VECTORS):
         given = getattr(visual, name)
         if not isinstance(given, (Tensor, type(None))):
             checks.fail(op, name, "a tensor or None", given, "pass one for all pictures", TypeError)
@@ -132,6 +159,8 @@ def check_shapes(
     _check_of_tokens(op, visual)
     if visual.grid is not None:
         check_grid(op, visual.grid, n)
+    if visual.crops is not None:
+        _check_crops(op, visual.crops, n)
     if isinstance(visual.frames, bool) or not isinstance(visual.frames, int):
         checks.fail(op, "frames", "an integer", visual.frames, "pass the number of frames, 1 for a picture", TypeError)
     if visual.frames < 1 or n % visual.frames:
@@ -158,7 +187,7 @@ def _check_words(op: str, visual: VisualFeatures) -> None:
 def _check_of_tokens(op: str, visual: VisualFeatures) -> None:
     """Raise unless what there is for each token fits the features."""
     b, n, _ = visual.features.shape
-    numbers = {name: getattr(visual, name) for name in ("mask", *_NUMBERS)}
+    numbers = {name: getattr(visual, name) for name in ("mask", *_OF_TOKENS)}
     vectors = {name: getattr(visual, name) for name in _VECTORS}
     checks.same_device(op, "features", visual.features, **numbers, **vectors)
     for name, given in numbers.items():
@@ -169,7 +198,7 @@ def _check_of_tokens(op: str, visual: VisualFeatures) -> None:
             ok = given.dim() == 3 and tuple(given.shape[:2]) == (b, n)
             checks.shape(op, name, given, lambda: f"({b}, {n}, C)", ok, "pass one vector a token")
             checks.floating(op, name, given)
-    for name in _NUMBERS:
+    for name in _OF_TOKENS:
         if numbers[name] is not None:
             checks.floating(op, name, numbers[name])
     if visual.mask is not None and visual.mask.dtype != torch.bool:
@@ -183,6 +212,15 @@ def check_grid(op: str, grid: tuple[int, int], tokens: int) -> None:
         checks.fail(
             op, "grid", f"(rows, columns) of {tokens} cells", grid, "pass that of the projected tokens, or None"
         )
+
+
+def _check_crops(op: str, crops: Crops, tokens: int) -> None:
+    """Raise unless ``crops`` are those of a picture of ``tokens`` tokens."""
+    if not isinstance(crops, Crops):
+        checks.fail(op, "crops", "a Crops or None", crops, "pass ficoco_ext.stages.Crops.of(...)", TypeError)
+    if crops.tokens != tokens:
+        wanted = f"of {tokens} tokens without line ends, as the features are"
+        checks.fail(op, "crops", wanted, f"{crops}, of {crops.tokens}", "leave out line ends and padding")
 
 
 def check_planes(op: str, visual: VisualFeatures, planes: Sequence[Tensor]) -> None:
@@ -210,9 +248,9 @@ def check_values(op: str, visual: VisualFeatures, count: int, *, needs: Sequence
     if mask is not None and mask.shape[0] and (fewest := int(mask.sum(1).min())) < count:
         wanted = f"True for at least {count} tokens of every picture, as many as are to stay"
         checks.fail(op, "mask", wanted, f"one with {fewest}", "keep fewer, or pass that picture alone")
-    for name in ("features", *_VECTORS):
+    for name in ("features", *_VECTORS, "class_logits"):
         given = getattr(visual, name)
-        finite = True if given is None else _where_real(given.isfinite().all(-1), mask)
+        finite = True if given is None else _where_real(_finite_tokens(given), mask)
         if not finite:
             checks.fail(op, name, "finite", "NaN or infinity among them", "check the layer they come from")
     for name in _NUMBERS:
@@ -221,6 +259,11 @@ def check_values(op: str, visual: VisualFeatures, count: int, *, needs: Sequence
             checks.fail(op, name, "finite and at least 0", "others", "shift it, or take its exponential")
     if named.TEXT in needs and visual.text is not None:
         _check_word_values(op, visual.text, visual.text_mask)
+
+
+def _finite_tokens(given: Tensor) -> Tensor:
+    """(B, N) where a number (B, N), or all of a vector (B, N, C), is finite."""
+    return given.isfinite() if given.dim() == 2 else given.isfinite().all(-1)
 
 
 def _where_real(legal: Tensor, mask: Tensor | None) -> bool:

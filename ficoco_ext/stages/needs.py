@@ -15,6 +15,8 @@ EARLY_SALIENCY = "saliency of an early layer of the vision tower"
 TOWER_KEYS = "keys of the vision tower"
 TOWER_FEATURES = "features before the projector"
 TEXT = "words of the prompt"  # their embeddings
+CROPS = "crops of a picture"  # a thumbnail and a grid of crops, and where their patches are
+CLASS_LOGITS = "class logits of the vision tower"  # of the layer that reads what is selected for the projector
 
 NEEDS = (
     CLASS_TOKEN,
@@ -28,6 +30,8 @@ NEEDS = (
     TOWER_KEYS,
     TOWER_FEATURES,
     TEXT,
+    CROPS,
+    CLASS_LOGITS,
 )
 _IMPLIED = {CLASS_TOKEN: CLASS_TOKEN_OR_KEYS, WHOLE_GRID: GRID}
 
