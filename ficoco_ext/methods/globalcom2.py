@@ -107,7 +107,7 @@ def globalcom2_keep(
         >>> scores = torch.arange(3 * 16.).view(3, 16).sin()
         >>> kept = ficoco_ext.globalcom2_keep(scores, (30, 64), [(32, 64), (64, 32)], 4, 32, keep_ratio=0.25)
         >>> [one.tolist() for one in kept]
-        [[1, 2, 7, 8], [2, 3, 8], [1, 5, 6, 11, 12]]
+        [[1, 2, 8, 14], [3, 9, 10, 11], [1, 7, 13, 14]]
     """
     crops = Crops.of(size, pinpoints, side, pixels)
     logits = _packed(scores, crops)

@@ -80,6 +80,7 @@ def test_env_says_what_is_served_and_how_far():
         "hiprune",
         "cdpruner",
         "mmtok",
+        "globalcom2",
         "fastervlm",
         "vispruner",
         "dart",

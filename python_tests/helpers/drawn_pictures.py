@@ -8,9 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ficoco_ext.stages import VisualFeatures
+from ficoco_ext.stages import Crops, VisualFeatures
 
 GRIDS = {1: (1, 1), 2: (1, 2), 12: (3, 4), 24: (4, 6), 36: (6, 6)}
+CROPS = {  # with so many tokens: no valid patch, a whole crop, two whole ones, padding above, padding that cuts a crop
+    1: Crops(1, (1, 1), (0, 0, 0, 1)),
+    2: Crops(1, (1, 1), (0, 1, 0, 1)),
+    12: Crops(2, (1, 2), (0, 2, 0, 4)),
+    24: Crops(4, (1, 2), (1, 2, 0, 8)),
+    36: Crops(4, (2, 1), (2, 7, 0, 4)),
+}
 KINDS = ("shared", "duplicates", "zeros", "ties", "masked")
 
 
@@ -34,6 +41,8 @@ def picture(kind: str, seed: int, *, b: int = 3, n: int = 24, d: int = 10, frame
         tower_features=_leaning(draw, b, n, 7),
         early_saliency=torch.randn(b, n, generator=draw, dtype=torch.float64).exp(),
         frames=frames,
+        crops=CROPS.get(n),
+        class_logits=torch.randn(b, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64),
     )
     return _CHANGES[kind](visual, draw)
 
@@ -46,7 +55,7 @@ def _leaning(draw: torch.Generator, b: int, n: int, d: int) -> Tensor:
 
 def per_token(visual: VisualFeatures, change: Callable[[Tensor], Tensor]) -> VisualFeatures:
     """``visual`` with ``change`` of everything that has one entry a token."""
-    names = ("features", "saliency", "keys", "tower_features", "early_saliency")
+    names = ("features", "saliency", "keys", "tower_features", "early_saliency", "class_logits")
     return visual._replace(**{name: change(getattr(visual, name)) for name in names})
 
 

@@ -44,9 +44,11 @@ READS = {
     needs.TOWER_FEATURES: "tower_features",
     needs.GRID: "grid",
     needs.WHOLE_GRID: "grid",
+    needs.CROPS: "crops",
+    needs.CLASS_LOGITS: "class_logits",
 }
 
-ON_A_GRID = {needs.GRID, needs.WHOLE_GRID}  # where padding would move tokens
+ON_A_GRID = {needs.GRID, needs.WHOLE_GRID, needs.CROPS}  # where padding would move tokens
 
 every = pytest.mark.parametrize("name", NAMES)
 
@@ -130,7 +132,7 @@ def test_what_hidden_tokens_and_words_hold_does_not_matter(name, value):
 @pytest.mark.parametrize("name", [name for name in NAMES if ON_A_GRID.isdisjoint(after_projector(name).needs)])
 def test_padding_at_the_end_changes_nothing(name):
     """A picture alone, and the same one padded."""
-    method, visual = after_projector(name), cast(picture("shared", 4)._replace(grid=None), torch.float32)
+    method, visual = after_projector(name), cast(picture("shared", 4)._replace(grid=None, crops=None), torch.float32)
 
     def padded(one):
         return torch.cat([one, one[:, :7] * 50], 1)

@@ -30,7 +30,7 @@ def inner_of(config=None, **vision):
 
 def test_nothing_is_known():
     assert unknown(None, {}, IMAGES, (3, 4)) == [Layout(), Layout()]
-    assert Layout() == (None, (), 0, 1)
+    assert Layout() == (None, (), 0, 1, None)
 
 
 @pytest.mark.parametrize(("count", "grid"), [(16, (4, 4)), (1, (1, 1)), (0, (0, 0)), (2, None), (8, None), (15, None)])

@@ -26,14 +26,14 @@ MUTATIONS = [
         why="Newlines count as tokens of the picture, so that too few of those stay.",
     ),
     Mutation(
-        file=REDUCTION,
+        file="ficoco_ext/models/picture_groups.py",
         old="chosen[row], made[0][row]",
         new="chosen[row], made[0][0]",
         tests=(f"{FORWARD}[llava-clip-unequal_rows-original]",),
         why="All pictures of a batch get the features of the first.",
     ),
     Mutation(
-        file=REDUCTION,
+        file="ficoco_ext/models/picture_groups.py",
         old="plane[number] = values[row]",
         new="plane[number] = values[0]",
         tests=(f"{FAMILIES}/test_projector_generate.py::test_beams[qwen3-vl]",),

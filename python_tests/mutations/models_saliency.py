@@ -277,8 +277,8 @@ MUTATIONS = [
     ),
     Mutation(
         file=MEASURE,
-        old="self.early if field == _EARLY and self.early is not None else self.layer",
-        new="self.layer",
+        old="elsewhere = {_EARLY: self.early,",
+        new="elsewhere = {_EARLY: self.layer,",
         tests=(f"{READ}[qwen2-vl]",),
         why="Early saliency is that of the late layer.",
     ),

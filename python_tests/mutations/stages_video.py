@@ -121,9 +121,9 @@ MUTATIONS = [
         "A video of a LLaVA-OneVision is one frame.",
     ),
     Mutation(
-        "ficoco_ext/models/projector_reduction.py",
-        "frames=layout.frames, **of_tokens",
-        "**of_tokens",
+        "ficoco_ext/models/picture_groups.py",
+        "frames=layout.frames, crops=layout.crops, **of_tokens",
+        "crops=layout.crops, **of_tokens",
         (f"{VIDEOS}::test_what_is_kept_follows_from_the_frames",),
         "Frames are known and never reach the method.",
     ),
