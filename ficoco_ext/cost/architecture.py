@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, fields
+
+from ..stages import Crops
 
 MOST_TOKENS = 10**9  # of a prompt or an answer, and the most of everything that no layer is built for
 _MOST = {"layers": 1000, "used": 1000, "deepstack": 1000}
@@ -125,6 +128,10 @@ class Architecture:
         apart: a method after the projector reduces every crop on its own, else an image as a whole.
         deepstack: levels of the tower whose features, each by a projector of its own, are added to the visual tokens
             after as many first layers of the language model; these cannot reduce.
+        pinpoints: the (height, width) in pixels that the crops of an image can have together, by its size, as in
+            LLaVA-NeXT; (): the size of an image does not decide how many crops it takes.
+        picture: where the patches of such an image are, if its size is known, see :meth:`of_picture`. Without it all
+            ``crops`` are counted as full, and no line ends: so papers count.
     """
 
     name: str
@@ -136,9 +143,13 @@ class Architecture:
     source: str = ""
     apart: bool = False
     deepstack: int = 0
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    picture: Crops | None = None
 
     def __post_init__(self) -> None:
         _sane(self)
+        if self.picture is not None:
+            self._require(self.picture)
         if self.visual_tokens % self.pictures:
             raise ValueError(
                 f"Architecture: visual_tokens must be a multiple of the {self.crops} crops, which are apart, got "
@@ -153,6 +164,8 @@ class Architecture:
     @property
     def extra(self) -> int:
         """Visual tokens of an image besides those of its patches, such as line ends or class tokens."""
+        if self.picture is not None:
+            return self.picture.lines
         return self.visual_tokens - self.crops * self.tower.patches // self.tower.merge
 
     @property
@@ -161,5 +174,86 @@ class Architecture:
         return self.crops if self.apart else 1
 
     def tokens_with(self, patches: int) -> int:
-        """Visual tokens of an image if the tower leaves ``patches`` of every crop."""
+        """Visual tokens of an image if the tower leaves ``patches`` of every crop, of which padding leaves first."""
+        if self.picture is not None:
+            return self.picture.after(patches)
         return self.crops * patches // self.tower.merge + self.extra
+
+    @property
+    def line_ends(self) -> int:
+        """Visual tokens of an image that never leave before the language model: one after each row of its canvas."""
+        return 0 if self.picture is None else self.picture.lines
+
+    def projected_with(self, patches: int) -> int:
+        """Tokens of an image that the projector gets if the tower leaves ``patches`` of every crop, padding too."""
+        return self.tokens_with(patches) if self.picture is None else self.crops * patches
+
+    def leaves_first(self, before: int, r: int) -> dict[int, int]:
+        """How many crops of an image lose how much padding first, in a layer of the tower that removes ``r`` patches.
+
+        Args:
+            before: patches of a crop that enter the layer. r: that leave each crop there.
+
+        Returns:
+            Numbers of crops by the padding that they lose; a method removes the rest of ``r``.
+
+        Example:
+            >>> from ficoco_ext import cost
+            >>> cost.architecture("llava-next-7b", picture=(480, 640)).leaves_first(576, 100)
+            {0: 1, 100: 4}
+        """
+        valid = () if self.picture is None else self.picture.valid
+        found = {0: self.crops - len(valid)}
+        for one in valid:
+            lost = min(max(before - one, 0), r)
+            found[lost] = found.get(lost, 0) + 1
+        return found
+
+    def of_picture(self, picture: tuple[int, int]) -> Architecture:
+        """The same model with images of one size: crops, padding and line ends are those of that size.
+
+        Args:
+            picture: (height, width) of every image, in pixels.
+
+        Raises:
+            ValueError: a size that is none, or a model whose crops do not depend on it.
+
+        Example:
+            >>> from ficoco_ext import cost
+            >>> shape = cost.PRESETS["llava-next-7b"].of_picture((480, 640))
+            >>> shape.crops, shape.visual_tokens, shape.line_ends, shape.tokens_with(144)
+            (5, 2340, 36, 756)
+        """
+        if not self.pinpoints:
+            raise ValueError(f"picture must be None for {self.name}: no crops follow from its size; {self._instead()}")
+        if not isinstance(picture, (tuple, list)) or len(picture) != 2 or not all(map(_pixels, picture)):
+            wanted = f"(height, width) in pixels, integers in 1 ... {MOST_TOKENS}"
+            raise ValueError(f"picture must be {wanted}, got {picture!r}")
+        if self.picture is None and self.extra:
+            raise ValueError(
+                f"picture must be None for {self.name}: crops with a class token each are no grids that can be put "
+                "together; its config must say vision_feature_select_strategy 'default'"
+            )
+        side = self.tower.image_size // self.tower.patch
+        found = Crops.of((picture[0], picture[1]), self.pinpoints, side, self.tower.image_size)
+        return dataclasses.replace(self, crops=1 + found.count, visual_tokens=found.before, picture=found)
+
+    def _instead(self) -> str:
+        """What says how large an image is where crops do not follow from its size."""
+        if self.tower.merge > 1 or self.crops > 1:
+            return "in Python architecture(..., image_size=, crops=) says how large it is"
+        return f"every image is seen as {self.tower.image_size} x {self.tower.image_size} pixels"
+
+    def _require(self, picture: Crops) -> None:
+        """Raise unless crops and visual tokens are those of ``picture``."""
+        given = picture.patches, 1 + picture.count, picture.before
+        wanted = self.tower.patches, self.crops, self.visual_tokens
+        if given != wanted:
+            raise ValueError(
+                f"Architecture: picture must have {wanted[0]} patches a crop, {wanted[1]} crops and {wanted[2]} visual "
+                f"tokens, got {given[0]}, {given[1]} and {given[2]}; use of_picture"
+            )
+
+
+def _pixels(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_TOKENS

@@ -90,9 +90,11 @@ def prefill(
     if include_tower:
         measured = [line for line in chosen.lines if line.layer is not None]
         patches = projected.encoded_patches(shape, projector) if smaller else shape.tower.patches
-        _tower(rules, shape, vision, in_tower, images * shape.crops, patches, measured, lines, layers)
+        _tower(rules, shape, vision, in_tower, images, patches, measured, lines, layers)
     if include_projector:
-        given = entering if smaller or chosen.found is None else chosen.found.pictures * chosen.found.before
+        given = entering
+        if not smaller and (chosen.found is not None or shape.picture is not None):
+            given = images * shape.projected_with(projected.left_of_crop(shape, vision))
         lines += transformer.projector(rules, shape.projector, given) * (1 + shape.deepstack)
     lines += [line for line in chosen.lines if line.layer is None]
     count = shape.language_model.layers
@@ -241,7 +243,7 @@ def _tower(
     shape: Architecture,
     vision: Schedule | None,
     method: Any,
-    batch: int,
+    images: int,
     patches: int,
     measured: list[Line],
     lines: list[Line],
@@ -251,7 +253,7 @@ def _tower(
 
     ``measured`` are the lines of what a method after the projector measures in it, ``patches`` those of a picture.
     """
-    tower = shape.tower
+    tower, batch = shape.tower, images * shape.crops
     lines += transformer.patch_embedding(rules, tower, batch, patches)
     full = (patches,) * tower.layers
     n = full if vision is None else vision.tokens_entering(tower.layers)
@@ -265,7 +267,7 @@ def _tower(
         own = transformer.tower_layer(rules, tower, index, batch, tokens, in_mlp)
         if method is not None and index in removed:
             step = removed[index]
-            own += reduction.vision_layer(rules, of_layer[index], tower, index, batch, step.before, step.r)
+            own += reduction.vision_layer(rules, of_layer[index], shape, index, images, step.before, step.r)
         own += [line for line in measured if line.layer == index]
         lines += own
         layers.append(_layer("tower", index, batch * tokens, batch * in_mlp, own, 0))

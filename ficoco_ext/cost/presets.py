@@ -11,6 +11,7 @@ from typing import Any
 
 from ..io import config_facts, configs
 from ..io.suggest import did_you_mean
+from . import pinpoints
 from .architecture import Architecture, LanguageModel, Projector, Tower
 
 _CLIP_336 = Tower(layers=24, used=23, hidden=1024, mlp=4096, heads=16, patch=14, image_size=336)
@@ -45,8 +46,8 @@ PRESETS: dict[str, Architecture] = {
             _VICUNA_7B,
             2880,
             5,
-            "config.json of liuhaotian/llava-v1.6-vicuna-7b; an image of 672 x 672 as 2 x 2 crops and the whole, "
-            "without the 48 line ends",
+            "config.json of liuhaotian/llava-v1.6-vicuna-7b",
+            pinpoints=pinpoints.LLAVA_NEXT,
         ),
         Architecture(
             "llava-next-13b",
@@ -55,8 +56,8 @@ PRESETS: dict[str, Architecture] = {
             _VICUNA_13B,
             2880,
             5,
-            "config.json of liuhaotian/llava-v1.6-vicuna-13b; an image of 672 x 672 as 2 x 2 crops and the whole, "
-            "without the 48 line ends",
+            "config.json of liuhaotian/llava-v1.6-vicuna-13b",
+            pinpoints=pinpoints.LLAVA_NEXT,
         ),
         Architecture(
             "qwen2-vl-7b",
@@ -135,7 +136,13 @@ _HEADS = "num_key_value_heads"
 _TWO_MATRICES = ("opt", "gpt2", "gptj", "gpt_neox", "bloom", "falcon", "phi", "mpt")
 
 
-def architecture(model: Any, *, image_size: int | None = None, crops: int | None = None) -> Architecture:
+def architecture(
+    model: Any,
+    *,
+    image_size: int | None = None,
+    crops: int | None = None,
+    picture: tuple[int, int] | None = None,
+) -> Architecture:
     """The shapes of ``model``.
 
     Args:
@@ -143,15 +150,20 @@ def architecture(model: Any, *, image_size: int | None = None, crops: int | None
             config is fetched unless it is one of :data:`IDS`, or an :class:`Architecture`, which is returned.
         image_size: side of the picture that the tower sees, where that is free (Qwen2-VL); None: the model's own.
         crops: passes through the tower for one image; None: the model's own, 5 for LLaVA-NeXT.
+        picture: (height, width) of every image in pixels, where crops, padding and line ends follow from them
+            (LLaVA-NeXT); None: ``crops`` full ones without line ends, as papers count.
 
     Raises:
-        ValueError: a name that is neither a preset nor a directory, or a config that lacks a number. OSError: a hub
-            name whose config can be had neither from the hub nor from its cache.
+        ValueError: a name that is neither a preset nor a directory, a config that lacks a number, or ``picture`` with a
+            model without such crops, or beside ``image_size`` or ``crops``. OSError: a hub name whose config can be had
+            neither from the hub nor from its cache.
 
     Example:
         >>> from ficoco_ext.cost import architecture
         >>> architecture("llava-1.5-7b").language_model.hidden
         4096
+        >>> architecture("llava-next-7b").visual_tokens, architecture("llava-next-7b", picture=(480, 640)).visual_tokens
+        (2880, 2340)
     """
     if isinstance(model, Architecture):
         found = model
@@ -173,10 +185,16 @@ def architecture(model: Any, *, image_size: int | None = None, crops: int | None
             )
     else:
         found = _from_config(model, "")
+    if picture is not None:
+        if image_size is not None or crops is not None:
+            raise ValueError("picture must be None with image_size or crops: it says how many crops an image takes")
+        return found.of_picture(picture)
     return found if image_size is None and crops is None else _resized(found, image_size, crops)
 
 
 def _resized(given: Architecture, image_size: int | None, crops: int | None) -> Architecture:
+    if given.picture is not None:
+        raise ValueError(f"image_size and crops must be None: {given.name} was given the size of its pictures already")
     tower = given.tower if image_size is None else dataclasses.replace(given.tower, image_size=image_size)
     if tower.patches < tower.merge:
         raise ValueError(f"image_size must be at least {tower.patch}, one patch, got {image_size}")
@@ -274,7 +292,10 @@ def _from_config(config: Any, name: str) -> Architecture:
     projector = Projector(tower.hidden * tower.joined, width, width)
     visual = crops * tower.patches + extra
     apart = kind == "video_llava"  # it projects frame by frame
-    return Architecture(name or kind, tower, projector, language_model, visual, crops, source=source, apart=apart)
+    points = pinpoints.of_config(config, tower.image_size) if kind == "llava_next" else ()
+    return Architecture(
+        name or kind, tower, projector, language_model, visual, crops, source, apart=apart, pinpoints=points
+    )
 
 
 def _language_model(text: Any) -> LanguageModel:

@@ -15,8 +15,18 @@ from .lines import Line, Rules
 
 
 def tokens_of_picture(shape: Architecture, vision: Schedule | None) -> int:
-    """Visual tokens that the projector gives of a picture, which a method after it reduces on its own."""
-    return shape.tokens_with(shape.tower.patches if vision is None else vision.final) // shape.pictures
+    """Visual tokens of a picture that a method after the projector may remove, each picture on its own."""
+    return (shape.tokens_with(left_of_crop(shape, vision)) - shape.line_ends) // shape.pictures
+
+
+def left_of_crop(shape: Architecture, vision: Schedule | None) -> int:
+    """Patches of a crop that the tower leaves."""
+    return shape.tower.patches if vision is None else vision.final
+
+
+def entering_with(shape: Architecture, left: int, images: int) -> int:
+    """Visual tokens of the prompt that the language model gets if ``left`` of each picture stay: line ends besides."""
+    return images * shape.pictures * (left + shape.line_ends)
 
 
 def grid_of_picture(shape: Architecture, vision: Schedule | None) -> tuple[int, int] | None:
@@ -59,9 +69,9 @@ def entering(
             raise ValueError(
                 f"visual_tokens must be None with projector, which says how many stay, got {visual_tokens}"
             )
-        return images * shape.pictures * left_of_picture(shape, vision, projector)
+        return entering_with(shape, left_of_picture(shape, vision, projector), images)
     if visual_tokens is None:
-        return images * shape.pictures * tokens_of_picture(shape, vision)
+        return entering_with(shape, tokens_of_picture(shape, vision), images)
     if visual_tokens < 0:
         raise ValueError(f"visual_tokens must not be negative, got {visual_tokens}")
     return visual_tokens
@@ -76,8 +86,14 @@ def resizes(projector: ProjectorPlan | int | None, method: Any) -> bool:
 
 
 def encoded_patches(shape: Architecture, projector: ProjectorPlan | int | None) -> int:
-    """Patches of a resized picture, that of which as many tokens come as ``projector`` says."""
+    """Patches of a resized picture, that of which as many tokens come as ``projector`` says.
+
+    Raises:
+        ValueError: a picture whose crops are known, of which it is not known what resizing leaves.
+    """
     assert projector is not None
+    if shape.picture is not None:
+        raise ValueError(f"picture must be None for {shape.name} with a method that resizes pictures before the tower")
     return left_of_picture(shape, None, projector) * shape.pictures * shape.tower.merge // shape.crops
 
 

@@ -18,9 +18,23 @@ def _lines(rules: Rules, method: AnyMethod, layer: int | None, shape: Shape) -> 
 
 
 def vision_layer(
+    rules: Rules, method: AnyMethod, model: Architecture, layer: int, images: int, before: int, r: int
+) -> list[Line]:
+    """One reduction in the tower: ``r`` of ``before`` patches of each crop of ``images`` images leave.
+
+    Padding leaves first, unseen by the method, which does not run on crops that lose nothing else.
+    """
+    found: list[Line] = []
+    for padding, crops in model.leaves_first(before, r).items():
+        if padding < r:
+            found += _of_crops(rules, method, model.tower, layer, images * crops, before - padding, r - padding)
+    return found
+
+
+def _of_crops(
     rules: Rules, method: AnyMethod, tower: Tower, layer: int, batch: int, before: int, r: int
 ) -> list[Line]:
-    """One reduction in the tower: ``r`` of ``before`` patches of each of ``batch`` crops leave."""
+    """A method removes ``r`` of ``before`` patches of each of ``batch`` crops."""
     shape = Shape(
         batch=batch,
         tokens=before + tower.class_token,

@@ -12,7 +12,7 @@ from ..methods import AnyMethod, LanguageMethod, LayerMethod, TowerMethod
 from ..resolve import Amount, projector_plan
 from ..schedule import Schedule
 from .architecture import Architecture
-from .projected import tokens_of_picture
+from .projected import entering_with, tokens_of_picture
 from .schedules import Schedules, decoder_layers, ranges, shares, tower_layers, whole_grid
 
 _AFTER = "after the projector"
@@ -194,7 +194,7 @@ class _Parts:
     def entering(self, leading: Schedules) -> int:
         """Tokens that enter the last part: of a picture, or of the prompt in the language model."""
         each = tokens_of_picture(self.shape, leading.vision) if leading.projector is None else leading.projector
-        return each if self.decoder is None else self.images * self.shape.pictures * each
+        return each if self.decoder is None else entering_with(self.shape, each, self.images)
 
     def at(self, leading: Schedules, total: int, floor: int) -> Schedules:
         """With ``total`` tokens that the last part is asked to remove."""

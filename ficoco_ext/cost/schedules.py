@@ -11,7 +11,7 @@ from ..resolve import Amount, LanguageModelFacts, TowerFacts
 from ..schedule import Schedule
 from ..stages.needs import WHOLE_GRID
 from .architecture import MOST_TOKENS, Architecture
-from .projected import left_of_picture, tokens_of_picture
+from .projected import entering_with, left_of_picture, tokens_of_picture
 
 OP = "cost"  # in messages
 
@@ -172,5 +172,5 @@ def build(
         facts = LanguageModelFacts(shape.language_model.layers, shape.deepstack)
         plan, _ = resolve.decoder_plan(OP, facts, method.language_model, next(amounts))
         each = tokens_of_picture(shape, vision) if projector is None else projector
-        decoder = plan.schedule(images * shape.pictures * each)
+        decoder = plan.schedule(entering_with(shape, each, images))
     return Schedules(vision, projector, decoder)
