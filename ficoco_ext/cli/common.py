@@ -170,6 +170,19 @@ def integers(option: str, text: str, count: int | None = None) -> tuple[int, ...
     return tuple(found)
 
 
+def pixels(option: str, text: str) -> tuple[int, int]:
+    """``"480x640"`` as (height, width).
+
+    Example:
+        >>> pixels("--picture", "480x640")
+        (480, 640)
+    """
+    found = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text)
+    if found is None:
+        raise ValueError(f"{option} must be HEIGHTxWIDTH in pixels, such as 480x640, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
 def ratios(option: str, text: str) -> tuple[float, ...]:
     """``"0.5,0.25"`` as numbers.
 

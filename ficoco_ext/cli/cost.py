@@ -12,6 +12,7 @@ import typer
 from . import common, completion, options
 
 if TYPE_CHECKING:
+    from ..cost import Architecture
     from ..cost.compare import Comparison
 
 CONVENTIONS = ("matmul", "llmviewer")
@@ -33,6 +34,16 @@ Gpu = Annotated[
 ]
 TextTokens = Annotated[int, options.option(panel=options.PROMPT, help="Tokens of the prompt besides the visual ones.")]
 Images = Annotated[int, options.option(panel=options.PROMPT, help="Images in the prompt.")]
+Picture = Annotated[
+    str | None,
+    options.option(
+        "--picture",
+        panel=options.PROMPT,
+        metavar="HEIGHTxWIDTH",
+        help="Pixels of each image, for models that cut it into crops (LLaVA-NeXT); if not given full crops are "
+        "counted, without line ends.",
+    ),
+]
 NewTokens = Annotated[int, options.option(panel=options.PROMPT, help="Tokens in the answer.")]
 Bits = Annotated[
     str, options.option("--precision", panel=options.PROMPT, help="fp16, int8, int4, or a mix such as w4a16kv4.")
@@ -65,6 +76,7 @@ def command(
     set_: options.Set = None,
     text_tokens: TextTokens = 60,
     images: Images = 1,
+    picture: Picture = None,
     new_tokens: NewTokens = 100,
     precision: Bits = "fp16",
     convention: Convention = "llmviewer",
@@ -91,7 +103,7 @@ def command(
         with common.progress() as progress:
             progress("counting")
             found = _compared(
-                model,
+                shape_of(model, picture),
                 method,
                 common.assignments(set_),
                 amount,
@@ -106,8 +118,15 @@ def command(
         report(found, explain=explain, plot=plot, json_=json_)
 
 
+def shape_of(model: str, picture: str | None) -> Architecture:
+    """The shapes of ``model``, with images of the size ``picture`` if that is said."""
+    from ..cost import architecture
+
+    return architecture(model, picture=None if picture is None else common.pixels("--picture", picture))
+
+
 def _compared(
-    model: str,
+    shape: Architecture,
     method: str | None,
     hyperparameters: dict[str, Any],
     amount: dict[str, Any],
@@ -117,12 +136,11 @@ def _compared(
     **prompt: Any,
 ) -> Comparison:
     """The model's cost with all tokens and, if there is a method, with it."""
-    from ..cost import architecture, hardware, schedules
+    from ..cost import hardware, schedules
     from ..cost.compare import compare
     from ..cost.precision import Precision
     from ..methods import get_method
 
-    shape = architecture(model)
     chosen = None if method is None else get_method(method, **hyperparameters)
     leaves = schedules.Schedules()
     if chosen is not None:

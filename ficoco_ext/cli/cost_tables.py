@@ -30,6 +30,8 @@ def show(found: Comparison, notes: Sequence[str], lines: Sequence[str] | None) -
     images = f"{found.images} image{'s' * (found.images > 1)}"
     console.print(f"{found.shape.name}: {images} and {found.text_tokens} text tokens, {found.precision}")
     console.print(common.text(found.shape.source, style="dim"))
+    if found.shape.seen:
+        console.print(common.text(found.shape.seen, style="dim"))
     console.print(f"{_reduces(found)}")
     if at is not None:
         console.print(f"{at.name}: {at.source}", style="dim", highlight=False)

@@ -35,6 +35,7 @@ def command(
     set_: options.Set = None,
     text_tokens: cost.TextTokens = 60,
     images: cost.Images = 1,
+    picture: cost.Picture = None,
     new_tokens: cost.NewTokens = 100,
     precision: cost.Bits = "fp16",
     convention: cost.Convention = "llmviewer",
@@ -57,13 +58,13 @@ def command(
 
         with common.progress() as progress:
             progress("searching")
-            from ..cost import architecture, hardware, planner
+            from ..cost import hardware, planner
             from ..cost.compare import compare
             from ..cost.precision import Precision
             from ..methods import get_method
 
             hyperparameters = common.assignments(set_)
-            shape, chosen = architecture(model), get_method(method, **hyperparameters)
+            shape, chosen = cost.shape_of(model, picture), get_method(method, **hyperparameters)
             given: dict[str, Any] = {"text_tokens": text_tokens, "images": images, "convention": convention}
             given |= {"precision": Precision.parse(precision), "hardware": hardware(gpu)}
             at = None if layers is None else common.integers("--layers", layers)

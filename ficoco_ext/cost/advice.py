@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .architecture import Architecture
 from .compare import Comparison, Side
 from .selection import LIMIT
 
@@ -28,11 +29,26 @@ def _selection(found: Comparison) -> str:
 
 
 def _served(found: Comparison) -> str:
-    if found.schedules.vision is None or found.shape.crops == 1:
+    vision, shape = found.schedules.vision, found.shape
+    if vision is None or shape.crops == 1:
         return ""
+    if shape.pinpoints:
+        return _padding(shape, vision.final)
     return (
         f"attach does not reduce in the tower of {found.shape.name}, whose crops are put together after it: this is "
         "what it would cost."
+    )
+
+
+def _padding(shape: Architecture, left: int) -> str:
+    """How much of an image stays if ``left`` patches of every crop do; "" without padding."""
+    before, after, patches = shape.visual_tokens, shape.tokens_with(left), shape.tower.patches
+    if shape.leaves_first(patches, patches) == {0: shape.crops}:
+        return ""
+    return (
+        "Padding leaves the tower first, so a padded image keeps a larger share than its crops do: "
+        f"{after} of {before} visual tokens ({after / before:.0%}) by {left} of {patches} patches of a crop "
+        f"({left / patches:.0%})."
     )
 
 

@@ -169,6 +169,25 @@ class Architecture:
         return self.visual_tokens - self.crops * self.tower.patches // self.tower.merge
 
     @property
+    def seen(self) -> str:
+        """What is counted of an image that the tower sees as several crops, in words; of others "".
+
+        Example:
+            >>> from ficoco_ext import cost
+            >>> cost.architecture("llava-next-7b", picture=(480, 640)).seen
+            '2 x 2 crops and the whole: 1,728 of 2,304 patches of the crops are no padding; 36 line ends'
+        """
+        if self.picture is not None:
+            rows, columns = self.picture.grid
+            valid, all_of_them = sum(self.picture.valid), self.picture.count * self.picture.patches
+            crops = f"{rows} x {columns} crops and the whole"
+            patches = f"{valid:,} of {all_of_them:,} patches of the crops are no padding"
+            return f"{crops}: {patches}; {self.picture.lines} line ends"
+        if self.pinpoints:
+            return f"{self.crops} full crops and no line ends, as papers count; picture says the size of a real image"
+        return ""
+
+    @property
     def pictures(self) -> int:
         """What a method after the projector reduces of an image, each on its own: 1, or all crops."""
         return self.crops if self.apart else 1

@@ -103,6 +103,7 @@ class Comparison:
             "model": self.shape.name,
             "method": None if self.method is None else self.method.name,
             **self.shown.totals(),
+            "crops": _crops(self.shape),
             "layers": self.shown.layers(),
             "parts": _parts(self.shown.running),
             "after_projector": self.shown.running.to_dict()["after_projector"],
@@ -124,6 +125,15 @@ class Comparison:
         if found is None:
             return None
         return {"pictures": found.pictures, "tokens": found.before, "final": found.after}
+
+
+def _crops(shape: Architecture) -> dict[str, Any] | None:
+    """Where an image's patches are, if its size is known."""
+    found = shape.picture
+    if found is None:
+        return None
+    valid = list(found.valid)
+    return {"grid": list(found.grid), "valid": valid, "line_ends": found.lines, "visual_tokens": found.before}
 
 
 def _plain(schedule: Schedule | None) -> dict[str, Any] | None:

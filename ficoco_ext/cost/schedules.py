@@ -78,8 +78,20 @@ def tower_facts(shape: Architecture) -> TowerFacts:
     return TowerFacts((side, side), tower.layers, tower.used, class_token=tower.class_token)
 
 
+def require_any_patches(shape: Architecture, method: TowerMethod) -> None:
+    """Raise if ``method`` needs whole grids, where padding is to leave before it."""
+    patches = shape.tower.patches
+    padded = shape.leaves_first(patches, patches) != {0: shape.crops}
+    if padded and any(map(whole_grid, method.of_layers(1))):
+        raise ValueError(
+            f"picture must be None, or one without padding, with {method.name}: it keeps a part of each crop's grid, "
+            "padding too, which is not counted; a method such as 'topk' has padding leave first"
+        )
+
+
 def tower_layers(op: str, shape: Architecture, layers: Iterable[int] | None, method: TowerMethod) -> tuple[int, ...]:
     """The layers of the tower that reduce, as :func:`ficoco_ext.resolve.tower_layers` has them."""
+    require_any_patches(shape, method)
     return resolve.tower_layers(op, tower_facts(shape), method, Amount.of(op, layers=layers).layers)
 
 
@@ -164,6 +176,7 @@ def build(
     amounts = iter(shares(OP, shape, method, Amount.of(OP, r=r, keep_ratio=keep_ratio, tokens=tokens, layers=layers)))
     vision = projector = decoder = None
     if method.tower is not None:
+        require_any_patches(shape, method.tower)
         vision, _ = resolve.tower_schedule(OP, tower_facts(shape), method.tower, next(amounts))
     if method.projector is not None:
         plan_there = resolve.projector_plan(OP, method.projector, next(amounts))

@@ -257,7 +257,7 @@ def test_honest_words():
     assert "single visual token is left" in _advice(method="ficoco-l", amount={"r": 100})
     assert "removing more tokens saves little" in _advice(amount={"tokens": 8})
     assert "does not help here" in _advice(method="ficoco-l", amount={"r": 1, "layers": [31]}, text_tokens=2000)
-    assert "attach does not reduce in the tower" in _advice("llava-next-7b")
+    assert "attach does not reduce in the tower" in _advice("video-llava-7b")
     tiny = cost.architecture(TINY)
     alone = compare.compare(tiny, hardware=cost.hardware("h200"), text_tokens=10)
     assert "The prompt is short" in " ".join(advice.advice(alone))
