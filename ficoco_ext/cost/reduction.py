@@ -31,9 +31,7 @@ def vision_layer(
     return found
 
 
-def _of_crops(
-    rules: Rules, method: AnyMethod, tower: Tower, layer: int, batch: int, before: int, r: int
-) -> list[Line]:
+def _of_crops(rules: Rules, method: AnyMethod, tower: Tower, layer: int, batch: int, before: int, r: int) -> list[Line]:
     """A method removes ``r`` of ``before`` patches of each of ``batch`` crops."""
     shape = Shape(
         batch=batch,

@@ -64,8 +64,8 @@ class Request:
         """From the arguments of ``attach``.
 
         Args:
-            method, hyperparameters, positions, static_counts, words, padding, cache: as of attach. parts: its arguments of
-                :data:`PARTS`.
+            method, hyperparameters, positions, static_counts, words, padding, cache: as of attach.
+            parts: its arguments of :data:`PARTS`.
             **amount: ``r``, ``keep_ratio``, ``tokens`` and ``layers``.
 
         Raises:

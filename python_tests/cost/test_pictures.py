@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.cli import document, run
-from helpers.flop_counts import compare, of_method
+from helpers.flop_counts import of_method
 from helpers.models import one_thread  # noqa: F401
 from helpers.tiny_families import TINY
 from helpers.tiny_processors import Picture
@@ -275,7 +275,10 @@ def test_a_budget_out_of_reach_names_the_range():
             lambda: cost.architecture(cost.architecture(NEXT, picture=PADDED), crops=3),
             "image_size and crops must be None: llava-next-7b was given",
         ),
-        (lambda: dataclasses.replace(NEXT, picture=crops(PADDED)), "576 patches a crop, 5 crops and 2880 visual tokens"),
+        (
+            lambda: dataclasses.replace(NEXT, picture=crops(PADDED)),
+            "576 patches a crop, 5 crops and 2880 visual tokens",
+        ),
         (
             lambda: dataclasses.replace(NEXT, visual_tokens=2885).of_picture(PADDED),
             "class token each .* vision_feature_select_strategy 'default'",
