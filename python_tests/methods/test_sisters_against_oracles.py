@@ -7,10 +7,10 @@ import random
 
 import pytest
 import torch
+from ficoco_ext.methods.mustdrop import dual_filter, merge_windows
 from oracles import crops, mustdrop
 
 import ficoco_ext
-from ficoco_ext.methods.mustdrop import dual_filter, merge_windows
 from ficoco_ext.stages import Crops
 
 PINPOINTS = [(24, 48), (48, 24), (48, 48), (24, 72), (72, 24)]
