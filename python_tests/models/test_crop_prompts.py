@@ -12,6 +12,7 @@ from helpers.crop_survivors import TowerWatch, read_by_hand, rows_by_hand
 from helpers.decoder import watch
 from helpers.families import next_inputs, tiny_next
 from helpers.models import GREEDY, IMAGE, close, one_thread, snapshot, words  # noqa: F401
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import StaticCache
 
 import ficoco_ext
@@ -358,3 +359,21 @@ def test_static_counts(model, method, positions):
         assert close(model(**alike).logits, wanted)
         with pytest.raises(ValueError, match="as static_counts promises"):
             model(**inputs_of([[*words(1), WIDE, *words(2)], [*words(3), SQUARE, *words(4)]]))
+
+
+@pytest.mark.parametrize("padding", ["first", "after"])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_device_is_read_from_pixels_to_packed_features(model, inputs, method, padding):
+    """With sizes on the host and padding that leaves first: fake tensors have no values that could be read."""
+    sizes = [tuple(size) for size in inputs["image_sizes"].tolist()]
+    with (
+        ficoco_ext.attach(model, method, padding=padding, **amounts(method)) as handle,
+        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+    ):
+        pixels = mode.from_tensor(inputs["pixel_values"])
+        if padding == "after":
+            with pytest.raises(NotImplementedError, match="padding='first', where no number depends on the data"):
+                model.model.get_image_features(pixels, sizes, return_dict=True)
+        else:
+            features = model.model.get_image_features(pixels, sizes, return_dict=True).pooler_output
+            assert [len(one) for one in features] == [handle.tokens_of(*size) for size in sizes]
