@@ -155,6 +155,8 @@ class FeatureCutter:
         if not any(one.removed for one in found.values()):
             return None
         cut = self._cut(op, ids, options.get("attention_mask"), found, self._encodes_again(op, options))
+        if cut is None:
+            return None
         # ``generate`` itself adds the first position to what it is given.
         first = self.family.first_position if op == "forward" else 0
         changed = self._tensors(ids, options, cut, first)
@@ -195,8 +197,8 @@ class FeatureCutter:
         if not now.generating:
             self.features.forget()
 
-    def _cut(self, op: str, ids: Tensor, mask: Tensor | None, found: dict[str, Reduced], again: bool) -> Cut:
-        """Which columns stay. Reads the device once, unless counts are static.
+    def _cut(self, op: str, ids: Tensor, mask: Tensor | None, found: dict[str, Reduced], again: bool) -> Cut | None:
+        """Which columns stay; None if the caller cut them. Reads the device once, unless counts are static.
 
         The last real column of a row stays, as the answer is read from it; where a picture ends there, its last token
         is put back into ``found``. If that is not to be had, or the pictures are encoded ``again`` without it, the
@@ -227,6 +229,8 @@ class FeatureCutter:
             for name, shown in visual.items():
                 torn = torn + prompt_cut.torn(shown, mask != 0, found[name].counts)
         *numbers, hides, widths = torch.stack([*facts, *ended, torn, keep.sum(1)]).tolist()
+        if self._are_cut(found, numbers):
+            return None
         placeholders.require_whole_images([[0, number] for number in hides], op)
         for number, (name, one) in enumerate(found.items()):
             self._require_fit(op, name, one, numbers[number])
@@ -242,6 +246,14 @@ class FeatureCutter:
             keep = keep.scatter(1, last, stays)
             widths = [width + more for width, more in zip(widths, put_back, strict=True)]
         return prompt_cut.cut(keep, widths)
+
+    def _are_cut(self, found: dict[str, Reduced], numbers: list[list[int]]) -> bool:
+        """Whether rows, of ``numbers`` placeholders of each kind, have as many as the tower left, counted from 0."""
+        if self.original or self.features.tower is None:
+            return False
+        left = [[len(each.kept) for each in one.projections] for one in found.values()]
+        counted = list(zip(numbers[: len(left)], left, strict=True))
+        return all(sum(rows) == sum(kept) and prompt_cut.first_torn(rows, kept) is None for rows, kept in counted)
 
     def _require_fit(self, op: str, name: str, reduced: Reduced, rows: list[int]) -> None:
         """Raise unless there are as many placeholders as features, and no picture is in two rows.

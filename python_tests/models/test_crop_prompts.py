@@ -11,7 +11,7 @@ import torch
 from helpers.crop_survivors import TowerWatch, read_by_hand, rows_by_hand
 from helpers.decoder import watch
 from helpers.families import next_inputs, tiny_next
-from helpers.models import GREEDY, IMAGE, close, one_thread, snapshot, words  # noqa: F401
+from helpers.models import GREEDY, IMAGE, PAD, close, one_thread, snapshot, words  # noqa: F401
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import StaticCache
 
@@ -263,6 +263,28 @@ def test_embeddings_equal_ids(model, handle, inputs):
 def test_sizes_of_the_host_are_as_good_as_a_tensor(model, handle, inputs):
     sizes = [tuple(size) for size in inputs["image_sizes"].tolist()]
     assert torch.equal(model(**inputs | {"image_sizes": sizes}).logits, model(**inputs).logits)
+
+
+def test_a_prompt_that_is_short_already(model, handle, inputs, positions):
+    """With as many placeholders as tokens are left it stays as it is, where these are counted from 0."""
+    wanted = model(**inputs).logits
+    columns = (inputs["input_ids"] == IMAGE).flatten().nonzero().flatten()
+    befores = [one.before for one in handle.projections]
+    places = zip(columns.split(befores), handle.projections, strict=True)
+    leave = torch.cat([here[len(one.kept) :] for here, one in places])
+    stays = torch.ones(inputs["input_ids"].numel(), dtype=torch.bool).index_fill(0, leave, False)
+    stays = stays.view_as(inputs["input_ids"]) & (inputs["attention_mask"] != 0)
+    rows = [ids[mine] for ids, mine in zip(inputs["input_ids"], stays, strict=True)]
+    widest = max(map(len, rows))
+    ids = torch.stack([torch.nn.functional.pad(row, (widest - len(row), 0), value=PAD) for row in rows])
+    short = inputs | {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+    if positions == "original":
+        with pytest.raises(ValueError, match=r"454 placeholders .* got 190 placeholders"):
+            model(**short)
+    else:
+        assert close(model(**short).logits, wanted)
+        said = model.generate(**short, **GREEDY)[:, widest:]
+        assert torch.equal(said, model.generate(**inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :])
 
 
 def test_prompts_that_do_not_fit_are_refused(model, handle, inputs):
