@@ -13,6 +13,7 @@ from helpers.decoder import watch
 from helpers.families import next_inputs, tiny_next
 from helpers.models import GREEDY, IMAGE, PAD, close, one_thread, snapshot, words  # noqa: F401
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from transformers import StaticCache
 
 import ficoco_ext
@@ -399,3 +400,33 @@ def test_no_device_is_read_from_pixels_to_packed_features(model, inputs, method,
         else:
             features = model.model.get_image_features(pixels, sizes, return_dict=True).pooler_output
             assert [len(one) for one in features] == [handle.tokens_of(*size) for size in sizes]
+
+
+class Reads(TorchFunctionMode):
+    """Tensors whose values the host reads."""
+
+    NAMES = ("tolist", "item", "__bool__", "__int__", "__index__", "nonzero", "numpy")
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") in self.NAMES:
+            self.shapes.append(tuple(args[0].shape))
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(("padding", "more"), [("first", []), ("after", [(4,)])])
+def test_what_an_encoder_reads(model, inputs, padding, more):
+    """The sizes once, if they are a tensor; and once how much padding was kept, of the pictures that have some."""
+    sizes = inputs["image_sizes"]
+    encode = tiny_next(seed=3).model.get_image_features
+    with Reads() as without:
+        encode(inputs["pixel_values"], sizes, return_dict=True)
+    assert len(without.shapes) >= 3 * len(sizes)  # of transformers alone, each size several times
+    with ficoco_ext.attach(model, "ficoco-v", padding=padding, **TWELVE):
+        for given, wanted in ((sizes, [(5, 2)]), ([tuple(size) for size in sizes.tolist()], [])):
+            with Reads() as reads:
+                model.model.get_image_features(inputs["pixel_values"], given, return_dict=True)
+            assert reads.shapes == wanted + more
