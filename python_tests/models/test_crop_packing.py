@@ -122,13 +122,15 @@ def test_nothing_left(size):
 
 
 def test_line_ends_and_padding_by_hand():
-    """Two crops of 2 x 2 beside each other; the picture is the lower row."""
-    crops = Crops(2, (1, 2), (1, 2, 0, 4))
-    ids = torch.tensor([[1, 3], [0, 2], [2, 3]])
-    assert packed_indices(ids, crops).tolist() == [1, 3, 9, 4, 6, 7, 8]
+    """Two crops of 2 x 2 beside each other; of their four columns the picture is the middle ones."""
+    crops = Crops(2, (1, 2), (0, 2, 1, 3))
+    ids = torch.tensor(
+        [[1, 3], [2, 3], [0, 3]]
+    )  # the first patch of the first crop and the last of the other are padding
+    assert packed_indices(ids, crops).tolist() == [1, 3, 10, 7, 5, 10, 6, 9]
     features = torch.arange(6.0).view(3, 2, 1)
     packed, kept = pack(features, ids, torch.tensor([-1.0]), crops, 6)
-    assert packed.flatten().tolist() == [0, 1, 3, 4, 5, -1] and kept.tolist() == [1, 3, 4, 6, 7, 8]
+    assert packed.flatten().tolist() == [0, 1, 4, -1, 3, -1] and kept.tolist() == [1, 3, 5, 6, 7, 9]
 
 
 def test_line_end_has_the_dtype_of_features():

@@ -22,7 +22,7 @@ MUTATIONS = [
         PACKING, "row = crop // across * side", "row = crop % across * side", (ORACLE,), "Crops column by column."
     ),
     Mutation(PACKING, "length = crops.columns + 1", "length = crops.columns", (HAND,), "A line end is the next row's."),
-    Mutation(PACKING, "(row < bottom)", "(row <= bottom)", (RANDOM,), "A row of padding is packed."),
+    Mutation(PACKING, "(column < right)", "(column <= right)", (RANDOM,), "A column of padding is packed."),
     Mutation(PACKING, "column >= left", "column > left", (RANDOM,), "The first column is padding."),
     Mutation(
         PACKING, "expand(crops.lines, -1)", "expand(crops.lines, -1) * 0", (ORACLE,), "Line ends of nothing but zeros."
