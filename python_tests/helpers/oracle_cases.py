@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from oracles import flashvid, greedy, pivots, tower, video
+import torch
+from oracles import crops, flashvid, greedy, pivots, tower, video
 from oracles.basic import descending
 from torch import Tensor
 
@@ -160,7 +161,26 @@ def _flashvid(**options: Any) -> Answer:
     return answer
 
 
+def _globalcom2(**options: Any) -> Answer:
+    def answer(one: One, count: int, either: Sequence[int]) -> list[int]:
+        lies = one.visual.crops
+        hidden = frozenset(o for token, o in enumerate(lies.origins) if token not in one.real)
+        scores = torch.zeros(1 + lies.count, lies.patches, dtype=torch.float64)
+        for origin, logit in zip(lies.origins, one.whole("class_logits").tolist(), strict=True):
+            scores[origin] = logit
+        picture = crops.Picture(lies.side, lies.grid, lies.rectangle, hidden)
+        kept = crops.globalcom2(picture, scores, crops.Settings(tokens=count, **options))
+        return [token for token, (crop, patch) in enumerate(lies.origins) if patch in kept[crop]]
+
+    return answer
+
+
+_SCALE = {"temperature": 0.5, "normalize": False}
 CASES = [
+    Case("globalcom2", _globalcom2(), exact=False, placed=True),
+    Case("globalcom2", _globalcom2(alpha=0.0), {"alpha": 0.0}, exact=False, placed=True),
+    Case("globalcom2", _globalcom2(alpha=1.0, cells="crops"), {"alpha": 1, "cells": "crops"}, exact=False, placed=True),
+    Case("globalcom2", _globalcom2(**_SCALE), _SCALE, exact=False, placed=True),
     Case("divprune", lambda one, count, either: greedy.divprune(one.features, count, either)),
     Case("scope", _scope(1.0)),
     Case("scope", _scope(0.0), {"alpha": 0.0}, even=True),

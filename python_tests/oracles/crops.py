@@ -1,217 +1,161 @@
-"""References of what is done to a picture of several crops: unpadding and packing (LLaVA-NeXT), padding first, and
-GlobalCom2 (arXiv 2501.05179). Written from the geometry's description, cell by cell.
-"""
+"""Reference of GlobalCom2: of a picture of several crops, what stays of the thumbnail and of each crop."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .basic import SMALLEST_NORM, descending
 
 
-class Cell(NamedTuple):
-    """One patch of a picture: ``crop`` 0 is the thumbnail, crops follow row by row; ``patch`` counts row by row."""
+@dataclass(frozen=True)
+class Picture:
+    """A thumbnail of ``side`` x ``side`` patches and ``grid`` crops of as many; the valid rectangle of the canvas.
 
-    crop: int
-    patch: int
-
-
-def best_resolution(size: tuple[int, int], pinpoints: list[tuple[int, int]]) -> tuple[int, int]:
-    """The canvas (height, width) on which most of the picture's pixels are shown, then least canvas is wasted."""
-    height, width = size
-    best, most, least = None, 0, math.inf
-    for high, wide in pinpoints:
-        scale = min(wide / width, high / height)
-        shown = min(int(width * scale) * int(height * scale), width * height)
-        wasted = wide * high - shown
-        if shown > most or (shown == most and wasted < least):
-            best, most, least = (high, wide), shown, wasted
-    assert best is not None
-    return best
-
-
-class Canvas:
-    """The crops side by side, and the rectangle of it that the picture fills.
-
-    Args:
-        size: (height, width) of the picture. pinpoints: canvases. side: patches of a crop's side. pixels: its pixels.
+    Attributes:
+        hidden: (crop, patch) of patches that are not there, 0 for the thumbnail.
     """
 
-    def __init__(self, size, pinpoints, side: int, pixels: int) -> None:
-        self.side, (height, width) = side, size
-        canvas = best_resolution(size, [tuple(one) for one in pinpoints])
-        self.grid = canvas[0] // pixels, canvas[1] // pixels
-        self.high, self.wide = self.grid[0] * side, self.grid[1] * side
-        self.rows, self.columns = range(self.high), range(self.wide)
-        if width / height > self.wide / self.high:
-            pad = (self.high - int(round(height * (self.wide / width), 7))) // 2
-            self.rows = range(pad, self.high - pad)
-        else:
-            pad = (self.wide - int(round(width * (self.high / height), 7))) // 2
-            self.columns = range(pad, self.wide - pad)
-
-    def cell(self, y: int, x: int) -> Cell:
-        """Which patch of which crop is at row ``y`` and column ``x`` of the canvas."""
-        crop = (y // self.side) * self.grid[1] + x // self.side
-        return Cell(1 + crop, (y % self.side) * self.side + x % self.side)
-
-    def is_valid(self, cell: Cell) -> bool:
-        """Whether a patch is no padding. All of the thumbnail are none."""
-        if cell.crop == 0:
-            return True
-        row, column = divmod(cell.crop - 1, self.grid[1])
-        y, x = row * self.side + cell.patch // self.side, column * self.side + cell.patch % self.side
-        return y in self.rows and x in self.columns
+    side: int
+    grid: tuple[int, int]
+    rectangle: tuple[int, int, int, int]
+    hidden: frozenset[tuple[int, int]] = frozenset()
 
     @property
     def crops(self) -> int:
-        """Crops without the thumbnail."""
+        """How many crops."""
         return self.grid[0] * self.grid[1]
 
-    def valid(self, crop: int) -> list[int]:
-        """The patches of a crop that are no padding."""
-        return [patch for patch in range(self.side**2) if self.is_valid(Cell(crop, patch))]
-
-    def order(self, kept: list[list[int]] | None = None) -> list[Cell | str]:
-        """What the language model gets: cells, and "end" for the ends of lines.
-
-        Args:
-            kept: for the thumbnail and each crop the patches that stay; None: all.
-        """
-        stays = None if kept is None else {Cell(crop, patch) for crop, own in enumerate(kept) for patch in own}
-        found: list[Cell | str] = [Cell(0, patch) for patch in range(self.side**2)]
-        for y in self.rows:
-            found += [self.cell(y, x) for x in self.columns]
-            found.append("end")
-        return [one for one in found if stays is None or one == "end" or one in stays]
-
-
-def padding_first(canvas: Canvas, crop: int, removals: list[int]) -> list[tuple[int, int]]:
-    """For each reducing layer of one crop: padding patches that leave, and patches that the method then removes."""
-    left = canvas.side**2 - len(canvas.valid(crop))
-    found = []
-    for removed in removals:
-        empty = min(left, removed)
-        found.append((empty, removed - empty))
-        left -= empty
-    return found
-
-
-# GlobalCom2
-
-
-def richness(canvas: Canvas, thumbnail: list[float], cells: str = "thumbnail") -> list[float]:
-    """z of each crop: the thumbnail's scores that fall to it."""
-    g, (rows, columns) = canvas.side, canvas.grid
-    if cells == "thumbnail":
-        tall, wide = max(g // rows, 1), max(g // columns, 1)
-        found = [0.0] * canvas.crops
-        for patch, score in enumerate(thumbnail):
-            y, x = divmod(patch, g)
-            found[min(y // tall, rows - 1) * columns + min(x // wide, columns - 1)] += score
+    def places(self, crop: int) -> dict[int, tuple[int, int]]:
+        """Of each valid patch of ``crop``, from 1 on, its row and column in the valid rectangle."""
+        top, bottom, left, right = self.rectangle
+        above, before = (one * self.side for one in divmod(crop - 1, self.grid[1]))
+        found = {}
+        for patch in range(self.side**2):
+            y, x = above + patch // self.side, before + patch % self.side
+            if top <= y < bottom and left <= x < right:
+                found[patch] = (y - top, x - left)
         return found
-    resized, found = resize(canvas, thumbnail), [0.0] * canvas.crops
-    for cell, score in resized.items():
-        found[cell.crop - 1] += score
-    share = g * g / max(len(canvas.rows) * len(canvas.columns), 1)
-    return [one * share for one in found]
+
+    def there(self, crop: int) -> list[int]:
+        """The patches of ``crop`` that may stay; of the thumbnail for 0."""
+        patches = range(self.side**2) if crop == 0 else self.places(crop)
+        return [patch for patch in patches if (crop, patch) not in self.hidden]
 
 
-def resize(canvas: Canvas, thumbnail: list[float]) -> dict[Cell, float]:
-    """The thumbnail's map stretched over the valid rectangle: bilinear, centres of cells, edges clamped."""
-    g, high, wide = canvas.side, len(canvas.rows), len(canvas.columns)
+@dataclass(frozen=True)
+class Settings:
+    """What a user may choose; ``share`` or ``tokens`` is None."""
 
-    def along(index: int, length: int) -> tuple[int, int, float]:
-        at = min(max((index + 0.5) * g / length - 0.5, 0.0), g - 1.0)
-        low = min(int(at), g - 1)
-        return low, min(low + 1, g - 1), at - low
-
-    found = {}
-    for i, y in enumerate(canvas.rows):
-        top, bottom, down = along(i, high)
-        for j, x in enumerate(canvas.columns):
-            left, right, across = along(j, wide)
-            upper = thumbnail[top * g + left] * (1 - across) + thumbnail[top * g + right] * across
-            lower = thumbnail[bottom * g + left] * (1 - across) + thumbnail[bottom * g + right] * across
-            found[canvas.cell(y, x)] = upper * (1 - down) + lower * down
-    return found
+    share: float | None = None
+    tokens: int | None = None
+    temperature: float = 10.0
+    alpha: float = 0.5
+    normalize: bool = True
+    cells: str = "thumbnail"
+    budget: str = "exact"
 
 
-def ratios(z: list[float], keep: float, temperature: float = 10.0) -> list[float]:
-    """r of each crop: the share of its valid patches that stays."""
-    most = max(z)
-    weights = [math.exp((one - most) / temperature) for one in z]
-    softmax = [one / (sum(weights) + 1e-8) for one in weights]
-    mean = sum(softmax) / len(softmax)
-    return [min(1.0, keep * (1 + one - mean)) for one in softmax]
-
-
-def floor(value: float) -> int:
-    """Largest integer, where products of decimal shares may be a little below one."""
-    return math.floor(value + 1e-9)
-
-
-def exact_counts(valid: list[int], share: list[float], total: int) -> list[int]:
-    """Counts that sum to ``total``, in proportion to valid patches times share, at most all of a crop."""
-    full: set[int] = set()
-    while True:
-        rest = total - sum(valid[crop] for crop in full)
-        weight = sum(valid[crop] * share[crop] for crop in range(len(valid)) if crop not in full)
-        wanted = [
-            float(valid[crop]) if crop in full else (rest * valid[crop] * share[crop] / weight if weight else 0.0)
-            for crop in range(len(valid))
-        ]
-        over = {crop for crop in range(len(valid)) if crop not in full and wanted[crop] > valid[crop]}
-        if not over:
-            break
-        full |= over
-    counts = [floor(one) for one in wanted]
-    order = sorted(range(len(valid)), key=lambda crop: (-round(1e6 * (wanted[crop] - counts[crop])), crop))
-    for crop in [one for one in order if counts[one] < valid[one]][: total - sum(counts)]:
-        counts[crop] += 1
-    return counts
-
-
-def globalcom2(
-    canvas: Canvas,
-    scores: list[list[float]],
-    keep: float,
-    *,
-    temperature: float = 10.0,
-    alpha: float = 0.5,
-    normalize: bool = True,
-    cells: str = "thumbnail",
-    budget: str = "exact",
-) -> list[list[int]]:
-    """The patches that stay of the thumbnail and of each crop.
+def globalcom2(picture: Picture, scores: Tensor, settings: Settings) -> list[list[int]]:
+    """Patches that stay of the thumbnail and of each crop (GlobalCom2, arXiv 2501.05179).
 
     Args:
-        scores: of the thumbnail and of each crop, one for each patch.
+        scores: (1 + crops, side^2) logits of the class token, heads averaged.
+
+    Choices: the budget of crops is exact, by largest remainder compared to six digits, of equal ones the lower crop;
+    equal scores by lowest patch; ``cells="thumbnail"`` cuts evenly and the last cells take what is left over; lengths
+    below 1e-12 count as 1e-12; a share of 1 keeps everything; where tokens are said the thumbnail gets the floor of its
+    part of them.
     """
-    kept = [best(list(enumerate(scores[0])), floor(keep * canvas.side**2))]
-    valid = [len(canvas.valid(1 + crop)) for crop in range(canvas.crops)]
-    share = ratios(richness(canvas, scores[0], cells), keep, temperature)
-    if budget == "floor":
-        counts = [floor(n * r) for n, r in zip(valid, share, strict=True)]
+    scores = scores.double().clone()
+    for crop, patch in picture.hidden:
+        scores[crop, patch] = 0
+    sizes = [len(picture.there(crop)) for crop in range(1 + picture.crops)]
+    first, rest, share = budget_of(sizes, settings)
+    wide = shown_large(picture, scores[0])
+    ratios = crop_ratios(richness(picture, scores[0], wide, settings.cells), share, settings.temperature)
+    if settings.budget == "exact":
+        counts = exact(sizes[1:], ratios, rest)
     else:
-        counts = exact_counts(valid, share, floor(keep * sum(valid)))
-    everywhere = resize(canvas, scores[0])
-    for crop, count in enumerate(counts, start=1):
-        own = canvas.valid(crop)
-        seen = [everywhere[Cell(crop, patch)] for patch in own]
-        local = [scores[crop][patch] for patch in own]
-        if normalize:
-            seen, local = unit(seen), unit(local)
-        mixed = [alpha * one + (1 - alpha) * other for one, other in zip(seen, local, strict=True)]
-        kept.append(best(list(zip(own, mixed, strict=True)), count))
+        counts = [n if share == 1 else math.floor(n * r + 1e-9) for n, r in zip(sizes[1:], ratios, strict=True)]
+    kept = [sorted(descending(scores[0].tolist(), picture.there(0))[:first])]
+    for crop, count in enumerate(counts, 1):
+        both = holistic(picture, crop, scores[crop], wide, settings)
+        kept.append(sorted(descending(both, picture.there(crop))[:count]))
     return kept
 
 
-def unit(values: list[float]) -> list[float]:
-    """Divided by their length."""
-    length = max(math.sqrt(sum(one * one for one in values)), 1e-12)
-    return [one / length for one in values]
+def budget_of(sizes: Sequence[int], settings: Settings) -> tuple[int, int, float]:
+    """What the thumbnail keeps, what all crops keep together, and the share that this is."""
+    if settings.share is not None:
+        return (*(math.floor(settings.share * n + 1e-9) for n in (sizes[0], sum(sizes[1:]))), settings.share)
+    tokens = min(settings.tokens, sum(sizes))
+    first = tokens * sizes[0] // sum(sizes)
+    return first, tokens - first, tokens / sum(sizes)
 
 
-def best(scored: list[tuple[int, float]], count: int) -> list[int]:
-    """The ``count`` patches of largest score, ascending; of equal ones the first."""
-    return sorted(patch for patch, _ in sorted(scored, key=lambda one: (-one[1], one[0]))[:count])
+def shown_large(picture: Picture, thumbnail: Tensor) -> Tensor:
+    """The thumbnail's map under the valid rectangle, by torch; (0, 0) if that is empty."""
+    top, bottom, left, right = picture.rectangle
+    if bottom <= top or right <= left:
+        return torch.zeros(0, 0, dtype=torch.float64)
+    small = thumbnail.view(1, 1, picture.side, picture.side)
+    return torch.nn.functional.interpolate(small, (bottom - top, right - left), mode="bilinear", align_corners=False)[
+        0, 0
+    ]
+
+
+def richness(picture: Picture, thumbnail: Tensor, wide: Tensor, cells: str) -> list[float]:
+    """z of each crop."""
+    (rows, columns), g, found = picture.grid, picture.side, [0.0] * picture.crops
+    if cells == "crops":
+        for crop in range(1, 1 + picture.crops):
+            shown = sum(float(wide[place]) for place in picture.places(crop).values())
+            found[crop - 1] = shown * g * g / max(wide.numel(), 1)
+        return found
+    tall, broad = max(g // rows, 1), max(g // columns, 1)
+    for patch, score in enumerate(thumbnail.tolist()):
+        y, x = divmod(patch, g)
+        found[min(y // tall, rows - 1) * columns + min(x // broad, columns - 1)] += score
+    return found
+
+
+def crop_ratios(z: Sequence[float], share: float, temperature: float) -> list[float]:
+    """r of each crop."""
+    powers = [math.exp((one - max(z)) / temperature) for one in z]
+    s = [one / (sum(powers) + 1e-8) for one in powers]
+    return [min(1.0, share * (1 + one - sum(s) / len(s))) for one in s]
+
+
+def exact(sizes: Sequence[int], ratios: Sequence[float], total: int) -> list[int]:
+    """Whole numbers with the sum ``total``: no crop gets more than it has, and remainders go to the largest."""
+    full: set[int] = set()
+    while True:
+        weights = {c: sizes[c] * ratios[c] for c in range(len(sizes)) if c not in full}
+        rest = total - sum(sizes[c] for c in full)
+        shares = {c: rest * w / sum(weights.values()) if w else 0.0 for c, w in weights.items()}
+        over = {c for c, w in shares.items() if w > sizes[c]}
+        if not over:
+            break
+        full |= over
+    counts = [sizes[c] if c in full else math.floor(shares[c] + 1e-9) for c in range(len(sizes))]
+    left = {c: round(1e6 * (shares[c] - counts[c])) for c in shares if counts[c] < sizes[c]}
+    for c in sorted(left, key=lambda c: (-left[c], c))[: total - sum(counts)]:
+        counts[c] += 1
+    return counts
+
+
+def holistic(picture: Picture, crop: int, own: Tensor, wide: Tensor, settings: Settings) -> dict[int, float]:
+    """The score of each patch of ``crop`` that may stay, from the thumbnail's and its own."""
+    places, there = picture.places(crop), picture.there(crop)
+    shown, mine = [float(wide[places[p]]) for p in there], [float(own[p]) for p in there]
+    if settings.normalize:
+        shown, mine = (
+            [one / max(math.sqrt(sum(x * x for x in values)), SMALLEST_NORM) for one in values]
+            for values in (shown, mine)
+        )
+    return {p: settings.alpha * a + (1 - settings.alpha) * b for p, a, b in zip(there, shown, mine, strict=True)}
