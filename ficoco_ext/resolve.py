@@ -325,6 +325,12 @@ def decoder_plan(
     """
     layers = decoder_layers(op, facts, methods, amount.layers)
     first = _first(methods)
+    if _data_decide(op, methods):
+        for name, value in amount.given.items():
+            wanted, remedy = f"None with method {first.name!r}, which decides by the data", "leave it out"
+            checks.fail(op, name, wanted, value, remedy)
+        plan = Plan(layers=layers, before_attention=first.before_attention, by_data=True)
+        return plan, _one_for_each(op, methods, layers)
     given = amount.given or dict(first.amount)
     stages = given.get("keep_ratio") if not amount.given and amount.layers is None else None
     if isinstance(stages, tuple) and len(stages) != len(layers):
@@ -336,6 +342,20 @@ def decoder_plan(
     Schedule.build(2**20, layers=layers, **given)  # raises for a wrong amount, in the same words as for the tower
     plan = Plan(layers=layers, rounding=first.rounding, before_attention=first.before_attention, **given)
     return plan, _one_for_each(op, methods, layers)
+
+
+def _data_decide(op: str, methods: DecoderMethods) -> bool:
+    """Whether the data decide how many tokens leave, in every layer.
+
+    Raises:
+        ValueError: in some layers only.
+    """
+    several = methods if isinstance(methods, tuple) else (methods,)
+    said = {one.data_decides for one in several}
+    if len(said) > 1:
+        wanted = "methods that all, or none, decide by the data how many tokens leave"
+        checks.fail(op, "method", wanted, ", ".join(one.name for one in several), "pass one method")
+    return said == {True}
 
 
 def projector_plan(op: str, method: FeatureMethod, amount: Amount) -> ProjectorPlan:

@@ -213,7 +213,8 @@ class Plan:
 
     The arguments are those of :meth:`Schedule.build`, without ``patches``. A prompt that has less than is to be removed
     or kept loses what it has: with ``r`` at least one visual token stays, with ``tokens`` one that has no more is left
-    alone.
+    alone. With ``by_data`` instead of an amount the method decides while it reads a prompt, for each row by itself, so
+    there is no schedule.
 
     Example:
         >>> from ficoco_ext import Plan
@@ -227,8 +228,15 @@ class Plan:
     tokens: int | None = None
     rounding: str = "half_up"
     before_attention: bool = False
+    by_data: bool = False
 
     def __post_init__(self) -> None:
+        if self.by_data:
+            given = [name for name in ("r", "keep_ratio", "tokens") if getattr(self, name) is not None]
+            if given:
+                raise ValueError(f"Plan: the data decide how many tokens leave, so leave out {given[0]}")
+            Schedule.build(1, layers=self.layers, r=0)  # says what is wrong
+            return
         enough = self.tokens if isinstance(self.tokens, int) else 2**20  # so many that ratios which rise show
         if self.r is not None:
             each = (self.r,) * len(self.layers) if isinstance(self.r, int) else self.r
@@ -249,13 +257,23 @@ class Plan:
     @property
     def removes(self) -> bool:
         """False if no prompt would lose anything."""
+        if self.by_data:
+            return True
         if self.r is not None:
             return any((self.r,) if isinstance(self.r, int) else self.r)
         ratios = self.keep_ratio if isinstance(self.keep_ratio, tuple) else (self.keep_ratio,)
         return self.tokens is not None or any(ratio != 1 for ratio in ratios)
 
     def schedule(self, tokens: int) -> Schedule:
-        """The schedule of a prompt with ``tokens`` visual tokens."""
+        """The schedule of a prompt with ``tokens`` visual tokens.
+
+        Raises:
+            ValueError: the data decide what leaves.
+        """
+        if self.by_data:
+            raise ValueError(
+                "Plan: how many tokens leave is decided while a prompt is read; there is no schedule before"
+            )
         if self.tokens is not None:
             return self._build(tokens, None, min(self.tokens, tokens))
         if self.r is None:

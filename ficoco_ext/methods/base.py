@@ -292,6 +292,19 @@ class LanguageMethod(AnyMethod):
         return False
 
     @property
+    def data_decides(self) -> bool:
+        """Whether the tokens decide how many of them leave, not the caller: then :meth:`leaving` is asked."""
+        return False
+
+    def leaving(self, tokens: Tensor, attn: Attention, layout: Layout) -> Tensor:
+        """(B,) int64, in [0, n - 1]: how many of the n visual tokens of each row leave, where the data decide.
+
+        It gets what the method is then called with, for rows that lose equally many. The numbers are read from the
+        device once a layer.
+        """
+        raise NotImplementedError
+
+    @property
     def window(self) -> int:
         """Side of the windows in which it compares the tokens of a picture's grid; 1 without."""
         return 1

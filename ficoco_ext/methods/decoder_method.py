@@ -63,6 +63,16 @@ class DecoderMethod(LanguageMethod):
         return dropped(self.filter, self.correlate)
 
     @property
+    def data_decides(self) -> bool:
+        """What its filter says."""
+        return FilterStage.of(self.filter).data_decides
+
+    def leaving(self, tokens: Tensor, attn: Attention, layout: Layout) -> Tensor:
+        """(B,) what its filter says."""
+        with torch.no_grad():
+            return FilterStage.of(self.filter).leaving(attn, replace(layout, hidden=tokens))
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """What its stages need."""
         return stage_needs(self.filter, self.correlate, self.compress)

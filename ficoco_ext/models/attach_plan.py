@@ -156,18 +156,29 @@ class AttachPlan:
             lines += [f"  {self.projector.amount} left, {self.positions} positions  {self.projector.method.name}"]
         if self.changes_language_model:
             assert self.plan is not None
-            tokens = self.per_image or _EXAMPLE
-            what = "one image" if self.per_image else f"{_EXAMPLE} visual tokens, as an example"
-            schedule = self.plan.schedule(tokens)
-            lines += [f"language model, for a prompt with {what}:"]
-            lines += _staircase(schedule, self.decoder_methods, "visual tokens")
-            if self.cache == "output-aware":
-                kept = f"{schedule.final} visual tokens in layers {self.plan.layers[0]} and after"
-                lines.append(f"  output-aware cache: once the prompt is read it holds {kept}")
+            lines += self._in_language_model(self.plan)
         if self.static_counts:
             promised = "equally many" if self.static_counts is True else str(self.static_counts)
             lines.append(f"static counts: all rows of a prompt are promised to have {promised} visual tokens")
         return "\n".join([*lines, *self.left_alone])
+
+    def _in_language_model(self, plan: Plan) -> list[str]:
+        """What the language model removes, and what its cache keeps."""
+        if plan.by_data:
+            lines = ["language model, as many as the data decide:"]
+            pairs = zip(plan.layers, self.decoder_methods, strict=True)
+            lines += [f"  layer {layer:>3}: {method.name}" for layer, method in pairs]
+            kept = "what is left in the end"
+        else:
+            what = "one image" if self.per_image else f"{_EXAMPLE} visual tokens, as an example"
+            schedule = plan.schedule(self.per_image or _EXAMPLE)
+            lines = [f"language model, for a prompt with {what}:"]
+            lines += _staircase(schedule, self.decoder_methods, "visual tokens")
+            kept = f"{schedule.final} visual tokens"
+        if self.cache == "output-aware":
+            where = f"in layers {plan.layers[0]} and after"
+            lines.append(f"  output-aware cache: once the prompt is read it holds {kept} {where}")
+        return lines
 
     @property
     def summary(self) -> str:
@@ -267,6 +278,12 @@ def _check_possible(plan: AttachPlan) -> None:
             wanted = "from 1 on with an output-aware cache"
             remedy = "all lengths are counted from the cache of layer 0; leave it out, or pass cache='staircase'"
             checks.fail(OP, "layers", wanted, plan.plan.layers, remedy)
+        if plan.plan.by_data and plan.static_counts:
+            wanted = (
+                f"False with method {_names(plan.decoder_methods)}, which decides by the data how many tokens leave"
+            )
+            remedy = "let a number decide, by r, keep_ratio or tokens, or attach without static_counts"
+            checks.fail(OP, "static_counts", wanted, plan.static_counts, remedy)
         if plan.static_counts is True and plan.per_image is None:
             remedy = "pass the number of visual tokens in each row"
             unsupported("static_counts", "a number for this model", True, remedy)

@@ -48,7 +48,7 @@ def watching(model: Any, see: See) -> Iterator[range]:
     def listen(layer: int, attn: QueryKey) -> None:
         prefill = now[0]
         for group in () if prefill is None else prefill.groups:
-            if group.schedule is not None:
+            if not group.is_text:
                 query = group.of(attn.query)
                 own = QueryKey(query, group.of(attn.key)[:, :, : query.shape[2]], attn.scale)  # a cache is longer
                 assert prefill is not None

@@ -13,7 +13,8 @@ from . import transformers_api as api
 from .attach_plan import AttachPlan
 from .generate_options import images_of
 from .placeholders import embedded_placeholders, fits_images
-from .reduced_prefill import ReducedPrefill, RowGroup, group_rows, visual_positions
+from .reduced_prefill import ReducedPrefill
+from .row_groups import RowGroup, group_rows, visual_positions
 
 _PROMISE = "attach with static_counts=True, or the number of visual tokens in each row, and nothing is counted"
 
@@ -102,7 +103,7 @@ class PromptReader:
         needs = [count[3] if real is not None and not count[4] else length for count in counts]
         if real is not None and all(count[3] == length for count in counts):
             real = None
-        schedules = {number: self.plan.schedule(number) for number in numbers}
+        schedules = {} if self.plan.by_data else {number: self.plan.schedule(number) for number in numbers}
         return ReducedPrefill(pictured, real, group_rows(visual, schedules, counts, needs), self.picture)
 
     def _pictured(self, module: Any, options: dict[str, Any]) -> Tensor:

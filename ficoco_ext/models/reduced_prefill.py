@@ -12,39 +12,11 @@ from torch import Tensor
 from ..methods import LanguageMethod
 from ..ops import QueryKey, checks
 from ..reduction import Reduction
-from ..schedule import Schedule
 from ..stages import Layout
 from ..stages.needs import GRID
 from . import placeholders
 from .positions import HeldPositions
-
-
-class RowGroup(NamedTuple):
-    """Rows with equally many visual tokens.
-
-    Attributes:
-        rows: (rows,) their indices in the batch; None: all.
-        schedule: what they lose; None: nothing, they are text.
-        visual: (rows, n) indices of their visual tokens in the prompt.
-        after: the most positions that any of them has after its visual tokens; None: unknown.
-        pictured: the most placeholders that any of them has, including those that a mask hides.
-        left: for every row how many positions of the prompt it needs.
-    """
-
-    rows: Tensor | None
-    schedule: Schedule | None
-    visual: Tensor
-    after: int | None
-    pictured: int
-    left: list[int]
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """The group's rows of ``tensor``."""
-        return tensor if self.rows is None else tensor.index_select(0, self.rows.to(tensor.device))
-
-    def removes(self, step: int) -> int:
-        """Tokens that each row loses in the ``step``-th reduction."""
-        return 0 if self.schedule is None else self.schedule.r[step]
+from .row_groups import Held, RowGroup
 
 
 class GroupRecord(NamedTuple):
@@ -88,19 +60,13 @@ class _Part(NamedTuple):
 class _Stage(NamedTuple):
     """The sequence between two reductions.
 
-    ``size`` (B, W, 1): tokens that each position stands for; None: one. For each group: ``visual`` (rows, n), the
-    indices of its visual tokens in this sequence, and ``left``, how many positions each of its rows needs.
+    ``size`` (B, W, 1): tokens that each position stands for; None: one. ``groups``: the rows, in as many groups as
+    lost different numbers so far.
     """
 
     held: HeldPositions
     size: Tensor | None
-    visual: list[Tensor]
-    left: list[list[int]]
-
-
-def visual_positions(visual: Tensor, count: int) -> Tensor:
-    """(B, count) positions of the True ones of ``visual`` (B, L), ascending."""
-    return visual.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
+    groups: list[Held]
 
 
 class ReducedPrefill:
@@ -125,7 +91,7 @@ class ReducedPrefill:
         self.visual, self.groups, self.picture = visual, groups, picture
         indices = torch.arange(self.length, device=visual.device).expand(b, -1)
         held = HeldPositions(indices, real, False)
-        self._stages = [_Stage(held, None, [group.visual for group in groups], [group.left for group in groups])]
+        self._stages = [_Stage(held, None, [Held(group, group.visual, group.left) for group in groups])]
         self.records: list[GroupRecord] = []
         self._marks: dict[LanguageMethod, Tensor] = {}  # (B, L) each
 
@@ -151,7 +117,7 @@ class ReducedPrefill:
         """(B, L) the notes of one method, zeros in rows of text; None: it takes none."""
         noted = None
         for group in self.groups:
-            if group.schedule is None:
+            if group.is_text:
                 continue
             marks = method.mark(group.of(embeddings), self.layout(group, embeddings.device))
             if marks is None or group.rows is None:
@@ -195,26 +161,45 @@ class ReducedPrefill:
     ) -> tuple[Tensor, _Stage, list[GroupRecord]]:
         stage = self._stages[step]
         stage = stage._replace(held=stage.held.to(tokens.device))
-        if not any(group.removes(step) for group in self.groups):
+        leaving = self._leaving(tokens, stage, attn, method, step)
+        if not any(r for _, r in leaving):
             return tokens, stage, []
-        left = [
-            [count - group.removes(step) for count in counts]
-            for group, counts in zip(self.groups, stage.left, strict=True)
-        ]
-        counts = [count for group in left for count in group]
+        counts = [count - r for held, r in leaving for count in held.left]
         width, holes = max(counts), min(counts) < max(counts)
-        parts, visuals, records = [], [], []
-        for group, visual in zip(self.groups, stage.visual, strict=True):
-            part = self._part(tokens, stage, group, holes, sized=not group.removes(step))
-            shift = width - (tokens.shape[1] - group.removes(step))
+        parts, groups, records = [], [], []
+        for (group, visual, left), r in leaving:
+            part = self._part(tokens, stage, group, holes, sized=not r)
+            shift = width - (tokens.shape[1] - r)
             reduction = None
-            if group.removes(step):
-                part, visual, reduction = self._reduce(part, visual, attn, method, group, step)
+            if r:
+                part, visual, reduction = self._reduce(part, visual, attn, method, group, r)
             records.append(GroupRecord(layer, group.rows, reduction, shift))
-            visuals.append(visual + shift if shift else visual)
+            groups.append(Held(group, visual + shift if shift else visual, [count - r for count in left]))
             parts.append(part.shifted(shift))
-        tokens, indices, real, size = self._together(parts)
-        return tokens, _Stage(HeldPositions(indices, real, holes), size, visuals, left), records
+        tokens, indices, real, size = _together(parts, groups)
+        return tokens, _Stage(HeldPositions(indices, real, holes), size, groups), records
+
+    def _leaving(
+        self, tokens: Tensor, stage: _Stage, attn: QueryKey, method: LanguageMethod, step: int
+    ) -> list[tuple[Held, int]]:
+        """The groups, each with how many visual tokens its rows lose now.
+
+        Where the data decide, rows of a group may come to lose different numbers, and the group is divided. That waits
+        for the device once.
+        """
+        if not method.data_decides:
+            return [(held, held.group.removes(step)) for held in stage.groups]
+        asked = []
+        for group, visual, _ in stage.groups:
+            if visual.shape[1] > 1:  # else it is text, or the last one stays
+                part = self._part(tokens, stage, group, holes=False, sized=False)
+                asked.append(method.leaving(part.tokens, *self._seen(part, visual, attn, method, group)))
+        counts = iter(torch.cat(asked).tolist() if asked else ())
+        leaving: list[tuple[Held, int]] = []
+        for held in stage.groups:
+            asks = held.visual.shape[1] > 1
+            leaving += held.divided([next(counts) for _ in held.left]) if asks else [(held, 0)]
+        return leaving
 
     @staticmethod
     def _part(tokens: Tensor, stage: _Stage, group: RowGroup, holes: bool, *, sized: bool) -> _Part:
@@ -231,8 +216,20 @@ class ReducedPrefill:
         return _Part(tokens, indices, real, size)
 
     def _reduce(
-        self, part: _Part, visual: Tensor, attn: QueryKey, method: LanguageMethod, group: RowGroup, step: int
+        self, part: _Part, visual: Tensor, attn: QueryKey, method: LanguageMethod, group: RowGroup, r: int
     ) -> tuple[_Part, Tensor, Reduction]:
+        own, layout = self._seen(part, visual, attn, method, group)
+        reduction, visual = method(part.tokens, own, r, layout, size=part.size)
+        assert reduction.tokens is not None
+        indices = part.indices.gather(1, reduction.kept)
+        real = None if part.real is None else part.real.gather(1, reduction.kept)
+        left = _Part(reduction.tokens, indices, real, reduction.size)
+        return left, visual, reduction.without_tokens()
+
+    def _seen(
+        self, part: _Part, visual: Tensor, attn: QueryKey, method: LanguageMethod, group: RowGroup
+    ) -> tuple[QueryKey, Layout]:
+        """What the method sees of a group, besides its tokens."""
         visual = visual.to(part.indices.device)
         own = QueryKey(group.of(attn.query), group.of(attn.key), attn.scale)
         ids, grid = self._grid(method, part, visual, group)
@@ -240,13 +237,7 @@ class ReducedPrefill:
         if marks is not None:
             marks = group.of(marks.to(part.indices.device)).gather(1, part.indices)
         where: dict[str, Any] = {"after": group.after, "ids": ids, "grid": grid, "marks": marks, "norm": self.norm}
-        layout = Layout.of(visual, part.indices.shape[1], part.real, **where)
-        reduction, visual = method(part.tokens, own, group.removes(step), layout, size=part.size)
-        assert reduction.tokens is not None
-        indices = part.indices.gather(1, reduction.kept)
-        real = None if part.real is None else part.real.gather(1, reduction.kept)
-        left = _Part(reduction.tokens, indices, real, reduction.size)
-        return left, visual, reduction.without_tokens()
+        return own, Layout.of(visual, part.indices.shape[1], part.real, **where)
 
     def _grid(
         self, method: LanguageMethod, part: _Part, visual: Tensor, group: RowGroup
@@ -262,46 +253,18 @@ class ReducedPrefill:
         rank = group.of(self.visual).to(visual.device).cumsum(1) - 1
         return rank.gather(1, part.indices.gather(1, visual)), (pictures * height, width)
 
-    def _together(self, parts: list[_Part]) -> _Part:
-        """The groups' rows as one batch again."""
-        if self.groups[0].rows is None:
-            return parts[0]
-        order = torch.cat([group.rows for group in self.groups if group.rows is not None])
-        sizes = [part.size for part in parts if part.size is not None]
-        back = order.argsort().to(parts[0].tokens.device)
-        real = [part.real for part in parts if part.real is not None]
-        return _Part(
-            torch.cat([part.tokens for part in parts]).index_select(0, back),
-            torch.cat([part.indices for part in parts]).index_select(0, back),
-            torch.cat(real).index_select(0, back) if real else None,
-            torch.cat(sizes).index_select(0, back),
-        )
 
-
-def group_rows(
-    visual: Tensor, schedules: dict[int, Schedule], counts: list[list[int]], needs: list[int]
-) -> list[RowGroup]:
-    """Groups of rows with equally many visual tokens.
-
-    Args:
-        visual: (B, L) bool.
-        schedules: for every number of visual tokens but 0.
-        counts: for each row: visual tokens, positions after them, placeholders, and more.
-        needs: for each row: positions that it needs.
-    """
-    members: dict[int, list[int]] = {}
-    for row, count in enumerate(counts):
-        members.setdefault(count[0], []).append(row)
-    numbers = sorted(members)
-    groups, order = [], [row for number in numbers for row in members[number]]
-    # One copy to the device, right after the read of the counts, and none where all rows are alike.
-    parts = (
-        torch.tensor(order, device=visual.device).split([len(members[n]) for n in numbers]) if numbers[1:] else [None]
+def _together(parts: list[_Part], groups: list[Held]) -> _Part:
+    """The groups' rows as one batch again."""
+    if groups[0].group.rows is None:
+        return parts[0]
+    order = torch.cat([held.group.rows for held in groups if held.group.rows is not None])
+    sizes = [part.size for part in parts if part.size is not None]
+    back = order.argsort().to(parts[0].tokens.device)
+    real = [part.real for part in parts if part.real is not None]
+    return _Part(
+        torch.cat([part.tokens for part in parts]).index_select(0, back),
+        torch.cat([part.indices for part in parts]).index_select(0, back),
+        torch.cat(real).index_select(0, back) if real else None,
+        torch.cat(sizes).index_select(0, back),
     )
-    for number, rows in zip(numbers, parts, strict=True):
-        chosen = visual if rows is None else visual.index_select(0, rows)
-        after = max(counts[row][1] for row in members[number])
-        pictured = max(counts[row][2] for row in members[number])
-        left = [needs[row] for row in members[number]]
-        groups.append(RowGroup(rows, schedules.get(number), visual_positions(chosen, number), after, pictured, left))
-    return groups

@@ -159,6 +159,18 @@ class FilterStage(Stage):
         """
         return None
 
+    @property
+    def data_decides(self) -> bool:
+        """Whether, in a language model, the attention decides how many tokens leave, not the caller."""
+        return False
+
+    def leaving(self, attn: Attention, layout: Any) -> Tensor:
+        """(B,) int64, in [0, n - 1]: how many of the n visual tokens of each row leave, where the data decide.
+
+        Called with these numbers for r, once for all rows that have the same, the filter then names them.
+        """
+        raise NotImplementedError
+
     def count(self, candidates: int) -> int:
         """Targets that it settles for each source when ``candidates`` tokens are kept."""
         return 0

@@ -120,7 +120,7 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/models/reduced_prefill.py",
-        old="shift = width - (tokens.shape[1] - group.removes(step))",
+        old="shift = width - (tokens.shape[1] - r)",
         new="shift = width - tokens.shape[1]",
         tests=(f"{DECODER}/test_models.py::test_every_cache_is_as_long_as_its_layer_needs",),
         why="What a reduction has removed is cut off a second time.",
@@ -161,7 +161,7 @@ MUTATIONS = [
         why="Rows of a batch change places.",
     ),
     Mutation(
-        file="ficoco_ext/models/reduced_prefill.py",
+        file="ficoco_ext/models/row_groups.py",
         old="after = max(counts[row][1] for row in members[number])",
         new="after = min(counts[row][1] for row in members[number])",
         tests=(f"{DECODER}/test_rows.py::test_every_row_asks_all_the_words_after_its_image",),
