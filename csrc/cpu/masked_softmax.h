@@ -1,5 +1,6 @@
 // Softmax of a panel of query rows over the keys that each may attend to.
 #pragma once
+#include <algorithm>
 #include <limits>
 
 #include "cpu/simd.h"
@@ -21,9 +22,16 @@ struct Visible {
 inline void masked_softmax(const Visible& visible, const int64_t* queries, int64_t count, int64_t keys, int64_t width,
                            float scale, float* scores, float* inverse) {
   constexpr float kMasked = -std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
+  const int64_t nearest = *std::min_element(queries, queries + count);  // keys up to it are before no query
   for (int64_t t = 0; t < keys; ++t) {
     float* row = scores + t * width;
-    for (int64_t i = 0; i < count; ++i) row[i] = visible(queries[i], t) ? row[i] * scale : kMasked;
+    if (visible.key_mask && !visible.key_mask[t]) {
+      for (int64_t i = 0; i < count; ++i) row[i] = kMasked;
+    } else if (!visible.causal || t <= nearest) {
+      for (int64_t i = 0; i < count; ++i) row[i] *= scale;
+    } else {
+      for (int64_t i = 0; i < count; ++i) row[i] = t <= queries[i] ? row[i] * scale : kMasked;
+    }
     for (int64_t i = count; i < width; ++i) row[i] = 0.f;
   }
   simd.exp_columns(scores, keys, width, 1.f, 0, inverse);

@@ -115,7 +115,7 @@ def received_from(
         ValueError, TypeError: wrong rank, shape, dtype or device; an index out of range (checked on the CPU).
 
     Cost: 2 B R H d T FLOPs for R rows, by logits 2 B R H d n. No map of all tokens: rows are taken in blocks.
-    Deterministic: rows are added in their order, in float32. Source: MustDrop, arXiv 2411.10803.
+    Deterministic: rows are added in one order, in float32. Source: MustDrop, arXiv 2411.10803.
 
     Example:
         >>> import torch
