@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from .methods import FeatureMethod, LanguageMethod, LayerMethod, TowerMethod
+from .methods import AnyMethod, FeatureMethod, LanguageMethod, LayerMethod, TowerMethod
 from .ops import checks
 from .schedule import Plan, Schedule
 from .stages import Crops
 from .stages.needs import CLASS_TOKEN, CROPS, WHOLE_GRID
+from .stages.windows import require_multiple
 
 # One method for all layers, or one for each.
 TowerMethods = TowerMethod | tuple[LayerMethod, ...]
@@ -172,10 +173,24 @@ def require_shareable(op: str, amount: Amount) -> None:
         )
 
 
-def equal_shares(op: str, patches: int, amount: Amount, parts: int = 2) -> tuple[Amount, ...]:
+def each_has_its_own(parts: Sequence[AnyMethod], together: Sequence[Any], amount: Amount) -> bool:
+    """Whether each of several parts removes its own amount: none is given for all, which have none ``together`` either.
+
+    Example:
+        >>> from ficoco_ext import get_method
+        >>> from ficoco_ext.resolve import Amount, each_has_its_own
+        >>> method = get_method("mustdrop")
+        >>> each_has_its_own((method.tower, method.language_model), method.amount, Amount())
+        True
+    """
+    return not (amount.given or amount.layers is not None or together) and all(one.amount for one in parts)
+
+
+def equal_shares(op: str, patches: int, amount: Amount, parts: int = 2, unit: int = 1) -> tuple[Amount, ...]:
     """The amounts of ``parts`` parts, each of which keeps the same share of what it gets, the last one as a ratio.
 
-    Where the number of ``patches`` is not known (0), all of them are ratios.
+    Where the number of ``patches`` is not known (0), all of them are ratios. Where the first part removes patches in
+    groups of ``unit``, it leaves the remainder.
 
     Raises:
         ValueError: not one of ``keep_ratio`` and ``tokens`` alone, a value out of range, or ``tokens`` where the number
@@ -193,6 +208,7 @@ def equal_shares(op: str, patches: int, amount: Amount, parts: int = 2) -> tuple
         left = [shared_tokens(patches, final)]
     else:
         left = [math.floor(patches * (final / patches) ** (part / parts) + 0.5) for part in range(1, parts)]
+    left[0] += (patches - left[0]) % unit
     return *(Amount(tokens=tokens) for tokens in left), Amount(keep_ratio=final / left[-1])
 
 
@@ -238,8 +254,11 @@ def tower_schedule(
     """
     layers = tower_layers(op, facts, methods, amount.layers)
     given = amount.given or dict(_first(methods).amount)
+    if callable(given.get("r")):  # a method's own amount may depend on the number of patches
+        given = {"r": given["r"](facts.patches)}
     schedule = Schedule.build(facts.patches, layers=layers, **given)
     chosen = _one_for_each(op, methods, layers) if isinstance(methods, tuple) else methods.of_layers(len(layers))
+    schedule = _in_units(op, schedule, chosen, exact="r" in given)
     for one, step in zip(chosen, schedule.steps, strict=True):
         before = step.before
         first = facts.class_token
@@ -247,6 +266,22 @@ def tower_schedule(
             _require_possible(op, facts, part, r, before, step.layer)
             before -= r
     return schedule, chosen
+
+
+def _in_units(op: str, schedule: Schedule, methods: Sequence[LayerMethod], *, exact: bool) -> Schedule:
+    """The schedule of methods of which some remove several tokens together, or after the MLP of a layer.
+
+    An ``exact`` r must be a multiple of what leaves together; else it is rounded down, so that a few more tokens stay.
+    """
+    units = [one.unit for one in methods]
+    for r, unit in zip(schedule.r, units, strict=True):
+        if exact:
+            require_multiple(op, r, unit)
+    late = tuple(layer for layer, one in zip(schedule.layers, methods, strict=True) if one.after_mlp)
+    if not late and max(units) == 1:
+        return schedule
+    whole = tuple(r - r % unit for r, unit in zip(schedule.r, units, strict=True))
+    return replace(schedule, r=whole, after_mlp=late)
 
 
 def _require_possible(op: str, facts: TowerFacts, method: LayerMethod, r: int, before: int, layer: int) -> None:

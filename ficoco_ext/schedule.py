@@ -25,7 +25,8 @@ class Schedule:
     """r for every reducing layer of a stack that starts with ``patches`` tokens (class token not counted).
 
     Build one with :meth:`build`, or from a budget with :func:`ficoco_ext.cost.plan`. Printing it shows the staircase.
-    A layer reduces between its attention and its MLP, or with ``before_attention`` before both.
+    A layer reduces between its attention and its MLP, or with ``before_attention`` before both; the layers of
+    ``after_mlp`` reduce after both.
 
     Example:
         >>> from ficoco_ext import Schedule
@@ -38,8 +39,11 @@ class Schedule:
     layers: tuple[int, ...]
     r: tuple[int, ...]
     before_attention: bool = False
+    after_mlp: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if not set(self.after_mlp) <= set(self.layers):
+            raise ValueError(f"Schedule: after_mlp must be among the layers {self.layers}, got {self.after_mlp}")
         for name in ("patches", "layers", "r"):
             values = getattr(self, name)
             for value in (values,) if name == "patches" else values:
@@ -156,8 +160,13 @@ class Schedule:
         return left if self.before_attention else (self.patches, *left[:-1])
 
     def tokens_in_mlp(self, num_layers: int) -> tuple[int, ...]:
-        """Patches that enter the MLP of each of ``num_layers`` layers, which are also those that leave the layer."""
-        return self._tokens_leaving(num_layers)
+        """Patches that enter the MLP of each of ``num_layers`` layers.
+
+        These are also those that leave the layer, but for the layers that reduce after their MLP.
+        """
+        left = self._tokens_leaving(num_layers)
+        before = (self.patches, *left)
+        return tuple(before[layer + (layer not in self.after_mlp)] for layer in range(num_layers))
 
     def _tokens_leaving(self, num_layers: int) -> tuple[int, ...]:
         removed = dict(zip(self.layers, self.r, strict=True))

@@ -101,6 +101,7 @@ class TowerMethod(AnyMethod):
     Attributes:
         layers: function (number of a tower's layers that are used) -> the layers that reduce, where attach is given
             none; None: the second half of the tower.
+        unit: how many tokens leave together.
         varies: it does not do the same in each layer, so it cannot be one of a sequence with one method a layer.
     """
 
@@ -110,6 +111,11 @@ class TowerMethod(AnyMethod):
     def layers(self) -> Callable[[int], tuple[int, ...]] | None:
         """None."""
         return None
+
+    @property
+    def unit(self) -> int:
+        """How many tokens leave together: r is a multiple of it."""
+        return 1
 
     @property
     def tower(self) -> TowerMethod:
@@ -136,6 +142,11 @@ class LayerMethod(TowerMethod):
     def parts(self, tokens: int, r: int, *, class_token: bool) -> tuple[tuple[LayerMethod, int], ...]:
         """Who removes how many of the ``r`` that are to leave ``tokens`` tokens."""
         raise NotImplementedError
+
+    @property
+    def after_mlp(self) -> bool:
+        """Whether a layer reduces after its MLP instead of between its attention and its MLP."""
+        return False
 
     @property
     def limit(self) -> str:
@@ -308,6 +319,11 @@ class LanguageMethod(AnyMethod):
     def window(self) -> int:
         """Side of the windows in which it compares the tokens of a picture's grid; 1 without."""
         return 1
+
+    @property
+    def key_share(self) -> float:
+        """The share of the tokens of each picture that is its key set; 0: it has none."""
+        return 0.0
 
     def mark(self, embeddings: Tensor, layout: Layout) -> Tensor | None:
         """What it notes of the columns of a prompt; see :meth:`ficoco_ext.stages.FilterStage.mark`."""

@@ -82,8 +82,8 @@ class Combined(AnyMethod):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """The names of all."""
-        return " + ".join(one.name for one in self._methods)
+        """The names of all, once each."""
+        return " + ".join(dict.fromkeys(one.name for one in self._methods))
 
     @property
     def source(self) -> str:

@@ -82,6 +82,11 @@ class DecoderMethod(LanguageMethod):
         """What its filter says."""
         return FilterStage.of(self.filter).window
 
+    @property
+    def key_share(self) -> float:
+        """What its filter says."""
+        return FilterStage.of(self.filter).key_share
+
     def mark(self, embeddings: Tensor, layout: Layout) -> Tensor | None:
         """What its filter notes of the columns of a prompt."""
         with torch.no_grad():

@@ -38,6 +38,8 @@ class Method(LayerMethod):
         layers: function (number of a tower's layers that are used) -> the layers that reduce, where attach is given
             none; None: the second half of the tower.
         amount: what attach and cost take for ``r``, ``keep_ratio`` or ``tokens`` where they are given none of them.
+        after_mlp: in a model a layer reduces after its MLP, on what leaves the layer, instead of between its attention
+            and its MLP.
 
     Example:
         >>> from ficoco_ext.stages import Compress, Correlate, Filter
@@ -53,6 +55,7 @@ class Method(LayerMethod):
     proportional_attention: bool = False
     layers: Callable[[int], tuple[int, ...]] | None = None
     amount: tuple[tuple[str, Any], ...] = ()
+    after_mlp: bool = False
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -71,6 +74,11 @@ class Method(LayerMethod):
     def parts(self, tokens: int, r: int, *, class_token: bool) -> tuple[tuple[Method, int], ...]:
         """Who removes how many of the ``r`` that are to leave ``tokens`` tokens: this one all of them."""
         return ((self, r),)
+
+    @property
+    def unit(self) -> int:
+        """What its filter says."""
+        return FilterStage.of(self.filter).unit
 
     @property
     def limit(self) -> str:
@@ -169,7 +177,8 @@ def _stage_by_stage(
 ) -> Reduced:
     filter, correlate, compress = stages
     with torch.no_grad():  # selection and weights are constants of the gradient
-        selection = filter(attn, r, class_token=class_token, ids=ids, grid=grid)
+        seen = tokens if FilterStage.of(filter).reads_tokens else attn
+        selection = filter(seen, r, class_token=class_token, ids=ids, grid=grid)
         links = selection.links if correlate is None else correlate(attn, selection, class_token=class_token)
     if links is None:
         raise ValueError(

@@ -54,6 +54,12 @@ class Split(LayerMethod):
         for part in (self.first, self.second):
             if not isinstance(part, Method):
                 raise TypeError(f"Split: first and second must each be a Method, got {part!r}")
+        if self.first.after_mlp != self.second.after_mlp or max(self.first.unit, self.second.unit) > 1:
+            names = f"{self.first.name} and {self.second.name}"
+            raise ValueError(
+                f"Split: first and second must act in the same place of a layer and remove any number of tokens, got "
+                f"{names}; give each a layer of its own"
+            )
 
     @property
     def source(self) -> str:
@@ -64,6 +70,11 @@ class Split(LayerMethod):
     def proportional_attention(self) -> bool:
         """Whether one of both wants it."""
         return self.first.proportional_attention or self.second.proportional_attention
+
+    @property
+    def after_mlp(self) -> bool:
+        """Where both act."""
+        return self.first.after_mlp
 
     @property
     def members(self) -> tuple[AnyMethod, ...]:

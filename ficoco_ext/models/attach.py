@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from ..methods import AnyMethod
 from ..ops import checks
+from . import key_sets, vision_tower
 from . import transformers_release as release
-from . import vision_tower
 from .attach_plan import AttachPlan, make_plan
 from .count_cutter import CountCutter
 from .crop_packing import CropPacking
@@ -19,6 +19,7 @@ from .facts import read_facts
 from .families import Family
 from .feature_cutter import FeatureCutter
 from .handle import Handle
+from .key_sets import KeySets
 from .model_checks import check_crops, check_parts, family_of
 from .projector_reduction import ProjectorReduction
 from .prompt_words import QuestionTie
@@ -211,7 +212,9 @@ def _resolve(model: Any, method: Any, hyperparameters: Mapping[str, Any], **argu
     check_parts(model, family, tower=request.tower is not None, language_model=request.decoder is not None)
     if request.projector is not None:
         check_crops(model, family, request.projector)
-    return make_plan(read_facts(model, family), request)
+    plan = make_plan(read_facts(model, family), request)
+    key_sets.check(model, family, plan)
+    return plan
 
 
 def _install(model: Any, plan: AttachPlan) -> Handle:
@@ -232,6 +235,7 @@ def _install(model: Any, plan: AttachPlan) -> Handle:
                 tower, plan.schedule, plan.methods, facts, changes, pictures, plan.padding_first
             )
         _cut_prompts(model, plan, handle, tie)
+        _read_key_sets(model, plan, handle)
     except BaseException:
         handle.detach()
         raise
@@ -253,6 +257,18 @@ def _cut_prompts(model: Any, plan: AttachPlan, handle: Handle, tie: QuestionTie)
     elif plan.removed:
         assert plan.facts.tower is not None
         ShortPrompts(model, CountCutter(model, plan.facts.tower, plan.removed, family.token_types)).install(changes)
+
+
+def _read_key_sets(model: Any, plan: AttachPlan, handle: Handle) -> None:
+    """Read in the vision tower which tokens the language model keeps longest, if a method asks for that."""
+    share = key_sets.share_of(plan)
+    if share:
+        assert handle._decoder is not None
+        keys = KeySets(model, family_of(model), share, handle._tower)
+        keys.install(handle._changes)
+        handle._decoder.keys = keys
+        if handle._features is not None:
+            handle._features.keys = keys
 
 
 def _require_transformers() -> None:

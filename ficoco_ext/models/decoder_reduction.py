@@ -18,8 +18,10 @@ from . import transformers_api as api
 from .attach_plan import AttachPlan
 from .decoder_layer import CALL, DecoderLayer
 from .generate_options import images_of, named, option, refuse_router_logits, refuse_unsupported
+from .key_sets import KeySets
 from .kv_cache import CachedPositions, MadeBy
 from .model_changes import ModelChanges
+from .model_checks import family_of
 from .per_thread import PerThread
 from .positions import HeldPositions
 from .prompt_reader import PromptReader
@@ -35,6 +37,7 @@ class _Call:
     Attributes:
         labels: (B, L) of the caller's prompt, for the loss of what is left of it.
         prefill, state, cache: of a prefill what it does, of new tokens which positions the cache holds; the cache.
+        visual: of a prefill with key sets by modality (B, L) bool, its placeholders.
         arguments: by stage and device, the arguments of its layers that depend on the positions they hold.
     """
 
@@ -43,6 +46,7 @@ class _Call:
         self.prefill: ReducedPrefill | None = None
         self.state: CachedPositions | None = None
         self.cache: Any = None
+        self.visual: dict[str, Tensor] = {}
         self.arguments: dict[tuple[int, torch.device], dict[str, Any]] = {}
 
 
@@ -71,6 +75,7 @@ class DecoderReduction:
         self._generate = model.generate
         self._now = PerThread(_Now)
         self.last: ReducedPrefill | None = None
+        self.keys: KeySets | None = None
 
     @property
     def generating(self) -> bool:
@@ -156,6 +161,9 @@ class DecoderReduction:
         if call.prefill is None:
             return (), _without_call(options)
         call.prefill.norm = self.final_norm
+        if self.keys is not None:
+            self.keys.begin(options)
+            call.visual = self._visual(module, options)
         return (), options | {CALL: call}
 
     def continue_cached(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -166,6 +174,9 @@ class DecoderReduction:
         state, call = kv_cache.positions_on(cache), options.get(CALL)
         if call is not None and call.prefill is not None:
             call.prefill.read_prompt(options["inputs_embeds"], self.methods)
+            if self.keys is not None:
+                call.prefill.protected = self.keys.protected(call.visual)
+                self.keys.end()
         if call is not None or cache is None or state is None:
             return None
         ids = options.get("input_ids")
@@ -180,6 +191,12 @@ class DecoderReduction:
         call = _Call()
         call.state, call.cache = state, cache
         return (), options | {CALL: call}
+
+    def _visual(self, module: nn.Module, options: dict[str, Any]) -> dict[str, Tensor]:
+        """By the name of each modality (B, L) bool, its placeholders."""
+        names = (one.name for one in family_of(self.model).modalities)
+        tokens = dict(zip(names, self.reader.placeholders, strict=True))
+        return {name: self.reader.visual_of(module, options, token) for name, token in tokens.items()}
 
     def final_norm(self, hidden_states: Tensor) -> Tensor:
         """What the language model makes of hidden states after its last layer, on their device."""

@@ -21,6 +21,7 @@ from . import modalities, tracing
 from .attach_plan import AttachPlan
 from .crop_packing import CropPacking
 from .families import Family
+from .key_sets import KeySets
 from .layouts import Layout
 from .modalities import Encoded, Modality
 from .model_changes import ModelChanges
@@ -119,6 +120,7 @@ class ProjectorReduction:
                 reductions=tower,
             )
         self.calls = {one.name: EncoderCall(self, self.inner, one) for one in family.modalities}
+        self.keys: KeySets | None = None
         self._now = PerThread(_Now)
         self.last: tuple[Projection, ...] = ()
         self._said = False
@@ -178,6 +180,8 @@ class ProjectorReduction:
             wanted = "None where patches leave in the vision tower and prompts are cut by which"
         elif self.smaller is not None:
             wanted = "None with a method that resizes pictures"
+        elif self.keys is not None and not self.keys.knows(modality, output):
+            wanted = "None with a method that has a key set, which needs what the vision tower looks at"
         elif self.readings is not None and self.plan is not None:
             wanted = f"None with {self.plan.method.name}, which needs what the vision tower looks at"
         if wanted is not None:
@@ -266,8 +270,11 @@ class ProjectorReduction:
             step = pictures.reduce(self.plan.acting(alike.free, alike.left), numbers, alike, words)
             steps |= {number: (step, row) for row, number in enumerate(numbers)}
         made = Encoded(tuple(pictures.features), tuple(map(tuple, pictures.planes)), encoded.entries)
+        source = output
         if members:
             output = modalities.written(output, modality, made)
+        if self.keys is not None:
+            self.keys.mark(modality, output, options, source, pictures.kept)
         if self.tower is not None:
             counts, pictures.kept = self._of_the_tower(pictures.kept)
         projections = tuple(

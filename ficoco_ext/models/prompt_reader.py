@@ -106,20 +106,25 @@ class PromptReader:
         schedules = {} if self.plan.by_data else {number: self.plan.schedule(number) for number in numbers}
         return ReducedPrefill(pictured, real, group_rows(visual, schedules, counts, needs), self.picture)
 
-    def _pictured(self, module: Any, options: dict[str, Any]) -> Tensor:
-        """(B, L) True for visual tokens.
+    def visual_of(self, module: Any, options: dict[str, Any], placeholder: int) -> Tensor:
+        """(B, L) True for the visual tokens of one kind; ``placeholder``: its id."""
+        return self._pictured(module, options, (placeholder,))
+
+    def _pictured(self, module: Any, options: dict[str, Any], placeholders: tuple[int, ...] | None = None) -> Tensor:
+        """(B, L) True for visual tokens: those of all kinds, or of these ``placeholders``.
 
         Of embeddings with images these are the ones that the model itself replaces: those of a placeholder. Embeddings
         alone have them in their place already, and the type of every token (text is 0) says where.
         """
+        placeholders = self.placeholders if placeholders is None else placeholders
         ids, embeddings = options.get("input_ids"), _given(options)
         if ids is None and not images_of(options):
             types: Tensor = options[api.TOKEN_TYPES]
             return types.to(embeddings.device) != 0
         if ids is None:
-            return embedded_placeholders(embeddings, self.placeholders, module.get_input_embeddings())
-        found = ids == self.placeholders[0]
-        for other in self.placeholders[1:]:
+            return embedded_placeholders(embeddings, placeholders, module.get_input_embeddings())
+        found = ids == placeholders[0]
+        for other in placeholders[1:]:
             found = found | (ids == other)
         return found
 

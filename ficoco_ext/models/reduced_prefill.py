@@ -80,9 +80,11 @@ class ReducedPrefill:
 
     Attributes:
         norm: the norm that the language model applies after its last layer; None: unknown.
+        protected: (B, L) bool, the key set of each row, for a method that has one; None: unknown.
     """
 
     norm: Callable[[Tensor], Tensor] | None = None
+    protected: Tensor | None = None
 
     def __init__(
         self, visual: Tensor, real: Tensor | None, groups: list[RowGroup], picture: tuple[int, int] | None = None
@@ -237,6 +239,9 @@ class ReducedPrefill:
         if marks is not None:
             marks = group.of(marks.to(part.indices.device)).gather(1, part.indices)
         where: dict[str, Any] = {"after": group.after, "ids": ids, "grid": grid, "marks": marks, "norm": self.norm}
+        if self.protected is not None:
+            columns = part.indices.gather(1, visual)
+            where["protected"] = group.of(self.protected.to(columns.device)).gather(1, columns)
         return own, Layout.of(visual, part.indices.shape[1], part.real, **where)
 
     def _grid(

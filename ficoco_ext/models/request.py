@@ -9,7 +9,7 @@ from typing import Any
 from ..methods import AnyMethod, FeatureMethod, LanguageMethod, get_method
 from ..methods.base import CACHES
 from ..ops import checks
-from ..resolve import Amount, DecoderMethods, TowerMethods, equal_shares, require_shareable
+from ..resolve import Amount, DecoderMethods, TowerMethods, each_has_its_own, equal_shares, require_shareable
 from ..stages.needs import TEXT
 
 OP = "attach"  # in messages
@@ -83,6 +83,8 @@ class Request:
                 checks.fail(OP, name, "None unless the method has several parts", value, remedy)
         elif given:
             each = _amount_of_each(whole, several, given)
+        elif each_has_its_own([there[name] for name in several], own_amount, whole):
+            each = tuple((name, Amount()) for name in several)
         else:
             whole = whole if whole.given else Amount.of(OP, layers=whole.layers, **dict(own_amount))
             require_shareable(OP, whole)
@@ -137,7 +139,8 @@ class Request:
         several = [name for name in PARTS if there[name] is not None]
         if len(several) == 1:
             return {several[0]: self.amount}
-        return dict(zip(several, equal_shares(OP, patches, self.amount, len(several)), strict=True))
+        unit = getattr(self.tower, "unit", 1)  # only methods of one part come as a tuple
+        return dict(zip(several, equal_shares(OP, patches, self.amount, len(several), unit), strict=True))
 
 
 def _words(words: Any, projector: Any) -> Words:

@@ -1,4 +1,4 @@
-"""The vision tower: reduction between attention and MLP of chosen layers of a CLIP or a SigLIP."""
+"""The vision tower: reduction in chosen layers of a CLIP or a SigLIP, between attention and MLP, or after the MLP."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class TowerLayer:
         self.facts, self.reductions, self.number = facts, reductions, number
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """The layer's own forward with a reduction in the middle: (B, N, C) -> (B, N - r, C)."""
+        """The layer's own forward with a reduction in it: (B, N, C) -> (B, N - r, C)."""
         wanted = self.facts.class_token + self.step.before
         if hidden_states.shape[1] != wanted or attention_mask is not None:
             checks.fail(
@@ -177,8 +177,11 @@ class TowerLayer:
             attn = self.capture.take()
         finally:
             self.capture.drop()
-        hidden_states = self._reduce(hidden_states + attended, attn)
-        return hidden_states + self.layer.mlp(self.layer.layer_norm2(hidden_states))
+        hidden_states = hidden_states + attended
+        if not self.method.after_mlp:
+            hidden_states = self._reduce(hidden_states, attn)
+        hidden_states = hidden_states + self.layer.mlp(self.layer.layer_norm2(hidden_states))
+        return self._reduce(hidden_states, attn) if self.method.after_mlp else hidden_states
 
     def _reduce(self, tokens: Tensor, attn: QueryKey) -> Tensor:
         facts = self.facts

@@ -12,6 +12,7 @@ from .crops import Crops
 from .decoder import DecoderCorrelate, DecoderFilter, LastTokenFilter, Layout
 from .decoder_pivots import PivotFilter
 from .density import density_peaks
+from .dual_attention import DualFilter
 from .features import SelectStage, VisualCorrelateStage, VisualFeatures
 from .filter import Filter
 from .global_select import GlobalSelect
@@ -28,6 +29,7 @@ from .select import GreedySelect, RandomSelect, SaliencySelect, StrideSelect
 from .shape import Priced, Shape
 from .strongest_head import StrongestHeadFilter
 from .thin import BipartiteThin
+from .windows import WindowFilter, windows_above
 
 __all__ = [
     "AnchorSelect",
@@ -43,6 +45,7 @@ __all__ = [
     "Crops",
     "DecoderCorrelate",
     "DecoderFilter",
+    "DualFilter",
     "Filter",
     "FilterStage",
     "Fuse",
@@ -77,9 +80,11 @@ __all__ = [
     "ToCentres",
     "VisualCorrelateStage",
     "VisualFeatures",
+    "WindowFilter",
     "adaptive_targets",
     "density_peaks",
     "needs",
     "outlier_count",
     "single_head_attention",
+    "windows_above",
 ]

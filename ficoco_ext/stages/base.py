@@ -124,6 +124,9 @@ class FilterStage(Stage):
     a :class:`Selection`.
 
     Attributes:
+        reads_tokens: in the tower it is given the tokens (B, N, C) in place of the attention.
+        unit: how many tokens leave together: r is a multiple of it.
+        key_share: of the tokens of each picture that are its key set, which leaves last; 0: there is none.
         inheritor: who inherits each source if choosing it settles that, in words; else empty.
         limit: how much of what enters can leave at once, in words; see :meth:`largest`.
         window: side of the windows in which it compares the tokens of a grid; 1 without.
@@ -133,6 +136,17 @@ class FilterStage(Stage):
     role = "filter"
     window: int = 1
     heads: ClassVar[str] = "mean"
+    reads_tokens: ClassVar[bool] = False
+
+    @property
+    def unit(self) -> int:
+        """Each leaves by itself."""
+        return 1
+
+    @property
+    def key_share(self) -> float:
+        """No visual token is protected."""
+        return 0.0
 
     @property
     def inheritor(self) -> str:

@@ -37,6 +37,7 @@ class Layout:
         marks: (B, tokens) what a filter noted of each column before the first layer, see :meth:`FilterStage.mark`.
         hidden: (B, tokens, C) the hidden states that are reduced.
         norm: the norm that the language model applies to hidden states after its last layer; None: unknown.
+        protected: (B, n) bool, which visual tokens are the key set, which leaves last; None: unknown.
     """
 
     visual: Tensor
@@ -48,6 +49,7 @@ class Layout:
     marks: Tensor | None = None
     hidden: Tensor | None = None
     norm: Callable[[Tensor], Tensor] | None = None
+    protected: Tensor | None = None
 
     @property
     def text_after(self) -> sequence.Text:
@@ -87,9 +89,10 @@ class Layout:
         grid: tuple[int, int] | None = None,
         marks: Tensor | None = None,
         norm: Callable[[Tensor], Tensor] | None = None,
+        protected: Tensor | None = None,
     ) -> Layout:
         """The layout of ``tokens`` columns with visual ones at ``visual``. Reads no device."""
-        return cls(visual, tokens, real, after, ids, grid, marks, norm=norm)
+        return cls(visual, tokens, real, after, ids, grid, marks, norm=norm, protected=protected)
 
 
 @value

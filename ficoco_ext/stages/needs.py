@@ -17,6 +17,7 @@ TOWER_FEATURES = "features before the projector"
 TEXT = "words of the prompt"  # their embeddings
 CROPS = "crops of a picture"  # a thumbnail and a grid of crops, and where their patches are
 CLASS_LOGITS = "class logits of the vision tower"  # of the layer that reads what is selected for the projector
+KEY_SET = "class attention of the vision tower"  # in a method of the language model
 
 NEEDS = (
     CLASS_TOKEN,
@@ -32,6 +33,7 @@ NEEDS = (
     TEXT,
     CROPS,
     CLASS_LOGITS,
+    KEY_SET,
 )
 _IMPLIED = {CLASS_TOKEN: CLASS_TOKEN_OR_KEYS, WHOLE_GRID: GRID}
 
