@@ -63,8 +63,20 @@ def _layers(method: AnyMethod) -> str:
 
 
 def _acts_in(method: AnyMethod) -> str:
+    return " and ".join(_parts(method))
+
+
+def _parts(method: AnyMethod) -> dict[str, AnyMethod]:
     parts = {"tower": method.tower, "projector": method.projector, "language model": method.language_model}
-    return " and ".join(name for name, part in parts.items() if part is not None)
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _amount(method: AnyMethod) -> str:
+    """Its own, or those that all of its parts have."""
+    parts = _parts(method)
+    if not method.amount and len(parts) > 1 and all(part.amount for part in parts.values()):
+        return "; ".join(f"{name}: {_amount(part)}" for name, part in parts.items())
+    return ", ".join(f"{key}={value}" for key, value in method.amount) or _none(method)
 
 
 def _none(method: AnyMethod) -> str:
@@ -114,7 +126,7 @@ def describe(name: str, **given: Any) -> Description:
         correlate=said.correlate,
         compress=said.compress,
         needs=method.needs,
-        amount=", ".join(f"{key}={value}" for key, value in method.amount) or _none(method),
+        amount=_amount(method),
         layers=_layers(method),
         hyperparameters=hyperparameters(name) | given,
         meanings={key: text for one in reversed(factories(name)) for key, text in _meanings(one).items()},

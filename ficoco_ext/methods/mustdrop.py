@@ -88,8 +88,10 @@ def mustdrop(
     Counts come from the host: the release lets them follow from thresholds (0.8 for windows, gamma and alpha for
     tokens), of which only the ratio gamma : alpha is left here. See :func:`ficoco_ext.stages.windows_above`.
 
-    Positions stay the original ones, where the release counts anew after every block. Tokens leave between attention
-    and MLP of a block, where the release cuts its output: the same tokens stay with the same values.
+    Once the prompt is read, every layer from the first such block on keeps in its cache what is left in the end, unless
+    attach is told otherwise (``cache="staircase"``). Positions stay the original ones, where the release counts anew
+    after every block. Tokens leave between attention and MLP of a block, where the release cuts its output: the same
+    tokens stay with the same values.
 
     Args:
         variant: ``"released"`` or ``"paper"``: defaults of ``window`` and ``keys``, 3 and 0.08, or 2 and 0.05 as the
@@ -132,6 +134,7 @@ def mustdrop(
         compress=Compress(),
         layers=_in_proportion,
         amount=(("keep_ratio", tuple(count / _LEFT for count in _KEPT[average_tokens])),),
+        cache="output-aware",
         source=_SOURCE,
     )
     if part == "both":

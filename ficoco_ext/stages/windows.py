@@ -34,10 +34,10 @@ def window_members(grid: tuple[int, int], window: int, device: torch.device | No
         >>> window_members((2, 5), 2).tolist()
         [[0, 1, 5, 6], [2, 3, 7, 8]]
     """
-    (height, width), side = grid, window
-    index = torch.arange(height * width, device=device).view(height, width)
-    whole = index[: height // side * side, : width // side * side]
-    return whole.unfold(0, side, side).unfold(1, side, side).reshape(-1, side * side)
+    height, width = grid
+    down, across, inside = (torch.arange(count, device=device) for count in (height // window, width // window, window))
+    corners = (down * window * width).unsqueeze(1) + across * window
+    return corners.flatten().unsqueeze(1) + ((inside * width).unsqueeze(1) + inside).flatten()
 
 
 def windows_above(similarity: Tensor, threshold: float) -> Tensor:

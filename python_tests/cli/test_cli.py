@@ -92,7 +92,7 @@ def test_env_says_what_is_served_and_how_far():
         **dict.fromkeys((*tower, *presets), "tower"),
         **language,
         **projector,
-        "ficoco-vl": "tower and language model",
+        **dict.fromkeys(("ficoco-vl", "mustdrop"), "tower and language model"),
     }
     served = {model["name"]: model for model in found["models"]}
     assert list(served) == [family.name for family in FAMILIES]

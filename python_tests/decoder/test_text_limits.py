@@ -7,7 +7,7 @@ import torch
 from helpers.scores import LENGTH, VISUAL, B, N, padded, sequence
 
 from ficoco_ext import METHODS, QueryKey, get_method, reduce
-from ficoco_ext.stages import DecoderFilter, LastTokenFilter, Layout, PivotFilter, StrongestHeadFilter
+from ficoco_ext.stages import DecoderFilter, DualFilter, LastTokenFilter, Layout, PivotFilter, StrongestHeadFilter
 from ficoco_ext.stages.raters import TextRaters
 from ficoco_ext.stages.recycle import Recycle
 
@@ -19,6 +19,7 @@ METHODS_INSIDE = {
     "sparsevlm 2.0": get_method("sparsevlm", version="2.0"),
     "fitprune": get_method("fitprune"),
     "dart": get_method("dart", part="language_model"),
+    "mustdrop": get_method("mustdrop", part="language_model", keys=0),
 }
 FILTERS = {
     "logits": DecoderFilter(),
@@ -27,6 +28,7 @@ FILTERS = {
     "raters": TextRaters(),
     "recycled": Recycle(TextRaters()),
     "strongest": StrongestHeadFilter(),
+    "dual": DualFilter(keys=0),
 }
 every = pytest.mark.parametrize("name", METHODS_INSIDE)
 
@@ -66,7 +68,7 @@ def test_padding_may_be_nan(name, dtype, sides):
         assert torch.allclose(merged.float(), alone.tokens[0].float(), atol=1e-6 if dtype != torch.bfloat16 else 1e-2)
 
 
-@pytest.mark.parametrize("name", ["sparsevlm", "sparsevlm 2.0", "fitprune", "dart"])
+@pytest.mark.parametrize("name", ["sparsevlm", "sparsevlm 2.0", "fitprune", "dart", "mustdrop"])
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
 def test_autocast_changes_nothing(name, low):
     """Also where channels are so large that products of embeddings are no numbers of 16 bits."""

@@ -32,6 +32,7 @@ SHAPE = Shape(batch=1, tokens=100, visual=60, r=12, channels=32, heads=4, kv_hea
         ("fitprune", "none", "dropped"),
         ("evit", "one token for all", "sum weighted by class attention"),
         ("prune-then-merge", "none; then its pair", "dropped; then mean weighted by size"),
+        ("mustdrop", "the last patch of its window; then none", "mean weighted by size; then dropped"),
     ],
 )
 def test_who_inherits_and_how(name, correlate, compress):
