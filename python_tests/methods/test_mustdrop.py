@@ -216,7 +216,8 @@ def test_fewer_and_fewer_stay_as_thresholds_grow():
     attention, keys = torch.rand(2, 5, 30, dtype=torch.float64) ** 8, torch.rand(2, 30) < 0.1
     values = (0.0, 0.01, 0.03, 0.1, 0.5, 1.0)
     for gamma, (low, high) in itertools.product(values, itertools.pairwise(values)):
-        for one, other in (({"gamma": gamma, "alpha": low}, {"gamma": gamma, "alpha": high}),) + (
+        for one, other in (
+            ({"gamma": gamma, "alpha": low}, {"gamma": gamma, "alpha": high}),
             ({"gamma": low, "alpha": gamma}, {"gamma": high, "alpha": gamma}),
         ):
             more, fewer = (dual_thresholds(attention, keys, **how) for how in (one, other))
@@ -302,7 +303,7 @@ def test_a_ratio_is_rounded_to_whole_windows(ratio, r):
 def test_an_amount_for_both_parts_is_kept_in_the_end(tokens):
     """The tower leaves whole windows, so the language model removes the rest."""
     found = schedules.build(cost.architecture("llava-1.5-7b"), get_method("mustdrop"), tokens=tokens)
-    assert found.decoder.final == tokens and found.vision.r[0] % 8 == 0 and 0 < found.vision.r[0]
+    assert found.decoder.final == tokens and found.vision.r[0] % 8 == 0 and found.vision.r[0] > 0
 
 
 def dual(**given):
