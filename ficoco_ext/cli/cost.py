@@ -193,7 +193,7 @@ def report(
 
 
 def _reproduce(json_: bool) -> None:
-    from ..cost import paper_presets, paper_rows, reproduce
+    from ..cost import flash, paper_presets, paper_rows, reproduce
     from . import cost_rows, cost_tables
 
     cells, rows = reproduce.reproduce(), paper_rows.paper_rows()
@@ -202,10 +202,12 @@ def _reproduce(json_: bool) -> None:
             "source": reproduce.source(),
             "basis": reproduce.basis_meaning(),
             "cells": [{**asdict(cell), "error": cell.error} for cell in cells],
+            "flash_attention": [asdict(one) for one in flash.memory()],
             "rows": [one.to_dict() for one in rows],
             "basis_of_rows": paper_presets.BASES,
         }
         common.print_json(document)
     else:
         cost_tables.show_tables(cells)
+        cost_tables.show_flash(flash.memory())
         cost_rows.show(rows)

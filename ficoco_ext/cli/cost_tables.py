@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from ..cost import SYMBOLS, reproduce, scope
+from ..cost import SYMBOLS, flash, reproduce, scope
 from ..cost.bill import AfterProjector, Cost, LayerCost, Sum
 from ..cost.compare import TIME, Comparison, Side
 from ..cost.lines import Line
@@ -190,17 +190,37 @@ def _layers(cost: Cost) -> Any:
     return table
 
 
+def show_flash(rows: Sequence[flash.Memory]) -> None:
+    """Memory of table 10's rows with and without flash attention."""
+    head = ("method", "flash", ">tokens", ">TFLOPs", ">KV MB", ">moved GB", ">held GB")
+    made = common.table(*head, title="Table 10 with and without flash attention: Open-LLaVA-NeXT-7B")
+    for one in rows:
+        made.add_row(
+            common.text(one.method),
+            ("yes" if one.flash_attention else "no") + ("" if one.printed else " *"),
+            f"{one.visual_tokens:g}+{one.text_tokens}",
+            f"{one.tflops:.1f}",
+            f"{one.kv_mb:.0f}",
+            f"{one.moved_gb:.1f}",
+            f"{one.held_gb:.1f}",
+        )
+    console = common.console()
+    common.show(console, made)
+    console.print(common.text(flash.COUNTED), soft_wrap=True)
+
+
 def show_tables(cells: Sequence[reproduce.Cell]) -> None:
     """The papers' tables: what is printed, what we get, how far off, and what that proves."""
     console = common.console()
     console.print(common.text(reproduce.source()), soft_wrap=True)
     known = []
     for (number, model), of_table in itertools.groupby(cells, key=lambda cell: (cell.table, cell.model)):
-        name = f"Table {number}" if number.isdigit() else number.capitalize()
+        name = f"Table {number}" if number.isdigit() else number[0].upper() + number[1:]
         head = ("method", "bits", "quantity", ">printed", ">ours", ">error", "basis")
         made = common.table(*head, title=f"{name}: {model}")
-        for cell in of_table:
-            proves = common.text(cell.basis.replace("_", " "))
+        held = tuple(of_table)
+        for cell in held:
+            proves = common.text(f"{cell.basis.replace('_', ' ')} {cell.tier.removeprefix('<=')}")
             if cell.note:
                 known.append(cell)
                 proves = common.text(f"{_UNREPRODUCED} [{len(known)}]", style="red")
@@ -215,6 +235,11 @@ def show_tables(cells: Sequence[reproduce.Cell]) -> None:
                 proves,
             )
         common.show(console, made)
+        twice = ", ".join(f"{cell.rounded:g}" for cell in held if cell.rounded is not None)
+        if twice:
+            said = f"KV cache: {reproduce.rounding(number)}; ours, so rounded: {twice}"
+            console.print(common.text(said, style="dim"), soft_wrap=True)
+    console.print("basis: what agreement proves, and the error that the tests allow", soft_wrap=True)
     for basis, meaning in reproduce.basis_meaning().items():
         console.print(common.text(f"{basis.replace('_', ' ')}: {meaning}"), soft_wrap=True)
     predicted = [cell for cell in cells if cell.basis == "predicted"]

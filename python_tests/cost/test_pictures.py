@@ -343,7 +343,9 @@ def test_the_command_line():
     assert planned["after_projector"]["before"] == 2304 and planned["crops"]["visual_tokens"] == 2340
 
 
-@pytest.mark.parametrize("text", ["480", "480x", "x640", "480x640x3", "-1x640", "480×640", "1e3x640", "9" * 10 + "x1"])
+@pytest.mark.parametrize(
+    "text", ["480", "480x", "x640", "480x640x3", "-1x640", "480\u00d7640", "1e3x640", "9" * 10 + "x1"]
+)
 def test_a_size_that_is_none_is_one_clear_line(text):
     for command in (("cost",), ("plan", "--tflops", "9")):
         result = run(*command, "llava-next-7b", f"--picture={text}")
