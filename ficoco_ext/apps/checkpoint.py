@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,10 @@ import torch
 
 from ..io import config_facts, configs, images
 from ..io.suggest import did_you_mean
-from ..models.families import LLAVA
+from ..models.facts import crop_facts
+from ..models.families import FAMILIES
+from ..stages import Crops
+from ..viz import Sheet
 from . import loading
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "tiny_llava"
@@ -22,6 +25,8 @@ SCENES = EMBEDDED / "samples"
 _READ = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")  # of a checkpoint
 _QUESTION = "\u241f"  # the symbol for a separator, which no template writes
 DTYPES = ("float32", "float16", "bfloat16")
+LLAVA, NEXT = "llava", "llava_next"  # types of models that can be asked
+_SERVED = {kind: next(one for one in FAMILIES if one.module.startswith(f"{kind}.")) for kind in (LLAVA, NEXT)}
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,21 @@ class Checkpoint:
     name: str
     embedded: bool
 
+    def crops_of(self, image: Any) -> Crops | None:
+        """How the model cuts ``image`` into crops; None for a LLaVA-1.5, for which a picture is one."""
+        if self.model.config.model_type != NEXT:
+            return None
+        width, height = images.rgb(image).size
+        return crop_facts(self.model).of(height, width)
+
     @property
     def remarks(self) -> list[str]:
         """Remarks that belong beside the answers, one sentence each."""
+        if self.embedded and self.model.config.model_type == NEXT:
+            return [
+                "the embedded model was trained on pictures of one crop, without line ends: what it says here of where "
+                "things are means nothing, most of its other answers are right (see docs/accuracy.md)"
+            ]
         if self.processor.chat_template:
             return []
         return [
@@ -118,12 +135,13 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpoint:
-    """A LLaVA-1.5 checkpoint and its processor, which runs on Pillow, so torchvision is not needed.
+def load(model: str | None, dtype: torch.dtype, device: torch.device, kinds: Sequence[str] = (LLAVA,)) -> Checkpoint:
+    """A checkpoint and its processor, which runs on Pillow, so torchvision is not needed.
 
     Args:
         model: directory, hub name, or None for the embedded one. Only a hub name may reach for the network.
         dtype, device: of the model.
+        kinds: the types of models that are wanted, of LLaVA-1.5 and LLaVA-NeXT.
 
     Raises:
         ImportError: transformers or Pillow is missing. FileNotFoundError: no such directory, or one without tokenizer,
@@ -131,7 +149,7 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpo
             or of another shape, or a processor of another model. Nothing is guessed.
     """
     try:
-        from transformers import AutoProcessor, LlavaForConditionalGeneration
+        from transformers import AutoProcessor
     except ImportError as error:
         raise ImportError(f'the demo needs transformers and Pillow ({error}); pip install "ficoco_ext[hf]"') from error
     path = EMBEDDED if model is None else Path(model)
@@ -150,8 +168,9 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpo
         with contextlib.nullcontext() if local else loading.reading("config", name):  # of a folder it names itself
             config, written = configs.parse(where, local=local)
         kind = config.model_type
-        if kind != "llava":
-            raise ValueError(f"model must be a LLaVA-1.5 checkpoint (model_type 'llava'), got {kind!r} in {model}")
+        if kind not in kinds:
+            wanted, types = (" or ".join(given) for given in ([_SERVED[one].name for one in kinds], map(repr, kinds)))
+            raise ValueError(f"model must be a {wanted} checkpoint (model_type {types}), got {kind!r} in {model}")
         config_facts.defaulted(written, f"config.json of {name}")
         _require_served(config, name)
         if local:
@@ -160,8 +179,12 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpo
             processor = AutoProcessor.from_pretrained(**source, backend="pil")
         loading.require_processor(processor, config, name)
         with loading.reading("weights", name):
-            loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-                **source, **_attention(config), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            loaded: Any = (
+                _SERVED[kind]
+                .model_class()
+                .from_pretrained(
+                    **source, **_attention(config), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+                )
             )
         llava, report = loaded
         loading.require_weights(report, name)
@@ -170,7 +193,8 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> Checkpo
 
 def _require_served(config: Any, model: str) -> None:
     """Raise unless both parts are of types that are served: of others transformers may ask for code to run."""
-    served = {"text": LLAVA.language_models, "vision": LLAVA.towers}
+    family = _SERVED[config.model_type]
+    served = {"text": family.language_models, "vision": family.towers}
     for part, kinds in served.items():
         kind = getattr(getattr(config, f"{part}_config", None), "model_type", None)
         if kind not in kinds:
@@ -241,11 +265,19 @@ def open_image(path: Path, say: images.Say = lambda text: None) -> Any:
 
 
 def seen_by_model(checkpoint: Checkpoint, image: Any) -> Any:
-    """The picture after the processor's resizing and cropping, as a PIL image."""
+    """The picture after the processor's resizing and cropping, as a PIL image; one of several crops as a sheet."""
     from PIL import Image
 
     options = checkpoint.processor.image_processor
     pixels = options(images=images.rgb(image), return_tensors="pt")["pixel_values"][0]
     mean, std = (torch.tensor(values)[:, None, None] for values in (options.image_mean, options.image_std))
     bytes_ = ((pixels * std + mean).clamp(0, 1) * 255).round().byte()
-    return Image.fromarray(bytes_.permute(1, 2, 0).numpy())
+    sheet = sheet_of(checkpoint.crops_of(image))
+    if sheet is None:
+        return Image.fromarray(bytes_.permute(1, 2, 0).numpy())
+    return sheet.picture([Image.fromarray(one.permute(1, 2, 0).numpy()) for one in bytes_])
+
+
+def sheet_of(crops: Crops | None) -> Sheet | None:
+    """Where the patches of a picture of several crops are drawn; None for a picture that is one."""
+    return None if crops is None else Sheet(crops.side, crops.grid, crops.rectangle)

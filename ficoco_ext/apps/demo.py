@@ -19,11 +19,13 @@ from ..io import files
 from ..io.ratios import times
 from ..methods import get_method
 from ..models import Handle, attach
-from ..models.pictures import watched
+from ..stages import Crops
 from . import timing
-from .checkpoint import Checkpoint, files_of, find_image, load, open_image, parse_device, parse_dtype, seen_by_model
+from .checkpoint import Checkpoint, files_of, find_image, open_image, parse_device, parse_dtype, seen_by_model, sheet_of
 from .layer_tokens import LayerTokens, Staircase, TextLayerTokens
 from .machine import Platform, platform_of
+from .next_dress import load_family
+from .patches import watched_on_sheet
 from .questions import Answer, Samples, ask, ask_all_samples, choose
 from .timing import MeasuredPrefill
 
@@ -41,7 +43,9 @@ class Request:
     Attributes:
         image: path of a picture or name of an embedded scene; None is the default scene.
         question: None asks what is known of an embedded scene, or something general.
-        model: directory or hub name of a LLaVA-1.5 checkpoint; None is the embedded tiny one.
+        model: directory or hub name of a LLaVA-1.5 or LLaVA-NeXT checkpoint; None is the embedded tiny one.
+        family: ``"llava-1.5"`` or ``"llava-next"``; None is that of ``model``. The embedded model has the weights of a
+            LLaVA-1.5 and can be dressed as a LLaVA-NeXT, see :mod:`ficoco_ext.apps.next_dress`.
         method, hyperparameters, amount, layers: as :func:`ficoco_ext.attach` takes them; ``amount`` holds one of
             ``r``, ``keep_ratio`` and ``tokens``, or ``vision``, ``projector`` and ``decoder``. None is the method's own
             amount, or a quarter kept if it has none.
@@ -57,6 +61,7 @@ class Request:
     image: str | None = None
     question: str | None = None
     model: str | None = None
+    family: str | None = None
     method: str = "ficoco-v"
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     amount: dict[str, Any] | None = None
@@ -78,10 +83,12 @@ class Result:
     """All that a demonstration found out.
 
     Attributes:
-        patches: of one picture. kept: of them those that reach the language model.
+        crops: how the picture was cut; None where it is one crop.
+        patches: of one picture, of several crops those of thumbnail and canvas without padding. kept: of them those that reach the language model.
         projected: visual tokens that the projector gives; None if none of them leaves before the language model.
         left: visual tokens left in the last layer of the language model.
-        layers, text_layers: the staircases of the vision tower and of the language model.
+        layers, text_layers: the staircases of the vision tower, of each crop where there are several, and of the
+            language model, which also counts line ends.
         speedup: ratio of the median prefill times, without / with.
     """
 
@@ -91,6 +98,7 @@ class Result:
     method: str
     hyperparameters: dict[str, Any]
     amount: dict[str, Any]
+    crops: Crops | None
     patches: int
     kept: int
     projected: int | None
@@ -111,7 +119,8 @@ class Result:
     @property
     def summary(self) -> str:
         """What is left of the picture, and where."""
-        reach = f"{self.kept} of {self.patches} patches reach the language model"
+        ends = "" if self.crops is None else f" and {self.crops.lines} line ends"
+        reach = f"{self.kept} of {self.patches} patches{ends} reach the language model"
         if any(layer.removed for layer in self.text_layers):
             return f"{reach}, {self.left} visual tokens are left in its last layer"
         return f"{reach} and its last layer"
@@ -163,10 +172,14 @@ def _attacher(request: Request, model: Any) -> Callable[[], Handle]:
     return lambda: attach(model, request.method, layers=request.layers, **options)
 
 
-def _staircase(attached: Callable[[], Handle], model: Any) -> Staircase:
+def _staircase(
+    attached: Callable[[], Handle], model: Any, crops: Crops | None = None, inputs: dict[str, Any] | None = None
+) -> Staircase:
     """What every layer does; attaching for it also finds arguments that do not fit, before work begins."""
     with attached() as handle:
-        return Staircase.of(model, handle)
+        if crops is None or inputs is None:
+            return Staircase.of(model, handle)
+        return Staircase.of_crops(model, handle, crops, inputs)
 
 
 def _draw(
@@ -179,7 +192,8 @@ def _draw(
 ) -> None:
     """Write the picture of what the parts of the model did with ``image``."""
     inputs = checkpoint.inputs(image, result.answers[0].question)
-    reductions = watched(checkpoint.model, attached, inputs)
+    sheet = sheet_of(result.crops)
+    reductions = watched_on_sheet(checkpoint.model, attached, inputs, result.crops)
     several = len({side for side, _ in stairs.steps}) > 1
     labels = [side if side == "projector" else f"{side} {layer}" if several else layer for side, layer in stairs.steps]
     answers = [(a.question, a.truth or "", a.all_tokens, a.reduced) for a in result.answers]
@@ -193,6 +207,7 @@ def _draw(
         answers=answers,
         wrong=wrong,
         stages=bool(stairs.text_removes),
+        sheet=sheet,
     )
     assert request.output is not None
     viz.save(figure, request.output)
@@ -241,12 +256,13 @@ def _with_checkpoint(
         viz.require(request.output)
         files.require_apart([path, *files_of(request.model)], output=request.output)
     progress("loading the model")
-    checkpoint = load(request.model, dtype, device)
+    checkpoint = load_family(request.model, request.family, dtype, device)
     for text in checkpoint.remarks:
         note(text)
     attached = _attacher(request, checkpoint.model)
-    stairs = _staircase(attached, checkpoint.model)
-    questions = choose(request.question, checkpoint, path, note)
+    questions, crops = choose(request.question, checkpoint, path, note), checkpoint.crops_of(image)
+    inputs = checkpoint.inputs(image, questions[0].question)
+    stairs = _staircase(attached, checkpoint.model, crops, inputs)
     length = request.max_new_tokens or (1 if checkpoint.embedded else 48)
     asked = [(image, one) for one in questions]
     answers = ask(checkpoint, attached, asked, length, functools.partial(progress, "answering"))
@@ -258,11 +274,9 @@ def _with_checkpoint(
                 "the embedded model has read most of the picture when its first two text layers are through: how many "
                 "answers are right says little about a method that drops tokens after them"
             )
-    inputs = checkpoint.inputs(image, questions[0].question)
     costs = _measured(checkpoint.model, inputs, attached, request.repeats, progress)
-    result = _result(
-        request, checkpoint.model, stairs, costs, name=checkpoint.name, image=path, answers=answers, samples=samples
-    )
+    named = {"name": checkpoint.name, "image": path, "crops": crops}
+    result = _result(request, checkpoint.model, stairs, costs, **named, answers=answers, samples=samples)
     if request.output is not None and not stairs.steps:
         note("nothing is removed, so there is no picture of it")
         result = replace(result, picture=None)
@@ -273,7 +287,7 @@ def _with_checkpoint(
 
 
 def _with_geometry(request: Request, dtype: torch.dtype, device: torch.device, note: Say, progress: Progress) -> Result:
-    for name in ("image", "question", "model", "output"):
+    for name in ("image", "question", "model", "family", "output"):
         if getattr(request, name) is not None:
             raise ValueError(f"{name} does not go with geometry: random weights look at noise and say nothing")
     if request.all_samples:
@@ -321,6 +335,7 @@ def _result(
     *,
     name: str,
     image: Path | None = None,
+    crops: Crops | None = None,
     answers: Sequence[Answer] = (),
     samples: Samples | None = None,
 ) -> Result:
@@ -335,6 +350,7 @@ def _result(
         method=request.method,
         hyperparameters=request.hyperparameters,
         amount=request.amount,
+        crops=crops,
         patches=stairs.patches,
         kept=stairs.kept,
         projected=stairs.projected,

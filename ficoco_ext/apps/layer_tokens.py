@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from ..models import Handle
 from ..models.facts import tower_facts
 from ..schedule import Schedule
+from ..stages import Crops
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ class Staircase:
         text_layers: how many layers the language model has.
         text: what they remove; None if nothing.
         visual: visual tokens of the picture that the language model gets.
-        projected: visual tokens that the projector gives, of which ``visual`` are left; None if none leaves there.
+        projected: visual tokens that the projector gives, of which ``visual`` are left; None if none leaves there. Line
+            ends are not counted.
+        line_ends: of a picture of several crops, how many of ``visual`` are no patches; they all stay.
     """
 
     patches: int
@@ -72,15 +77,12 @@ class Staircase:
     text: Schedule | None
     visual: int
     projected: int | None = None
+    line_ends: int = 0
 
     @classmethod
     def of(cls, model: Any, handle: Handle) -> Staircase:
         """Of a prompt with one picture, for a LLaVA-1.5 with ``handle`` attached."""
-        shape = tower_facts(model)
-        schedule = handle.schedule or Schedule.build(shape.patches, layers=(0,), r=0)
-        removed = dict(zip(schedule.layers, schedule.r, strict=True))
-        entering = schedule.tokens_entering(model.config.vision_config.num_hidden_layers)
-        vision = tuple(LayerTokens(i, n, removed.get(i, 0), n - removed.get(i, 0)) for i, n in enumerate(entering))
+        shape, vision = tower_facts(model), _tower(model, handle)
         given = vision[-1].left + shape.extra
         per_image = handle.attach_plan.per_image
         visual = given if per_image is None else per_image
@@ -94,6 +96,29 @@ class Staircase:
             given if visual < given else None,
         )
 
+    @classmethod
+    def of_crops(cls, model: Any, handle: Handle, crops: Crops, inputs: Mapping[str, Any]) -> Staircase:
+        """Of a prompt with one picture of several crops, for a LLaVA-NeXT with ``handle`` attached.
+
+        ``patches`` are those that the language model gets without reduction; ``vision`` counts those of every crop,
+        padding included. ``inputs``, the prompt, are run only if the data decide how much of a picture stays.
+        """
+        plan, patches = handle.attach_plan, crops.before - crops.lines
+        visual = plan.tokens_of(crops)
+        if visual is None:
+            with torch.inference_mode():
+                model(**inputs, logits_to_keep=1)
+            visual = len(handle.projections[0].kept)
+        return cls(
+            patches,
+            _tower(model, handle),
+            model.config.text_config.num_hidden_layers,
+            None if handle.plan is None else handle.plan.schedule(visual),
+            visual,
+            patches if plan.changes_features else None,
+            crops.lines,
+        )
+
     @property
     def vision_removes(self) -> tuple[int, ...]:
         """Layers of the tower that remove something."""
@@ -102,7 +127,7 @@ class Staircase:
     @property
     def kept(self) -> int:
         """Patches of the picture that the language model gets; a class token that it may get too is not counted."""
-        return min(self.vision[-1].left, self.visual)
+        return self.visual - self.line_ends if self.line_ends else min(self.vision[-1].left, self.visual)
 
     @property
     def steps(self) -> tuple[tuple[str, int], ...]:
@@ -127,3 +152,11 @@ class Staircase:
         return tuple(
             TextLayerTokens(i, attention[i], removed.get(i, 0), mlp[i], everything[i], reduced[i]) for i in range(count)
         )
+
+
+def _tower(model: Any, handle: Handle) -> tuple[LayerTokens, ...]:
+    """Every layer of the tower, for each image or crop."""
+    schedule = handle.schedule or Schedule.build(tower_facts(model).patches, layers=(0,), r=0)
+    removed = dict(zip(schedule.layers, schedule.r, strict=True))
+    entering = schedule.tokens_entering(model.config.vision_config.num_hidden_layers)
+    return tuple(LayerTokens(i, n, removed.get(i, 0), n - removed.get(i, 0)) for i, n in enumerate(entering))

@@ -18,6 +18,7 @@ ARCHITECTURES = (*GEOMETRIES, "llava-next-7b", "llava-next-13b", "qwen2-vl-7b", 
 GPUS = ("a100-80g", "h100", "h200", "l40s", "rtx-4090", "mi300x", "cpu")
 DTYPES = ("float32", "float16", "bfloat16")
 DEVICES = ("cpu", "cuda")
+FAMILIES = ("llava-1.5", "llava-next")  # of --family
 KINDS = ("exist", "attr", "position", "count", "text", "digit", "choice")
 
 Complete = Callable[[str], list[str]]

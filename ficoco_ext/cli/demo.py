@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from . import common, options
+from . import common, crops, options
 
 if TYPE_CHECKING:
     from ..apps import demo
@@ -57,7 +57,8 @@ def command(
     image: Annotated[str | None, options.picture()] = None,
     image_option: _ImageOption = None,
     question: _Question = None,
-    model: options.Model = None,
+    model: options.ModelOfFamily = None,
+    family: options.Family = None,
     max_new_tokens: options.MaxNewTokens = None,
     all_samples: _AllSamples = False,
     method: options.Method = "ficoco-v",
@@ -96,6 +97,7 @@ def command(
             image=_image(image, image_option),
             question=question,
             model=model,
+            family=family,
             method=method,
             hyperparameters=common.assignments(set_),
             amount=amount or None,
@@ -149,6 +151,8 @@ def show(result: demo.Result) -> None:
     console.print(f"{result.method}: {result.summary}; reduction by {at.operators}{why}")
     if result.image:
         console.print(f"image {result.image}", soft_wrap=True)
+    if result.crops is not None:
+        console.print(crops.said(result.crops), soft_wrap=True, highlight=False)
     if result.answers:
         common.show(console, _answers(result))
     if result.samples:
@@ -195,7 +199,8 @@ def _answers(result: demo.Result) -> common.Table:
 
 def _layers(result: demo.Result) -> common.Table:
     """One row a layer; neighbours that remove nothing share one."""
-    made = common.table("vision layer", ">patches entering", ">removed", ">left")
+    where = "vision layer" if result.crops is None else "vision layer, each crop"
+    made = common.table(where, ">patches entering", ">removed", ">left")
     pending: list[demo.LayerTokens] = []
 
     def flush() -> None:

@@ -42,6 +42,22 @@ Model = Annotated[
     str | None,
     option(panel=PICTURE, metavar="PATH_OR_ID", help="A LLaVA-1.5 checkpoint; the embedded tiny one if not given."),
 ]
+ModelOfFamily = Annotated[
+    str | None,
+    option(
+        panel=PICTURE,
+        metavar="PATH_OR_ID",
+        help="A LLaVA-1.5 or LLaVA-NeXT checkpoint; the embedded tiny one if not given.",
+    ),
+]
+Family = Annotated[
+    str | None,
+    option(
+        panel=PICTURE,
+        values=completion.FAMILIES,
+        help="With llava-next the embedded model cuts pictures into crops; of a checkpoint, what it must be.",
+    ),
+]
 MaxNewTokens = Annotated[int | None, option(panel=PICTURE, help="Longest answer.")]
 
 # ---- what to remove

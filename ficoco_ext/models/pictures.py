@@ -77,12 +77,12 @@ def picture_reductions(
         >>> picture_reductions((), (in_prompt,), torch.arange(2, 6), (2, 2))[0].kept.shape
         torch.Size([1, 1])
     """
-    found = [_without_class_token(_one(step, item)) for step in tower]
-    start = found[-1] if found else _untouched(grid)
+    found = [without_class_token(one_of(step, item)) for step in tower]
+    start = found[-1] if found else untouched(grid[0] * grid[1], grid)
     if projection is not None and projection.reduction is not None:
-        step, left = _one(projection.reduction, projection.item), start.kept.shape[1]
+        step, left = one_of(projection.reduction, projection.item), start.kept.shape[1]
         tokens = step.source_map.shape[1]  # with a class token, if the projector gets one, before the patches
-        found += _in_patches([step], torch.arange(tokens - left, tokens), start)
+        found += in_patches([step], torch.arange(tokens - left, tokens), start)
         start = found[-1]
     positions = positions.cpu()
     left, given = start.kept.shape[1], int(positions.numel())
@@ -95,10 +95,10 @@ def picture_reductions(
     if int(positions.min()) < 0 or int(positions.max()) >= length:
         wanted = f"in [0, {length})"
         checks.fail("picture_reductions", "positions", wanted, f"{positions.tolist()}", "pass positions of the prompt")
-    return found + _in_patches([_one(step, 0) for step in decoder], positions, start)
+    return found + in_patches([one_of(step, 0) for step in decoder], positions, start)
 
 
-def _in_patches(steps: Sequence[Reduction], positions: Tensor, start: Reduction) -> list[Reduction]:
+def in_patches(steps: Sequence[Reduction], positions: Tensor, start: Reduction) -> list[Reduction]:
     """Reductions of a sequence that holds the image's tokens at ``positions`` (P,), each including those before it.
 
     Args:
@@ -116,14 +116,15 @@ def _in_patches(steps: Sequence[Reduction], positions: Tensor, start: Reduction)
     return found
 
 
-def _one(reduction: Reduction, item: int) -> Reduction:
+def one_of(reduction: Reduction, item: int) -> Reduction:
     """One item of the batch, without its tokens, on the CPU."""
     held = {field.name: getattr(reduction, field.name) for field in fields(reduction)}
     one: dict[str, Any] = {name: t[item : item + 1].cpu() for name, t in held.items() if isinstance(t, Tensor)}
     return replace(reduction.without_tokens(), **{name: t for name, t in one.items() if name != "tokens"})
 
 
-def _without_class_token(step: Reduction) -> Reduction:
+def without_class_token(step: Reduction) -> Reduction:
+    """The reduction in indices of the patches alone."""
     first = int(step.class_token)
     return replace(
         step,
@@ -136,9 +137,8 @@ def _without_class_token(step: Reduction) -> Reduction:
     )
 
 
-def _untouched(grid: tuple[int, int]) -> Reduction:
+def untouched(patches: int, grid: tuple[int, int] | None = None) -> Reduction:
     """Every patch holds itself."""
-    patches = grid[0] * grid[1]
     all_patches = torch.arange(patches)[None]
     nothing = all_patches[:, :0]
     return Reduction(

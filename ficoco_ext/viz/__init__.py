@@ -11,10 +11,12 @@ from .canvas import require, save
 from .comparisons import Heat, Story, comparison
 from .overviews import overview, spread
 from .panels import draw_holders, draw_input, draw_kept, draw_layers, draw_stage
+from .sheets import Sheet
 from .traces import Trace, groups, holders, removal_layers, trace
 
 __all__ = [
     "Heat",
+    "Sheet",
     "Story",
     "Trace",
     "comparison",

@@ -12,6 +12,7 @@ from ..reduction import Reduction
 from .canvas import DROPPED, FAINT, INK, require
 from .overviews import spread
 from .panels import draw_input
+from .sheets import Sheet
 from .steps import (
     DROPPED_HERE,
     MERGED_BEFORE,
@@ -24,7 +25,7 @@ from .steps import (
     draw_shares,
     mark_traced,
 )
-from .traces import Label, Trace, checked, grid_of, groups, holders, named
+from .traces import Label, Trace, checked, count_patches, grid_of, groups, holders, named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,6 +72,7 @@ def comparison(
     title: str = "",
     panels: int = 8,
     item: int = 0,
+    sheet: Sheet | None = None,
 ) -> Figure:
     """Several methods under each other: merge groups, where a traced patch is, and the patches after each layer.
 
@@ -81,6 +83,7 @@ def comparison(
         title: one line above.
         panels: most layers to show of a method; of more, so many evenly spread, the first and the last among them.
         item: which of the batch of every reduction.
+        sheet: of a picture of several crops, whose cells are the grid; its borders and padding are drawn.
 
     Returns:
         A ``matplotlib.figure.Figure``; :func:`ficoco_ext.viz.save` writes it.
@@ -135,6 +138,8 @@ def comparison(
         _draw_story(story, steps, row, image, grid, traced, item)
     for patch in {story.trace.patch for story in stories if story.trace is not None}:
         mark_traced(first, patch, grid[1])
+    for axes in figure.axes if sheet is not None else ():
+        sheet.mark(axes)
     figure.legend(
         handles=keys,
         loc="lower left",
@@ -180,7 +185,7 @@ def summary(story: Story, shown: int, item: int = 0) -> str:
     held, members = holders(last, item), groups(last, item)
     left = sum(holder == position for position, holder in enumerate(held))
     merged, dropped = sum(map(len, members.values())) - len(members), held.count(-1)
-    said = [f"{len(held)} -> {left} patches"]
+    said = [f"{count_patches(held)} -> {left} patches"]
     said += [f"{merged} merged into {len(members)} of them"] if merged else []
     said += [f"{dropped} dropped"] if dropped else []
     count = len(story.reductions)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..reduction import Reduction
 from .canvas import FAINT, INK, WRONG, require
 from .panels import draw_holders, draw_input, draw_kept, draw_layers, draw_stage
+from .sheets import Sheet
 from .traces import Label, checked, grid_of, named
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def overview(
     wrong: Collection[tuple[int, int]] = (),
     item: int = 0,
     stages: bool = False,
+    sheet: Sheet | None = None,
 ) -> Figure:
     """All four views beside each other, with what was asked and answered below.
 
@@ -54,6 +56,7 @@ def overview(
         item: which of the batch.
         stages: a second row of panels, one for each layer that removed something; of more than four, four of them,
             the first and the last included.
+        sheet: of a picture of several crops, whose cells are the grid; its borders and padding are drawn.
 
     Returns:
         A ``matplotlib.figure.Figure``; :func:`save` writes it.
@@ -89,6 +92,8 @@ def overview(
             draw_stage(panel, image, records[step], layers[step], item)
         for panel in axes[1, len(shown) :]:
             panel.remove()
+    for panel in figure.axes if sheet is not None else ():
+        sheet.mark(panel)
     figure.text(0.2 / size[0], 1 - 0.2 / size[1], title, fontsize=12.5, color=INK, va="top", weight="bold")
     if rows:
         _caption(figure, answers[:rows], wrong, (below - 0.1) / size[1], 0.21 / size[1], 0.2 / size[0])

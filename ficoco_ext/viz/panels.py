@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..reduction import Reduction
 from .canvas import DROPPED, INK, LEAVING, canvas, patch
-from .traces import Label, grid_of, holders, removal_layers
+from .traces import NO_PATCH, Label, count_patches, grid_of, holders, removal_layers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 def draw_input(axes: Axes, image: Any, reduction: Reduction, size: float = 10.5) -> None:
     """The picture as the model sees it, under its grid of patches."""
     height, width = grid_of("viz", reduction)
-    canvas(axes, image, (height, width), f"What the model sees: {height} x {width} patches", size=size)
+    held = holders(reduction)
+    counted = f"{height} x {width}" if NO_PATCH not in held else str(count_patches(held))
+    canvas(axes, image, (height, width), f"What the model sees: {counted} patches", size=size)
 
 
 def draw_kept(axes: Axes, image: Any, reduction: Reduction, item: int = 0) -> None:
     """The patches that are left; removed ones dimmed."""
     height, width = grid_of("viz", reduction)
-    left = set(reduction.patch_ids[item].tolist())
-    canvas(axes, image, (height, width), f"Kept: {len(left)} of {height * width} patches")
+    left, held = set(reduction.patch_ids[item].tolist()), holders(reduction, item)
+    canvas(axes, image, (height, width), f"Kept: {len(left)} of {count_patches(held)} patches")
     for position in range(height * width):
         if position in left:
             patch(axes, position, width, fill=False, edgecolor="white", linewidth=1.1, inset=0.03)
-        else:
+        elif held[position] != NO_PATCH:
             patch(axes, position, width, facecolor=DROPPED, alpha=0.8, linewidth=0)
 
 
@@ -56,7 +58,7 @@ def draw_holders(axes: Axes, image: Any, reduction: Reduction, item: int = 0, ar
     for position, holder in enumerate(held):
         if holder >= 0 and holder != position:
             groups.setdefault(holder, []).append(position)
-    dropped = sum(holder < 0 for holder in held)
+    dropped = held.count(-1)
     merged = sum(map(len, groups.values()))
     said = [f"{merged} merged into {len(groups)}"] if merged else []
     said += [f"{dropped} dropped"] if dropped else []
@@ -64,9 +66,9 @@ def draw_holders(axes: Axes, image: Any, reduction: Reduction, item: int = 0, ar
     canvas(axes, image, (height, width), title, dim=0.35)
     colours = _colours(sorted(groups))
     for position, holder in enumerate(held):
-        if holder < 0:
+        if holder == -1:
             patch(axes, position, width, facecolor=DROPPED, edgecolor="#8b949e", hatch="////", linewidth=0, alpha=0.85)
-        elif holder != position:
+        elif holder not in (position, NO_PATCH):
             patch(axes, position, width, facecolor=colours[holder], alpha=0.62, linewidth=0)
     for position, colour in colours.items():
         patch(axes, position, width, facecolor=colour, alpha=0.25, linewidth=0)
@@ -84,7 +86,7 @@ def draw_holders(axes: Axes, image: Any, reduction: Reduction, item: int = 0, ar
 def draw_stage(axes: Axes, image: Any, reduction: Reduction, label: Label, item: int = 0) -> None:
     """The patches left after one layer, and in colour those that left in it; earlier ones are dimmed."""
     height, width = grid_of("viz", reduction)
-    left = set(reduction.patch_ids[item].tolist())
+    left, held = set(reduction.patch_ids[item].tolist()), holders(reduction, item)
     leaving = set((reduction.sources[item] - int(reduction.class_token)).tolist())
     name = f"layer {label}" if isinstance(label, int) else label
     canvas(axes, image, (height, width), f"After {name}: {len(left)} left, {len(leaving)} removed there")
@@ -93,7 +95,7 @@ def draw_stage(axes: Axes, image: Any, reduction: Reduction, label: Label, item:
             patch(axes, position, width, fill=False, edgecolor="white", linewidth=1.1, inset=0.03)
         elif position in leaving:
             patch(axes, position, width, facecolor=LEAVING, alpha=0.75, linewidth=0)
-        else:
+        elif held[position] != NO_PATCH:
             patch(axes, position, width, facecolor=DROPPED, alpha=0.8, linewidth=0)
 
 
@@ -109,11 +111,11 @@ def draw_layers(
     removing = list(layers)
     ramp = colormaps["viridis"]
     colours = {layer: ramp(0.08 + 0.86 * i / max(len(removing) - 1, 1)) for i, layer in enumerate(removing)}
-    gone = removal_layers(reductions, layers, item)
+    gone, held = removal_layers(reductions, layers, item), holders(reductions[-1], item)
     for position, layer in enumerate(gone):
         if layer is not None:
             patch(axes, position, width, facecolor=colours[layer], alpha=0.88, linewidth=0)
-        else:
+        elif held[position] != NO_PATCH:
             patch(axes, position, width, fill=False, edgecolor="white", linewidth=1.0, inset=0.03)
     keys = [Patch(color=colours[layer], label=f"{layer}: {gone.count(layer)}") for layer in removing]
     axes.legend(

@@ -9,7 +9,7 @@ from ..io.images import rgb
 from ..reduction import Reduction
 from .canvas import DROPPED, INK, canvas, patch_points
 from .colours import group_colours, mean_colours
-from .traces import Trace, TraceStep, grid_of, groups, holders
+from .traces import NO_PATCH, Trace, TraceStep, grid_of, groups, holders
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +78,8 @@ def draw_after(
 
 
 def _others(held: Sequence[int], *, merged: bool) -> list[int]:
-    return [position for position, holder in enumerate(held) if holder != position and (holder >= 0) == merged]
+    removed = [position for position, holder in enumerate(held) if holder not in (position, NO_PATCH)]
+    return [position for position in removed if (held[position] >= 0) == merged]
 
 
 def _draw_moves(axes: Axes, step: TraceStep, width: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..reduction import Reduction
 
 Label = int | str  # what a layer is called in a legend
+NO_PATCH = -2  # in ``source_map``, and as its holder: a cell of the grid in which there is no patch of the picture
 
 # A token holds its mass exactly; what float32 weights leave over or add is not a part that was dropped.
 _NOTHING = 1e-12
@@ -110,6 +111,8 @@ def trace(
     count = patches_of(records[-1])
     if not 0 <= patch < count:
         raise ValueError(f"trace: patch must be in [0, {count - 1}], got {patch}")
+    if int(records[-1].source_map[item, int(records[-1].class_token) + patch]) == NO_PATCH:
+        raise ValueError(f"trace: patch must be one of the picture, got {patch}, where the grid has none")
     mass = torch.zeros(count, dtype=torch.float64)
     mass[patch] = 1
     steps = [_step(reduction, name, mass, item) for reduction, name in zip(records, names, strict=True)]
@@ -208,7 +211,8 @@ def grid_of(op: str, reduction: Reduction) -> tuple[int, int]:
 def holders(reduction: Reduction, item: int = 0) -> list[int]:
     """For each patch of the original grid the patch that holds it now: itself if it is left, -1 if it was dropped.
 
-    A patch that went to several targets is held by that of largest weight; :func:`trace` gives the shares of all.
+    A patch that went to several targets is held by that of largest weight; :func:`trace` gives the shares of all. Where
+    the grid has no patch it is :data:`NO_PATCH`.
 
     Example:
         >>> import torch, ficoco_ext
@@ -221,7 +225,12 @@ def holders(reduction: Reduction, item: int = 0) -> list[int]:
     first = int(reduction.class_token)
     kept = reduction.kept[item].tolist()
     positions = reduction.source_map[item].tolist()[first:]
-    return [-1 if position < 0 else kept[position] - first for position in positions]
+    return [position if position < 0 else kept[position] - first for position in positions]
+
+
+def count_patches(held: Sequence[int]) -> int:
+    """How many patches there are, of what :func:`holders` says."""
+    return len(held) - held.count(NO_PATCH)
 
 
 def groups(reduction: Reduction, item: int = 0) -> dict[int, list[int]]:
