@@ -8,7 +8,8 @@ from typing import Any
 
 from ..models.attention_rows import class_attention, sharpest, word_attention
 from ..resolve import TowerFacts
-from .checkpoint import Checkpoint
+from ..stages import Crops
+from .checkpoint import Checkpoint, sheet_of
 from .word_spans import WordSpans, find_words
 
 Say = Callable[[str], None]
@@ -18,11 +19,14 @@ Say = Callable[[str], None]
 class AttentionMap:
     """Attention on each patch: probabilities, heads averaged, of the model without reduction.
 
+    Of a picture of several crops the class token is that of each crop: their maps are divided by the number of crops,
+    so that together they are one class token's. Padding and line ends are no patches.
+
     Attributes:
         of: ``"class token"`` or the word.
         side, layer: ``"vision"`` or ``"text"``, and which of its layers.
         on_patches: sum over the patches; the rest is on the class token or on text.
-        patches: one value for each patch.
+        patches: one value for each patch, or for each cell of a sheet, 0 where there is no patch.
     """
 
     of: str
@@ -60,27 +64,35 @@ def attention_map(
     word: str | None,
     layer: int | None,
     progress: Callable[..., None],
+    crops: Crops | None = None,
 ) -> AttentionMap:
     """One map, of the class token or, with ``word``, of a word of the question.
 
     Args:
         reducing: layers of the tower that reduce; the last of them is the class token's if ``layer`` is None, or else
             the last one whose output is used.
+        crops: of the picture, if it is of several; the map is then of the cells of its sheet.
     """
-    model = checkpoint.model
+    model, sheet = checkpoint.model, sheet_of(crops)
     if word is None:
         progress("attention of the class token")
         if layer is None:
             layer = max(reducing, default=shape.used - 1)
-        values = class_attention(model, inputs["pixel_values"], layer)
-        return _map("class token", "vision", layer, values.tolist())
+        values = class_attention(model, inputs["pixel_values"].flatten(0, -4), layer)
+        if crops is None or sheet is None:
+            return _map("class token", "vision", layer, values[0].tolist())
+        of_patches = [float(values[crop, patch]) / (1 + crops.count) for crop, patch in crops.origins]
+        return _map("class token", "vision", layer, sheet.spread(of_patches))
     progress(f"attention of {word!r}")
     spans = find_words(checkpoint, inputs, question)
     text = _word(word, spans)
     layers = range(model.config.text_config.num_hidden_layers) if layer is None else (layer,)
-    maps = word_attention(model, inputs, spans.visual[shape.extra :], text, layers)
+    ends = set() if crops is None else set(crops.line_ends)
+    visual = [position for token, position in enumerate(spans.visual[shape.extra :]) if token not in ends]
+    maps = word_attention(model, inputs, visual, text, layers)
     chosen = sharpest(maps)
-    return _map(word, "text", chosen, maps[chosen].tolist())
+    found = maps[chosen].tolist()
+    return _map(word, "text", chosen, found if sheet is None else sheet.spread(found))
 
 
 def _word(word: str, found: WordSpans) -> tuple[int, ...]:

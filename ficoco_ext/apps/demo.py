@@ -84,7 +84,8 @@ class Result:
 
     Attributes:
         crops: how the picture was cut; None where it is one crop.
-        patches: of one picture, of several crops those of thumbnail and canvas without padding. kept: of them those that reach the language model.
+        patches: of one picture; of several crops those of thumbnail and canvas, without padding.
+        kept: of them those that reach the language model.
         projected: visual tokens that the projector gives; None if none of them leaves before the language model.
         left: visual tokens left in the last layer of the language model.
         layers, text_layers: the staircases of the vision tower, of each crop where there are several, and of the
@@ -172,16 +173,6 @@ def _attacher(request: Request, model: Any) -> Callable[[], Handle]:
     return lambda: attach(model, request.method, layers=request.layers, **options)
 
 
-def _staircase(
-    attached: Callable[[], Handle], model: Any, crops: Crops | None = None, inputs: dict[str, Any] | None = None
-) -> Staircase:
-    """What every layer does; attaching for it also finds arguments that do not fit, before work begins."""
-    with attached() as handle:
-        if crops is None or inputs is None:
-            return Staircase.of(model, handle)
-        return Staircase.of_crops(model, handle, crops, inputs)
-
-
 def _draw(
     request: Request,
     checkpoint: Checkpoint,
@@ -262,7 +253,8 @@ def _with_checkpoint(
     attached = _attacher(request, checkpoint.model)
     questions, crops = choose(request.question, checkpoint, path, note), checkpoint.crops_of(image)
     inputs = checkpoint.inputs(image, questions[0].question)
-    stairs = _staircase(attached, checkpoint.model, crops, inputs)
+    with attached() as handle:  # arguments that do not fit are found before work begins
+        stairs = Staircase.of_picture(checkpoint.model, handle, crops, inputs)
     length = request.max_new_tokens or (1 if checkpoint.embedded else 48)
     asked = [(image, one) for one in questions]
     answers = ask(checkpoint, attached, asked, length, functools.partial(progress, "answering"))
@@ -275,8 +267,17 @@ def _with_checkpoint(
                 "answers are right says little about a method that drops tokens after them"
             )
     costs = _measured(checkpoint.model, inputs, attached, request.repeats, progress)
-    named = {"name": checkpoint.name, "image": path, "crops": crops}
-    result = _result(request, checkpoint.model, stairs, costs, **named, answers=answers, samples=samples)
+    result = _result(
+        request,
+        checkpoint.model,
+        stairs,
+        costs,
+        name=checkpoint.name,
+        image=path,
+        crops=crops,
+        answers=answers,
+        samples=samples,
+    )
     if request.output is not None and not stairs.steps:
         note("nothing is removed, so there is no picture of it")
         result = replace(result, picture=None)
@@ -301,7 +302,8 @@ def _with_geometry(request: Request, dtype: torch.dtype, device: torch.device, n
     model = timing.shapes(request.geometry, *built, dtype)
     timing.require_room(model, request.text_tokens)
     attached = _attacher(request, model)
-    stairs = _staircase(attached, model)
+    with attached() as handle:
+        stairs = Staircase.of(model, handle)
     progress("building random weights")
     timing.materialize(model, device)
     note(

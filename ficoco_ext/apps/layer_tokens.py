@@ -97,12 +97,15 @@ class Staircase:
         )
 
     @classmethod
-    def of_crops(cls, model: Any, handle: Handle, crops: Crops, inputs: Mapping[str, Any]) -> Staircase:
-        """Of a prompt with one picture of several crops, for a LLaVA-NeXT with ``handle`` attached.
+    def of_picture(cls, model: Any, handle: Handle, crops: Crops | None, inputs: Mapping[str, Any]) -> Staircase:
+        """Of a prompt with one picture, of several crops for a LLaVA-NeXT with ``handle`` attached.
 
-        ``patches`` are those that the language model gets without reduction; ``vision`` counts those of every crop,
-        padding included. ``inputs``, the prompt, are run only if the data decide how much of a picture stays.
+        Of crops ``patches`` are those that the language model gets without reduction, and ``vision`` counts those of
+        every crop, padding included. ``inputs``, the prompt, are run only if the data decide how much of a picture
+        stays.
         """
+        if crops is None:
+            return cls.of(model, handle)
         plan, patches = handle.attach_plan, crops.before - crops.lines
         visual = plan.tokens_of(crops)
         if visual is None:

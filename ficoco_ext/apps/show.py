@@ -16,13 +16,15 @@ from .. import viz
 from ..io import files
 from ..models import Handle, attach
 from ..models.facts import tower_facts
-from ..models.pictures import watched
 from ..reduction import Reduction
+from ..stages import Crops
 from ..viz import page
 from ..viz.traces import Trace, groups, holders, trace
 from .attention_maps import AttentionMap, attention_map
-from .checkpoint import Checkpoint, files_of, find_image, load, open_image, parse_device, parse_dtype, seen_by_model
+from .checkpoint import Checkpoint, files_of, find_image, open_image, parse_device, parse_dtype, seen_by_model, sheet_of
 from .layer_tokens import Staircase, step_name
+from .next_dress import load_family
+from .patches import watched_on_sheet
 from .questions import Question, choose, right
 from .show_request import PANELS, Request, Task, checked, for_page, patch_of
 
@@ -57,7 +59,9 @@ class MethodResult:
         answer: to the question, and whether it is right; None where that is not known.
         layers: that removed something, in order: those of the tower, after the projector, those of the language model.
         left, merged, dropped: patches that are there in the end, are held by another one, or by none.
-        kept: positions of those that are left. holders: for each patch the one that holds it, -1 for none.
+        kept: positions of those that are left. holders: for each patch the one that holds it, -1 for none. Of a picture
+            of several crops positions are cells of its sheet, and -2 is the holder of a cell without a patch.
+        per_crop: of a picture of several crops how many are left in the thumbnail and in each crop, line by line.
         trace: of the patch that was asked for.
     """
 
@@ -72,6 +76,7 @@ class MethodResult:
     dropped: int
     kept: tuple[int, ...]
     holders: tuple[int, ...]
+    per_crop: tuple[int, ...]
     trace: Trace | None
 
 
@@ -90,7 +95,8 @@ class Result:
 
     Attributes:
         truth: the known answer, or None. answer: with all tokens; right: whether it is, None where that is not known.
-        grid: (height, width) in patches of the picture as the model sees it.
+        grid: (height, width) in patches of the picture as the model sees it; of several crops, in cells of their sheet.
+        crops: how the picture was cut; None where it is one crop.
         picture, page: what was written.
     """
 
@@ -101,6 +107,7 @@ class Result:
     answer: str
     right: bool | None
     grid: tuple[int, int]
+    crops: Crops | None
     methods: tuple[MethodResult, ...]
     refused: tuple[Refused, ...]
     attention: tuple[AttentionMap, ...]
@@ -157,7 +164,7 @@ def run(request: Request, *, notice: Say = lambda text: None, progress: Progress
         (page.require if for_page(request) else viz.require)(request.output)
         files.require_apart([path, *files_of(request.model)], output=request.output)
     progress("loading the model")
-    checkpoint = load(request.model, dtype, device)
+    checkpoint = load_family(request.model, request.family, dtype, device)
     for text in checkpoint.remarks:
         note(text)
     question = choose(request.question, checkpoint, path, note)[0]
@@ -180,15 +187,19 @@ def _examined(
     progress: Progress,
 ) -> tuple[Result, list[list[Reduction]]]:
     """Everything about the picture, and the reductions of every method at every ratio that can be run."""
-    shape = tower_facts(checkpoint.model)
-    patch = None if request.trace is None else patch_of(request.trace, shape.grid)
-    cases, refused = _cases(checkpoint.model, task, several=for_page(request))
+    shape, crops = tower_facts(checkpoint.model), checkpoint.crops_of(image)
+    sheet = sheet_of(crops)
+    if sheet is not None and for_page(request):
+        raise ValueError("a page shows pictures of one crop, not those of LLaVA-NeXT; give an output that ends in .png")
+    grid = shape.grid if sheet is None else (sheet.cells_down, sheet.cells_across)
+    patch = None if request.trace is None else patch_of(request.trace, grid, () if sheet is None else sheet.cells)
+    inputs = checkpoint.inputs(image, question.question)
+    cases, refused = _cases(checkpoint.model, task, crops, inputs, several=for_page(request))
     for one in refused:
         note(f"{one.method} cannot be run at keep ratio {one.keep_ratio}, which the page says: {one.reason}")
-    inputs = checkpoint.inputs(image, question.question)
     reducing = [layer for case in cases for layer in case.stairs.vision_removes]
     maps = [
-        attention_map(checkpoint, inputs, question.question, shape, reducing, word, layer, progress)
+        attention_map(checkpoint, inputs, question.question, shape, reducing, word, layer, progress, crops)
         for word, layer in task.attention
     ]
     length = request.max_new_tokens or (1 if checkpoint.embedded else 48)
@@ -205,8 +216,8 @@ def _examined(
         at = f" at keep ratio {case.keep_ratio}" if len(task.ratios) > 1 else ""
         progress(f"running {case.method}{at}", 1 + index, 1 + len(cases))
         attached = _attacher(checkpoint.model, case)
-        records.append(watched(checkpoint.model, attached, inputs))
-        methods.append(_result(case, records[-1], patch, answered(attached)))
+        records.append(watched_on_sheet(checkpoint.model, attached, inputs, crops))
+        methods.append(_result(case, records[-1], patch, answered(attached), sheet))
     result = Result(
         model=checkpoint.name,
         image=str(path),
@@ -214,7 +225,8 @@ def _examined(
         truth=question.truth,
         answer=full.text,
         right=full.right,
-        grid=shape.grid,
+        grid=grid,
+        crops=crops,
         methods=tuple(methods),
         refused=tuple(refused),
         attention=tuple(maps),
@@ -225,7 +237,9 @@ def _examined(
     return result, records
 
 
-def _cases(model: Any, task: Task, *, several: bool) -> tuple[list[_Case], list[Refused]]:
+def _cases(
+    model: Any, task: Task, crops: Crops | None, inputs: dict[str, Any], *, several: bool
+) -> tuple[list[_Case], list[Refused]]:
     """Every method at every ratio; with ``several`` a method may be refused at some of the ratios, but not at all."""
     cases: list[_Case] = []
     refused: list[Refused] = []
@@ -233,7 +247,7 @@ def _cases(model: Any, task: Task, *, several: bool) -> tuple[list[_Case], list[
         errors: list[Exception] = []
         for ratio in task.ratios:
             try:
-                cases.append(_case(model, name, ratio, given))
+                cases.append(_case(model, name, ratio, given, crops, inputs))
             except ValueError as error:
                 errors.append(error)
                 refused.append(Refused(name, ratio, str(error).removeprefix(f"{name}: ")))  # type: ignore[arg-type]  # a page has numbers
@@ -242,12 +256,19 @@ def _cases(model: Any, task: Task, *, several: bool) -> tuple[list[_Case], list[
     return cases, refused
 
 
-def _case(model: Any, name: str, ratio: float | tuple[float, ...], given: dict[str, Any]) -> _Case:
+def _case(
+    model: Any,
+    name: str,
+    ratio: float | tuple[float, ...],
+    given: dict[str, Any],
+    crops: Crops | None,
+    inputs: dict[str, Any],
+) -> _Case:
     """Attaching for the layers also finds arguments that do not fit, before work begins."""
     options = {"keep_ratio": ratio, **given}
     try:
         with attach(model, name, **options) as handle:
-            case = _Case(name, ratio, options, Staircase.of(model, handle))
+            case = _Case(name, ratio, options, Staircase.of_picture(model, handle, crops, inputs))
     except (ValueError, TypeError, NotImplementedError) as error:
         raise type(error)(f"{name}: {error}") from error
     if not case.stairs.steps:
@@ -259,7 +280,9 @@ def _attacher(model: Any, case: _Case) -> Callable[[], Handle]:
     return lambda: attach(model, case.method, **case.options)
 
 
-def _result(case: _Case, records: list[Reduction], patch: int | None, answer: page.Answer) -> MethodResult:
+def _result(
+    case: _Case, records: list[Reduction], patch: int | None, answer: page.Answer, sheet: viz.Sheet | None
+) -> MethodResult:
     layers = []
     for (side, layer), reduction in zip(case.stairs.steps, records, strict=True):
         held, gone = holders(reduction), reduction.sources[0].tolist()
@@ -279,6 +302,7 @@ def _result(case: _Case, records: list[Reduction], patch: int | None, answer: pa
         dropped=held.count(-1),
         kept=tuple(last.kept[0].tolist()),
         holders=tuple(held),
+        per_crop=() if sheet is None else tuple(sheet.per_crop(last.kept[0].tolist())),
         trace=None if patch is None else trace(records, patch, layers=[layer.name for layer in layers]),
     )
 
@@ -316,6 +340,7 @@ def _figure(result: Result, records: Sequence[list[Reduction]], seen: Any, panel
         title=f"{result.model}, {Path(result.image).name}, keep ratio "
         f'{ratio if isinstance(ratio, (int, float)) else list(ratio)}: "{result.question}"',
         panels=panels,
+        sheet=sheet_of(result.crops),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ class Request:
         image: path of a picture or name of an embedded scene.
         question: in the prompt, which methods of the language model go by; None asks what is known of an embedded
             scene first, or something general.
-        model: directory or hub name of a LLaVA-1.5 checkpoint; None is the embedded tiny one.
+        model: directory or hub name of a LLaVA-1.5 or LLaVA-NeXT checkpoint; None is the embedded tiny one.
+        family: ``"llava-1.5"`` or ``"llava-next"``; None is that of ``model``. The embedded model has the weights of a
+            LLaVA-1.5 and can be dressed as a LLaVA-NeXT, see :mod:`ficoco_ext.apps.next_dress`.
         methods: names, all different; one row of the picture each.
         keep_ratio: for all methods, as :func:`ficoco_ext.attach` takes it; None is a quarter. Not for a page.
         keep_ratios: of a page, each for all methods and all their layers; None is a half, a quarter and a tenth.
@@ -31,7 +33,8 @@ class Request:
             and act in layers. Others have their own.
         hyperparameters: each goes to those of the methods that have it.
         trace: a patch to follow, its position on the grid as one number or as row and column; None follows none. On a
-            page any patch can be followed; this one is selected first.
+            page any patch can be followed; this one is selected first. The grid of a picture of several crops is its
+            sheet: the thumbnail, an empty column, and the crops side by side.
         attention: attention maps: ``"class"`` or ``"class:LAYER"`` for the class token in the vision tower,
             ``"word:TOKEN"`` or ``"word:TOKEN:LAYER"`` for a word of the question in the language model; another
             word alone is meant as ``"word:..."``. See :func:`run` for the layer. Not for a page.
@@ -44,6 +47,7 @@ class Request:
     image: str
     question: str | None = None
     model: str | None = None
+    family: str | None = None
     methods: tuple[str, ...] = ("ficoco-v", "topk", "tome")
     keep_ratio: float | tuple[float, ...] | None = None
     keep_ratios: tuple[float, ...] | None = None
@@ -146,8 +150,8 @@ def _in_layers(name: str) -> bool:
     return method.tower is not None or method.language_model is not None
 
 
-def patch_of(asked: int | tuple[int, int], grid: tuple[int, int]) -> int:
-    """The position of the patch to trace, as one number."""
+def patch_of(asked: int | tuple[int, int], grid: tuple[int, int], cells: Collection[int] = ()) -> int:
+    """The position of the patch to trace, as one number. ``cells``: of the grid in which there are patches; (): all."""
     height, width = grid
     row, column = divmod(asked, width) if isinstance(asked, int) else asked
     if not (0 <= row < height and 0 <= column < width):
@@ -156,4 +160,6 @@ def patch_of(asked: int | tuple[int, int], grid: tuple[int, int]) -> int:
             f"trace must be a patch of the grid of {height} x {width}: ROW,COLUMN up to {height - 1},{width - 1}, or "
             f"one number up to {height * width - 1}, got {got}"
         )
+    if cells and row * width + column not in cells:
+        raise ValueError(f"trace must be a patch of the picture, got {row},{column}, where its sheet has none")
     return row * width + column

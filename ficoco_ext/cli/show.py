@@ -6,10 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from . import common, completion, options
+from . import common, completion, crops, options
 
 if TYPE_CHECKING:
     from ..apps import show
+    from ..stages import Crops
 
 _MOST = 5  # survivors of a traced patch that a table names
 
@@ -88,7 +89,8 @@ _Output = Annotated[
 
 def command(
     image: Annotated[str, options.picture()],
-    model: options.Model = None,
+    model: options.ModelOfFamily = None,
+    family: options.Family = None,
     question: _Question = None,
     max_new_tokens: options.MaxNewTokens = None,
     methods: _Methods = "ficoco-v,topk,tome",
@@ -117,6 +119,7 @@ def command(
             image=image,
             question=question,
             model=model,
+            family=family,
             methods=common.names(methods),
             keep_ratio=common.removal(keep_ratio, None, None).get("keep_ratio"),
             keep_ratios=None if keep_ratios is None else common.ratios("--keep-ratios", keep_ratios),
@@ -175,14 +178,17 @@ def _trace(text: str) -> int | tuple[int, int]:
 def print_(result: show.Result) -> None:
     """Tables for people."""
     console, (height, width) = common.console(), result.grid
-    console.print(f"{result.model}, image {result.image}, {height} x {width} patches", soft_wrap=True, highlight=False)
+    size = f"{height} x {width} patches" if result.crops is None else f"sheet of {height} x {width} cells"
+    console.print(f"{result.model}, image {result.image}, {size}", soft_wrap=True, highlight=False)
+    if result.crops is not None:
+        console.print(crops.said(result.crops), soft_wrap=True, highlight=False)
     console.print(common.text(f"question: {result.question}"))
     if result.truth is not None:
         console.print(common.text(f"known answer: {result.truth}"))
     several = len({one.keep_ratio for one in result.methods}) > 1
     ratio = ["keep"] if several else []
     made = common.table("method", *ratio, "reduces in", ">left", ">merged", ">dropped", "answer")
-    everything = str(height * width)
+    everything = str(height * width if result.crops is None else result.crops.before - result.crops.lines)
     made.add_row("all tokens", *["" for _ in ratio], "", everything, "0", "0", _answer(result.answer, result.right))
     for one in result.methods:
         sides = dict.fromkeys(layer.side for layer in one.layers)
@@ -193,18 +199,41 @@ def print_(result: show.Result) -> None:
     for refused in result.refused:
         made.add_row(refused.method, str(refused.keep_ratio), "cannot be run", "", "", "", "")
     common.show(console, made)
+    if result.crops is not None:
+        common.show(console, _crops(result, result.crops))
     if any(one.trace is not None for one in result.methods):
         common.show(console, _traces(result))
     if result.attention:
         made = common.table("attention of", "in", ">on the patches", ">most", "at row,column")
         for shown in result.attention:
             most = max(shown.patches)
-            row, column = divmod(shown.patches.index(most), width)
+            at = _place(result, shown.patches.index(most))
             where = f"{shown.side} layer {shown.layer}"
-            made.add_row(common.text(shown.of), where, f"{shown.on_patches:.1%}", f"{most:.3g}", f"{row},{column}")
+            made.add_row(common.text(shown.of), where, f"{shown.on_patches:.1%}", f"{most:.3g}", at)
         common.show(console, made)
     kind, path = ("picture", result.picture) if result.page is None else ("page", result.page)
     console.print(f"{kind} {path}", soft_wrap=True)
+
+
+def _crops(result: show.Result, cut: Crops) -> common.Table:
+    """How many patches are left of each crop, over how many it has without padding."""
+    made = common.table("method", ">thumbnail", *(f">crop {row},{column}" for row, column in _places(cut)))
+    made.add_row("all tokens", *map(str, (cut.patches, *cut.valid)))
+    for one in result.methods:
+        made.add_row(one.method, *map(str, one.per_crop))
+    return made
+
+
+def _places(cut: Crops) -> list[tuple[int, int]]:
+    return [(row, column) for row in range(cut.grid[0]) for column in range(cut.grid[1])]
+
+
+def _place(result: show.Result, patch: int) -> str:
+    """Row and column, of several crops those in the thumbnail or on the canvas."""
+    from ..apps.checkpoint import sheet_of
+
+    sheet, (row, column) = sheet_of(result.crops), divmod(patch, result.grid[1])
+    return f"{row},{column}" if sheet is None else sheet.place(patch)
 
 
 def _where(one: show.MethodResult, side: str) -> str:
@@ -237,17 +266,16 @@ def _ranges(layers: list[int]) -> str:
 
 def _traces(result: show.Result) -> common.Table:
     """Who holds the traced patch after each layer in which a part of it moved."""
-    width = result.grid[1]
 
     def said(shares: dict[int, float], dropped: float) -> str:
-        parts = [f"{share:.1%} in {patch // width},{patch % width}" for patch, share in list(shares.items())[:_MOST]]
+        parts = [f"{share:.1%} in {_place(result, patch)}" for patch, share in list(shares.items())[:_MOST]]
         rest = list(shares.values())[_MOST:]
         parts += [f"{sum(rest):.1%} in {len(rest)} more"] if rest else []
         return ", ".join(parts + ([f"{dropped:.1%} dropped"] if dropped else []))
 
     traced = next(one.trace.patch for one in result.methods if one.trace is not None)
     several = len({one.keep_ratio for one in result.methods}) > 1
-    made = common.table("method", "after", f"patch {traced // width},{traced % width} is")
+    made = common.table("method", "after", f"patch {_place(result, traced)} is")
     for one in result.methods:
         assert one.trace is not None
         name = f"{one.method} at {one.keep_ratio}" if several else one.method

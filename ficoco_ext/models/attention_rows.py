@@ -21,10 +21,13 @@ from .model_changes import ModelChanges
 
 
 def class_attention(model: Any, pixel_values: Tensor, layer: int) -> Tensor:
-    """(P,) the attention of one image's class token to each patch in a layer of the tower, float32, heads averaged.
+    """(B, P) the attention of class tokens to the patches of their images in a layer of the tower, float32.
+
+    Heads are averaged.
 
     Args:
-        model: a LLaVA-1.5. pixel_values: (1, 3, height, width). layer: of the tower.
+        model: a LLaVA-1.5 or LLaVA-NeXT. pixel_values: (B, 3, height, width) of images, or of a picture's crops.
+        layer: of the tower.
 
     Raises:
         NotImplementedError: a tower without a class token. ValueError: no such layer.
@@ -37,7 +40,7 @@ def class_attention(model: Any, pixel_values: Tensor, layer: int) -> Tensor:
     modules = _chosen("attention", tower.encoder.layers, (layer,), "the vision tower")
 
     def row(captured: QueryKey) -> Tensor:
-        return ops.attention_stats(captured, class_token=True, probs=True, column=False, patches=False)[0][0]
+        return ops.attention_stats(captured, class_token=True, probs=True, column=False, patches=False)[0]
 
     with torch.inference_mode(), _rows(modules, row) as found:
         tower(pixel_values)

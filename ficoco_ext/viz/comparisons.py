@@ -138,8 +138,9 @@ def comparison(
         _draw_story(story, steps, row, image, grid, traced, item)
     for patch in {story.trace.patch for story in stories if story.trace is not None}:
         mark_traced(first, patch, grid[1])
-    for axes in figure.axes if sheet is not None else ():
-        sheet.mark(axes)
+    if sheet is not None:
+        for axes in figure.axes:
+            sheet.mark(axes)
     figure.legend(
         handles=keys,
         loc="lower left",

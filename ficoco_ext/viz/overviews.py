@@ -92,8 +92,9 @@ def overview(
             draw_stage(panel, image, records[step], layers[step], item)
         for panel in axes[1, len(shown) :]:
             panel.remove()
-    for panel in figure.axes if sheet is not None else ():
-        sheet.mark(panel)
+    if sheet is not None:
+        for each in figure.axes:
+            sheet.mark(each)
     figure.text(0.2 / size[0], 1 - 0.2 / size[1], title, fontsize=12.5, color=INK, va="top", weight="bold")
     if rows:
         _caption(figure, answers[:rows], wrong, (below - 0.1) / size[1], 0.21 / size[1], 0.2 / size[0])

@@ -79,7 +79,7 @@ def test_maps_are_rows_of_the_eager_maps_with_heads_averaged(kind):
     tower, text = eager(model, inputs)
     before = snapshot(model)
     for layer, wanted in enumerate(tower):
-        got = class_attention(model, inputs["pixel_values"], layer)
+        got = class_attention(model, inputs["pixel_values"], layer)[0]
         assert torch.allclose(got, wanted.mean(0)[0, 1:], atol=1e-6)
     visual, after = range(2, 2 + PATCHES), 2 + PATCHES
     for columns in ((after,), (after, after + 2)):
