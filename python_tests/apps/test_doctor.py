@@ -13,7 +13,6 @@ from ficoco_ext.apps import doctor, operator_cases
 from ficoco_ext.cli.app import app
 from ficoco_ext.ops import library
 
-
 INDICES_ALONE = ("to_sequence", "bipartite_thin", "top_of_segments")  # no numbers that rounding could change
 
 

@@ -38,7 +38,7 @@ def merged(
     every = windows(grid, side)
     score = [likeness(tokens, one) for one in every]
     chosen = sorted(range(len(every)), key=lambda u: (-score[u], u))[:count]
-    at = {"last": -1, "centre": side * side // 2}[receiver]
+    at = {"last": -1, "centre": (side // 2) * (side + 1)}[receiver]
     gone = {patch for u in chosen for i, patch in enumerate(every[u]) if patch != every[u][at]}
     becomes = {every[u][at]: tokens[every[u]].double().mean(0) for u in chosen}
     kept = [patch for patch in range(grid[0] * grid[1]) if patch not in gone]
