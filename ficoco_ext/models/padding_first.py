@@ -7,7 +7,7 @@ much padding leaves is a number of the host, so how many valid patches a crop ke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -69,7 +69,8 @@ class PaddingFirst:
         return final + sum(final - self.left(part) for part in crops.parts) + crops.lines
 
     def _walk(self, part: Part) -> tuple[tuple[int, ...], int]:
-        padding = self._outside(range(self.side * self.side), part)
+        top, bottom, left, right = part
+        padding = self.side * self.side - (bottom - top) * (right - left)
         found = []
         for r, places in self.steps:
             first = 0 if places is not None else min(padding, r)
@@ -77,7 +78,7 @@ class PaddingFirst:
             found.append(first)
         return tuple(found), padding
 
-    def _outside(self, places: Iterable[int], part: Part) -> int:
+    def _outside(self, places: Sequence[int], part: Part) -> int:
         top, bottom, left, right = part
         rows_columns = (divmod(place, self.side) for place in places)
         return sum(not (top <= row < bottom and left <= column < right) for row, column in rows_columns)
