@@ -72,7 +72,8 @@ class EncoderCall:
         held = self.owner.prepared.get(self.modality.name)
         if held is None or not self.owner.are_same(held.pixels, pixels):
             held = self.run(pixels, options)
-        return held.output.to_tuple() if kwargs.get("return_dict") is False else held.output
+        as_tuple = kwargs.get("return_dict") is False
+        return held.output.to_tuple() if as_tuple else held.output
 
     def run(self, pixels: Any, options: Mapping[str, Any]) -> Reduced:
         """Encode and reduce. ``options``: the other arguments."""

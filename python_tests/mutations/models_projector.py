@@ -83,8 +83,8 @@ MUTATIONS = [
     ),
     Mutation(
         file=CUT,
-        old="visual.flatten().cumsum(0) - 1",
-        new="visual.cumsum(1).flatten() - 1",
+        old="rank = visual.flatten().cumsum(0) - 1",
+        new="rank = visual.cumsum(1).flatten() - 1",
         tests=(f"{FORWARD}[qwen2-vl-unequal_rows-original]",),
         why="Every row is cut as the first one is.",
     ),
