@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import random
 import threading
 
 import pytest
@@ -18,6 +19,7 @@ from transformers import StaticCache
 
 import ficoco_ext
 from ficoco_ext.models.transformers_api import cache_name, output_cache
+from ficoco_ext.stages import Crops
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 WIDE, TALL, SQUARE, THIN, NARROW = (20, 60), (50, 18), (48, 48), (4, 300), (300, 4)
@@ -91,6 +93,23 @@ def test_logits_are_those_of_the_prompt_cut_by_hand(model, inputs, method, posit
     assert output.logits.shape[1] == max(len(row.columns) for row in rows) < inputs["input_ids"].shape[1]
     if padding == "first":
         assert kept == [handle.tokens_of(*size) for size in (WIDE, TALL, SQUARE, THIN, NARROW)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_random_sizes_keep_what_their_geometry_says(model, method):
+    """Features, columns of the prompt and :meth:`Handle.tokens_of` are the same number; min(n_c, M) of every crop."""
+    drawn = random.Random(11)
+    rows = [[*words(1), (drawn.randint(1, 90), drawn.randint(1, 90)), *words(2)] for _ in range(25)]
+    inputs, sizes = inputs_of(rows), [row[1] for row in rows]
+    with ficoco_ext.attach(model, method, **amounts(method)) as handle:
+        seen, _ = watch(model, lambda: model(**inputs))
+        counts = [len(one.kept) for one in handle.projections]
+        assert counts == [handle.tokens_of(*size) for size in sizes]
+    assert (seen.mask.sum(1) - 2).tolist() == counts
+    pictures = [Crops.of(size, model.config.image_grid_pinpoints, 6, 24) for size in sizes]
+    assert [one.before for one in handle.projections] == [one.before for one in pictures]
+    if method != "pool":  # which says beforehand what stays of the whole grid
+        assert counts == [one.after(handle.schedule.final) for one in pictures]
 
 
 def test_known_numbers(model, handle, inputs):
