@@ -124,7 +124,8 @@ class Handle:
     def projections(self) -> tuple[Projection, ...]:
         """What the last call with images kept of each picture, then of each video, for a method after the projector.
 
-        Also for a method of the tower with ``positions="original"``. Empty before the first image.
+        Also for a method of the tower with ``positions="original"``, and for one of LLaVA-NeXT with any positions.
+        Empty before the first image.
         """
         return self._projections if self._features is None else self._features.last
 

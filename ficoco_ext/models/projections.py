@@ -18,7 +18,8 @@ class Projection(NamedTuple):
     Attributes:
         modality: its kind, ``"image"`` or ``"video"``.
         before: its visual tokens before.
-        kept: (T,) int64, ascending: those that stayed, indices into the tokens that the projector gave.
+        kept: (T,) int64, ascending: those that stayed, indices into the tokens that the model has of it without
+            reduction, ends of lines included.
         grid: (rows, columns) of its tokens, if they are a whole grid.
         reduction: what the method after the projector did, without tokens, to this picture and those that were reduced
             with it, in indices of the tokens that it got: those that the tower left, without line ends. None: nothing
