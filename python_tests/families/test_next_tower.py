@@ -80,7 +80,7 @@ MIXED = ("topk", "tome", "ficoco-v", "evit")
     ("family", "method", "options"),
     [
         (CLIP, MIXED, {"r": [3, 2, 3, 2], "layers": LAYERS}),
-        (CLIP, ("pool", "topk", "tome"), {"r": [6, 3, 2], "layers": (0, 1, 4)}),
+        (CLIP, ("pool", "topk", "tome"), {"r": [4, 5, 3], "layers": (0, 1, 4)}),
         (CLIP, "tome", {"tokens": 8, "layers": (4,)}),
         (CLIP, "ficoco-v", {"tokens": 1}),
         (SIGLIP, "tome", {"r": 3, "layers": LAYERS}),
@@ -397,6 +397,8 @@ def test_a_class_token_among_crops_is_refused():
     model.config.vision_feature_select_strategy = "full"
     with pytest.raises(NotImplementedError, match=r"must be 'default' for LLaVA-NeXT, got 'full'.*no index"):
         ficoco_ext.attach(model, "topk", tokens=6)
+    with ficoco_ext.attach(model, "fastv") as handle:
+        assert handle.attach_plan.facts.crops is handle.attach_plan.facts.tower is None
 
 
 def test_padding_of_a_model_without_crops_is_refused():

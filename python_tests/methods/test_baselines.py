@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.reductions import inputs, record
 
-from ficoco_ext import QueryKey, reduce
+from ficoco_ext import QueryKey, get_method, reduce
 from ficoco_ext.stages.positional import RandomFilter, _hash, bands_of
 
 
@@ -83,6 +83,15 @@ def cells_of(height, width, count):
     result = record(tokens, attn, n - count, method="pool", class_token=False, grid=(height, width))
     groups = [(result.source_map[0] == cell).nonzero().flatten().tolist() for cell in range(count)]
     return tokens, result, groups
+
+
+def test_the_places_of_cells_are_known_without_a_reduction():
+    for height, width in ((4, 4), (5, 3), (1, 7), (6, 6)):
+        for count in range(1, height * width + 1):
+            _, result, _ = cells_of(height, width, count)
+            places = get_method("pool").places((height, width), count)
+            assert places == tuple(result.kept[0].tolist())
+    assert get_method("topk").places((4, 4), 3) is None
 
 
 def test_two_by_two():

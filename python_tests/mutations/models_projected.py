@@ -178,7 +178,7 @@ MUTATIONS = [
     ),
     Mutation(
         f"{M}/attach_plan.py",
-        'return self.changes_features or (self.removed > 0 and self.positions == "original")',
+        'return self.changes_features or (self.removed > 0 and (of_crops or self.positions == "original"))',
         "return self.changes_features",
         (f"{PARTS}::test_patches_of_the_tower_keep_their_positions",),
         'positions="original" of a tower method is ignored.',

@@ -30,8 +30,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/models/facts.py",
-        old='(tower.class_token or strategy == "full")',
-        new="True",
+        old='else tower.class_token or strategy == "full"',
+        new="else True",
         tests=(f"{MODELS}/test_attach_plan.py::test_facts_of_a_model_whose_tower_cannot_be_reduced",),
         why="A model that leaves out the first patch of a SigLIP is said to have all of them.",
     ),
