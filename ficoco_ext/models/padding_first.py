@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,21 +84,29 @@ class PaddingFirst:
         return sum(not (top <= row < bottom and left <= column < right) for row, column in rows_columns)
 
 
-def parts_of(pictures: Sequence[Crops]) -> tuple[Part, ...]:
-    """The valid patches of each row of a tower's batch: of thumbnails, which are whole, and of crops."""
-    return tuple(part for one in pictures for part in ((0, one.side, 0, one.side), *one.parts))
+class Padding(NamedTuple):
+    """The padding of the rows of a tower's batch.
 
+    Attributes:
+        patches: (B, N) bool, which patches are padding.
+        leaving: for each reducing layer, how many of them leave each row first.
+    """
 
-def padding_of(pictures: Sequence[Crops], device: torch.device) -> Tensor:
-    """(B, N) bool: which patches are padding, for each row of a tower's batch. Made on the device, without a copy."""
-    parts = parts_of(pictures)
-    at = torch.arange(pictures[0].side, device=device)
-    known = {}
-    for part in set(parts):
-        top, bottom, left, right = part
-        valid = ((at >= top) & (at < bottom)).unsqueeze(1) & (at >= left) & (at < right)
-        known[part] = ~valid.flatten()
-    return torch.stack([known[part] for part in parts])
+    patches: Tensor
+    leaving: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, rule: PaddingFirst, pictures: Sequence[Crops], device: torch.device) -> Padding:
+        """That of the thumbnails and crops of ``pictures``. Made on the device, without a copy to it."""
+        parts = [part for one in pictures for part in ((0, one.side, 0, one.side), *one.parts)]
+        at = torch.arange(rule.side, device=device)
+        patches, leaving = {}, {}
+        for part in set(parts):
+            top, bottom, left, right = part
+            valid = ((at >= top) & (at < bottom)).unsqueeze(1) & (at >= left) & (at < right)
+            patches[part], leaving[part] = ~valid.flatten(), rule.leaving(part)
+        counts = zip(*(leaving[part] for part in parts), strict=True)
+        return cls(torch.stack([patches[part] for part in parts]), tuple(counts))
 
 
 def reduce_padded(

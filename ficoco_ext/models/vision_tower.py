@@ -18,7 +18,7 @@ from . import qk_capture
 from . import transformers_api as api
 from .crop_pictures import CropPictures
 from .model_changes import ModelChanges
-from .padding_first import PaddingFirst, padding_of, parts_of, reduce_padded
+from .padding_first import Padding, PaddingFirst, reduce_padded
 from .per_thread import PerThread
 from .qk_capture import QueryKeyCapture
 
@@ -29,12 +29,12 @@ class Pass(NamedTuple):
     Attributes:
         records: its reductions.
         pictures: whose crops are the rows of the batch; empty where a row is a picture.
-        padding: (B, N) bool, which patches of the crops are padding; None where none leaves first.
+        padding: of the crops; None where it does not leave first.
     """
 
     records: tuple[Reduction, ...] = ()
     pictures: tuple[Crops, ...] = ()
-    padding: Tensor | None = None
+    padding: Padding | None = None
 
 
 class _Now:
@@ -68,7 +68,8 @@ class TowerReductions:
         if self.pictures is None:
             return Pass()
         pictures = self.pictures.of_batch(tokens.shape[0])
-        return Pass((), pictures, None if self.padding is None else padding_of(pictures, tokens.device))
+        rule = self.padding
+        return Pass((), pictures, None if rule is None else Padding.of(rule, pictures, tokens.device))
 
     def resume(self, state: Pass) -> None:
         """Go on after ``state``: a backward pass computes a layer again, later and maybe in another thread."""
@@ -92,11 +93,10 @@ class TowerReductions:
         state, previous = self._now.here.state, self.previous(number)
         if previous is not None and previous.kept.device != tokens.device:  # a tower spread over several devices
             previous = over_tensors(previous, lambda tensor: tensor.to(tokens.device))
-        if self.padding is None or state.padding is None:
+        if state.padding is None:
             result = method(tokens, attn, r, previous=previous, **named)
         else:
-            leaving = [self.padding.leaving(part)[number] for part in parts_of(state.pictures)]
-            padding = state.padding.to(tokens.device)
+            padding, leaving = state.padding.patches.to(tokens.device), state.padding.leaving[number]
             result = reduce_padded(method, tokens, attn, r, leaving, padding, previous=previous, **named)
         self.put(number, result.without_tokens())
         assert result.tokens is not None

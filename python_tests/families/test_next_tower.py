@@ -166,17 +166,17 @@ def test_no_padding_stays_where_enough_else_does(name, model):
 @pytest.mark.parametrize("name", ["ficoco-v", "tome"])
 def test_nothing_of_padding_is_seen_where_anything_else_leaves(name):
     """Not even NaN in tokens, queries and keys of all padding changes a bit of what a layer gives."""
-    from ficoco_ext.models.padding_first import padding_of, parts_of, reduce_padded
+    from ficoco_ext.models.padding_first import Padding, PaddingFirst, reduce_padded
 
     generator = torch.Generator().manual_seed(0)
     pictures, method = [crops_of(one) for one in PICTURES[:5]], get_method(name)
-    padding = padding_of(pictures, torch.device("cpu"))
-    leaving, b = padding.sum(1).tolist(), len(parts_of(pictures))
-    assert set(leaving) == {0, 8}
+    r = 8 if name == "tome" else 10
+    padding, (leaving,) = Padding.of(PaddingFirst(4, ((r, None),)), pictures, torch.device("cpu"))
+    b = len(padding)
+    assert set(leaving) == {0, 8} and list(leaving) == padding.sum(1).tolist()
     tokens = torch.randn(b, 1 + PATCHES, 8, generator=generator)
     query, key = torch.randn(2, b, 2, 1 + PATCHES, 4, generator=generator)
     given = {"class_token": True, "grid": (4, 4), "previous": None}
-    r = 8 if name == "tome" else 10
     clean = reduce_padded(method, tokens, ficoco_ext.QueryKey(query, key), r, leaving, padding, **given)
     hidden = torch.nn.functional.pad(padding, (1, 0))
     tokens[hidden] = torch.nan

@@ -81,7 +81,7 @@ MUTATIONS = [
         f"{RECORDS}[tome]",
         "A record names the class token as a target.",
     ),
-    one(TOWER, "self.padding.leaving(part)[number]", "self.padding.leaving(part)[0]", f"{RECORDS}[topk]", "Too early."),
+    one(TOWER, "state.padding.leaving[number]", "state.padding.leaving[0]", f"{RECORDS}[topk]", "Too early."),
     one(
         TOWER,
         "return known._replace(records=known.records[:number])",
