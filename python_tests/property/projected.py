@@ -28,6 +28,8 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "merge": (True,),
     "theta": (0.5, 0.9),
     "alpha": (0.0, 1.0),
+    "budget": ("floor",),
+    "cells": ("crops",),
     "contextual": (0.0, 0.5),
     "merging": ("mean",),
     "saliency": ("column", "keys"),
@@ -58,14 +60,17 @@ class Draw:
     use: str = "forward"
 
 
-def methods() -> tuple[str, ...]:
-    """The package's own methods that act after the projector, but those that resize pictures instead."""
+def methods(family: str) -> tuple[str, ...]:
+    """The package's own methods that act after the projector, but those that resize pictures instead.
+
+    Those that act on the crops of a picture are for families that have them, and a class token.
+    """
     own = [name for name, factory in METHODS.items() if factory.__module__.startswith("ficoco_ext.")]
     found = []
     for name in own:
         part = {"part": "projector"} if "part" in hyperparameters(name) else {}
         acts = get_method(name, **part).projector
-        if acts is not None and not acts.resizes:
+        if acts is not None and not acts.resizes and (needs.CROPS not in acts.needs or family == "llava-next"):
             found.append(name)
     return tuple(found)
 
@@ -74,7 +79,7 @@ def drawn(number: int) -> Draw:
     """The draw of that number."""
     chance = Random(f"ficoco_ext projected {number}")
     family = chance.choice(TINY)
-    method = chance.choice(methods())
+    method = chance.choice(methods(family.name))
     given: dict[str, Any] = {"part": "projector"} if "part" in hyperparameters(method) else {}
     known = [key for key in hyperparameters(method) if key in VALUES]
     if known and chance.random() < 0.5:
