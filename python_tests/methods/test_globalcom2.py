@@ -313,7 +313,8 @@ def test_shares_are_whole_numbers_with_the_sum():
     assert of(0, [2, 0, 6], [1, 1, 1]) == [0, 0, 0]
     assert of(5, [0, 5, 0], [1, 1, 1]) == [0, 5, 0]
     assert of(3, [9, 9, 9], [0.3333333, 0.3333334, 0.3333333]) == [1, 1, 1]
-    assert of(4, [9, 9], [0.37500002, 0.625]) == [2, 2]  # 1.5 and 2.5, apart in the eighth digit
+    assert of(4, [9, 9], [0.37499998, 0.625]) == [2, 2]  # 1.5 and 2.5, apart in the eighth digit
+    assert of(7, [9, 9, 9], [0.2, 0.3, 0.5]) == [1, 2, 4]  # 1.4, 2.1 and 3.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
