@@ -8,11 +8,12 @@ takes ``op``, the name of the caller, for its messages.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .methods import AnyMethod, FeatureMethod, LanguageMethod, LayerMethod, TowerMethod
+from .amounts import Amount
+from .methods import FeatureMethod, LanguageMethod, LayerMethod, TowerMethod
 from .ops import checks
 from .schedule import Plan, Schedule
 from .stages import Crops
@@ -59,34 +60,6 @@ class LanguageModelFacts:
 
     layers: int
     first: int = 0
-
-
-@dataclass(frozen=True)
-class Amount:
-    """``r``, ``keep_ratio`` and ``tokens``, of which one may be given, and ``layers``; as ``attach`` takes them."""
-
-    r: Any = None
-    keep_ratio: Any = None
-    tokens: Any = None
-    layers: tuple[Any, ...] | None = None
-
-    @classmethod
-    def of(cls, op: str, *, layers: Any = None, **given: Any) -> Amount:
-        """The amount, with lists as tuples, so that it cannot be changed from outside.
-
-        Raises:
-            TypeError: layers that are no sequence.
-        """
-        if layers is not None and not isinstance(layers, Iterable):
-            checks.fail(op, "layers", "a sequence of layer indices", layers, "pass layers=(12, 13)", TypeError)
-        held = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-        return cls(**held, layers=None if layers is None else tuple(layers))
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """Those of the three that are not None."""
-        three = {"r": self.r, "keep_ratio": self.keep_ratio, "tokens": self.tokens}
-        return {name: value for name, value in three.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -150,66 +123,6 @@ class ProjectorPlan:
             if callable(self.tokens)
             else f"{self.tokens} tokens of a picture"
         )
-
-
-def shared_tokens(patches: int, final: int) -> int:
-    """Patches that the tower leaves if ``final`` are left in the end and both parts keep the same share of their input.
-
-    Example:
-        >>> shared_tokens(576, 144)
-        288
-    """
-    return math.floor(math.sqrt(patches * final) + 0.5)
-
-
-def require_shareable(op: str, amount: Amount) -> None:
-    """Raise a ValueError unless ``amount`` can be divided between two parts: ``keep_ratio`` or ``tokens`` alone."""
-    given = amount.given
-    if "r" in given or amount.layers is not None or len(given) != 1:
-        got = ", ".join([*given, *(["layers"] if amount.layers is not None else [])]) or "nothing"
-        wanted = "one of keep_ratio and tokens for all parts together"
-        checks.fail(
-            op, "amount", wanted, got, "or say it for each part, by vision={...}, projector={...} or decoder={...}"
-        )
-
-
-def each_has_its_own(parts: Sequence[AnyMethod], together: Sequence[Any], amount: Amount) -> bool:
-    """Whether each of several parts removes its own amount: none is given for all, which have none ``together`` either.
-
-    Example:
-        >>> from ficoco_ext import get_method
-        >>> from ficoco_ext.resolve import Amount, each_has_its_own
-        >>> method = get_method("mustdrop")
-        >>> each_has_its_own((method.tower, method.language_model), method.amount, Amount())
-        True
-    """
-    return not (amount.given or amount.layers is not None or together) and all(one.amount for one in parts)
-
-
-def equal_shares(op: str, patches: int, amount: Amount, parts: int = 2, unit: int = 1) -> tuple[Amount, ...]:
-    """The amounts of ``parts`` parts, each of which keeps the same share of what it gets, the last one as a ratio.
-
-    Where the number of ``patches`` is not known (0), all of them are ratios. Where the first part removes patches in
-    groups of ``unit``, it leaves the remainder.
-
-    Raises:
-        ValueError: not one of ``keep_ratio`` and ``tokens`` alone, a value out of range, or ``tokens`` where the number
-            of patches is not known.
-    """
-    require_shareable(op, amount)
-    if not patches:
-        if "tokens" in amount.given:
-            wanted = "keep_ratio, for the number of visual tokens depends on the picture"
-            checks.fail(op, "amount", wanted, "tokens", "or say it for each part")
-        ratio = Schedule.build(2**20, layers=(0,), **amount.given).keep_ratio
-        return (Amount(keep_ratio=ratio ** (1 / parts)),) * parts
-    final = Schedule.build(patches, layers=(0,), **amount.given).final
-    if parts == 2:
-        left = [shared_tokens(patches, final)]
-    else:
-        left = [math.floor(patches * (final / patches) ** (part / parts) + 0.5) for part in range(1, parts)]
-    left[0] += (patches - left[0]) % unit
-    return *(Amount(tokens=tokens) for tokens in left), Amount(keep_ratio=final / left[-1])
 
 
 def tower_layers(op: str, facts: TowerFacts, methods: TowerMethods, layers: Sequence[Any] | None) -> tuple[int, ...]:

@@ -8,8 +8,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from ..amounts import Amount
 from ..methods import AnyMethod, LanguageMethod, LayerMethod, TowerMethod
-from ..resolve import Amount, projector_plan
+from ..resolve import projector_plan
 from ..schedule import Schedule
 from .architecture import Architecture
 from .projected import entering_with, tokens_of_picture

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from .. import resolve
+from ..amounts import Amount, each_has_its_own, equal_shares
 from ..methods import AnyMethod, LanguageMethod, LayerMethod, TowerMethod
-from ..resolve import Amount, LanguageModelFacts, TowerFacts
+from ..resolve import LanguageModelFacts, TowerFacts
 from ..schedule import Schedule
 from ..stages.needs import WHOLE_GRID
 from .architecture import MOST_TOKENS, Architecture
@@ -122,13 +123,13 @@ def shares(
     parts = [one for one in (method.tower, method.projector, method.language_model) if one is not None]
     if len(parts) == 1:
         return [whole]
-    if resolve.each_has_its_own(parts, method.amount, whole):
+    if each_has_its_own(parts, method.amount, whole):
         return [Amount()] * len(parts)
     whole = whole if whole.given else Amount.of(op, layers=whole.layers, **dict(method.amount))
     if patches is None:
         patches = same_patches(shape) if method.tower is None else shape.tower.patches
     unit = 1 if method.tower is None else method.tower.unit
-    found = list(resolve.equal_shares(op, patches, whole, len(parts), unit))
+    found = list(equal_shares(op, patches, whole, len(parts), unit))
     if method.tower is not None and method.projector is not None and not same_patches(shape):
         found[1] = _as_ratio(found[1], found[0])  # a picture has not the patches of one crop
     return found

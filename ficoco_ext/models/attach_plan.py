@@ -310,6 +310,13 @@ def _check_crops(plan: AttachPlan) -> None:
         got = f"{_names(plan.methods)} in the vision tower and {plan.projector.method.name} after the projector"
         remedy = "use one of them alone: what the tower leaves is packed with line ends, among which none may choose"
         unsupported("method", wanted, got, remedy)
+    windows = next(
+        (one for step, one in zip(plan.schedule.steps, plan.methods, strict=True) if step.r and one.unit > 1), None
+    )
+    if windows is not None:
+        wanted = f"one that removes single patches in the vision tower of {plan.facts.family}"
+        got = f"{windows.name}, of whose windows padding may be a part"
+        unsupported("method", wanted, got, "pass part='language_model', or vision={'r': 0}, decoder={...}")
     if plan.padding == "first":
         for step, one in zip(plan.schedule.steps, plan.methods, strict=True):
             if step.r and WHOLE_GRID in one.needs and one.places(plan.facts.tower.grid, step.after) is None:

@@ -7,21 +7,20 @@ pictures were encoded earlier, and in the state of the thread.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import ops
 from ..ops import checks
-from ..stages import Crops
-from ..stages.dual_attention import key_set
+from ..stages.dual_attention import key_count, key_set
 from ..stages.needs import KEY_SET, SALIENCY
 from . import modalities
 from .attach_plan import AttachPlan
 from .families import Family
+from .layouts import Layout
 from .modalities import Modality
 from .model_changes import ModelChanges
 from .per_thread import PerThread
@@ -30,27 +29,37 @@ from .tower_readings import TowerReadings
 from .tower_saliency import CLASS
 from .vision_tower import TowerReductions
 
-_KEYS = "ficoco_key_set"  # on what an encoder returned: for each picture (n,) bool
+_LOOKED = "ficoco_class_attention"  # on what an encoder returned
+
+
+class Looked(NamedTuple):
+    """How much the class token of a picture, or of its crop, looks at each token, (n,), and how these lie."""
+
+    values: Tensor
+    layout: Layout
+
+
+Pictures = tuple[Looked, ...]
 
 
 class _Now:
     """What one thread knows of its call.
 
     Attributes:
-        read: by modality, what an encoder returned last and the key set of its pictures.
-        given: by modality, what the caller encoded before. called: by modality, key sets of what the model got.
+        read: by modality, what an encoder returned last and how its pictures are looked at.
+        given: by modality, what the caller encoded before. called: by modality, as ``read``, what the model got.
         encoding: it is in an encoder, which may call another.
     """
 
     def __init__(self) -> None:
-        self.read: dict[str, tuple[Any, tuple[Tensor, ...]]] = {}
+        self.read: dict[str, tuple[Any, Pictures]] = {}
         self.given: Mapping[str, Any] = {}
-        self.called: dict[str, tuple[Any, tuple[Tensor, ...]]] = {}
+        self.called: dict[str, tuple[Any, Pictures]] = {}
         self.encoding = False
 
 
 class KeyedEncoder:
-    """Stands in for ``get_image_features`` or ``get_video_features`` of the inner model: its output has key sets."""
+    """Stands in for ``get_image_features`` or ``get_video_features`` of the inner model: its output says more."""
 
     def __init__(self, owner: KeySets, function: Callable[..., Any], modality: Modality) -> None:
         self.owner, self.function, self.modality = owner, function, modality
@@ -58,7 +67,7 @@ class KeyedEncoder:
         self.__name__ = modality.method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the encoder returns, and which of its tokens are key sets."""
+        """What the encoder returns, and how much is looked at each of its tokens."""
         now = self.owner.now
         if now.encoding:
             return self.function(*args, **kwargs)
@@ -68,8 +77,8 @@ class KeyedEncoder:
         finally:
             now.encoding = False
         options = dict(self.__signature__.bind(*args, **kwargs).arguments)
-        keys = self.owner.mark(self.modality, output, options | options.pop("kwargs", {}))
-        now.called = {**now.called, self.modality.name: (output, keys)}
+        looked = self.owner.mark(self.modality, output, options | options.pop("kwargs", {}))
+        now.called = {**now.called, self.modality.name: (output, looked)}
         return output.to_tuple() if kwargs.get("return_dict") is False else output
 
 
@@ -108,7 +117,8 @@ class KeySets:
 
     def end(self) -> None:
         """The call has ended."""
-        self._now.here.__init__()  # type: ignore[misc]
+        now = self.now
+        now.read, now.given, now.called = {}, {}, {}
 
     def mark(
         self,
@@ -117,55 +127,40 @@ class KeySets:
         options: Mapping[str, Any],
         source: Any = None,
         kept: Sequence[Tensor] | None = None,
-    ) -> tuple[Tensor, ...]:
-        """The key set of each picture of ``output``, which from now on has them.
+    ) -> Pictures:
+        """How the pictures of ``output`` are looked at, which it says from now on.
 
         Args:
             output: of an encoder. options: its arguments, by name.
             source, kept: what the encoder returned before it was reduced, and which tokens of each picture are left.
         """
-        keys = self._known(modality, output)
-        if keys is None:
-            source = output if source is None else source
-            keys = self._known(modality, source)
-            keys = self._read(modality, source, options) if keys is None else keys
-            if kept is not None:
-                keys = tuple(one.to(index.device)[index] for one, index in zip(keys, kept, strict=True))
-        self.now.read = {**self.now.read, modality.name: (output, keys)}
+        source = output if source is None else source
+        known = self._known(modality, source)
+        looked = self._read(modality, source, options) if known is None else known
+        if kept is not None and output is not source:
+            pairs = zip(looked, kept, strict=True)
+            looked = tuple(Looked(one.values.to(index.device)[index], Layout()) for one, index in pairs)
+        self.now.read = {**self.now.read, modality.name: (output, looked)}
         if not torch.compiler.is_compiling():
-            setattr(output, _KEYS, keys)
-        return keys
+            setattr(output, _LOOKED, looked)
+        return looked
 
     def knows(self, modality: Modality, output: Any) -> bool:
-        """Whether it is known which tokens of what an encoder returned are key sets."""
+        """Whether it is known how the pictures of what an encoder returned are looked at."""
         return self._known(modality, output) is not None
 
-    def _known(self, modality: Modality, output: Any) -> tuple[Tensor, ...] | None:
-        held: tuple[Tensor, ...] | None = getattr(output, _KEYS, None)
+    def _known(self, modality: Modality, output: Any) -> Pictures | None:
+        held: Pictures | None = getattr(output, _LOOKED, None)
         read = self.now.read.get(modality.name)
         return read[1] if held is None and read is not None and read[0] is output else held
 
-    def _read(self, modality: Modality, output: Any, options: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """The key sets of an encoder's call that has just ended."""
+    def _read(self, modality: Modality, output: Any, options: Mapping[str, Any]) -> Pictures:
+        """Of an encoder's call that has just ended."""
         unit = self.family.unit and self.family.unit(self.inner)
         counts = modalities.read(output, modality, unit).counts
-        looked = self.readings.take(counts)["saliency"]
-        if self.family.name == "LLaVA-NeXT":
-            return self._of_crops(looked, options)
-        return tuple(key_set(one.unsqueeze(0), self.share)[0] for one in looked)
-
-    def _of_crops(self, looked: Sequence[Tensor], options: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """The key sets of pictures of several crops, of each crop its own. Line ends are in none."""
-        sizes = options["image_sizes"]
-        sizes = sizes.tolist() if isinstance(sizes, Tensor) else sizes
-        config = self.inner.config
-        pixels = config.vision_config.image_size
-        side = pixels // config.vision_config.patch_size
-        found = []
-        for one, (height, width) in zip(looked, sizes, strict=True):
-            crops = Crops.of((int(height), int(width)), config.image_grid_pinpoints, side, pixels)
-            found.append(_keys_of(one, crops, self.share))
-        return tuple(found)
+        found = self.readings.take(counts)["saliency"]
+        layouts = self.family.layout(self.inner, options, modality, counts)
+        return tuple(Looked(*one) for one in zip(found, layouts, strict=True))
 
     def protected(self, visual: Mapping[str, Tensor]) -> Tensor:
         """(B, L) bool: the key set of every row of a prompt, those of all its pictures together.
@@ -180,15 +175,16 @@ class KeySets:
         for modality in self.family.modalities:
             if modality.name in now.given:
                 output = now.given[modality.name]
-                keys = self._known(modality, output)
+                looked = self._known(modality, output)
             elif modality.name in now.called:
-                output, keys = now.called[modality.name]
+                output, looked = now.called[modality.name]
             else:
                 continue
-            if keys is None:
+            if looked is None:
                 wanted = f"{modality.name}s encoded by get_{modality.name}_features of the attached model"
                 remedy = "encode them while attached, pass pixels, or attach with keys=0"
                 checks.fail("forward", "mm_encoder_outputs", wanted, "others, without a key set", remedy)
+            keys = [_keys_of(one, self.share) for one in looked]
             here = _placed(keys, output, visual[modality.name])
             found = here if found is None else found | here
         if found is None:
@@ -212,30 +208,21 @@ def _placed(keys: Sequence[Tensor], output: Any, visual: Tensor) -> Tensor:
     return (flat[index].view_as(rows) & rows).repeat_interleave(times, 0)
 
 
-def _keys_of(looked: Tensor, crops: Crops, share: float) -> Tensor:
-    """(n,) bool: the key sets of the crops of one picture, in the order of the language model.
-
-    Args:
-        looked: (n,) how much the class token of its crop looks at each token; line ends count as nothing.
-    """
-    if len(looked) != crops.before:
-        wanted = f"{crops.before}, those of the whole thumbnail and crops with their line ends"
-        remedy = "use a method that reduces in the language model alone, or attach with keys=0"
-        checks.fail("forward", "tokens of a picture", wanted, str(len(looked)), remedy)
-    ends = set(crops.line_ends)
-    places = [place for place in range(crops.before) if place not in ends]
-    owners = [crop for crop, _ in crops.origins]
-    sizes = (crops.patches, *crops.valid)
-    counts = [math.ceil(share * size - 1e-9) for size in sizes]
-    device = looked.device
-    free = torch.tensor(places, device=device)
-    chosen = ops.top_of_segments(
-        looked[free].unsqueeze(0),
-        torch.tensor(owners, device=device),
-        torch.tensor([counts], device=device),
-        sum(counts),
-    )
-    return torch.zeros_like(looked, dtype=torch.bool).scatter(0, free[chosen[0]], True)
+def _keys_of(looked: Looked, share: float) -> Tensor:
+    """(n,) bool: the key set of one picture, of several crops that of each. Line ends are in none."""
+    values, layout = looked
+    if not layout.line_ends:
+        return key_set(values.unsqueeze(0), share)[0]
+    ends = set(layout.line_ends)
+    free = [place for place in range(len(values)) if place not in ends]
+    owners: Sequence[int] = [0] * len(free)
+    sizes: Sequence[int] = [len(free)]
+    if layout.crops is not None:
+        owners, sizes = [crop for crop, _ in layout.crops.origins], (layout.crops.patches, *layout.crops.valid)
+    counts = [key_count(share, size) for size in sizes]
+    there, segments, each = (torch.tensor(one, device=values.device) for one in (free, owners, [counts]))
+    chosen = ops.top_of_segments(values[there].unsqueeze(0), segments, each, sum(counts))
+    return torch.zeros_like(values, dtype=torch.bool).scatter(0, there[chosen[0]], True)
 
 
 def share_of(plan: AttachPlan) -> float:
@@ -258,6 +245,9 @@ def check(model: Any, family: Family, plan: AttachPlan) -> None:
     if len(shares) > 1:
         got = " and ".join(f"{one:g}" for one in shares)
         checks.fail("attach", "keys", "the same for all methods with a key set", got, "pass one share, or 0")
+    if plan.facts.crops is not None and (plan.removed or plan.changes_features):
+        wanted = f"one without a key set where patches of {family.name} leave before its language model"
+        checks.fail("attach", "method", wanted, wanting[0].name, wanting[0].remedy(KEY_SET), NotImplementedError)
     known = TOWERS.get(family.name)
     tower = None if known is None else getattr(model.model, known.tower)
     bodies = () if known is None else known.bodies

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..amounts import Amount, each_has_its_own, equal_shares, require_shareable
 from ..methods import AnyMethod, FeatureMethod, LanguageMethod, get_method
 from ..methods.base import CACHES
 from ..ops import checks
-from ..resolve import Amount, DecoderMethods, TowerMethods, each_has_its_own, equal_shares, require_shareable
+from ..resolve import DecoderMethods, TowerMethods
 from ..stages.needs import TEXT
 
 OP = "attach"  # in messages

@@ -17,6 +17,11 @@ from .frozen import reject, require_number, value
 from .shape import Priced, Shape
 
 
+def key_count(share: float, tokens: int) -> int:
+    """ceil(``share`` ``tokens``), without the luck of 0.1 * 440 = 44.00000000000001."""
+    return math.ceil(share * tokens - 1e-9)
+
+
 def key_set(class_attention: Tensor, rate: float) -> Tensor:
     """(B, n) bool: the ceil(``rate`` n) tokens of each picture that the class token attends to most.
 
@@ -31,7 +36,7 @@ def key_set(class_attention: Tensor, rate: float) -> Tensor:
         >>> key_set(torch.tensor([[0.1, 0.5, 0.5, 0.2]]), 0.3)
         tensor([[False,  True,  True, False]])
     """
-    count = math.ceil(rate * class_attention.shape[1] - 1e-9)
+    count = key_count(rate, class_attention.shape[1])
     chosen = class_attention.sort(dim=1, descending=True, stable=True).indices[:, :count]
     return torch.zeros_like(class_attention, dtype=torch.bool).scatter(1, chosen, True)
 

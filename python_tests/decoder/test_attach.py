@@ -34,6 +34,7 @@ METHODS = {
     "fastv": {"method": "fastv"},
     "pyramiddrop": {"method": "pyramiddrop"},
     "sparsevlm": {"method": "sparsevlm"},
+    "mustdrop": {"method": "mustdrop", "vision": {"r": 8}, "decoder": {"r": 5, "layers": (1, 3)}},
     "both sides": {"method": "ficoco-vl", "keep_ratio": 0.3},
 }
 INPUTS = batch(ONE, TWO, TEXT)

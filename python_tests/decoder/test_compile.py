@@ -21,6 +21,7 @@ METHODS = {
     "sparsevlm": {"method": "sparsevlm"},
     "fitprune": {"method": "fitprune", "r": 5},
     "output-aware": {"method": "pyramiddrop", "cache": "output-aware"},
+    "mustdrop": {"method": "mustdrop", "vision": {"r": 16}, "decoder": {"r": 5, "layers": (1, 3)}},
 }
 
 

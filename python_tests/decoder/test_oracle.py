@@ -23,6 +23,7 @@ LAST = [*words(1, 2, 3), *image()]  # nothing behind the picture
 TEXT = words(11, 12, 13, 14)
 L = {"method": "ficoco-l"}
 DART = get_method("dart", part="language_model")
+MUSTDROP = {"method": "mustdrop", "part": "language_model", "cache": "staircase"}
 CASES = {
     "one row": ([ONE], L | {"r": 10}),
     "equal rows": ([ONE, ONE], L | {"keep_ratio": 0.25}),
@@ -50,6 +51,9 @@ CASES = {
     "fitprune, nothing behind the picture": ([LAST, ONE], {"method": "fitprune", "r": 8}),
     "dart": ([ONE, TWO, TEXT], {"method": DART, "tokens": 14}),
     "dart, nothing behind the picture": ([LAST, ONE], {"method": DART, "tokens": 14}),
+    "mustdrop": ([ONE, TWO, TEXT], MUSTDROP | {"keep_ratio": (0.6, 0.3, 0.1)}),
+    "mustdrop, nothing behind the picture": ([LAST, ONE], MUSTDROP | {"tokens": 9}),
+    "mustdrop, both parts": ([ONE, TWO], MUSTDROP | {"part": "both", "keep_ratio": 0.4}),
     "static counts": ([ONE, ONE], L | {"r": 9, "static_counts": True}),
     "static counts, padding": ([ONE, [*words(1, 2, 3), *ONE]], L | {"r": 9, "static_counts": True}),
     "both sides": ([ONE, TWO], {"method": "ficoco-vl", "keep_ratio": 0.3}),

@@ -33,6 +33,7 @@ METHODS = {
     "before attention": {"method": "ficoco-l", "r": 9, "before_attention": True},
     "pyramiddrop": {"method": "pyramiddrop"},
     "sparsevlm": {"method": "sparsevlm"},
+    "mustdrop": {"method": "mustdrop", "part": "language_model", "r": 5, "layers": (1, 3)},
 }
 every = pytest.mark.parametrize("method", METHODS)
 

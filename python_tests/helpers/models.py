@@ -142,7 +142,7 @@ def spliced(model, row, features):
     return torch.cat(parts)[None]
 
 
-def tower_by_hand(model, picture, after_attention=None, hidden_keys=None, key_bias=None, see=None):
+def tower_by_hand(model, picture, after_attention=None, hidden_keys=None, key_bias=None, see=None, after_layer=None):
     """Projected features of the selected layer, in plain torch.
 
     Args:
@@ -150,6 +150,7 @@ def tower_by_hand(model, picture, after_attention=None, hidden_keys=None, key_bi
         hidden_keys: function layer -> (B, N) bool, True for tokens that nobody may attend to in that layer.
         key_bias: function layer -> (B, N), added to the logits of each key.
         see: function (layer, query, key) that is called with (B, H, N, d) of each layer.
+        after_layer: function (layer, hidden) -> hidden, after the MLP.
     """
     tower, config = model.model.vision_tower, model.config.vision_config
     hidden = tower.embeddings(picture)
@@ -175,6 +176,8 @@ def tower_by_hand(model, picture, after_attention=None, hidden_keys=None, key_bi
         if after_attention is not None:
             hidden = after_attention(index, hidden)
         hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
+        if after_layer is not None:
+            hidden = after_layer(index, hidden)
     if not hasattr(model.config, "vision_feature_layer"):  # PaliGemma reads what the tower returns
         hidden = tower.post_layernorm(hidden)
     return model.model.multi_modal_projector(hidden)

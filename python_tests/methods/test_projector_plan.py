@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from ficoco_ext import get_method
-from ficoco_ext.resolve import Amount, ProjectorPlan, equal_shares, projector_plan
+from ficoco_ext.amounts import Amount, equal_shares
+from ficoco_ext.resolve import ProjectorPlan, projector_plan
 
 DIVPRUNE = get_method("divprune")
 

@@ -7,15 +7,13 @@ from dataclasses import replace
 import pytest
 
 from ficoco_ext import Method, get_method
+from ficoco_ext.amounts import Amount, equal_shares, shared_tokens
 from ficoco_ext.methods import LayerMethod, Split
 from ficoco_ext.resolve import (
-    Amount,
     LanguageModelFacts,
     TowerFacts,
     decoder_layers,
     decoder_plan,
-    equal_shares,
-    shared_tokens,
     tower_layers,
     tower_schedule,
 )

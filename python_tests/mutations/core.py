@@ -256,7 +256,7 @@ MUTATIONS = [
         why="A picture that does not begin a prompt is cut.",
     ),
     Mutation(
-        file="ficoco_ext/resolve.py",
+        file="ficoco_ext/amounts.py",
         old="return math.floor(math.sqrt(patches * final) + 0.5)",
         new="return math.floor(math.sqrt(patches * final))",
         tests=(RESOLVE,),
@@ -326,7 +326,7 @@ MUTATIONS = [
         why="For a language model of few layers the error blames ratios that were not given.",
     ),
     Mutation(
-        file="ficoco_ext/resolve.py",
+        file="ficoco_ext/amounts.py",
         old="Amount(keep_ratio=final / left[-1])",
         new="Amount(keep_ratio=final / patches)",
         tests=(RESOLVE,),

@@ -312,7 +312,7 @@ MUTATIONS = [
     ),
     Mutation(
         file=f"{M}/combined.py",
-        old='return " + ".join(one.name for one in self._methods)',
+        old='return " + ".join(dict.fromkeys(one.name for one in self._methods))',
         new="return self._methods[0].name",
         tests=(
             "python_tests/methods/test_declarations.py::test_two_parts_are_described_in_the_order_in_which_they_act",

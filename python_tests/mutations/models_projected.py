@@ -269,7 +269,7 @@ MUTATIONS = [
     ),
     Mutation(
         f"{M}/request.py",
-        "equal_shares(OP, patches, self.amount, len(several))",
+        "equal_shares(OP, patches, self.amount, len(several), unit)",
         "equal_shares(OP, patches, self.amount)",
         (f"{ATTACH}::test_one_amount_is_divided",),
         "One amount for three parts ends in an error.",
@@ -310,14 +310,14 @@ MUTATIONS = [
         "A function of the grid removes nothing.",
     ),
     Mutation(
-        "ficoco_ext/resolve.py",
+        "ficoco_ext/amounts.py",
         "(final / patches) ** (part / parts)",
         "(final / patches) ** (1 / parts)",
         (f"{PLAN}::test_three_parts_keep_the_same_share",),
         "Of three parts the second removes nothing.",
     ),
     Mutation(
-        "ficoco_ext/resolve.py",
+        "ficoco_ext/amounts.py",
         "Amount(keep_ratio=ratio ** (1 / parts))",
         "Amount(keep_ratio=ratio / parts)",
         (f"{PLAN}::test_shares_where_pictures_differ",),

@@ -20,6 +20,7 @@ FLOORS = (
     ("ops", "viz"),
     ("stages", "gridvqa"),
     ("methods",),
+    ("amounts",),
     ("resolve",),
     ("api", "features", "models", "cost"),
     ("ficoco_ext",),  # the public names
