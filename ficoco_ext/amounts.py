@@ -71,7 +71,22 @@ def each_has_its_own(parts: Sequence[AnyMethod], together: Sequence[Any], amount
         >>> each_has_its_own((method.tower, method.language_model), method.amount, Amount())
         True
     """
-    return not (amount.given or amount.layers is not None or together) and all(one.amount for one in parts)
+    if amount.given or amount.layers is not None or together:
+        return False
+    return all(one.amount or getattr(one, "data_decides", False) for one in parts)
+
+
+def has_its_own(method: AnyMethod) -> bool:
+    """Whether ``method`` removes an amount of its own, or each of its parts does.
+
+    Example:
+        >>> from ficoco_ext import get_method
+        >>> from ficoco_ext.amounts import has_its_own
+        >>> has_its_own(get_method("mustdrop")), has_its_own(get_method("fastv")), has_its_own(get_method("ficoco-vl"))
+        (True, True, False)
+    """
+    parts = [one for one in (method.tower, method.projector, method.language_model) if one is not None]
+    return bool(method.amount) or each_has_its_own(parts, (), Amount())
 
 
 def equal_shares(op: str, patches: int, amount: Amount, parts: int = 2, unit: int = 1) -> tuple[Amount, ...]:

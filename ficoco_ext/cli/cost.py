@@ -136,6 +136,7 @@ def _compared(
     **prompt: Any,
 ) -> Comparison:
     """The model's cost with all tokens and, if there is a method, with it."""
+    from ..amounts import has_its_own
     from ..cost import hardware, schedules
     from ..cost.compare import compare
     from ..cost.precision import Precision
@@ -144,7 +145,7 @@ def _compared(
     chosen = None if method is None else get_method(method, **hyperparameters)
     leaves = schedules.Schedules()
     if chosen is not None:
-        if not amount and not chosen.amount:
+        if not amount and not has_its_own(chosen):
             amount = {"keep_ratio": 0.25}
         leaves = schedules.build(shape, chosen, images=prompt["images"], layers=layers, **amount)
     return compare(shape, chosen, leaves, precision=Precision.parse(precision), hardware=hardware(gpu), **prompt)

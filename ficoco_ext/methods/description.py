@@ -71,11 +71,18 @@ def _parts(method: AnyMethod) -> dict[str, AnyMethod]:
     return {name: part for name, part in parts.items() if part is not None}
 
 
+def _data_decide(method: AnyMethod) -> bool:
+    return method.language_model is method and method.language_model.data_decides
+
+
 def _amount(method: AnyMethod) -> str:
     """Its own, or those that all of its parts have."""
     parts = _parts(method)
-    if not method.amount and len(parts) > 1 and all(part.amount for part in parts.values()):
+    own = all(part.amount or _data_decide(part) for part in parts.values())
+    if not method.amount and len(parts) > 1 and own:
         return "; ".join(f"{name}: {_amount(part)}" for name, part in parts.items())
+    if _data_decide(method):
+        return "none: the data decide"
     return ", ".join(f"{key}={value}" for key, value in method.amount) or _none(method)
 
 

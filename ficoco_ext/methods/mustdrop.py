@@ -11,7 +11,7 @@ from ..ops import checks
 from ..ops.attention import accumulate
 from ..reduction import Reduction
 from ..stages import Compress, DualFilter, WindowFilter
-from ..stages.dual_attention import first_in_rank, read_by_text, require_thresholds, shares
+from ..stages.dual_attention import above_thresholds, first_in_rank, read_by_text, require_thresholds
 from ..stages.frozen import require_number, require_one_of, value
 from .base import AnyMethod
 from .combined import Combined
@@ -78,6 +78,7 @@ def mustdrop(
     window: int | None = None,
     keys: float | None = None,
     receiver: str = "last",
+    thresholds: bool = False,
     part: str = "both",
 ) -> AnyMethod:
     """MustDrop: the most alike windows of patches merge after the tower's first layer; what words read least leaves.
@@ -86,7 +87,8 @@ def mustdrop(
     names a key set, which stays to the end. In four blocks of the language model the tokens leave that the text after
     the picture reads least, by their share of all attention to the picture and by the most that one text token gives.
     Counts come from the host: the release lets them follow from thresholds (0.8 for windows, gamma and alpha for
-    tokens), of which only the ratio gamma : alpha is left here. See :func:`ficoco_ext.stages.windows_above`.
+    tokens), of which only the ratio gamma : alpha is left here, unless ``thresholds=True`` brings its rule back for the
+    tokens. :func:`ficoco_ext.stages.windows_above` helps to choose how many windows merge.
 
     Once the prompt is read, every layer from the first such block on keeps in its cache what is left in the end, unless
     attach is told otherwise (``cache="staircase"``). Positions stay the original ones, where the release counts anew
@@ -103,6 +105,8 @@ def mustdrop(
         window: side of the windows, at least 2.
         keys: share of the tokens of each picture that are its key set; 0 does without, and reads nothing in the tower.
         receiver: which patch of a window holds its mean, ``"last"`` or ``"centre"``.
+        thresholds: the tokens that leave a block are those below gamma and alpha, as in the release. Then the language
+            model takes no amount, its layers cost one device read each, and ``static_counts`` is refused.
         part: ``"both"``, or ``"tower"`` or ``"language_model"`` for one of them alone.
 
     Raises:
@@ -115,8 +119,12 @@ def mustdrop(
     windows = WindowFilter(own_window if window is None else window, receiver)
     own_gamma, own_alpha = _THRESHOLDS[average_tokens]
     dual = DualFilter(
-        own_gamma if gamma is None else gamma, own_alpha if alpha is None else alpha, own_keys if keys is None else keys
+        own_gamma if gamma is None else gamma,
+        own_alpha if alpha is None else alpha,
+        own_keys if keys is None else keys,
+        thresholds,
     )
+    counts = tuple(count / _LEFT for count in _KEPT[average_tokens])
     tower = Method(
         name="mustdrop",
         filter=windows,
@@ -133,7 +141,7 @@ def mustdrop(
         correlate=None,
         compress=Compress(),
         layers=_in_proportion,
-        amount=(("keep_ratio", tuple(count / _LEFT for count in _KEPT[average_tokens])),),
+        amount=() if thresholds else (("keep_ratio", counts),),
         cache="output-aware",
         source=_SOURCE,
     )
@@ -244,7 +252,7 @@ def dual_thresholds(attention: Tensor, key_set: Tensor, *, gamma: float, alpha: 
     """
     _require_attention("dual_thresholds", attention, key_set, gamma, alpha)
     total, peak = _statistics(attention)
-    return (shares(total) >= gamma) | (peak >= alpha) | key_set
+    return above_thresholds(total, peak, gamma, alpha) | key_set
 
 
 def _statistics(attention: Tensor) -> tuple[Tensor, Tensor]:

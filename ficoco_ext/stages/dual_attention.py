@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops import QueryKey, costs, sequence
+from ..ops import Attention, QueryKey, costs, sequence
 from . import needs
 from .base import FilterStage, Selection
 from .decoder import Layout
-from .frozen import reject, require_number, value
+from .frozen import reject, require_number, require_one_of, value
 from .shape import Priced, Shape
 
 
@@ -55,6 +55,15 @@ def read_by_text(total: Tensor, peak: Tensor, gamma: float, alpha: float) -> Ten
     return torch.maximum(shares(total) * (alpha / largest), peak * (gamma / largest))
 
 
+def above_thresholds(total: Tensor, peak: Tensor, gamma: float, alpha: float) -> Tensor:
+    """(B, n) bool: which visual tokens have a share of at least ``gamma`` or a peak of at least ``alpha``.
+
+    Args:
+        total, peak: as of :func:`read_by_text`.
+    """
+    return (shares(total) >= gamma) | (peak >= alpha)
+
+
 def shares(total: Tensor) -> Tensor:
     """(B, n) parts of a sum over n; 0 where that is 0."""
     whole = total.sum(1, keepdim=True)
@@ -88,15 +97,19 @@ class DualFilter(FilterStage):
         gamma, alpha: thresholds of share and peak, at least 0 and not both 0.
         keys: share in [0, 1] of the tokens of each picture that are its key set: those that the class token attends to
             most in the block of the vision tower that reads the features. 0: there is none.
+        thresholds: the data decide how many leave: all below both thresholds that are not in the key set. One token
+            stays, the one that is read most.
     """
 
     gamma: float = 0.001
     alpha: float = 0.001
     keys: float = 0.08
+    thresholds: bool = False
 
     def __post_init__(self) -> None:
         require_thresholds("DualFilter", self.gamma, self.alpha)
         require_number("DualFilter", "keys", self.keys, 0, 1)
+        require_one_of("DualFilter", "thresholds", self.thresholds, (True, False))
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -111,6 +124,8 @@ class DualFilter(FilterStage):
     def describe(self) -> str:
         """What makes a visual token leave."""
         kept = f", but for a key set of {100 * self.keys:g} % by class attention" if self.keys else ""
+        if self.thresholds:
+            return f"share below {self.gamma:g} and peak below {self.alpha:g} of the attention of the text{kept}"
         return f"least attention of the text, by share and by peak ({self.gamma:g} : {self.alpha:g}){kept}"
 
     def remedy(self, need: str) -> str:
@@ -128,21 +143,37 @@ class DualFilter(FilterStage):
             ValueError: more than can leave, or no key set in ``layout`` where there has to be one.
         """
         layout.require(r)
+        keys, (total, peak) = self._key_set(layout), _received(attn, layout, given)
+        read = read_by_text(total, peak, self.gamma, self.alpha)
+        first = keys
+        if self.thresholds:  # exactly those, whatever rounding does to ranks
+            first = keys | above_thresholds(total, peak, self.gamma, self.alpha)
+        kept = first_in_rank(read, first, read.shape[1] - r)
+        stays = torch.zeros_like(keys).scatter(1, kept, True)
+        sources = stays.sort(dim=1, stable=True).indices[:, :r].contiguous()
+        return Selection((-read).masked_fill(keys, -math.inf), sources, kept)
+
+    @property
+    def data_decides(self) -> bool:
+        """``thresholds``."""
+        return self.thresholds
+
+    def leaving(self, attn: Attention, layout: Layout) -> Tensor:
+        """(B,) int64: how many are below both thresholds and not in the key set; of all of them one stays."""
+        assert isinstance(attn, QueryKey)
+        total, peak = _received(attn, layout, given=False)
+        stays = above_thresholds(total, peak, self.gamma, self.alpha) | self._key_set(layout)
+        return (~stays).sum(1).clamp(max=stays.shape[1] - 1)
+
+    def _key_set(self, layout: Layout) -> Tensor:
+        """(B, n) bool."""
         if layout.protected is None and self.keys:
             raise ValueError(
                 "DualFilter: protected must say which visual tokens are the key set, got None; pass it in the layout, "
                 "or keys=0, which protects no tokens"
             )
-        columns, chosen = _text(layout)
-        how: dict[str, Any] = {"probs": not given, "causal": not given, "key_mask": layout.real}
-        total, peak = ops.received_from(attn, layout.visual, columns, chosen, **how)
-        read = read_by_text(total, peak, self.gamma, self.alpha)
         protected = layout.protected if self.keys else None
-        keys = torch.zeros_like(read, dtype=torch.bool) if protected is None else protected
-        kept = first_in_rank(read, keys, read.shape[1] - r)
-        stays = torch.zeros_like(keys).scatter(1, kept, True)
-        sources = stays.sort(dim=1, stable=True).indices[:, :r].contiguous()
-        return Selection((-read).masked_fill(keys, -math.inf), sources, kept)
+        return torch.zeros_like(layout.visual, dtype=torch.bool) if protected is None else protected
 
 
 def require_thresholds(op: str, gamma: float, alpha: float) -> None:
@@ -151,6 +182,13 @@ def require_thresholds(op: str, gamma: float, alpha: float) -> None:
         require_number(op, name, given, 0, math.inf)
     if not (gamma or alpha):
         reject(op, "gamma or alpha", "above 0: with both 0 nothing ranks the tokens", 0)
+
+
+def _received(attn: QueryKey, layout: Layout, given: bool) -> ops.Received:
+    """Sum and maximum (B, n) of what the text gives to each visual token."""
+    columns, chosen = _text(layout)
+    how: dict[str, Any] = {"probs": not given, "causal": not given, "key_mask": layout.real}
+    return ops.received_from(attn, layout.visual, columns, chosen, **how)
 
 
 def _text(layout: Layout) -> sequence.Text:

@@ -140,7 +140,7 @@ MUTATIONS: list[Mutation] = [
     ),
     Mutation(
         file="ficoco_ext/cli/cost.py",
-        old="if not amount and not chosen.amount:",
+        old="if not amount and not has_its_own(chosen):",
         new="if not amount:",
         tests=(_PARTS + "test_cost_takes_a_methods_own_amount",),
         why="A preset is priced with another amount than its own.",
