@@ -121,7 +121,7 @@ def test_both_parts_by_thresholds(model):
         ({"method": "mustdrop", "layers": (0,), "part": "language_model", "r": 3}, "layers must be from 1 on with an"),
         (
             {"method": "mustdrop", "vision": {"r": 9}, "decoder": {"r": 3}},
-            "r must be a multiple of 8, .* got 9; pass 8",
+            "r must be a multiple of 8, .* got 9",
         ),
         (
             {"method": "mustdrop", "vision": {"r": 8, "layers": (0, 1)}, "decoder": {"r": 3, "layers": (1,)}},
@@ -147,10 +147,9 @@ def keys_of_crops(model, pixel_values, crops):
     """The key set of one picture in the order of the language model: of each crop of its valid patches alone."""
     with torch.no_grad():
         looked = model.model.vision_tower(pixel_values, output_attentions=True).attentions[-2].mean(1)[:, 0, 1:]
-    valid = [
-        set(range(crops.patches)),
-        *({patch for one, patch in crops.origins if one == number + 1} for number in range(crops.count)),
-    ]
+    valid: list[set[int]] = [set() for _ in range(1 + crops.count)]
+    for crop, patch in crops.origins:
+        valid[crop].add(patch)
     chosen = set()
     for crop, patches in enumerate(valid):
         count = math.ceil(SHARE * len(patches) - 1e-9)
@@ -163,11 +162,9 @@ def keys_of_crops(model, pixel_values, crops):
 @pytest.mark.parametrize("size", [(56, 112), (100, 60), (112, 100), (40, 44)], ids=str)
 def test_every_crop_has_its_own_key_set(crops_model, size):
     made = one_picture(NEXT, Picture(*size))
-    config = crops_model.config
-    pixels_of_crop = config.vision_config.image_size
-    crops = Crops.of(
-        size, config.image_grid_pinpoints, pixels_of_crop // config.vision_config.patch_size, pixels_of_crop
-    )
+    vision = crops_model.config.vision_config
+    side = vision.image_size // vision.patch_size
+    crops = Crops.of(size, crops_model.config.image_grid_pinpoints, side, vision.image_size)
     real = made.inputs["pixel_values"][0][: 1 + crops.count]
     wanted = keys_of_crops(crops_model, real, crops)
     options = {"part": "language_model", "keys": SHARE, "tokens": len(wanted), "layers": (1,)}
