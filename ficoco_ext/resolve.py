@@ -292,6 +292,13 @@ def decoder_plan(
     return plan, _one_for_each(op, methods, layers)
 
 
+def require_whole_first_layer(op: str, layers: Sequence[int]) -> None:
+    """Raise if layer 0 is one of the reducing ``layers``, from which on an output-aware cache is cut."""
+    if layers[0] == 0:
+        remedy = "all lengths are counted from the cache of layer 0; leave it out, or pass cache='staircase'"
+        checks.fail(op, "layers", "from 1 on with an output-aware cache", str(tuple(layers)), remedy)
+
+
 def _data_decide(op: str, methods: DecoderMethods) -> bool:
     """Whether the data decide how many tokens leave, in every layer.
 

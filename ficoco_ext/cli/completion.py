@@ -16,6 +16,7 @@ _REGISTERED = re.compile(r'^@register\(\s*"([^"]+)"(?:,\s*rank=(\d+))?', re.MULT
 GEOMETRIES = ("llava-1.5-7b", "llava-1.5-13b")
 ARCHITECTURES = (*GEOMETRIES, "llava-next-7b", "llava-next-13b", "qwen2-vl-7b", "qwen2.5-vl-7b", "video-llava-7b")
 GPUS = ("a100-80g", "h100", "h200", "l40s", "rtx-4090", "mi300x", "cpu")
+CACHES = ("staircase", "output-aware")
 DTYPES = ("float32", "float16", "bfloat16")
 DEVICES = ("cpu", "cuda")
 FAMILIES = ("llava-1.5", "llava-next")  # of --family

@@ -56,6 +56,14 @@ Convention = Annotated[
         help="llmviewer: the language model alone, as papers count. matmul: all that runs, as torch counts.",
     ),
 ]
+Cache = Annotated[
+    str | None,
+    options.option(
+        panel=options.REMOVE,
+        values=completion.CACHES,
+        help="What layers of the language model keep once the prompt is read; if not given what the method says.",
+    ),
+]
 Plot = Annotated[
     Path | None,
     options.option("--plot", panel=options.OUTPUT, metavar="FILE", help="Draw tokens and operations of every layer."),
@@ -74,6 +82,7 @@ def command(
     tokens: options.Tokens = None,
     layers: options.Layers = None,
     set_: options.Set = None,
+    cache: Cache = None,
     text_tokens: TextTokens = 60,
     images: Images = 1,
     picture: Picture = None,
@@ -114,6 +123,7 @@ def command(
                 images=images,
                 new_tokens=new_tokens,
                 convention=convention,
+                cache=cache,
             )
         report(found, explain=explain, plot=plot, json_=json_)
 

@@ -79,6 +79,7 @@ def _reduces(found: Comparison) -> str:
         "" if vision is None else f"in the tower {_staircase(vision)}",
         "" if there is None else f"{_AFTER} {_pictures(there)}",
         "" if decoder is None else f"in the language model {_staircase(decoder)}",
+        "" if decoder is None or found.cache != "output-aware" else _cut(decoder),
     ]
     return f"{found.method.name}: {'; '.join(one for one in said if one)}"
 
@@ -89,6 +90,10 @@ def _staircase(schedule: Schedule) -> str:
     names = [layer for layer, r in zip(schedule.layers, schedule.r, strict=True) if r]
     span = f"layers {names[0]} to {names[-1]}" if names else "no layer"
     return f"{schedule.patches} - {sum(schedule.r)} = {schedule.final} ({span}: {each})"
+
+
+def _cut(schedule: Schedule) -> str:
+    return f"then its cache is cut to {schedule.final} from layer {schedule.layers[0]} on"
 
 
 def _pictures(there: AfterProjector) -> str:

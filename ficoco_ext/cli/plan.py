@@ -33,6 +33,7 @@ def command(
     layers: options.Layers = None,
     floor: _Floor = 1,
     set_: options.Set = None,
+    cache: cost.Cache = None,
     text_tokens: cost.TextTokens = 60,
     images: cost.Images = 1,
     picture: cost.Picture = None,
@@ -66,11 +67,11 @@ def command(
             hyperparameters = common.assignments(set_)
             shape, chosen = cost.shape_of(model, picture), get_method(method, **hyperparameters)
             given: dict[str, Any] = {"text_tokens": text_tokens, "images": images, "convention": convention}
-            given |= {"precision": Precision.parse(precision), "hardware": hardware(gpu)}
+            given |= {"precision": Precision.parse(precision), "hardware": hardware(gpu), "cache": cache}
             at = None if layers is None else common.integers("--layers", layers)
             plan = planner.plan(shape, chosen, **budgets, layers=at, floor=floor, **given)
             found = compare(shape, chosen, plan.schedules, new_tokens=new_tokens, **given)
-        calls = attach_call(method, hyperparameters, plan.schedules)
+        calls = attach_call(method, hyperparameters, plan.schedules, cache)
         heading, budget = _reached(plan)
         more = {"budget": budget, "attach": calls}
         cost.report(found, explain=explain, plot=plot, json_=json_, heading=(*heading, calls), more=more)
@@ -95,7 +96,7 @@ def _reached(plan: Planned) -> tuple[tuple[str, str], dict[str, Any]]:
     return lines, {**values, "reachable": [plan.least, plan.most]}
 
 
-def attach_call(method: str, hyperparameters: dict[str, Any], schedules: Schedules) -> str:
+def attach_call(method: str, hyperparameters: dict[str, Any], schedules: Schedules, cache: str | None = None) -> str:
     """The line of Python that applies the schedules to a loaded model."""
     there = {name: one for name, one in schedules._asdict().items() if one is not None}
     if len(there) > 1:
@@ -105,6 +106,7 @@ def attach_call(method: str, hyperparameters: dict[str, Any], schedules: Schedul
     else:
         (found,) = there.values()
         given = f"r={_short(found.r)}, layers={_short(found.layers)}"
+    given += "" if cache is None else f', cache="{cache}"'
     more = "".join(f", {name}={value!r}" for name, value in hyperparameters.items())
     return f'ficoco_ext.attach(model, "{method}", {given}{more})'
 

@@ -121,8 +121,9 @@ class Cost:
         lines: every operation of every layer.
         layers: tower layers, then decoder layers.
         tokens: visual tokens, on three bases. text_tokens: the others.
-        kv_bytes: size of the KV cache afterwards.
-        resident_bytes: weights of the parts counted, cache, and the most activations that one layer writes.
+        kv_bytes: size of the KV cache afterwards, of an output-aware one once it is cut.
+        resident_bytes: weights of the parts counted, cache (uncut, of a prefill), and the most activations that one
+            layer writes.
         after_projector: what leaves there; None if no method acts there, and of a decode.
     """
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..methods import AnyMethod
 from ..schedule import Schedule
-from . import scope
+from . import caches, scope
 from .architecture import MOST_TOKENS, Architecture
 from .bill import Cost, Sum
 from .hardware import Hardware
@@ -77,7 +77,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sides; ``reduced`` is None where nothing is reduced. ``schedules``: what leaves each part."""
+    """Two sides; ``reduced`` is None where nothing is reduced. ``schedules``: what leaves each part.
+
+    ``cache``: what layers of the language model keep once the prompt is read, ``"staircase"`` or ``"output-aware"``.
+    """
 
     shape: Architecture
     method: AnyMethod | None
@@ -89,6 +92,7 @@ class Comparison:
     images: int
     full: Side
     reduced: Side | None
+    cache: str = "staircase"
 
     @property
     def shown(self) -> Side:
@@ -110,6 +114,7 @@ class Comparison:
             "selection_share": self.shown.running.reduction_share,
             "all_tokens": {**self.full.totals(), "parts": _parts(self.full.running)},
             "schedule": {"vision": _plain(vision), "projector": self._projector(), "decoder": _plain(decoder)},
+            "cache": self.cache,
             "text_tokens": self.text_tokens,
             "images": self.images,
             "new_tokens": self.shown.new_tokens,
@@ -166,6 +171,7 @@ def compare(
     convention: str = "llmviewer",
     precision: Precision = FP16,
     hardware: Hardware | None = None,
+    cache: str | None = None,
 ) -> Comparison:
     """Count a prompt and its answer with and without ``schedules``.
 
@@ -177,9 +183,10 @@ def compare(
         new_tokens: length of the answer.
         convention: of the counts, see :data:`ficoco_ext.cost.scope.SCOPES`. Time is always that of what runs.
         precision, hardware: without hardware there are no times.
+        cache: what layers of the language model keep once the prompt is read; None: what ``method`` says.
 
     Raises:
-        ValueError: a schedule that does not fit the model.
+        ValueError: a schedule or a cache that does not fit the model.
 
     Example:
         >>> from ficoco_ext import cost, get_method
@@ -199,8 +206,10 @@ def compare(
         "hardware": hardware,
     }
 
+    keeps = caches.chosen(cache, method)
+
     def side(left: Schedules) -> Side:
-        leaves = left._asdict()
+        leaves = left._asdict() | {"cache": keeps}
         counted, running = (scope.bill(shape, one, method=method, **leaves, **given) for one in (convention, "matmul"))
         return Side(counted, running, decode(shape, generated=new_tokens // 2, **leaves, **given), new_tokens)
 
@@ -216,4 +225,5 @@ def compare(
         images=images,
         full=side(Schedules()),
         reduced=side(schedules) if reduces else None,
+        cache=keeps,
     )

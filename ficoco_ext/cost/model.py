@@ -9,7 +9,7 @@ from ..io.suggest import did_you_mean
 from ..methods import get_method
 from ..resolve import ProjectorPlan
 from ..schedule import Plan, Schedule
-from . import projected, reduction, transformer
+from . import caches, projected, reduction, transformer
 from .architecture import MOST_TOKENS, Architecture
 from .bill import AfterProjector, Cost, LayerCost, Sum, Tokens
 from .hardware import Hardware
@@ -36,6 +36,7 @@ def prefill(
     hardware: Hardware | str | None = None,
     fused_attention: bool = True,
     causal: bool = False,
+    cache: str | None = None,
     include_tower: bool = True,
     include_projector: bool = True,
     include_head: bool = True,
@@ -59,6 +60,8 @@ def prefill(
         hardware: a :class:`Hardware` or its name, for times.
         fused_attention: no map of attention is written to memory.
         causal: a fused kernel of the language model visits only the pairs that its mask leaves.
+        cache: what layers keep once the prompt is read, ``"staircase"`` or ``"output-aware"``, see
+            :func:`ficoco_ext.attach`; None: what ``method`` says. ``resident_gb`` has what they kept before that.
         include_tower, include_projector, include_head: False leaves that part out; the language model is always in.
         include_reduction: the reduction's own cost; None: if ``method`` is given.
         method: name or value, see :func:`ficoco_ext.get_method`; which operators run depends on it.
@@ -99,16 +102,21 @@ def prefill(
     lines += [line for line in chosen.lines if line.layer is None]
     count = shape.language_model.layers
     n, q = _staircase(decoder, entering, count)
+    keeps = cache or caches.chosen(None, None if method is None else get_method(method))
+    kept = caches.held(_schedule(decoder, entering), n, q[-1], keeps)
     for index in range(count):
         tokens, in_mlp = text_tokens + n[index], text_tokens + q[index]
         own = transformer.decoder_layer(rules, shape.language_model, index, tokens, in_mlp)
         own += _reduction(rules, in_decoder, shape, decoder, entering, index, text_tokens, after)
+        if in_decoder is not None:
+            own += caches.cut(rules, shape.language_model, index, tokens, text_tokens + kept[index])
         lines += own
-        layers.append(_layer("decoder", index, tokens, in_mlp, own, _kv(rules, shape, tokens)))
+        layers.append(_layer("decoder", index, tokens, in_mlp, own, _kv(rules, shape, text_tokens + kept[index])))
     if include_head:
         lines += transformer.head(rules, shape.language_model)
     bases = Tokens(entering, sum(n) / count, q[-1])
-    return _cost(rules, shape, "prefill", lines, layers, bases, text_tokens, after_projector=chosen.found)
+    read = sum(_kv(rules, shape, text_tokens + each) for each in n)  # a cache is cut once all layers have read
+    return _cost(rules, shape, "prefill", lines, layers, bases, text_tokens, read=read, after_projector=chosen.found)
 
 
 def decode(
@@ -125,12 +133,14 @@ def decode(
     precision: Precision | str = FP16,
     hardware: Hardware | str | None = None,
     fused_attention: bool = True,
+    cache: str = "staircase",
     include_head: bool = True,
 ) -> Cost:
     """What one new token costs, after a prefill that left a cache as the schedules say.
 
-    Args: as of :func:`prefill`; ``generated`` new tokens are in the cache already. Tower, projector and reduction do
-    not run. The token attends to itself too, except in the convention ``"llmviewer"``, which counts the cached alone.
+    Args: as of :func:`prefill`, with ``cache`` by name; ``generated`` new tokens are in the cache already. Tower,
+    projector and reduction do not run. The token attends to itself too, except in the convention ``"llmviewer"``, which
+    counts the cached alone.
 
     Example:
         >>> from ficoco_ext.cost import decode
@@ -145,10 +155,11 @@ def decode(
     entering = projected.entering(shape, vision, projector, images, visual_tokens)
     count = shape.language_model.layers
     n, q = _staircase(decoder, entering, count)
+    kept = caches.held(_schedule(decoder, entering), n, q[-1], cache)
     lines: list[Line] = []
     layers: list[LayerCost] = []
     for index in range(count):
-        cached = text_tokens + n[index] + generated
+        cached = text_tokens + kept[index] + generated
         keys = cached if rules.quirks else cached + 1
         own = transformer.decoder_layer(rules, shape.language_model, index, 1, 1, keys)
         lines += own
@@ -312,6 +323,7 @@ def _cost(
     tokens: Tokens,
     text_tokens: float,
     asleep: float = 0.0,
+    read: float | None = None,
     after_projector: AfterProjector | None = None,
 ) -> Cost:
     kv = sum(one.kv_bytes for one in layers)
@@ -326,7 +338,7 @@ def _cost(
         tokens,
         text_tokens,
         kv,
-        _resident(rules, shape, lines, kv) + asleep,
+        _resident(rules, shape, lines, kv if read is None else read) + asleep,
         after_projector,
     )
 

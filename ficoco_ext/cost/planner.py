@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from ..methods import AnyMethod, get_method
 from ..schedule import Schedule
 from .bill import Cost
+from .caches import chosen as chosen_cache
 from .hardware import hardware as find_hardware
 from .presets import architecture
 from .projected import tokens_of_picture
@@ -123,6 +124,7 @@ def plan(
     floor: int = 1,
     convention: str = "llmviewer",
     precision: Any = "fp16",
+    cache: str | None = None,
 ) -> Planned:
     """The integer schedule whose cost comes closest to exactly one of four budgets.
 
@@ -144,6 +146,8 @@ def plan(
         convention: ``"llmviewer"``: of the language model alone, as papers count; ``"matmul"``: of everything
             that runs, as torch counts.
         precision: of weights, activations and cache, see :class:`ficoco_ext.cost.Precision`.
+        cache: what layers of the language model keep once the prompt is read, ``"staircase"`` or ``"output-aware"``;
+            None: what the method says.
 
     Returns:
         A :class:`Planned`. Its ``schedule`` is a :class:`ficoco_ext.Schedule`, or after the projector the number of
@@ -173,6 +177,7 @@ def plan(
         convention = "matmul"  # time passes in the tower too
     shape, chosen, device = architecture(model), get_method(method), hardware and find_hardware(hardware)
     require_images(images)
+    keeps = chosen_cache(cache, chosen)
     visual = images * shape.visual_tokens
     largest = shape.tower.patches
     if chosen.tower is None:
@@ -183,6 +188,7 @@ def plan(
     @functools.cache
     def whole(left: Schedules) -> Cost:
         rest = {"text_tokens": text_tokens, "images": images, "precision": precision, "hardware": device}
+        rest["cache"] = keeps
         return bill(shape, convention, method=chosen, **left._asdict(), **rest)
 
     def cost(left: Schedules) -> float:

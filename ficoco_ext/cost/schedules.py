@@ -188,6 +188,11 @@ def build(
     if method.language_model is not None:
         facts = LanguageModelFacts(shape.language_model.layers, shape.deepstack)
         plan, _ = resolve.decoder_plan(OP, facts, method.language_model, next(amounts))
+        if plan.by_data:
+            raise ValueError(
+                f"how many tokens {method.name} removes is decided while a prompt is read, so its cost is not known "
+                "before; count a schedule of as many as you expect, or let r, keep_ratio or tokens decide"
+            )
         each = tokens_of_picture(shape, vision) if projector is None else projector
         decoder = plan.schedule(entering_with(shape, each, images))
     return Schedules(vision, projector, decoder)

@@ -36,7 +36,8 @@ def prefill(prompts: Prompts, plan: AttachPlan | None, method: Any) -> cost.Cost
         decoder = None
     if vision is None and projector is None and decoder is None:
         return _prefill(prompts)
-    return _prefill(prompts, vision=vision, projector=projector, decoder=decoder, method=method)
+    leaves = {"vision": vision, "projector": projector, "decoder": decoder}
+    return _prefill(prompts, **leaves, cache=plan.cache, method=method)
 
 
 def chosen_free(prompts: Prompts, tokens: int) -> cost.Cost:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..methods import LanguageMethod, LayerMethod
 from ..ops import checks
-from ..resolve import ProjectorPlan, decoder_plan, projector_plan, tower_schedule
+from ..resolve import ProjectorPlan, decoder_plan, projector_plan, require_whole_first_layer, tower_schedule
 from ..schedule import Plan, Schedule, Step
 from ..stages import Crops
 from ..stages.needs import GRID, WHOLE_GRID
@@ -274,10 +274,8 @@ def _check_possible(plan: AttachPlan) -> None:
                 )
                 unsupported("method", wanted, f"{one.name}, which needs the grid", one.remedy(GRID))
         assert plan.plan is not None
-        if plan.cache == "output-aware" and plan.plan.layers[0] == 0:
-            wanted = "from 1 on with an output-aware cache"
-            remedy = "all lengths are counted from the cache of layer 0; leave it out, or pass cache='staircase'"
-            checks.fail(OP, "layers", wanted, plan.plan.layers, remedy)
+        if plan.cache == "output-aware":
+            require_whole_first_layer(OP, plan.plan.layers)
         if plan.plan.by_data and plan.static_counts:
             wanted = (
                 f"False with method {_names(plan.decoder_methods)}, which decides by the data how many tokens leave"

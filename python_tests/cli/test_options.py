@@ -16,6 +16,7 @@ from ficoco_ext.cli.app import app
 from ficoco_ext.cost import hardware, model, presets
 from ficoco_ext.evaluation import EQUAL, asking, data, settings
 from ficoco_ext.gridvqa import KINDS
+from ficoco_ext.methods.base import CACHES
 
 COMMANDS = typer.main.get_command(app).commands
 MOST = 12
@@ -42,6 +43,8 @@ CHOICES = [
     ("demo", "geometry", tuple(timing.GEOMETRIES)),
     ("cost", "convention", tuple(model.CONVENTIONS)),
     ("plan", "convention", tuple(model.CONVENTIONS)),
+    ("cost", "cache", CACHES),
+    ("plan", "cache", CACHES),
     ("eval", "schedule", tuple(settings.SCHEDULES)),
     ("eval", "judge", tuple(asking.JUDGES)),
     ("eval", "bad-rows", tuple(data.BAD_ROWS)),
@@ -68,7 +71,7 @@ def test_what_a_shell_offers_is_what_the_package_knows():
     assert completion.DTYPES == checkpoint.DTYPES
     assert completion.KINDS == KINDS
     assert tuple(model.CONVENTIONS) == cost.CONVENTIONS and tuple(asking.JUDGES) == evaluate._JUDGES
-    assert evaluate_settings.EQUAL == EQUAL
+    assert evaluate_settings.EQUAL == EQUAL and completion.CACHES == CACHES
 
 
 def _offered(*words):

@@ -58,6 +58,7 @@ CASES = {
     "one row": [ONE],
     "rows alike": [ONE, OTHER, ONE],
     "rows unlike": [ONE, TWO, OTHER],
+    "lengths unlike": [ONE, [*words(5, 12), *OTHER], [*words(14, 15, 16), *OTHER]],
     "text row": [TWO, TEXT, OTHER, ONE],
 }
 

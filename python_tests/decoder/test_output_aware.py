@@ -163,6 +163,26 @@ def test_a_static_cache_without_a_mask(model):
     assert close(logits[0], logits[2]) and close(logits[1], logits[3])
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_a_picture_at_the_very_beginning(model, kind):
+    """Rows of one length without a mask: the one with two pictures gets empty entries, and its first column left."""
+    several = [*image(), *words(7), *image(), *words(8, 9)]
+    rows = [[*image(), *words(*range(4, 43))], several]
+    assert len(rows[0]) == len(several)
+    inputs, word = batch(*rows), torch.tensor([[21], [22]])
+    del inputs["attention_mask"]
+    with ficoco_ext.attach(model, **METHODS["stages before attention"], **AWARE) as handle:
+        cache = static_cache(model) if kind == "static" else None
+        cache = model(**inputs, past_key_values=cache).past_key_values
+        told = handle.decoder_reductions
+        together = model(input_ids=word, past_key_values=cache).logits
+        assert told[1][-1].kept[0, 0] > 0 and len(told[1][-1].kept[0]) < len(told[0][-1].kept[0])
+        for row, pictures in enumerate((slice(0, 1), slice(1, 3))):
+            alone = {"input_ids": inputs["input_ids"][row : row + 1], "pixel_values": inputs["pixel_values"][pictures]}
+            one = model(**alone).past_key_values
+            assert close(model(input_ids=word[row : row + 1], past_key_values=one).logits, together[row : row + 1])
+
+
 def test_a_static_cache_serves_one_prompt_after_another(model):
     cache = static_cache(model)
     with ficoco_ext.attach(model, **METHODS["ficoco-l"], **AWARE):

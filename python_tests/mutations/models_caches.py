@@ -31,15 +31,8 @@ MUTATIONS = [
         file="ficoco_ext/models/output_aware.py",
         old="there = there.scatter(1, _entries(final, length), True)",
         new="there = there.scatter(1, final.indices, True)",
-        tests=(f"{AWARE}::test_a_static_cache_hides_what_a_dynamic_one_loses",),
+        tests=(f"{AWARE}::test_a_picture_at_the_very_beginning",),
         why="Empty entries of a shorter row show its first position, in a static cache.",
-    ),
-    Mutation(
-        file="ficoco_ext/models/output_aware.py",
-        old="scatter(1, _entries(held, length), column)",
-        new="scatter(1, held.indices, column)",
-        tests=(f"{AWARE}::test_a_row_in_a_batch_is_the_row_alone",),
-        why="Empty entries of a shorter row take the place of its first position.",
     ),
     Mutation(
         file="ficoco_ext/models/transformers_api.py",
@@ -64,8 +57,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/models/attach_plan.py",
-        old='plan.cache == "output-aware" and plan.plan.layers[0] == 0',
-        new="False",
+        old="require_whole_first_layer(OP, plan.plan.layers)",
+        new="pass",
         tests=(f"{AWARE}::test_what_is_refused",),
         why="Layer 0 loses columns, and every length that is counted from it is wrong.",
     ),
