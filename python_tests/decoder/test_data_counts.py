@@ -40,6 +40,15 @@ class Below(LastTokenFilter):
 
 
 @value
+class ByLength(Below):
+    """All but one of 36 tokens or fewer, 3 of more."""
+
+    def leaving(self, attn, layout):
+        rows, n = layout.visual.shape
+        return torch.full((rows,), n - 1 if n <= 36 else 3)
+
+
+@value
 class Says(Below):
     """Whatever ``number``."""
 
@@ -157,6 +166,10 @@ def test_one_token_left_stays(model):
     with ficoco_ext.attach(model, methods, layers=(0, 1, 2)) as handle:
         model(**batch(ONE))
         assert [one.sources.shape[1] for one in handle.decoder_reductions[0]] == [35]
+    with ficoco_ext.attach(model, method_of(ByLength())) as handle:
+        model(**batch(ONE, TWO, TEXT))
+        lost = [[one.sources.shape[1] for one in row] for row in handle.decoder_reductions]
+        assert lost == [[35], [3, 3], []]
 
 
 @pytest.mark.parametrize("number", [-1, 36, 37])
