@@ -171,7 +171,7 @@ def test_a_picture_at_the_very_beginning(model, kind):
     assert len(rows[0]) == len(several)
     inputs, word = batch(*rows), torch.tensor([[21], [22]])
     del inputs["attention_mask"]
-    with ficoco_ext.attach(model, **METHODS["stages before attention"], **AWARE) as handle:
+    with ficoco_ext.attach(model, **METHODS["one layer"], **AWARE) as handle:
         cache = static_cache(model) if kind == "static" else None
         cache = model(**inputs, past_key_values=cache).past_key_values
         told = handle.decoder_reductions

@@ -21,8 +21,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/cost/model.py",
-        old="cached = text_tokens + n[index] + generated",
-        new="cached = text_tokens + n[index]",
+        old="cached = text_tokens + kept[index] + generated",
+        new="cached = text_tokens + kept[index]",
         tests=(f"{COST}/test_counter.py::test_new_tokens",),
         why="The answer's own tokens are not in the cache.",
     ),

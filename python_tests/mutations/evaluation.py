@@ -331,8 +331,8 @@ MUTATIONS: list[Mutation] = [
     ),
     Mutation(
         file="ficoco_ext/evaluation/costs.py",
-        old="vision=vision, projector=projector, decoder=decoder",
-        new="vision=vision, decoder=decoder",
+        old='{"vision": vision, "projector": projector, "decoder": decoder}',
+        new='{"vision": vision, "decoder": decoder}',
         tests=(_BASELINES + "test_equal_numbers_of_tokens_in_the_language_model",),
         why="Methods after the projector seem to save nothing.",
     ),

@@ -113,8 +113,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/models/attach_plan.py",
-        old="tokens = self.per_image or _EXAMPLE",
-        new="tokens = _EXAMPLE",
+        old="plan.schedule(self.per_image or _EXAMPLE)",
+        new="plan.schedule(_EXAMPLE)",
         tests=(f"{MODELS}/test_attach_plan.py::test_a_plan_prints_both_staircases_with_their_methods",),
         why="The printed staircase is not that of one image.",
     ),
