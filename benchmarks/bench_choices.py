@@ -3,13 +3,15 @@
     python benchmarks/bench_choices.py --json benchmarks/results/choices_cpu.json
 
 ``eager`` is the best torch that we could write, ``compiled`` the same under torch.compile. ``pairs`` compares every two
-patches of a window, as published code does. All must agree before any is timed.
+patches of a window, as published code does. All must agree before any is timed. One thread, and the time of the
+processor: other programs on the machine do not count.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,7 +139,7 @@ def bench(name: str, make: Callable[..., Cases], shape: tuple[int, ...], dtype: 
         for one, ours in zip(*(x if isinstance(x, tuple) else (x,) for x in (run(), wanted)), strict=True):
             if not torch.allclose(one.double(), ours.double(), rtol=1e-3, atol=1e-5):
                 raise SystemExit(f"{other} finds something else than our {name} in {shape}")
-    timings = interleave(cases, seconds=seconds)
+    timings = interleave(cases, seconds=seconds, clock=time.process_time)
     ours_ms = timings["ours"].median_ms
     return {
         "operator": name,
@@ -156,6 +158,7 @@ def main() -> None:
     args = parser.parse_args()
     require_kernels()
     torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
     results = []
     for name, make, shapes in ROWS:
         for shape in shapes:

@@ -42,13 +42,20 @@ class Timing:
         return cls(statistics.median(ordered) * 1e3, ordered[tenth] * 1e3, ordered[-1 - tenth] * 1e3, len(ordered))
 
 
-def interleave(cases: dict[str, Callable[[], Any]], *, seconds: float = 4.0, warm_up: int = 5) -> dict[str, Timing]:
+def interleave(
+    cases: dict[str, Callable[[], Any]],
+    *,
+    seconds: float = 4.0,
+    warm_up: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
     """Time every case in turn, round by round, so that a change of the machine's speed meets all of them alike.
 
     Args:
         cases: name to function without arguments.
         seconds: about how long to go on; at least 15 rounds are made.
         warm_up: untimed rounds before (compilation, allocator, caches).
+        clock: what times a case; ``time.process_time`` leaves out what other programs take, and adds up threads.
     """
     for _ in range(warm_up):
         for run in cases.values():
@@ -57,9 +64,9 @@ def interleave(cases: dict[str, Callable[[], Any]], *, seconds: float = 4.0, war
     stop = time.perf_counter() + seconds
     while min(map(len, times.values())) < 15 or time.perf_counter() < stop:
         for name, run in cases.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return {name: Timing.of(values) for name, values in times.items()}
 
 
