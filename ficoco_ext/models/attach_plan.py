@@ -67,7 +67,8 @@ class AttachPlan:
     def tokens_of(self, crops: Crops) -> int | None:
         """Tokens of a picture of these crops that the language model gets, line ends included.
 
-        None if the data decide: padding that is to leave after the tower is among what the method chooses from.
+        None if the data decide: padding that is to leave after the tower is among what the method chooses from, or what
+        the picture holds says how many of its tokens stay.
         """
         if self.removed:
             assert self.schedule is not None
@@ -78,7 +79,9 @@ class AttachPlan:
             return crops.after(self.schedule.final) if whole else None
         if self.projector is None:
             return crops.before
-        return self.projector.count(crops.before - crops.lines) + crops.lines
+        if self.projector.method.data_decides:
+            return None
+        return self.projector.count(crops.tokens, None, crops) + crops.lines
 
     @property
     def question_readers(self) -> tuple[str, ...]:

@@ -117,7 +117,9 @@ class Handle:
             _no_number(f"one for a model whose pictures this can count, not {plan.facts.family}")
         tokens = plan.per_image if crops is None else plan.tokens_of(crops.of(height, width))
         if tokens is None:
-            _no_number(f"one that does not depend on the data, as with padding={plan.padding!r}")
+            late = plan.projector
+            why = f"padding={plan.padding!r}" if late is None else f"the amount of {late.method.name}"
+            _no_number(f"one that does not depend on the data, as with {why}")
         return tokens
 
     @property
