@@ -19,7 +19,7 @@ from .bill import Cost
 from .caches import chosen as chosen_cache
 from .hardware import hardware as find_hardware
 from .presets import architecture
-from .projected import tokens_of_picture
+from .projected import require_crops, tokens_of_picture
 from .rows import Row, decoder_row, first_within, projector_row, several_row, tower_row
 from .schedules import Schedules, require_images
 from .scope import bill
@@ -178,6 +178,8 @@ def plan(
     shape, chosen, device = architecture(model), get_method(method), hardware and find_hardware(hardware)
     require_images(images)
     keeps = chosen_cache(cache, chosen)
+    if chosen.projector is not None:
+        require_crops(shape, chosen.projector)
     visual = images * shape.visual_tokens
     largest = shape.tower.patches
     if chosen.tower is None:

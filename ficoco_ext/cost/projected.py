@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ..methods import FeatureMethod, get_method
 from ..resolve import ProjectorPlan
 from ..schedule import Schedule
+from ..stages.needs import CROPS
 from . import reduction
 from .architecture import Architecture
 from .bill import AfterProjector, Sum
@@ -37,6 +38,15 @@ def grid_of_picture(shape: Architecture, vision: Schedule | None) -> tuple[int, 
     return (side, side) if whole and side * side == tokens else None
 
 
+def require_crops(shape: Architecture, method: FeatureMethod) -> None:
+    """Raise if ``method`` acts on the crops of a picture, and pictures have none."""
+    if CROPS in method.needs and not shape.pinpoints:
+        raise ValueError(
+            f"method must not be {method.name} for {shape.name}, whose pictures are not cut into crops by their size; "
+            "use 'fastervlm' or 'divprune'"
+        )
+
+
 def left_of_picture(shape: Architecture, vision: Schedule | None, projector: ProjectorPlan | int) -> int:
     """How many of these tokens stay.
 
@@ -45,7 +55,8 @@ def left_of_picture(shape: Architecture, vision: Schedule | None, projector: Pro
     """
     before = tokens_of_picture(shape, vision)
     if isinstance(projector, ProjectorPlan):
-        return projector.count(before, grid_of_picture(shape, vision))
+        require_crops(shape, projector.method)
+        return projector.count(before, grid_of_picture(shape, vision), shape.picture)
     if isinstance(projector, bool) or not isinstance(projector, int):
         raise TypeError(f"projector must be an integer, the tokens that stay of a picture, got {projector!r}")
     if not 1 <= projector <= before:
@@ -119,9 +130,11 @@ def choose(
     before, left = tokens_of_picture(shape, vision), left_of_picture(shape, vision, projector)
     pictures = images * shape.pictures
     lines: list[Line] = []
+    if method is not None:
+        require_crops(shape, method)
     if method is not None and left < before:
-        used = shape.tower.used
-        seen = (shape.tower.patches,) * used if vision is None else vision.tokens_entering(used)
+        layers = shape.tower.layers
+        seen = (shape.tower.patches,) * layers if vision is None else vision.tokens_entering(layers)
         lines += reduction.saliency(rules, method, shape, images * shape.crops, seen)
         lines += reduction.after_projector(rules, method, shape, pictures, before, left, text)
     return Chosen(AfterProjector(pictures, before, left, Sum.of(lines)), tuple(lines))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..methods import AnyMethod, FeatureMethod
 from ..ops import costs
 from ..stages import Shape
-from ..stages.needs import EARLY_SALIENCY, SALIENCY
+from ..stages.needs import CLASS_LOGITS, EARLY_SALIENCY, SALIENCY
 from .architecture import Architecture, LanguageModel, Tower
 from .lines import Line, Rules
 
@@ -50,14 +50,18 @@ def _of_crops(rules: Rules, method: AnyMethod, tower: Tower, layer: int, batch: 
 def saliency(
     rules: Rules, method: FeatureMethod, shape: Architecture, batch: int, patches: Sequence[int]
 ) -> list[Line]:
-    """How much the last tower layer in use, or an early one, looks at each patch, if ``method`` needs to know that.
+    """How much a tower layer looks at each patch, if ``method`` needs to know that.
+
+    It is the last layer in use, or an early one; for logits of the class token the one that reads what is selected.
 
     Args:
-        patches: that enter each tower layer in use.
+        patches: that enter each tower layer.
 
     Raises:
         ValueError: it asks for the class token's attention of a tower without one, or for an early layer not in use.
     """
+    if CLASS_LOGITS in method.needs:
+        return [_class_logits(rules, shape, batch, patches)]
     tower, kind = shape.tower, method.saliency
     layers = [tower.used - 1] if SALIENCY in method.needs else []
     if EARLY_SALIENCY in method.needs:
@@ -75,6 +79,17 @@ def saliency(
     values = {"b": batch, "a": tower.heads, "d": tower.hidden // tower.heads}
     operation = dataclasses.replace(operation, name="saliency")
     return [rules.line("reduction", at, operation, values | {"n": patches[at] + first}) for at in layers]
+
+
+def _class_logits(rules: Rules, shape: Architecture, batch: int, patches: Sequence[int]) -> Line:
+    """The class token's row of the layer that reads what is selected for the projector, of each crop."""
+    tower = shape.tower
+    if not tower.class_token:
+        raise ValueError(f"method must need no logits of a class token for {shape.name}, whose tower has none")
+    at = min(tower.used, tower.layers - 1)
+    operation = dataclasses.replace(costs.attention_stats(probs=False, patches=False), name="class_logits")
+    values = {"b": batch, "a": tower.heads, "d": tower.hidden // tower.heads, "n": patches[at]}
+    return rules.line("reduction", at, operation, values)
 
 
 def _early_layer(method: FeatureMethod, tower: Tower) -> int:

@@ -123,6 +123,11 @@ def shares(
     parts = [one for one in (method.tower, method.projector, method.language_model) if one is not None]
     if len(parts) == 1:
         return [whole]
+    if shape.pinpoints and method.tower is not None and method.projector is not None:
+        raise ValueError(
+            f"method must have a single part before the language model for {shape.name}, got {method.name}: what the "
+            "tower leaves of crops is packed with line ends, among which none may choose; use one of them alone"
+        )
     if each_has_its_own(parts, method.amount, whole):
         return [Amount()] * len(parts)
     whole = whole if whole.given else Amount.of(op, layers=whole.layers, **dict(method.amount))

@@ -6,21 +6,17 @@ import random
 from types import SimpleNamespace
 
 import pytest
-import torch
 from helpers.cli import document, run
-from helpers.flop_counts import of_method
 from helpers.models import one_thread  # noqa: F401
 from helpers.tiny_families import TINY
-from helpers.tiny_processors import Picture
-from helpers.tiny_prompts import one_picture
 
-import ficoco_ext
 from ficoco_ext import Schedule, cost, get_method
-from ficoco_ext.cost import advice, flop_counter, pinpoints, schedules, scope
+from ficoco_ext.cost import advice, pinpoints, schedules, scope
 from ficoco_ext.cost.compare import compare as compared
 from ficoco_ext.stages import Crops
 
-NEXT = cost.architecture("llava-next-7b")
+BASE, NEXT = cost.architecture("llava-1.5-7b"), cost.architecture("llava-next-7b")
+TOWER = dataclasses.replace(NEXT.tower, class_token=False)
 PADDED, WHOLE, THIN, HALF = (480, 640), (672, 672), (20, 2500), (300, 1000)
 SIZES = (PADDED, WHOLE, THIN, HALF, (1200, 900), (37, 41), (1000, 300), (336, 336))
 
@@ -141,52 +137,6 @@ def test_line_ends_enter_the_language_model(size):
     cost.prefill(shape, **both._asdict(), method="ficoco-vl")
 
 
-# ---- what runs
-
-
-def _tiny():
-    (family,) = (one for one in TINY if one.name == "llava-next")
-    model = family.build().eval()
-    model.set_attn_implementation("eager")
-    return family, model
-
-
-@pytest.mark.parametrize(
-    ("method", "given"),
-    [
-        (None, {}),
-        ("divprune", {"keep_ratio": 0.25}),
-        ("divprune", {"tokens": 5}),
-        ("scope", {"tokens": 5, "merge": True}),
-        ("fastv", {"keep_ratio": 0.5, "layer": 2}),
-        ("divprune+fastv", {"keep_ratio": 0.25, "layer": 3}),
-    ],
-)
-@pytest.mark.parametrize("size", [Picture(56, 112), Picture(100, 60), Picture(112, 100), Picture(40, 44)])
-def test_a_whole_prefill_of_a_model_that_runs(method, given, size):
-    """Counted by torch: crops without their padding, line ends, and a choice that they do not take part in."""
-    family, model = _tiny()
-    asked = one_picture(family, size)
-    shape = cost.architecture(model.config, picture=tuple(size))
-    visual = int((asked.ids == model.config.image_token_id).sum())
-    assert shape.visual_tokens == visual
-    handle = ficoco_ext.attach(model, method, **given) if method else None
-    with flop_counter.counter() as mode, torch.no_grad():
-        output = model(**asked.inputs, use_cache=True, logits_to_keep=1)
-    found_by_torch = mode.get_total_flops()
-    after = asked.ids.shape[1] - 1 - int((asked.ids[0] == model.config.image_token_id).nonzero().max())
-    text = {"text_tokens": asked.ids.shape[1] - visual, "text_after": after}
-    leaves, chosen = schedules.Schedules(), None
-    if handle is not None:
-        chosen = of_method(method, given)
-        amount = {name: value for name, value in given.items() if name in ("tokens", "keep_ratio")}
-        leaves = schedules.build(shape, chosen, **amount)
-    found = cost.prefill(shape, **leaves._asdict(), **text, method=chosen)
-    assert found.total.operations == found_by_torch
-    held = [layer.keys.shape[-2] for layer in output.past_key_values.layers]
-    assert held == [one.tokens for one in found.layers if one.part == "decoder"]
-
-
 # ---- budgets
 
 
@@ -296,6 +246,21 @@ def test_a_budget_out_of_reach_names_the_range():
             lambda: cost.plan(cost.architecture(NEXT, picture=PADDED), "pool", tflops=9, layers=[12]),
             "one without padding, with pool",
         ),
+        (
+            lambda: schedules.build(BASE, get_method("globalcom2"), keep_ratio=0.5),
+            "method must not be globalcom2 for llava-1.5-7b, whose pictures are not cut into crops",
+        ),
+        (lambda: cost.prefill(BASE, projector=64, method="globalcom2"), "method must not be globalcom2"),
+        (lambda: cost.plan(BASE, "globalcom2", tflops=2), "method must not be globalcom2"),
+        (
+            lambda: cost.prefill(dataclasses.replace(NEXT, tower=TOWER), projector=64, method="globalcom2"),
+            "no logits of a class token for llava-next-7b",
+        ),
+        (
+            lambda: schedules.build(NEXT, get_method("topk+divprune"), keep_ratio=0.5),
+            "a single part before the language",
+        ),
+        (lambda: cost.plan(NEXT, "topk+divprune", tflops=9), "a single part before the language model"),
     ],
 )
 def test_what_is_refused(call, message):
