@@ -56,7 +56,7 @@ def tables() -> tuple[Published, ...]:
     Example:
         >>> from ficoco_ext.cost import published
         >>> [one.id for one in published.tables()]
-        ['kept', 'same harness', 'video']
+        ['kept', 'same harness', 'video', 'crops', 'flash attention']
     """
     return tuple(
         Published(

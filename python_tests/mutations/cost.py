@@ -9,8 +9,8 @@ MODELS = "python_tests/models"
 MUTATIONS = [
     Mutation(
         file="ficoco_ext/cost/advice.py",
-        old="if found.schedules.vision is None or found.shape.crops == 1:",
-        new="if found.shape.crops == 1:",
+        old="if vision is None or shape.crops == 1:",
+        new="if shape.crops == 1:",
         tests=(f"{COST}/test_advice.py::test_a_tower_that_attach_does_not_reduce",),
         why="A warning about the tower is given where only the language model is reduced.",
     ),
@@ -205,8 +205,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/cost/reproduce.py",
-        old="ours = cost.bit_scaled_tflops",
-        new="ours = cost.tflops",
+        old="else cost.bit_scaled_tflops",
+        new="else cost.tflops",
         tests=(f"{COST}/test_reproduce.py::test_predicted_cells_are_within_their_tier",),
         why="Quantised rows of the papers are recomputed as 16 bits.",
     ),
@@ -233,8 +233,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/cost/schedules.py",
-        old="decoder = plan.schedule(images * shape.pictures * each)",
-        new="decoder = plan.schedule(shape.pictures * each)",
+        old="decoder = plan.schedule(entering_with(shape, each, images))",
+        new="decoder = plan.schedule(entering_with(shape, each, 1))",
         tests=(f"{MODELS}/test_attach_plan.py::test_cost_makes_the_schedules_of_attach",),
         why="The schedule of two images is that of one.",
     ),
@@ -305,8 +305,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/cost/rows.py",
-        old="return each if self.decoder is None else self.images * self.shape.pictures * each",
-        new="return each if self.decoder is None else self.shape.pictures * each",
+        old="return each if self.decoder is None else entering_with(self.shape, each, self.images)",
+        new="return each if self.decoder is None else entering_with(self.shape, each, 1)",
         tests=(f"{COST}/test_planner.py::test_images_count_in_the_language_model_and_in_both_parts",),
         why="A plan of both parts for two images is one for one.",
     ),

@@ -7,8 +7,8 @@ COST = "python_tests/cost"
 MUTATIONS = [
     Mutation(
         file="ficoco_ext/cost/model.py",
-        old="in_tower, images * shape.crops, patches, measured",
-        new="in_tower, images, patches, measured",
+        old="tower, batch = shape.tower, images * shape.crops",
+        new="tower, batch = shape.tower, images",
         tests=(f"{COST}/test_model.py::test_every_crop_passes_through_the_tower",),
         why="Crops of a large image are free.",
     ),

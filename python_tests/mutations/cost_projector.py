@@ -14,8 +14,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/cost/projected.py",
-        old="return images * shape.pictures * left_of_picture(shape, vision, projector)",
-        new="return images * left_of_picture(shape, vision, projector)",
+        old="return images * shape.pictures * (left + shape.line_ends)",
+        new="return images * (left + shape.line_ends)",
         tests=(f"{COST}/test_after_projector.py::test_pictures_are_reduced_each_on_its_own",),
         why="Only one frame of a video enters the language model.",
     ),
@@ -35,7 +35,7 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/cost/projected.py",
-        old="if vision is None else vision.tokens_entering(used)",
+        old="if vision is None else vision.tokens_entering(layers)",
         new="",
         tests=(f"{COST}/test_after_projector.py::test_saliency_is_measured_of_what_the_tower_has_left",),
         why="Saliency is priced for patches that have left.",
@@ -56,8 +56,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/cost/model.py",
-        old="chosen.found.pictures * chosen.found.before",
-        new="chosen.found.pictures * chosen.found.after",
+        old="given = images * shape.projected_with(projected.left_of_crop(shape, vision))",
+        new="given = entering",
         tests=(f"{COST}/test_after_projector.py::test_what_is_left_is_a_shorter_prompt",),
         why="The projector is priced for what is left after it.",
     ),
