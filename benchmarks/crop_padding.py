@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
 import ficoco_ext
 from ficoco_ext.apps import checkpoint, next_dress
@@ -29,6 +30,7 @@ from ficoco_ext.evaluation import provenance
 from ficoco_ext.gridvqa import GridVQA, Row
 from ficoco_ext.models.facts import crop_facts
 from ficoco_ext.models.padding_first import PaddingFirst
+from ficoco_ext.models.transformers_api import cache_name
 
 KINDS = ("exist", "attr", "count", "text", "digit", "choice")  # where things are, the dressed model does not know
 RUNS = {"ficoco-v": (72, 36, 18), "topk": (72, 36, 18), "tome": (72, 36)}  # patches a crop; ToMe halves at most
@@ -69,33 +71,42 @@ def pictures(scenes: int, split: str, kinds: Sequence[str]) -> list[Asked]:
 
 
 def answers(dressed: checkpoint.Checkpoint, asked: Asked) -> tuple[list[str], int]:
-    """The answers, one word each, and the visual tokens of the language model. The tower runs once a picture.
+    """The answers, one word each, and the visual tokens of the language model.
 
-    What it leaves does not depend on the question, so the questions are one batch behind the same features.
+    The tower runs once a picture, and so does the language model on all that stands before the questions: neither
+    depends on them.
     """
     model, tokenizer = dressed.model, dressed.processor.tokenizer
+    picture = model.config.image_token_id
     one = dressed.inputs(asked.image, asked.rows[0].question)
     with torch.inference_mode():
         features = model.model.get_image_features(one["pixel_values"], one["image_sizes"]).pooler_output[0]
-        sentences = [_sentence(dressed, row.question, len(features)) for row in asked.rows]
-        longest = max(map(len, sentences))
-        pad = [[tokenizer.pad_token_id] * (longest - len(ids)) for ids in sentences]
-        ids = torch.tensor([[*left, *right] for left, right in zip(pad, sentences, strict=True)])
-        mask = torch.tensor([[0] * len(left) + [1] * (longest - len(left)) for left in pad])
+        before, *after = _sentences(dressed, [row.question for row in asked.rows])
+        ids = torch.tensor([before[:-1] + [picture] * len(features)])
         embedded = model.get_input_embeddings()(ids)
-        embedded[ids == model.config.image_token_id] = features.repeat(len(ids), 1)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        hidden = model.model.language_model(inputs_embeds=embedded, attention_mask=mask, position_ids=positions)
-        words = model.lm_head(hidden.last_hidden_state[:, -1]).argmax(-1)
-    return [tokenizer.decode(word, skip_special_tokens=True).strip() for word in words.tolist()], len(features)
+        embedded[ids == picture] = features
+        decoder, cache = model.model.language_model, DynamicCache(config=model.config.text_config)
+        given = {cache_name(decoder.forward): cache, "use_cache": True}
+        decoder(inputs_embeds=embedded, **given)
+        cache.batch_repeat_interleave(len(after))
+        longest = max(map(len, after))
+        words = torch.tensor([each + [tokenizer.pad_token_id] * (longest - len(each)) for each in after])
+        hidden = decoder(input_ids=words, **given).last_hidden_state
+        last = torch.tensor([len(each) - 1 for each in after])  # what stands after it is seen by no word before
+        said = model.lm_head(hidden[torch.arange(len(after)), last]).argmax(-1)
+    return [tokenizer.decode(word, skip_special_tokens=True).strip() for word in said.tolist()], len(features)
 
 
-def _sentence(dressed: checkpoint.Checkpoint, question: str, tokens: int) -> list[int]:
-    text = dressed.prompt(question)
-    special = not text.startswith(dressed.processor.tokenizer.bos_token or "\0")
-    picture = dressed.model.config.image_token_id
-    ids = dressed.processor.tokenizer(text, add_special_tokens=special).input_ids
-    return [each for one in ids for each in ([picture] * tokens if one == picture else [one])]
+def _sentences(dressed: checkpoint.Checkpoint, questions: Sequence[str]) -> list[list[int]]:
+    """What stands before the questions, the picture's one placeholder last, and each question with what follows it."""
+    found: list[list[int]] = []
+    for question in questions:
+        text = dressed.prompt(question)
+        special = not text.startswith(dressed.processor.tokenizer.bos_token or "\0")
+        ids = dressed.processor.tokenizer(text, add_special_tokens=special).input_ids
+        end = ids.index(dressed.model.config.image_token_id) + 1
+        found = [*(found or [ids[:end]]), ids[end:]]
+    return found
 
 
 def right(
@@ -246,9 +257,9 @@ def part_of_page(document: dict[str, Any]) -> str:
     scenes, asked = len(set(document["scenes"])), len(document["scenes"])
     full, position = setting(document, None, None, "all tokens"), document["position"]
     caption = (
-        f"{asked} questions about {scenes} scenes of the split `{document['split']}` on {len(GROUNDS)} grounds. With all "
-        f"{_tokens(full):.0f} tokens {_share(full)} % are right. Of {position['asked']} questions where something is, "
-        f"which are not in the table, {100 * position['right'] / position['asked']:.0f} % are."
+        f"{asked} questions about {scenes} scenes of the split `{document['split']}` on {len(GROUNDS)} grounds. With "
+        f"all {_tokens(full):.0f} tokens {_share(full)} % are right. Of {position['asked']} questions where something "
+        f"is, which are not in the table, {100 * position['right'] / position['asked']:.0f} % are."
     )
     return f"{caption}\n\n{table(document)}"
 

@@ -22,6 +22,7 @@ from ..viz import page
 from ..viz.traces import Trace, groups, holders, trace
 from .attention_maps import AttentionMap, attention_map
 from .checkpoint import Checkpoint, files_of, find_image, open_image, parse_device, parse_dtype, seen_by_model, sheet_of
+from .global_scores import ScoreMap, score_map
 from .layer_tokens import Staircase, step_name
 from .next_dress import load_family
 from .patches import watched_on_sheet
@@ -30,6 +31,7 @@ from .show_request import PANELS, Request, Task, checked, for_page, patch_of
 
 Say = Callable[[str], None]
 Progress = Callable[..., None]  # (words), or (words, steps done, all steps)
+_AMOUNT = ("keep_ratio", "layers")  # of what attach is given; the rest are hyperparameters
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Result:
         truth: the known answer, or None. answer: with all tokens; right: whether it is, None where that is not known.
         grid: (height, width) in patches of the picture as the model sees it; of several crops, in cells of their sheet.
         crops: how the picture was cut; None where it is one crop.
+        scores: of the methods that choose among the patches of several crops by scores that can be shown.
         picture, page: what was written.
     """
 
@@ -111,6 +114,7 @@ class Result:
     methods: tuple[MethodResult, ...]
     refused: tuple[Refused, ...]
     attention: tuple[AttentionMap, ...]
+    scores: tuple[ScoreMap, ...]
     picture: str | None
     page: str | None
     notices: tuple[str, ...]
@@ -202,6 +206,8 @@ def _examined(
         attention_map(checkpoint, inputs, question.question, shape, reducing, word, layer, progress, crops)
         for word, layer in task.attention
     ]
+    given = [(one.method, {key: value for key, value in one.options.items() if key not in _AMOUNT}) for one in cases]
+    scores = [score_map(checkpoint, inputs, shape, crops, *one) for one in given]
     length = request.max_new_tokens or (1 if checkpoint.embedded else 48)
 
     def answered(attached: Callable[[], Any]) -> page.Answer:
@@ -230,6 +236,7 @@ def _examined(
         methods=tuple(methods),
         refused=tuple(refused),
         attention=tuple(maps),
+        scores=tuple(one for one in scores if one is not None),
         picture=None,
         page=None,
         notices=(),
@@ -293,7 +300,7 @@ def _result(
     return MethodResult(
         method=case.method,
         keep_ratio=case.keep_ratio,
-        hyperparameters={key: value for key, value in case.options.items() if key not in ("keep_ratio", "layers")},
+        hyperparameters={key: value for key, value in case.options.items() if key not in _AMOUNT},
         answer=answer.text,
         right=answer.right,
         layers=tuple(layers),
@@ -336,7 +343,10 @@ def _figure(result: Result, records: Sequence[list[Reduction]], seen: Any, panel
             viz.Story(one.method, record, [layer.name for layer in one.layers], one.trace)
             for one, record in zip(result.methods, records, strict=True)
         ],
-        heats=[viz.Heat(one.name, one.patches) for one in result.attention],
+        heats=[
+            *(viz.Heat(one.name, one.patches) for one in result.attention),
+            *(viz.Heat(one.name, one.patches, shares=False) for one in result.scores),
+        ],
         title=f"{result.model}, {Path(result.image).name}, keep ratio "
         f'{ratio if isinstance(ratio, (int, float)) else list(ratio)}: "{result.question}"',
         panels=panels,

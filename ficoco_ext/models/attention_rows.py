@@ -18,16 +18,17 @@ from ..ops import QueryKey, checks
 from . import qk_capture
 from .families import tower_of
 from .model_changes import ModelChanges
+from .tower_saliency import class_logits
 
 
-def class_attention(model: Any, pixel_values: Tensor, layer: int) -> Tensor:
+def class_attention(model: Any, pixel_values: Tensor, layer: int, *, logits: bool = False) -> Tensor:
     """(B, P) the attention of class tokens to the patches of their images in a layer of the tower, float32.
 
     Heads are averaged.
 
     Args:
         model: a LLaVA-1.5 or LLaVA-NeXT. pixel_values: (B, 3, height, width) of images, or of a picture's crops.
-        layer: of the tower.
+        layer: of the tower. logits: before the softmax.
 
     Raises:
         NotImplementedError: a tower without a class token. ValueError: no such layer.
@@ -40,6 +41,8 @@ def class_attention(model: Any, pixel_values: Tensor, layer: int) -> Tensor:
     modules = _chosen("attention", tower.encoder.layers, (layer,), "the vision tower")
 
     def row(captured: QueryKey) -> Tensor:
+        if logits:
+            return class_logits(captured)
         return ops.attention_stats(captured, class_token=True, probs=True, column=False, patches=False)[0]
 
     with torch.inference_mode(), _rows(modules, row) as found:

@@ -58,10 +58,14 @@ class Story:
 
 @dataclass(frozen=True)
 class Heat:
-    """An attention map: what it is of, and one value for each patch."""
+    """An attention map: what it is of, and one value for each patch.
+
+    ``shares``: the values are shares, and their sum is said; else they are scores.
+    """
 
     title: str
     values: Sequence[float]
+    shares: bool = True
 
 
 def comparison(
@@ -129,13 +133,13 @@ def comparison(
     first = panel(0, above)
     draw_input(first, image, stories[0].reductions[-1], size=9)
     for column, heat in enumerate(heats, 1):
-        draw_heat(panel(column, above), image, heat.values, grid, heat.title)
+        draw_heat(panel(column, above), image, heat.values, grid, heat.title, sheet, heat.shares)
     for number, (story, steps) in enumerate(zip(stories, shown, strict=True)):
         top = above + high + number * (_HEADING + high)
         line(story.name, top + 0.08, _EDGE, 11, "bold")
-        line(summary(story, len(steps), item), top + 0.08, indent, 10)
+        line(summary(story, len(steps), item, sheet), top + 0.08, indent, 10)
         row = functools.partial(panel, top=top + _HEADING)
-        _draw_story(story, steps, row, image, grid, traced, item)
+        _draw_story(story, steps, row, image, grid, traced, item, sheet)
     for patch in {story.trace.patch for story in stories if story.trace is not None}:
         mark_traced(first, patch, grid[1])
     if sheet is not None:
@@ -165,12 +169,13 @@ def _draw_story(
     grid: tuple[int, int],
     traced: bool,
     item: int,
+    sheet: Sheet | None,
 ) -> None:
     """One row: merge groups, where the traced patch is if one is traced, and the patches after each of ``steps``."""
     draw_groups(panel(0), image, story.reductions[-1], item=item)
     names = named("viz", story.reductions, story.layers)
     if story.trace is not None:
-        draw_shares(panel(1), image, story.trace, grid)
+        draw_shares(panel(1), image, story.trace, grid, sheet)
     for column, step in enumerate(steps, 1 + traced):
         axes, name = panel(column), names[step]
         text = f"layer {name}" if isinstance(name, int) else name
@@ -180,8 +185,11 @@ def _draw_story(
             mark_traced(axes, story.trace.patch, grid[1])
 
 
-def summary(story: Story, shown: int, item: int = 0) -> str:
-    """One line about a method: what is left, where the others are, and how many of its layers are shown."""
+def summary(story: Story, shown: int, item: int = 0, sheet: Sheet | None = None) -> str:
+    """One line about a method: what is left, where the others are, and how many of its layers are shown.
+
+    Of a picture on a ``sheet`` also how many are left of each crop, line by line.
+    """
     last = story.reductions[-1]
     held, members = holders(last, item), groups(last, item)
     left = sum(holder == position for position, holder in enumerate(held))
@@ -189,6 +197,9 @@ def summary(story: Story, shown: int, item: int = 0) -> str:
     said = [f"{count_patches(held)} -> {left} patches"]
     said += [f"{merged} merged into {len(members)} of them"] if merged else []
     said += [f"{dropped} dropped"] if dropped else []
+    if sheet is not None:
+        thumbnail, *crops = sheet.per_crop(last.kept[item].tolist())
+        said.append(f"{thumbnail} in the thumbnail, {', '.join(map(str, crops))} in its crops")
     count = len(story.reductions)
     said += [f"{shown} of {count} reducing layers are shown"] if shown < count else []
     return "; ".join(said)

@@ -136,10 +136,13 @@ class Sheet:
         return made
 
     def mark(self, axes: Axes) -> None:
-        """Cover padding, and draw the borders of thumbnail and crops, over a panel of the sheet."""
+        """Cover padding and what is outside, and draw the borders of thumbnail and crops, over a panel of the sheet."""
         from matplotlib.collections import PolyCollection
         from matplotlib.patches import Rectangle
 
+        for left, top, width in ((0, self.side, self.side), (self.side, 0, 1)):
+            down = self.cells_down - top
+            axes.add_patch(Rectangle((left, top), width, down, facecolor="white", linewidth=0, zorder=2))
         squares = []
         for cell in self.padding:
             row, column = divmod(cell, self.cells_across)

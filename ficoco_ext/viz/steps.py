@@ -9,6 +9,7 @@ from ..io.images import rgb
 from ..reduction import Reduction
 from .canvas import DROPPED, INK, canvas, patch_points
 from .colours import group_colours, mean_colours
+from .sheets import Sheet
 from .traces import NO_PATCH, Trace, TraceStep, grid_of, groups, holders
 
 if TYPE_CHECKING:
@@ -175,13 +176,12 @@ def _outline(
     axes.add_collection(LineCollection(lines, colors=of_line, linewidths=linewidth, capstyle="projecting"))
 
 
-def draw_shares(axes: Axes, image: Any, trace: Trace, grid: tuple[int, int]) -> None:
+def draw_shares(axes: Axes, image: Any, trace: Trace, grid: tuple[int, int], sheet: Sheet | None = None) -> None:
     """Where one patch is in the end: survivors shaded by the share of it that they hold."""
     from matplotlib import colormaps
 
     width = grid[1]
-    row, column = divmod(trace.patch, width)
-    canvas(axes, image, grid, f"Patch {row},{column} in the end", dim=0.55, size=9)
+    canvas(axes, image, grid, f"Patch {_place(trace.patch, width, sheet)} in the end", dim=0.55, size=9)
     most = max(trace.shares.values(), default=1.0)
     ramp = colormaps["GnBu"]
     tint(axes, grid, {position: ramp(0.35 + 0.65 * share / most) for position, share in trace.shares.items()}, 0.92)
@@ -196,7 +196,7 @@ def draw_shares(axes: Axes, image: Any, trace: Trace, grid: tuple[int, int]) -> 
     mark_traced(axes, trace.patch, width)
     if trace.shares:
         position, share = next(iter(trace.shares.items()))
-        said = f"{_percent(share)} in {position // width},{position % width}"
+        said = f"{_percent(share)} in {_place(position, width, sheet)}"
         said += f", rest in {len(trace.shares) - 1} more" if len(trace.shares) > 1 else ""
     else:
         said = "nothing is left of it"
@@ -210,8 +210,19 @@ def mark_traced(axes: Axes, patch: int, width: int) -> None:
     frames(axes, [patch], width, inset=-0.08, edgecolor=TRACED, linewidth=min(2.0, unit / 7), zorder=6, clip_on=False)
 
 
-def draw_heat(axes: Axes, image: Any, values: Sequence[float], grid: tuple[int, int], title: str) -> None:
-    """An attention map over the picture in grey; the brightest patch has the largest value."""
+def draw_heat(
+    axes: Axes,
+    image: Any,
+    values: Sequence[float],
+    grid: tuple[int, int],
+    title: str,
+    sheet: Sheet | None = None,
+    shares: bool = True,
+) -> None:
+    """A map over the picture in grey; the brightest patch has the largest value, which is above 0.
+
+    ``shares``: the values are shares of something, such as attention, and their sum is said.
+    """
     from matplotlib import colormaps
 
     width, most = grid[1], max(values)
@@ -220,4 +231,10 @@ def draw_heat(axes: Axes, image: Any, values: Sequence[float], grid: tuple[int, 
     # What gets little attention stays recognisable.
     tint(axes, grid, {position: (*ramp(part)[:3], 0.45 + 0.4 * part) for position, part in enumerate(parts)}, None)
     position = max(range(len(values)), key=lambda one: values[one])
-    _note(axes, f"{_percent(sum(values))} on patches, most {most:.2g} at {position // width},{position % width}")
+    total = f"{_percent(sum(values))} on patches, " if shares else ""
+    _note(axes, f"{total}most {most:.2g} at {_place(position, width, sheet)}")
+
+
+def _place(position: int, width: int, sheet: Sheet | None) -> str:
+    """Row and column, of several crops those in the thumbnail or on the canvas."""
+    return f"{position // width},{position % width}" if sheet is None else sheet.place(position)
