@@ -199,7 +199,7 @@ def summary(story: Story, shown: int, item: int = 0, sheet: Sheet | None = None)
     said += [f"{dropped} dropped"] if dropped else []
     if sheet is not None:
         thumbnail, *crops = sheet.per_crop(last.kept[item].tolist())
-        said.append(f"{thumbnail} in the thumbnail, {', '.join(map(str, crops))} in its crops")
+        said.append(f"{thumbnail} in the thumbnail, {' + '.join(map(str, crops))} in the crops")
     count = len(story.reductions)
     said += [f"{shown} of {count} reducing layers are shown"] if shown < count else []
     return "; ".join(said)

@@ -24,7 +24,7 @@ SCENE, QUESTION = "scene_4", "what color is the circle ?"
 @pytest.fixture
 def loaded(monkeypatch, embedded):
     """The embedded model, not read anew."""
-    monkeypatch.setattr(show, "load", lambda *_: embedded)
+    monkeypatch.setattr(show, "load_family", lambda *_: embedded)
     return embedded
 
 

@@ -36,7 +36,7 @@ def embedded():
 @pytest.fixture
 def loaded(monkeypatch, embedded):
     """The embedded model, not read anew."""
-    monkeypatch.setattr(show, "load", lambda *_: embedded)
+    monkeypatch.setattr(show, "load_family", lambda *_: embedded)
     return embedded
 
 
