@@ -1,4 +1,4 @@
-"""``ficoco demo`` and ``ficoco show`` for pictures of several crops: LLaVA-NeXT, and the embedded model dressed as it."""
+"""``ficoco demo`` and ``ficoco show`` for pictures of several crops: LLaVA-NeXT, and the embedded model so dressed."""
 
 from __future__ import annotations
 

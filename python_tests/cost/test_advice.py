@@ -45,7 +45,7 @@ def comparison(full, reduced=None, schedules=Schedules(), text=10, crops=1, meth
         shown=reduced or full,
         schedules=schedules,
         text_tokens=text,
-        shape=SimpleNamespace(name="toy", crops=crops, tower=SimpleNamespace(used=2)),
+        shape=SimpleNamespace(name="toy", crops=crops, pinpoints=(), tower=SimpleNamespace(used=2)),
         method=method,
     )
 
