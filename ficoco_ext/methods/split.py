@@ -132,11 +132,19 @@ class Split(LayerMethod):
         return as_one(begun, done)
 
 
+def picked(tokens: Tensor, at: Tensor) -> Tensor:
+    """(B, M, C): of ``tokens`` (B, N, C) those at the indices ``at`` (B, M), each copied as a whole."""
+    b, n, _ = tokens.shape
+    first = torch.arange(b, device=at.device).unsqueeze(1) * n
+    return tokens.flatten(0, 1).index_select(0, (at + first).flatten()).unflatten(0, (b, at.shape[1]))
+
+
 def attention_among(attn: Attention, at: Tensor) -> Attention:
     """The attention among the tokens at the indices ``at`` (B, M)."""
     if isinstance(attn, QueryKey):
         query, key = (
-            t.gather(2, at[:, None, :, None].expand(-1, t.shape[1], -1, t.shape[3])) for t in (attn.query, attn.key)
+            picked(t.transpose(1, 2).flatten(2), at).unflatten(2, (t.shape[1], -1)).transpose(1, 2)
+            for t in (attn.query, attn.key)
         )
         return QueryKey(query, key, attn.scale)
     rows = at.view(at.shape[0], *[1] * (attn.dim() - 3), -1, 1)

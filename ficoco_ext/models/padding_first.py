@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from ..methods import LayerMethod
-from ..methods.split import as_one, attention_among
+from ..methods.split import as_one, attention_among, picked
 from ..ops import QueryKey
-from ..ops.attention import rows as rows_of
 from ..reduction import Reduction, over_tensors
 from ..schedule import Schedule
 from ..stages import Crops
@@ -131,17 +130,16 @@ def reduce_padded(
     Returns:
         One reduction of all rows.
 
-    Cost: where some rows have padding, one more copy of the tokens, and of query and key in the layers in which both
-    padding and other patches leave; no device read.
+    Cost: where some rows have padding, two more copies of the tokens, and one of query and key of the rows of which
+    padding and other patches leave in one layer; no device read.
     """
     groups: dict[int, list[int]] = {}
     for row, count in enumerate(leaving):
         groups.setdefault(count, []).append(row)
     parts = []
     for count, rows in groups.items():
-        query, key = _take(attn.query, rows), _take(attn.key, rows)
         before = None if previous is None else over_tensors(previous, partial(_take, rows=rows))
-        mine, of_mine = _take(tokens, rows), QueryKey(query, key, attn.scale)
+        mine, of_mine = _take(tokens, rows), QueryKey(_take(attn.query, rows), _take(attn.key, rows), attn.scale)
         if not count:
             done = method(mine, of_mine, r, class_token=class_token, grid=grid, previous=before)
         else:
@@ -158,11 +156,19 @@ def reduce_padded(
 
 def _take(tensor: Tensor, rows: Sequence[int]) -> Tensor:
     """The ``rows`` of ``tensor``, by slices: an index would have to be copied to the device."""
-    if len(rows) == len(tensor):
-        return tensor
-    starts = [at for at, row in enumerate(rows) if not at or row != rows[at - 1] + 1]
-    runs = zip(starts, [*starts[1:], len(rows)], strict=True)
-    return torch.cat([tensor[rows[start] : rows[end - 1] + 1] for start, end in runs])
+    return _laid_out([tensor], [(0, row) for row in rows])
+
+
+def _laid_out(tensors: Sequence[Tensor], order: Sequence[tuple[int, int]]) -> Tensor:
+    """Rows of ``tensors`` one after the other: (which tensor, which of its rows) for each. One run is not copied."""
+    runs: list[list[int]] = []  # which tensor, the first row, the row after the last
+    for number, row in order:
+        if runs and runs[-1][0] == number and runs[-1][2] == row:
+            runs[-1][2] += 1
+        else:
+            runs.append([number, row, row + 1])
+    pieces = [tensors[number][first:last] for number, first, last in runs]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _chosen(padding: Tensor, previous: Reduction | None, count: int, class_token: bool) -> tuple[Tensor, Tensor]:
@@ -186,10 +192,10 @@ def _dropped(
     """What is left without the tokens ``leaves`` (G, e), which no other inherits. ``stays``: (G, M) ascending."""
     (b, n), m = tokens.shape[:2], stays.shape[1]
     dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
-    size = tokens.new_ones(b, m, 1, dtype=dtype) if previous is None else rows_of(previous.size, stays)
+    size = tokens.new_ones(b, m, 1, dtype=dtype) if previous is None else picked(previous.size, stays)
     own = torch.arange(m, device=tokens.device).expand(b, -1)
     result = Reduction(
-        tokens=rows_of(tokens, stays),
+        tokens=picked(tokens, stays),
         size=size,
         kept=stays,
         sources=leaves,
@@ -214,8 +220,7 @@ def _together(parts: Sequence[Reduction], groups: Sequence[Sequence[int]]) -> Re
     order = [at[row] for row in range(len(at))]
 
     def joined(name: str) -> Tensor:
-        held = [getattr(part, name) for part in parts]
-        return torch.cat([held[number][item : item + 1] for number, item in order])
+        return _laid_out([getattr(part, name) for part in parts], order)
 
     changed: dict[str, Any] = {
         name: joined(name) for name, value in vars(parts[0]).items() if isinstance(value, Tensor)

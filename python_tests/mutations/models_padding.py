@@ -62,7 +62,7 @@ MUTATIONS = [
     one(RULE, "done = as_one(done, late)", "done = late", f"{RECORDS}[topk]", "A record forgets the padding."),
     one(
         RULE,
-        "if previous is None else rows_of(previous.size, stays)",
+        "if previous is None else picked(previous.size, stays)",
         "",
         LAYERS,
         "What a token stands for is forgotten where padding leaves.",
