@@ -48,14 +48,12 @@ class _Now:
     Attributes:
         read: by modality, what an encoder returned last and how its pictures are looked at.
         given: by modality, what the caller encoded before. called: by modality, as ``read``, what the model got.
-        encoding: it is in an encoder, which may call another.
     """
 
     def __init__(self) -> None:
         self.read: dict[str, tuple[Any, Pictures]] = {}
         self.given: Mapping[str, Any] = {}
         self.called: dict[str, tuple[Any, Pictures]] = {}
-        self.encoding = False
 
 
 class KeyedEncoder:
@@ -68,14 +66,7 @@ class KeyedEncoder:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the encoder returns, and how much is looked at each of its tokens."""
-        now = self.owner.now
-        if now.encoding:
-            return self.function(*args, **kwargs)
-        now.encoding = True
-        try:
-            output = self.function(*args, **{**kwargs, "return_dict": True})
-        finally:
-            now.encoding = False
+        output, now = self.function(*args, **{**kwargs, "return_dict": True}), self.owner.now
         options = dict(self.__signature__.bind(*args, **kwargs).arguments)
         looked = self.owner.mark(self.modality, output, options | options.pop("kwargs", {}))
         now.called = {**now.called, self.modality.name: (output, looked)}

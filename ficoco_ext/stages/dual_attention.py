@@ -18,7 +18,7 @@ from .shape import Priced, Shape
 
 
 def key_count(share: float, tokens: int) -> int:
-    """ceil(``share`` ``tokens``), without the luck of 0.1 * 440 = 44.00000000000001."""
+    """ceil(``share`` ``tokens``), without the luck of 0.55 * 440 = 242.00000000000003."""
     return math.ceil(share * tokens - 1e-9)
 
 

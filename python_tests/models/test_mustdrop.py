@@ -10,7 +10,7 @@ from helpers.decoder import tiny
 from helpers.models import IMAGE, assert_refused, batch, close, image, one_thread, pixels, words  # noqa: F401
 from helpers.tiny_families import BY_NAME
 from helpers.tiny_processors import Picture
-from helpers.tiny_prompts import one_picture, unequal_rows
+from helpers.tiny_prompts import one_picture, prompt, unequal_rows
 
 import ficoco_ext
 from ficoco_ext import describe, get_method
@@ -182,6 +182,22 @@ def test_rows_of_unequal_pictures(crops_model):
     with torch.no_grad(), ficoco_ext.attach(crops_model, "mustdrop", **options) as handle:
         crops_model.generate(**made.inputs, max_new_tokens=2, do_sample=False, num_beams=2)
         assert [len(one) for one in handle.decoder_reductions] == [1, 1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["video-llava", "internvl"])
+def test_other_families_with_a_class_token(name):
+    """Every picture, tile and video has its own key set, at its own placeholders."""
+    family = BY_NAME[name]
+    rows = [[*words(4), family.pictures[0], *words(9)], [*words(1), *family.videos[:1], *words(2)]]
+    made = prompt(family, rows)
+    options = {"part": "language_model", "keys": SHARE, "keep_ratio": 0.5, "layers": (1,)}
+    with torch.no_grad(), ficoco_ext.attach(family.model(), "mustdrop", **options) as handle:
+        handle._model.generate(**made.inputs, max_new_tokens=2, do_sample=False)
+        protected = handle._decoder.last.protected
+    for one in made.parts():
+        found = protected[one.row][one.columns]
+        assert int(found.sum()) == math.ceil(SHARE * len(found))
+    assert int(protected.sum()) == sum(math.ceil(SHARE * len(one.columns)) for one in made.parts())
 
 
 def test_windows_are_refused_where_padding_may_be_in_them(crops_model):
