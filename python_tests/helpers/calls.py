@@ -64,6 +64,11 @@ def on_grid(tensors, method):
     return of_method(tensors, method, grid=(6, 8))
 
 
+def in_windows(tensors, method):
+    """Two of the four windows of the patches' grid merge."""
+    return of_method(tensors, method, r=16, grid=(6, 8))
+
+
 def of_features(tensors, method, count=11):
     """A whole reduction after the projector: padded features with a plane beside them, and any numbers as readings."""
 
@@ -126,7 +131,7 @@ def of_map(tensors, method, r=11):
 OPERATORS = [f"{name}-{index}" for index, (name, _) in enumerate(samples())]
 
 METHODS = [
-    *(name for name in ficoco_ext.methods.distinct() if name not in ("ficoco-vl", "downsample")),  # the latter: pixels
+    *(name for name in ficoco_ext.methods.distinct() if name not in ("ficoco-vl", "downsample", "mustdrop")),
     "ficoco-v paper",
     "ficoco-l released",
 ]
@@ -138,6 +143,7 @@ PRUNE, TOME = ficoco_ext.get_method("topk"), ficoco_ext.get_method("tome")
 WEIGHED = Method("weighed", Match(weigh=0.5), None, TOME.compress)
 
 OTHERS = {  # what no name of the registry is alone: stages with other options, two methods in a layer, others by layer
+    "windows": (in_windows, ficoco_ext.get_method("mustdrop", part="tower")),
     "evit mean": (on_grid, ficoco_ext.get_method("evit", fuse="mean")),
     "prumerge mean": (on_grid, ficoco_ext.get_method("prumerge+", normalize=True, neighbours=5)),
     "weighed": (on_grid, WEIGHED),

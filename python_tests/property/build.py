@@ -223,7 +223,8 @@ def nothing(case: Case) -> dict:
     """An amount with which nothing leaves; in the language model hooks are in all the same."""
     if part_of(case) == "both":
         parts = {"vision": {"r": 0}, "decoder": {"tokens": 10**6}}
-        return {name: amount | where(case.amount.get(name, {})) for name, amount in parts.items()}
+        cache = {"cache": case.amount["cache"]} if "cache" in case.amount else {}
+        return {name: amount | where(case.amount.get(name, {})) for name, amount in parts.items()} | cache
     return ({"r": 0} if part_of(case) == "tower" else {"tokens": 10**6}) | where(case.amount)
 
 

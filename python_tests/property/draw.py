@@ -10,7 +10,7 @@ from property.cases import FAMILIES, LLAVA, NEXT, QWEN2, QWEN25, TEXTS, Case
 
 from ficoco_ext import METHODS, get_method
 from ficoco_ext.methods import hyperparameters
-from ficoco_ext.stages.needs import CLASS_TOKEN
+from ficoco_ext.stages.needs import CLASS_TOKEN, KEY_SET
 
 # Values to draw for hyperparameters of these names. Others, and methods that are unknown here, keep their defaults.
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -53,6 +53,20 @@ VALUES: dict[str, tuple[Any, ...]] = {
 }
 
 
+# Of methods whose hyperparameters have values of their own.
+OWN_VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "mustdrop": {
+        "variant": ("paper",),
+        "window": (2, 4),
+        "keys": (0.0, 0.3, 1.0),
+        "receiver": ("centre",),
+        "average_tokens": (128, 64),
+        "gamma": (0.0, 0.5),
+        "alpha": (0.5,),
+    }
+}
+
+
 def ours(part: str) -> tuple[str, ...]:
     """The package's own methods that act in one part alone, or in both."""
     names = [name for name, factory in METHODS.items() if factory.__module__.startswith("ficoco_ext.")]
@@ -80,7 +94,8 @@ def draw(number: int) -> Case:
 def may_have_siglip(case: Case) -> bool:
     """Whether the method does without a class token."""
     names = [case.method] if isinstance(case.method, str) else case.method
-    return case.family == LLAVA and not any(CLASS_TOKEN in get_method(name).needs for name in names)
+    needed = {need for name in names for need in get_method(name).needs}
+    return case.family == LLAVA and not needed & {CLASS_TOKEN, KEY_SET}
 
 
 def varied(chance: Random, case: Case, part: str) -> Case:
@@ -95,6 +110,8 @@ def varied(chance: Random, case: Case, part: str) -> Case:
     case = replace(case, tied=chance.random() < 0.15, chunk=chance.choice((1, 1, 2)) if case.use == "steps" else 1)
     if part != "tower" and first_layer(case) > 0 and chance.random() < 0.3:
         case = replace(case, amount=dict(case.amount) | {"cache": "output-aware"})
+    elif case.method == "mustdrop":  # what it says itself is refused in layer 0
+        case = replace(case, amount=dict(case.amount) | {"cache": "staircase"})
     return case
 
 
@@ -143,10 +160,11 @@ def drawn_method(chance: Random, part: str) -> dict[str, Any]:
         return {"method": tuple(chance.choice(names) for _ in range(chance.randint(1, 3))), "each": True}
     name = chance.choice(ours(part))
     given = {}
-    known = [key for key in hyperparameters(name) if key in VALUES]
+    values = OWN_VALUES.get(name, VALUES)
+    known = [key for key in hyperparameters(name) if key in values]
     if known and chance.random() < 0.5:
         key = chance.choice(known)
-        given[key] = chance.choice(VALUES[key])
+        given[key] = chance.choice(values[key])
     return {"method": name, "hyperparameters": given}
 
 
@@ -202,6 +220,9 @@ def drawn_amount(chance: Random, part: str, shape: dict, method: dict, rows: tup
         if chance.random() < 0.5:
             return {"keep_ratio": round(chance.uniform(0.3, 0.9), 2)}
         return {"tokens": chance.randint(max(1, patches // 3), patches)}
+    if method["method"] == "mustdrop":
+        decoder = decoder_amount(chance, "mustdrop", method["hyperparameters"], shape["layers"])
+        return {"vision": {"keep_ratio": round(chance.uniform(0.5, 1.0), 2)}, "decoder": decoder}
     names = method["method"] if isinstance(method["method"], tuple) else ("ficoco-v", "ficoco-l")
     vision = tower_amount(chance, {"method": names[0], "hyperparameters": {}}, patches, used, shape["tower_layers"])
     return {"vision": vision, "decoder": decoder_amount(chance, names[1], {}, shape["layers"])}

@@ -58,8 +58,14 @@ def tower_features(case: Case, model, pictures: Tensor, schedule, calls) -> tupl
         return bias if not proportional else bias.scatter(1, alive, size[:, :, 0].log().to(bias.dtype))
 
     def after_attention(index, hidden):
+        return reduced(index, hidden, after_mlp=False)
+
+    def after_layer(index, hidden):
+        return reduced(index, hidden, after_mlp=True)
+
+    def reduced(index, hidden, after_mlp):
         nonlocal alive, size, proportional
-        if index not in by_layer:
+        if index not in by_layer or by_layer[index][0].method.after_mlp != after_mlp:
             return hidden
         spy, (tokens, attn, r), options, result = by_layer[index]
         held = hidden.gather(1, alive.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))
@@ -70,7 +76,7 @@ def tower_features(case: Case, model, pictures: Tensor, schedule, calls) -> tupl
         alive, size, proportional = again.kept, again.size, spy.method.proportional_attention
         return hidden.scatter(1, alive.unsqueeze(-1).expand(-1, -1, hidden.shape[2]), again.tokens)
 
-    features = tower_by_hand(model, pictures, after_attention, hidden_keys, key_bias, see)
+    features = tower_by_hand(model, pictures, after_attention, hidden_keys, key_bias, see, after_layer)
     return features, alive
 
 
