@@ -212,6 +212,16 @@ def attached(case: Case, model, **instead):
     return ficoco_ext.attach(model, method, **(instead or dict(case.amount)), **hyperparameters)
 
 
+def is_aware(case: Case) -> bool:
+    """Whether the cache keeps what is left in the end, because the case or its method says so."""
+    asked = case.amount.get("cache")
+    if asked is not None:
+        return asked == "output-aware"
+    name = case.method if isinstance(case.method, str) else case.method[-1]
+    inside = ficoco_ext.get_method(name).language_model
+    return inside is not None and inside.cache == "output-aware"
+
+
 def limits(case: Case) -> str:
     """How much of what enters a layer of the tower its methods can remove at once."""
     names = (case.method,) if isinstance(case.method, str) else case.method

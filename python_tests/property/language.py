@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from helpers.decoder import decoder_by_hand, row_positions
+from property.build import is_aware
 from property.cases import Case
 from property.layout import Row, cached, widths
 from property.tower import assert_close, specified
@@ -50,7 +51,7 @@ def check_lengths(case: Case, n: int, rows: list[Row], plan, used: Used, static_
     if cache is None or case.cache == "none":
         return found
     new = used.at[-1] if used.at else 0
-    aware = case.amount.get("cache") == "output-aware" and case.cache not in ("static", "quantized")
+    aware = is_aware(case) and case.cache not in ("static", "quantized")
     wanted = [length + new for length in cached(case.layers, found, plan, aware=aware)]
     got = [int(cache.get_seq_length(layer)) for layer in range(case.layers)]
     assert got == wanted, f"the cache holds {got} positions, wanted {wanted}"
@@ -78,7 +79,7 @@ def check_logits(case: Case, model, n: int, rows: list[Row], told, plan, calls, 
         layers = [layer for layer, _ in row.steps]
         see = lambda *found, at=number: heard[at].append(found)  # noqa: E731
         options = {"before": before, "see": see}
-        if plan is not None and case.amount.get("cache") == "output-aware":
+        if plan is not None and is_aware(case):
             options["forget"] = plan.layers[0], n
         wanted = decoder_by_hand(model, embeds, positions, there, steps, layers, **options)
         compare(case, used, number, wanted, kept_columns(steps, n), row, n)
