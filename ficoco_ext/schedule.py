@@ -281,7 +281,8 @@ class Plan:
         """
         if self.by_data:
             raise ValueError(
-                "Plan: how many tokens leave is decided while a prompt is read; there is no schedule before"
+                "Plan: how many tokens leave is decided while a prompt is read; there is no schedule before. Afterwards "
+                "handle.decoder_reductions says what left"
             )
         if self.tokens is not None:
             return self._build(tokens, None, min(self.tokens, tokens))
