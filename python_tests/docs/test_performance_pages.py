@@ -67,6 +67,17 @@ def test_greedy_selection():
         assert len(ratios) == 3 or cells[-1] == "not run"
 
 
+def test_choices():
+    table, found = rows("What MustDrop and GlobalCom2 choose by"), results("choices_cpu")
+    assert len(table) == len(found["results"])
+    for cells, row in zip(table, found["results"], strict=True):
+        shape = f"({', '.join(map(str, row['shape']))})"
+        assert cells[:3] == [f"`{row['operator']}`", shape, row["dtype"]]
+        ratios = [row["speedup"][name] for name in ("eager", "compiled", "pairs") if name in row["speedup"]]
+        said(cells[3 : 4 + len(ratios)], [row["ours_ms"], *ratios])
+        assert len(ratios) == 3 or cells[-1] == "none"
+
+
 def test_a_reducing_layer():
     table, found = rows("A reducing layer of a language model"), results("reduce_sequence_cpu")
     assert len(table) == len(found["results"])
@@ -102,11 +113,12 @@ def test_memory():
 
 
 NAMES = ("ops_cpu", "match_cpu", "greedy_select_cpu", "reduce_sequence_cpu", "decoder_cpu", "decoder_memory_cpu")
+ONE_THREAD = ("choices_cpu",)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + ONE_THREAD)
 def test_each_file_is_named_with_its_commit_and_command(name):
-    made = results(name)["environment"]
+    made, threads = results(name)["environment"], 1 if name in ONE_THREAD else 2
     assert f"`{name}.json`, commit {made['commit']}" in PAGE
     assert f"\n    {made['command']}\n" in PAGE
-    assert (made["cpu"], made["threads"], made["torch"]) == ("AMD EPYC", 2, "2.13.0+cpu")
+    assert (made["cpu"], made["threads"], made["torch"]) == ("AMD EPYC", threads, "2.13.0+cpu")

@@ -172,7 +172,7 @@ def test_refusals(backend, change, kind, message):
         ("scores", {"scores": torch.tensor([[0.0, float("nan"), 1.0, 2.0]] * 2)}),
         ("segments", {"segments": torch.tensor([0, 1, 2, 1])}),
         ("segments", {"segments": torch.tensor([0, 1, -1, 1])}),
-        ("counts", {"counts": torch.tensor([[1, 1], [3, -1]])}),
+        ("counts", {"counts": torch.tensor([[1, 0], [2, -1]]), "total": 1}),
         ("counts", {"counts": torch.tensor([[1, 1], [3, 0]]), "total": 3}),
         ("total", {"counts": torch.tensor([[1, 1], [1, 2]])}),
         ("total", {"total": 3}),
