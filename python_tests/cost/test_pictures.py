@@ -114,12 +114,13 @@ def test_line_ends_stay_after_the_projector(size):
     shape = cost.architecture("llava-next-7b", picture=size)
     method = get_method("divprune")
     leaves = schedules.build(shape, method, keep_ratio=0.25)
-    free = shape.visual_tokens - shape.line_ends
+    ends = crops(size).lines
+    free = shape.visual_tokens - ends
     assert leaves.projector == int(free * 0.25 + 0.5)
     found = cost.prefill(shape, projector=leaves.projector, method=method, images=2)
     there = found.after_projector
     assert (there.pictures, there.before, there.after) == (2, free, leaves.projector)
-    assert found.tokens.entering == 2 * (leaves.projector + shape.line_ends)
+    assert found.tokens.entering == 2 * (leaves.projector + ends)
     assert cost.decode(shape, projector=leaves.projector, images=2).tokens == found.tokens
     with pytest.raises(ValueError, match=rf"projector must be in 1 \.\.\. {free}"):
         cost.prefill(shape, projector=free + 1)
