@@ -51,7 +51,8 @@ def score_map(
     select, sheet = getattr(get_method(method, **hyperparameters), "select", None), sheet_of(crops)
     if crops is None or sheet is None or not isinstance(select, GlobalSelect):
         return None
-    logits = class_attention(checkpoint.model, inputs["pixel_values"].flatten(0, -4), shape.used - 1, logits=True)
+    reads = min(shape.used, shape.layers - 1)  # the layer that reads the selected features, if there is one
+    logits = class_attention(checkpoint.model, inputs["pixel_values"].flatten(0, -4), reads, logits=True)
     crop, patch = torch.tensor(crops.origins).T
     packed = logits[crop, patch][None]
     scores = select.scores(VisualFeatures(packed.unsqueeze(-1), crops=crops, class_logits=packed))[0]

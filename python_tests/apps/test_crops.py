@@ -88,7 +88,6 @@ def test_the_demonstration_counts_and_answers(loaded, tmp_path):
 def test_every_method_that_is_served_is_demonstrated(loaded, method):
     found = demo.run(demo.Request(family=NEXT, method=method, repeats=1, question="what word is written ?"))
     assert 0 < found.kept <= PATCHES
-    assert found.all_tokens.tokens == 311 - 11 + len(found.answers[0].question.split()) + 6
     assert found.all_tokens.tokens - found.reduced.tokens == PATCHES - found.kept
     assert found.kept + LINES == found.text_layers[0].attention
     assert found.left < PATCHES + LINES
@@ -138,7 +137,7 @@ def test_a_checkpoint_of_another_family_is_refused(saved, model, family, message
 
 
 def test_commands_for_one_crop_refuse_the_checkpoint(saved):
-    result = _ficoco("bench", "--model", saved)
+    result = _ficoco("bench", saved)
     assert result.exit_code != 0
     assert "must be a LLaVA-1.5 checkpoint" in result.output
 
