@@ -281,7 +281,7 @@ class Plan:
         """
         if self.by_data:
             raise ValueError(
-                "Plan: how many tokens leave is decided while a prompt is read; there is no schedule before. Afterwards "
+                "Plan: how many tokens leave is decided while a prompt is read; there is no schedule before. After it "
                 "handle.decoder_reductions says what left"
             )
         if self.tokens is not None:

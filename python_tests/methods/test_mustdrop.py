@@ -238,7 +238,10 @@ def test_without_text_or_attention_the_first_stay():
         assert dual_filter(attention, keys, 3, gamma=0.1, alpha=0.1).tolist() == [[0, 1, 3]]
 
 
-@pytest.mark.parametrize(("rate", "count"), [(0.08, 36), (0.0, 0), (1.0, 440), (0.05, 22), (0.1, 44), (0.55, 242), (1e-6, 1)])
+RATES = [(0.08, 36), (0.0, 0), (1.0, 440), (0.05, 22), (0.1, 44), (0.55, 242), (1e-6, 1)]
+
+
+@pytest.mark.parametrize(("rate", "count"), RATES)
 def test_how_many_tokens_are_keys(rate, count):
     """ceil(rate n), without the luck of 0.55 * 440 = 242.00000000000003."""
     assert int(key_set(torch.rand(2, 440), rate).sum()) == 2 * count
