@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 
 import pytest
 import torch
 from helpers.models import close, one_thread, snapshot  # noqa: F401
-from helpers.next_tower import CLIP, PATCHES, PICTURES, SIGLIP, StandIn, crops_of, padding_places
+from helpers.next_tower import (
+    CLIP,
+    DETAILS,
+    LAYERS,
+    PATCHES,
+    PICTURES,
+    SIGLIP,
+    StandIn,
+    amount,
+    crops_of,
+    padding_places,
+    rows,
+    steps_of,
+)
 from helpers.tiny_oracle import cut, worst
-from helpers.tiny_prompts import one_picture, prompt, words
+from helpers.tiny_prompts import one_picture
 
 import ficoco_ext
 from ficoco_ext import METHODS, get_method
 
 pytest.importorskip("transformers")
 
-DETAILS = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False, "max_new_tokens": 3}
 TOWER = tuple(name for name in METHODS if get_method(name).tower is not None)
 ALONE = tuple(name for name in TOWER if get_method(name).language_model is None)
-LAYERS = (0, 2, 3, 4)
 
 
 @pytest.fixture(scope="module")
@@ -31,24 +41,6 @@ def model():
 @pytest.fixture(scope="module")
 def plain():
     return CLIP.model()
-
-
-def rows(*pictures, seed=1):
-    """A row for each picture but the last two, which share one, then a row of text; and the pictures."""
-    *first, one, two = pictures
-    made = [[*words(2 + index), picture, *words(3, 5 + index)] for index, picture in enumerate(first)]
-    made += [[*words(1), one, *words(2, 7), two, *words(3, 11)], words(6, 30)]
-    return prompt(CLIP, made, seed), list(pictures)
-
-
-def steps_of(plan):
-    return {step.layer: (one, step.r) for step, one in zip(plan.schedule.steps, plan.methods, strict=True) if step.r}
-
-
-def amount(name, r=3):
-    """Layers and amount of a method: four layers, or its own one."""
-    own = get_method(name).tower.layers
-    return {"tokens": 6} if own is not None else {"r": r, "layers": LAYERS}
 
 
 @pytest.mark.parametrize("positions", ["contiguous", "original"])
@@ -201,62 +193,6 @@ def test_nothing_to_remove_is_the_model_itself(model, plain):
             assert not handle.crops and handle.attach_plan.padding is None
 
 
-@pytest.mark.parametrize("name", ["ficoco-v", "tome", "pool"])
-@torch.no_grad()
-def test_a_row_alone_is_the_row_in_a_batch(name, model):
-    """Whatever the other pictures are, and in whatever order two pictures come."""
-    full, _ = rows(*PICTURES)
-    with ficoco_ext.attach(model, name, **amount(name)) as handle:
-        together = model.generate(**full.inputs, **DETAILS)
-        kept = [one.kept for one in handle.projections]
-        for row in range(3):
-            alone = one_row(full, row)
-            said = model.generate(**alone, **DETAILS)
-            assert torch.equal(handle.projections[0].kept, kept[row])
-            assert torch.equal(said.sequences[0, -3:], together.sequences[row, -3:])
-            for step, wanted in zip(said.logits, together.logits, strict=True):
-                assert close(step[0], wanted[row])
-
-
-def one_row(full, row):
-    """The arguments of one row with one picture, as its processor makes them, without padding."""
-    real = full.mask[row].bool()
-    inputs = {"input_ids": full.ids[row, real][None], "attention_mask": full.mask[row, real][None]}
-    return inputs | CLIP.join([full.encoded[row]])
-
-
-@pytest.mark.parametrize("name", ["ficoco-vl", "topk+fastv", "tome+pyramiddrop"])
-@torch.no_grad()
-def test_the_language_model_reduces_what_the_tower_left(name, model, plain):
-    """It gets the features of the tower's method alone, and loses as many of them as its plan says of each row."""
-    full, pictures = rows(PICTURES[1], PICTURES[4], PICTURES[2])
-    parts = {"vision": {"tokens": 8}, "decoder": {"keep_ratio": 0.5, "layers": (1,)}}
-    inputs = []
-
-    def read(_, args, kwargs):
-        inputs.append(kwargs["inputs_embeds"])
-
-    for one, which in ((plain, name.split("+")[0].replace("-vl", "-v")), (model, name)):
-        hook = one.model.language_model.register_forward_pre_hook(read, with_kwargs=True)
-        options = {"tokens": 8} if one is plain else parts
-        with ficoco_ext.attach(one, which, **options) as handle:
-            logits = one(**full.inputs).logits
-            if one is model:
-                said = one.generate(**full.inputs, **DETAILS)
-                before = [handle.tokens_of(*picture) for picture in pictures]
-                records, plan = handle.decoder_reductions, handle.plan
-        hook.remove()
-    assert torch.equal(inputs[0], inputs[1])
-    visual = [before[0], before[1] + before[2]]
-    for row, record in enumerate(records[:2]):
-        removed = sum(one.sources.shape[1] for one in record)
-        assert removed == visual[row] - plan.schedule(visual[row]).final > 0
-    assert not records[2]
-    lengths = [len(row) for row in (full.ids[0], full.ids[1])]
-    assert logits.shape[1] < min(lengths)
-    assert torch.equal(said.sequences[:, :-3], full.ids)
-
-
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("name", ["ficoco-v", "tome"])
 def test_gradients_are_those_without_checkpointing(name, reentrant):
@@ -280,71 +216,6 @@ def test_gradients_are_those_without_checkpointing(name, reentrant):
     assert got.keys() == wanted.keys() and any(one.abs().max() > 0 for one in wanted.values())
     for at, weight in wanted.items():
         torch.testing.assert_close(got[at], weight, rtol=1e-4, atol=1e-6)
-
-
-@torch.no_grad()
-def test_threads_have_pictures_of_their_own(model):
-    """Each of several calls at once gives what it gives alone, while the others' pictures are in the tower."""
-    prompts = [one_picture(CLIP, picture, seed) for seed, picture in enumerate(PICTURES)]
-    with ficoco_ext.attach(model, "tome", r=3, layers=LAYERS):
-        wanted = [model(**one.inputs).logits for one in prompts]
-        barrier, got = threading.Barrier(len(prompts)), [None] * len(prompts)
-
-        def meet(*_):
-            barrier.wait(60)
-
-        hook = model.model.vision_tower.encoder.layers[1].register_forward_pre_hook(meet)
-
-        def call(index):
-            with torch.no_grad():
-                got[index] = model(**prompts[index].inputs).logits
-
-        threads = [threading.Thread(target=call, args=(index,)) for index in range(len(prompts))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        hook.remove()
-    assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
-
-
-@torch.no_grad()
-def test_an_exception_in_the_tower_leaves_nothing_behind(model):
-    first, second = one_picture(CLIP, PICTURES[1]), one_picture(CLIP, PICTURES[4])
-    with ficoco_ext.attach(model, "ficoco-v", r=3, layers=LAYERS) as handle:
-        wanted = model(**second.inputs).logits
-        layer = model.model.vision_tower.encoder.layers[2].mlp
-
-        def fail(*_):
-            raise RuntimeError("stopped on purpose")
-
-        hook = layer.register_forward_pre_hook(fail)
-        with pytest.raises(RuntimeError, match="stopped on purpose"):
-            model(**first.inputs)
-        hook.remove()
-        assert not handle.reductions and not handle.crops
-        assert torch.equal(model(**second.inputs).logits, wanted)
-        assert handle.crops[0].crops == crops_of(PICTURES[4])
-
-
-@torch.no_grad()
-def test_detached_it_is_as_it_was_and_a_copy_is_attached_for_itself():
-    model, full = CLIP.model(), one_picture(CLIP, PICTURES[1])
-    plain = model(**full.inputs).logits
-    before = snapshot(model)
-    handle = ficoco_ext.attach(model, "tome", r=3, layers=LAYERS)
-    wanted = model(**full.inputs).logits
-    twin = copy.deepcopy(model)
-    assert torch.equal(twin(**full.inputs).logits, wanted)
-    assert twin.ficoco_handle.crops == handle.crops and twin.ficoco_handle is not handle
-    crops, tokens = handle.crops, handle.tokens_of(*PICTURES[1])
-    handle.detach()
-    assert not {"pack_image_features", "get_image_features"} & set(vars(model.model))
-    assert snapshot(model) == before and torch.equal(model(**full.inputs).logits, plain)
-    assert handle.crops == crops and handle.tokens_of(*PICTURES[1]) == tokens
-    assert torch.equal(twin(**full.inputs).logits, wanted)
-    twin.ficoco_handle.detach()
-    assert torch.equal(twin(**full.inputs).logits, plain)
 
 
 def test_tokens_of_a_picture():

@@ -16,15 +16,18 @@ import torch
 from torch import Tensor
 
 import ficoco_ext
-from ficoco_ext import QueryKey, Reduction
+from ficoco_ext import QueryKey, Reduction, get_method
 from ficoco_ext.stages import Crops
 from ficoco_ext.stages.needs import WHOLE_GRID
 from helpers import tiny_configs as configs
 from helpers.models import tower_by_hand
 from helpers.tiny_families import BY_NAME
 from helpers.tiny_processors import Picture
+from helpers.tiny_prompts import prompt, words
 
-LAYERS, PATCHES, SIDE = 6, configs.PATCHES, 4
+DEPTH, PATCHES, SIDE = 6, configs.PATCHES, 4
+LAYERS = (0, 2, 3, 4)  # that reduce
+DETAILS = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False, "max_new_tokens": 3}
 # In pixels: no padding; at both sides; none; at both sides of one line; above and below; thin; unequal padding
 PICTURES = (
     Picture(56, 112),
@@ -35,10 +38,8 @@ PICTURES = (
     Picture(112, 30),
     Picture(60, 112),
 )
-CLIP = dataclasses.replace(
-    BY_NAME["llava-next"], build=functools.partial(configs.llava_next, LAYERS), pictures=PICTURES
-)
-SIGLIP = dataclasses.replace(CLIP, build=functools.partial(configs.llava_next, LAYERS, False))
+CLIP = dataclasses.replace(BY_NAME["llava-next"], build=functools.partial(configs.llava_next, DEPTH), pictures=PICTURES)
+SIGLIP = dataclasses.replace(CLIP, build=functools.partial(configs.llava_next, DEPTH, False))
 
 
 def crops_of(picture: Picture) -> Crops:
@@ -176,3 +177,22 @@ class StandIn:
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         return SimpleNamespace(pooler_output=[one.nan_to_num(nan=100.0) for one in self.features])
+
+
+def rows(*pictures, seed=1):
+    """A row for each picture but the last two, which share one, then a row of text; and the pictures."""
+    *first, one, two = pictures
+    made = [[*words(2 + index), picture, *words(3, 5 + index)] for index, picture in enumerate(first)]
+    made += [[*words(1), one, *words(2, 7), two, *words(3, 11)], words(6, 30)]
+    return prompt(CLIP, made, seed), list(pictures)
+
+
+def steps_of(plan):
+    """Layer -> (method, r) of the layers of a plan that remove something."""
+    return {step.layer: (one, step.r) for step, one in zip(plan.schedule.steps, plan.methods, strict=True) if step.r}
+
+
+def amount(name, r=3):
+    """Layers and amount of a method: four layers, or its own one."""
+    own = get_method(name).tower.layers
+    return {"tokens": 6} if own is not None else {"r": r, "layers": LAYERS}
