@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .. import ops
 from ..ops import checks
 from ..ops.values import free_to_read
 from ..stages import Crops, GlobalSelect, VisualFeatures
 from ..stages.frozen import require_number, require_one_of
-from ..stages.global_select import origins_of, top_of_segments
+from ..stages.global_select import origins_of
 from .base import AnyMethod
 from .projector_method import ProjectorMethod
 from .registry import register
@@ -119,7 +120,7 @@ def globalcom2_keep(
     each = select.of_each(visual, count)
     held = [int(number) for number in each[0].tolist()]
     crop, patch = origins_of(crops, logits.device)
-    kept = top_of_segments(select.scores(visual), crop, each, sum(held))[0]
+    kept = ops.top_of_segments(select.scores(visual), crop, each, sum(held))[0]
     crop_by_crop = kept[crop[kept].sort(stable=True).indices]
     return list(patch[crop_by_crop].split(held))
 

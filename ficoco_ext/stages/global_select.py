@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..ops import checks
 from ..ops.attention import TINY
 from ..ops.costs import Operation
@@ -108,7 +109,7 @@ class GlobalSelect(SelectStage):
         if self.data_decides and free_to_read(each):
             for number in each.sum(1).tolist():
                 _require_number(self.title, number, count, _INSTEAD)
-        return top_of_segments(self.scores(visual), origins_of(crops, logits.device)[0], each, count)
+        return ops.top_of_segments(self.scores(visual), origins_of(crops, logits.device)[0], each, count)
 
     def of_each(self, visual: VisualFeatures, count: int | None = None) -> Tensor:
         """(B, 1 + n) int64: how many tokens thumbnail and crops keep, ``count`` together or by :attr:`keep_ratio`.
@@ -227,20 +228,6 @@ def origins_of(crops: Crops, device: torch.device) -> tuple[Tensor, Tensor]:
     patch = torch.arange(crops.patches, device=device)
     crop = 1 + y // g * crops.grid[1] + x // g
     return torch.cat([patch * 0, crop.flatten()]), torch.cat([patch, (y % g * g + x % g).flatten()])
-
-
-def top_of_segments(scores: Tensor, segments: Tensor, counts: Tensor, total: int) -> Tensor:
-    """(B, ``total``) int64 ascending: of every segment the ``counts`` (B, G) tokens of largest ``scores`` (B, N).
-
-    Equal scores: the lowest index. ``segments``: (N,), of each token. ``total``: the sum of each row of ``counts``.
-    """
-    falling = scores.sort(dim=1, descending=True, stable=True).indices
-    segment, order = segments[falling].sort(dim=1, stable=True)
-    order = falling.gather(1, order)  # segment after segment, in each of them by falling score
-    sizes = (segments == torch.arange(counts.shape[1], device=segments.device).unsqueeze(1)).sum(1)
-    rank = torch.arange(scores.shape[1], device=scores.device) - (sizes.cumsum(0) - sizes)[segment]
-    leaves = (rank >= counts.gather(1, segment)).to(torch.uint8)
-    return torch.ones_like(leaves).scatter(1, order, leaves).sort(dim=1, stable=True).indices[:, :total]
 
 
 def _of_length_one(values: Tensor, crops: Crops) -> Tensor:
