@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .methods import AnyMethod, FeatureMethod, Projected, distinct, get_method, joined_names
+from .methods import AnyMethod, FeatureMethod, Projected, distinct, get_method, joined_names, part_after_projector
 from .methods import hyperparameters as defaults
 from .ops import checks
 from .stages import Crops
@@ -146,7 +146,7 @@ def _chosen(op: str, method: str | AnyMethod, given: dict[str, Any], **wanted: A
     """The method, acting after the projector, with what is ``wanted`` where it can be chosen and is not given."""
     if isinstance(method, str):
         known = [key for name in joined_names(method) for key in defaults(name)]
-        given = {key: value for key, value in {"part": "projector", **wanted}.items() if key in known} | given
+        given = part_after_projector(method) | {key: wanted[key] for key in wanted if key in known} | given
     chosen = get_method(method, **given)
     if chosen.projector is chosen and not chosen.projector.resizes:
         return chosen.projector
@@ -160,6 +160,5 @@ def _chosen(op: str, method: str | AnyMethod, given: dict[str, Any], **wanted: A
 
 def _names() -> list[str]:
     """The methods that can act after the projector, in the order of tables."""
-    found = {name: {"part": "projector"} if "part" in defaults(name) else {} for name in distinct()}
-    acts = {name: get_method(name, **part).projector for name, part in found.items()}
+    acts = {name: get_method(name, **part_after_projector(name)).projector for name in distinct()}
     return [name for name, method in acts.items() if method is not None and not method.resizes]

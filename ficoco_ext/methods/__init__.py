@@ -26,7 +26,17 @@ from .prumerge import prumerge, prumerge_plus
 from .prune_then_merge import prune_then_merge
 from .pyramiddrop import pyramiddrop
 from .random import random
-from .registry import METHODS, distinct, get_method, hyperparameters, is_name, joined_names, load_plugins, register
+from .registry import (
+    METHODS,
+    distinct,
+    get_method,
+    hyperparameters,
+    is_name,
+    joined_names,
+    load_plugins,
+    part_after_projector,
+    register,
+)
 from .scope import scope
 from .split import Split
 from .staged import Staged
@@ -68,6 +78,7 @@ __all__ = [
     "is_name",
     "joined_names",
     "load_plugins",
+    "part_after_projector",
     "pool",
     "prumerge",
     "prumerge_plus",

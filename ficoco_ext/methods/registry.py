@@ -181,6 +181,23 @@ def hyperparameters(name: str) -> dict[str, Any]:
     }
 
 
+def part_after_projector(name: str) -> dict[str, Any]:
+    """With which ``part`` the method ``name`` acts after the projector, as a hyperparameter; empty: it has none there.
+
+    Example:
+        >>> from ficoco_ext.methods import part_after_projector
+        >>> part_after_projector("topk"), part_after_projector("divprune+fastv"), part_after_projector("mustdrop")
+        ({'part': 'projector'}, {'part': 'projector'}, {})
+    """
+    if "part" not in hyperparameters(name):
+        return {}
+    try:
+        get_method(name, part="projector")
+    except ValueError:  # it can act in several parts, and this is none of them
+        return {}
+    return {"part": "projector"}
+
+
 def get_method(method: str | AnyMethod, **hyperparameters: Any) -> AnyMethod:
     """The method of that name with these hyperparameters, or the given method as it is.
 

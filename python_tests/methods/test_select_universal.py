@@ -10,13 +10,13 @@ import torch
 from helpers.drawn_pictures import KINDS, cast, hidden, item, per_token, picture
 
 from ficoco_ext import get_method
-from ficoco_ext.methods import distinct, hyperparameters
+from ficoco_ext.methods import distinct, part_after_projector
 from ficoco_ext.stages import VisualFeatures, needs
 
 
 def after_projector(name):
     """The method's part that acts there, or None."""
-    return get_method(name, **({"part": "projector"} if "part" in hyperparameters(name) else {})).projector
+    return get_method(name, **part_after_projector(name)).projector
 
 
 NAMES = [name for name in distinct() if name != "downsample" and after_projector(name) is not None]  # it resizes

@@ -369,10 +369,17 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/features.py",
-        old='{"part": "projector", **wanted}.items() if key in known} | given',
-        new='{"part": "projector", **wanted}.items() if key in known}',
+        old="for key in wanted if key in known} | given",
+        new="for key in wanted if key in known}",
         tests=(f"{REDUCE}/test_select_merge.py::test_hyperparameters_reach_the_method",),
         why="select and merge ignore the method's hyperparameters.",
+    ),
+    Mutation(
+        file="ficoco_ext/methods/registry.py",
+        old="    except ValueError:  # it can act",
+        new="    except KeyError:  # it can act",
+        tests=(f"{REDUCE}/test_select_merge.py::test_refused",),
+        why="select says of a method of other parts alone that its part is wrong, which nobody passed.",
     ),
     Mutation(
         file="ficoco_ext/features.py",

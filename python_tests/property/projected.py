@@ -18,7 +18,7 @@ from helpers.tiny_prompts import prompt, words
 
 import ficoco_ext
 from ficoco_ext import METHODS, get_method
-from ficoco_ext.methods import Combined, hyperparameters
+from ficoco_ext.methods import Combined, hyperparameters, part_after_projector
 from ficoco_ext.stages import needs
 
 STEPS = 3
@@ -68,8 +68,7 @@ def methods(family: str) -> tuple[str, ...]:
     own = [name for name, factory in METHODS.items() if factory.__module__.startswith("ficoco_ext.")]
     found = []
     for name in own:
-        part = {"part": "projector"} if "part" in hyperparameters(name) else {}
-        acts = get_method(name, **part).projector
+        acts = get_method(name, **part_after_projector(name)).projector
         if acts is not None and not acts.resizes and (needs.CROPS not in acts.needs or family == "llava-next"):
             found.append(name)
     return tuple(found)
@@ -80,7 +79,7 @@ def drawn(number: int) -> Draw:
     chance = Random(f"ficoco_ext projected {number}")
     family = chance.choice(TINY)
     method = chance.choice(methods(family.name))
-    given: dict[str, Any] = {"part": "projector"} if "part" in hyperparameters(method) else {}
+    given: dict[str, Any] = part_after_projector(method)
     known = [key for key in hyperparameters(method) if key in VALUES]
     if known and chance.random() < 0.5:
         key = chance.choice(known)

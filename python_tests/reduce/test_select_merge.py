@@ -234,6 +234,7 @@ REFUSED = {
     "part": ({"part": "tower"}, "got divprune, which works inside the tower; use attach for it"),
     "language model": ({"method": "fastv"}, "got fastv, which works inside the language model; use attach for it"),
     "both": ({"method": "ficoco-vl"}, "which works inside the tower and inside the language model; use attach"),
+    "none of its parts": ({"method": "mustdrop"}, "got mustdrop, which works inside the tower and inside the lan"),
     "more": ({"method": "divprune+fastv"}, r"got divprune \+ fastv, which works inside the language model too; use"),
     "unknown": ({"method": "divprun"}, "method must be a Method or one of .*; did you mean 'divprune'"),
 }
