@@ -56,7 +56,7 @@ def attach(
     family that gives what it needs. One for the language model (``"ficoco-l"``, ``"fastv"``, ``"pyramiddrop"``,
     ``"sparsevlm"``, ``"fitprune"``) reduces there while the prompt is read: layers after a reduction see and cache
     fewer tokens, and every token keeps its position.
-    ``"ficoco-vl"`` is one of the first and one of the last kind; names joined by ``+``, such as
+    ``"ficoco-vl"`` and ``"mustdrop"`` are one of the first and one of the last kind; names joined by ``+``, such as
     ``"divprune+ficoco-l"``, are too. ``ficoco env`` lists which models are served, and how far.
 
     ``model.generate(**processor(...))`` stays as it is, and what comes back begins with the caller's prompt. So do
