@@ -92,6 +92,8 @@ def prefill(
     chosen = projected.choose(rules, shape, vision, projector, chooses, images, text_tokens)
     if include_tower:
         measured = [line for line in chosen.lines if line.layer is not None]
+        if decoder is not None and in_decoder is not None:
+            measured += reduction.key_set(rules, in_decoder, shape, images * shape.crops, vision)
         patches = projected.encoded_patches(shape, projector) if smaller else shape.tower.patches
         _tower(rules, shape, vision, in_tower, images, patches, measured, lines, layers)
     if include_projector:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ..methods import AnyMethod, FeatureMethod
+from ..methods import AnyMethod, FeatureMethod, LanguageMethod
 from ..ops import costs
+from ..schedule import Schedule
 from ..stages import Shape
 from ..stages.needs import CLASS_LOGITS, EARLY_SALIENCY, SALIENCY
 from .architecture import Architecture, LanguageModel, Tower
@@ -61,7 +62,7 @@ def saliency(
         ValueError: it asks for the class token's attention of a tower without one, or for an early layer not in use.
     """
     if CLASS_LOGITS in method.needs:
-        return [_class_logits(rules, shape, batch, patches)]
+        return [_class_row(rules, shape, batch, patches, "class_logits")]
     tower, kind = shape.tower, method.saliency
     layers = [tower.used - 1] if SALIENCY in method.needs else []
     if EARLY_SALIENCY in method.needs:
@@ -81,14 +82,32 @@ def saliency(
     return [rules.line("reduction", at, operation, values | {"n": patches[at] + first}) for at in layers]
 
 
-def _class_logits(rules: Rules, shape: Architecture, batch: int, patches: Sequence[int]) -> Line:
-    """The class token's row of the layer that reads what is selected for the projector, of each crop."""
+def key_set(
+    rules: Rules, method: LanguageMethod, shape: Architecture, batch: int, vision: Schedule | None
+) -> list[Line]:
+    """How much the class token looks at each patch, if ``method`` has a key set; in the layer that reads the features.
+
+    Raises:
+        ValueError: a tower without a class token.
+    """
+    if not method.key_share:
+        return []
+    tower = shape.tower
+    patches = (tower.patches,) * tower.layers if vision is None else vision.tokens_entering(tower.layers)
+    return [_class_row(rules, shape, batch, patches, "key_set", 1)]
+
+
+def _class_row(rules: Rules, shape: Architecture, batch: int, patches: Sequence[int], name: str, own: int = 0) -> Line:
+    """The class token's row of the layer that reads what is selected for the projector, of each crop.
+
+    ``own``: 1 if its attention to itself is computed too, as a softmax needs it.
+    """
     tower = shape.tower
     if not tower.class_token:
-        raise ValueError(f"method must need no logits of a class token for {shape.name}, whose tower has none")
+        raise ValueError(f"method must need no class token for {shape.name}, whose tower has none: it reads its {name}")
     at = min(tower.used, tower.layers - 1)
-    operation = dataclasses.replace(costs.attention_stats(probs=False, patches=False), name="class_logits")
-    values = {"b": batch, "a": tower.heads, "d": tower.hidden // tower.heads, "n": patches[at]}
+    operation = dataclasses.replace(costs.attention_stats(probs=True, patches=False), name=name)
+    values = {"b": batch, "a": tower.heads, "d": tower.hidden // tower.heads, "n": patches[at] + own}
     return rules.line("reduction", at, operation, values)
 
 

@@ -44,6 +44,7 @@ def spread(
     floor: int = 1,
     largest: Sequence[Callable[[int], int]] | None = None,
     before_attention: bool = False,
+    unit: int = 1,
 ) -> Schedule:
     """A schedule whose layers are asked to remove ``total`` tokens together, all the same or one more in the first.
 
@@ -56,6 +57,7 @@ def spread(
         largest: for each layer a function (tokens that enter it) -> the most that it can remove, such as half of them
             with bipartite matching; None: all.
         before_attention: the layers reduce before their attention.
+        unit: how many tokens leave a layer together; what is no multiple of it stays.
 
     Example:
         >>> from ficoco_ext.cost import rows
@@ -70,6 +72,7 @@ def spread(
     for index in range(len(layers)):
         most = max(left - floor, 0)
         r = min(each + (index < more), most if largest is None else min(most, largest[index](left)))
+        r -= r % unit
         removed.append(r)
         left -= r
     return Schedule(patches, layers, tuple(removed), before_attention)
@@ -98,14 +101,21 @@ def tower_row(shape: Architecture, method: TowerMethod, layers: Iterable[int] | 
 
     largest = _largest(each)
 
-    def at(total: int) -> Schedules:
-        return Schedules(vision=spread(patches, chosen, total, floor=floor, largest=largest))
+    def at(step: int) -> Schedules:
+        left = spread(patches, chosen, step * method.unit, floor=floor, largest=largest, unit=method.unit)
+        return Schedules(vision=_where(left, each))
 
     few = next((one for one, most in zip(each, largest, strict=True) if most(patches) < patches - 1), None)
     less = "the rest is text" if few is None else f"a layer removes at most {few.limit} of its tokens; name more layers"
-    last = len(chosen) * patches
+    last = len(chosen) * patches // method.unit
     what = "visual tokens" if shape.crops == 1 else "patches of a crop"
     return Row(at, len(chosen), last, f"in {ranges(chosen)} of the tower", less, what)
+
+
+def _where(schedule: Schedule, methods: Sequence[LayerMethod]) -> Schedule:
+    """``schedule``, which says which of its layers reduce after their MLP, by the method of each."""
+    late = tuple(layer for layer, one in zip(schedule.layers, methods, strict=True) if one.after_mlp)
+    return dataclasses.replace(schedule, after_mlp=late) if late else schedule
 
 
 def decoder_row(
@@ -183,7 +193,8 @@ class _Parts:
         left: float = self.tokens
         if self.tower is not None:
             gone = self.tokens - next(amounts).tokens
-            vision = spread(self.tokens, self.in_tower, gone, largest=self.largest)
+            vision = spread(self.tokens, self.in_tower, gone, largest=self.largest, unit=self.tower.unit)
+            vision = _where(vision, self.tower.of_layers(len(self.in_tower)))
             left = vision.final
         if self.method.projector is not None and self.decoder is not None:
             amount = next(amounts)

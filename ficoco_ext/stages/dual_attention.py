@@ -133,8 +133,8 @@ class DualFilter(FilterStage):
         return "pass keys=0, which protects no tokens" if need == needs.KEY_SET else super().remedy(need)
 
     def operations(self, shape: Shape) -> list[Priced]:
-        """What the text gives to the visual tokens: its sum and its maximum."""
-        return [shape.price(costs.token_attention(probs=True, column=True), o=shape.text, j=2)]
+        """What the text, or without any the last visual token, gives to the visual tokens: its sum and its maximum."""
+        return [shape.price(costs.received_from(probs=True), o=shape.text + 1)]
 
     def __call__(self, attn: QueryKey, r: int, layout: Layout, *, given: bool = False) -> Selection:
         """Select r sources.

@@ -55,6 +55,8 @@ DECODER = [
 BOTH = [
     ("ficoco-vl", {"keep_ratio": 0.25}),
     ("ficoco-vl", {"vision": {"tokens": 20}, "decoder": {"r": 4}, "variant": "paper"}),
+    ("mustdrop", {"vision": {"r": 16}, "decoder": {"r": (3, 2), "layers": (1, 3)}}),
+    ("mustdrop", {"vision": {"r": 8}, "decoder": {"r": (3, 2), "layers": (1, 3)}, "keys": 0.0}),
 ]
 
 
@@ -96,7 +98,10 @@ def test_a_whole_prefill_with_and_without_reduction(method, given, images):
         t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values)
     )
     held = [layer.keys.shape[-2] for layer in layers]
-    assert held == [one.tokens for one in predicted.layers if one.part == "decoder"]
+    each = 4 * predicted.architecture.language_model.kv_width
+    assert held == [one.kv_bytes / each for one in predicted.layers if one.part == "decoder"]
+    if method != "mustdrop":  # which cuts its cache
+        assert held == [one.tokens for one in predicted.layers if one.part == "decoder"]
 
 
 @pytest.mark.parametrize("method", [None, "ficoco-v"])

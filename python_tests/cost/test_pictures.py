@@ -255,7 +255,7 @@ def test_a_budget_out_of_reach_names_the_range():
         (lambda: cost.plan(BASE, "globalcom2", tflops=2), "method must not be globalcom2"),
         (
             lambda: cost.prefill(dataclasses.replace(NEXT, tower=TOWER), projector=64, method="globalcom2"),
-            "no logits of a class token for llava-next-7b",
+            "no class token for llava-next-7b, whose tower has none: it reads its class_logits",
         ),
         (
             lambda: schedules.build(NEXT, get_method("topk+divprune"), keep_ratio=0.5),

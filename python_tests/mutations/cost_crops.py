@@ -7,9 +7,11 @@ POINTS = "ficoco_ext/cost/pinpoints.py"
 PROJECTED = "ficoco_ext/cost/projected.py"
 REDUCTION = "ficoco_ext/cost/reduction.py"
 FLASH = "ficoco_ext/cost/flash.py"
+ROWS = "ficoco_ext/cost/rows.py"
 TABLES = "ficoco_ext/cost/reproduce.py"
 
 PICTURES = "python_tests/cost/test_pictures.py"
+MUSTDROP = "python_tests/cost/test_mustdrop.py"
 RUN = "python_tests/cost/test_pictures_that_run.py"
 WITH_FLASH = "python_tests/cost/test_flash.py"
 REPRODUCE = "python_tests/cost/test_reproduce.py"
@@ -161,6 +163,34 @@ MUTATIONS = [
         'given["decoder"] = Schedule(visual, (layer,), (left,), before_attention=True)',
         (f"{REPRODUCE}::test_readings_of_what_mustdrop_saves",),
         "What leaves is taken for what stays.",
+    ),
+    Mutation(
+        ROWS,
+        "        r -= r % unit\n",
+        "",
+        (f"{MUSTDROP}::test_plans_of_windows_can_be_attached_and_none_comes_closer",),
+        "A plan removes a part of a window, which attach refuses.",
+    ),
+    Mutation(
+        ROWS,
+        "dataclasses.replace(schedule, after_mlp=late) if late else schedule",
+        "schedule",
+        (f"{MUSTDROP}::test_plans_of_windows_can_be_attached_and_none_comes_closer",),
+        "A plan reduces before the MLP of a layer, and attach after it.",
+    ),
+    Mutation(
+        REDUCTION,
+        '"key_set", 1)',
+        '"key_set")',
+        (f"{MUSTDROP}::test_the_key_set_is_read_in_the_block_that_reads_the_features",),
+        "The class token's attention to itself is free.",
+    ),
+    Mutation(
+        "ficoco_ext/stages/dual_attention.py",
+        "costs.received_from(probs=True), o=shape.text + 1)",
+        "costs.received_from(probs=True), o=shape.text)",
+        ("python_tests/cost/test_counter.py::test_a_whole_prefill_with_and_without_reduction",),
+        "The row that stands in for a missing text is free.",
     ),
     Mutation(
         FLASH,
