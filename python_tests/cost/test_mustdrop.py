@@ -57,7 +57,7 @@ def test_a_key_set_needs_a_class_token():
     bare = dataclasses.replace(SHAPE, tower=dataclasses.replace(SHAPE.tower, class_token=False))
     method = get_method("mustdrop", part="language_model")
     leaves = schedules.build(bare, method)
-    with pytest.raises(ValueError, match=r"no class token for llava-1\.5-7b, whose tower has none: it reads its key_set"):
+    with pytest.raises(ValueError, match=r"no class token for .*, whose tower has none: it reads its key_set"):
         cost.prefill(bare, **leaves._asdict(), method=method)
 
 
