@@ -1,5 +1,7 @@
 """The key set of a prompt: the visual tokens of each picture that the class token of the vision tower looks at most.
 
+It looks in the layer that reads the features: with hidden_states[-2] selected, in the last one.
+
 It goes from the tower to the language model with the features: on what an encoder returned, so that it is there when
 pictures were encoded earlier, and in the state of the thread.
 """
@@ -85,7 +87,7 @@ class KeySets:
 
     def __init__(self, model: Any, family: Family, share: float, tower: TowerReductions | None = None) -> None:
         self.inner, self.family, self.share = model.model, family, share
-        self.readings = TowerReadings(model, family.name, (SALIENCY,), saliency=CLASS, reductions=tower)
+        self.readings = TowerReadings(model, family.name, (SALIENCY,), saliency=CLASS, after=True, reductions=tower)
         self._now = PerThread(_Now)
 
     @property

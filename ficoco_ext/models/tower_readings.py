@@ -76,13 +76,15 @@ class _Tower:
         kind: str,
         fields: Sequence[str],
         early: int | float | None,
+        after: bool,
         state: PerThread[_State],
     ) -> None:
         self.core, self.tower, self.known, self.body = core, tower, known, body
         self.kind, self.state, self.reads_features = kind, state, _FEATURES in fields
         self.layer = read_layer_of(core, tower, body)
         self.early = early_layer_of(tower, body, early, self.layer) if _EARLY in fields else None
-        elsewhere = {_EARLY: self.early, _LOGITS: next_layer_of(core, tower, body)}
+        reads = next_layer_of(core, tower, body)
+        elsewhere = {_EARLY: self.early, _LOGITS: reads} | ({_SALIENCY: reads} if after else {})
         self.fields: dict[int, list[str]] = {}
         for field in fields:
             if field != _FEATURES:
@@ -178,6 +180,7 @@ class TowerReadings:
             0 and at most 1, of which it is the last. None: as published for such a tower, 9 of 24 layers, or 16 of 32
             for Qwen2.5-VL. Where that layer attends in windows, the nearest before it that attends to whole pictures;
             without one, the first of all that does.
+        after: saliency is read where class logits are instead, in the layer that reads what is selected.
         reductions: of a method that reduces inside the same tower; a token that is left has its own reading, without
             what it inherited and without the bias of proportional attention. None if there is no such method.
 
@@ -199,6 +202,7 @@ class TowerReadings:
         *,
         saliency: str = AUTO,
         early_layer: int | float | None = None,
+        after: bool = False,
         reductions: TowerReductions | None = None,
     ) -> None:
         self.fields = [field for need, field in FIELDS.items() if need in wanted]
@@ -211,7 +215,7 @@ class TowerReadings:
         self._core = model.model
         self._state = PerThread(_State)
         names = [known.tower, *([known.video_tower] if known.video_tower else [])]
-        self._towers = [self._tower(getattr(self._core, name), known, saliency, early_layer) for name in names]
+        self._towers = [self._tower(getattr(self._core, name), known, saliency, early_layer, after) for name in names]
 
     @staticmethod
     def serve(wanted: Sequence[str]) -> bool:
@@ -233,7 +237,9 @@ class TowerReadings:
         """The layer of the tower in which the early saliency is read, if it is."""
         return self._towers[0].early
 
-    def _tower(self, tower: nn.Module, known: TowerAttention, kind: str, early_layer: int | float | None) -> _Tower:
+    def _tower(
+        self, tower: nn.Module, known: TowerAttention, kind: str, early_layer: int | float | None, after: bool
+    ) -> _Tower:
         name = type(tower).__name__
         body = next((one for one in known.bodies if one.model == name and one.classes()[0] is type(tower)), None)
         if body is None:
@@ -246,7 +252,7 @@ class TowerReadings:
         if _LOGITS in self.fields and body.class_token != TRAINED:
             got, remedy = f"{name}, which has none", "use a method that needs none, such as 'scope' or 'divprune'"
             refuse("vision tower", f"one with a class token for the {needs.CLASS_LOGITS}", got, remedy)
-        return _Tower(self._core, tower, known, body, kind, self.fields, early_layer, self._state)
+        return _Tower(self._core, tower, known, body, kind, self.fields, early_layer, after, self._state)
 
     def install(self, changes: ModelChanges) -> None:
         """Tap layers of the tower, on top of a method that reduces inside it, if there is one."""

@@ -142,7 +142,9 @@ def spliced(model, row, features):
     return torch.cat(parts)[None]
 
 
-def tower_by_hand(model, picture, after_attention=None, hidden_keys=None, key_bias=None, see=None, after_layer=None):
+def tower_by_hand(
+    model, picture, after_attention=None, hidden_keys=None, key_bias=None, see=None, after_layer=None, beyond=False
+):
     """Projected features of the selected layer, in plain torch.
 
     Args:
@@ -151,6 +153,7 @@ def tower_by_hand(model, picture, after_attention=None, hidden_keys=None, key_bi
         key_bias: function layer -> (B, N), added to the logits of each key.
         see: function (layer, query, key) that is called with (B, H, N, d) of each layer.
         after_layer: function (layer, hidden) -> hidden, after the MLP.
+        beyond: see the next layer too, which reads what is selected.
     """
     tower, config = model.model.vision_tower, model.config.vision_config
     hidden = tower.embeddings(picture)
@@ -158,12 +161,14 @@ def tower_by_hand(model, picture, after_attention=None, hidden_keys=None, key_bi
         hidden = tower.pre_layrnorm(hidden)
     selected = getattr(model.config, "vision_feature_layer", -1)
     used = selected if selected >= 0 else config.num_hidden_layers + 1 + selected
-    for index, layer in enumerate(tower.encoder.layers[:used]):
+
+    def projected(layer):
         x, attn = layer.layer_norm1(hidden), layer.self_attn
-        q, k, v = (
-            f(x).unflatten(-1, (config.num_attention_heads, -1)).transpose(1, 2)
-            for f in (attn.q_proj, attn.k_proj, attn.v_proj)
-        )
+        heads = (f(x).unflatten(-1, (config.num_attention_heads, -1)) for f in (attn.q_proj, attn.k_proj, attn.v_proj))
+        return [one.transpose(1, 2) for one in heads]
+
+    for index, layer in enumerate(tower.encoder.layers[:used]):
+        attn, (q, k, v) = layer.self_attn, projected(layer)
         if see is not None:
             see(index, q, k)
         logits = q @ k.mT * attn.head_dim**-0.5
@@ -178,6 +183,8 @@ def tower_by_hand(model, picture, after_attention=None, hidden_keys=None, key_bi
         hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
         if after_layer is not None:
             hidden = after_layer(index, hidden)
+    if beyond:
+        see(used, *projected(tower.encoder.layers[used])[:2])
     if not hasattr(model.config, "vision_feature_layer"):  # PaliGemma reads what the tower returns
         hidden = tower.post_layernorm(hidden)
     return model.model.multi_modal_projector(hidden)

@@ -40,7 +40,7 @@ ONE = [*words(1, 2), *image(), *words(3, 4, 5)]
 TWO = [*words(6), *image(), *words(7), *image(), *words(8, 9)]
 TEXT = words(11, 12, 13, 14)
 SHARE, KEYS = 0.08, 3  # of 36 tokens, and of 28
-LAYERS, READ = (1, 3), 4  # of the language model; the block of the tower that reads the features
+LAYERS, READ = (1, 3), 5  # of the language model; the block of the tower that reads the features
 BOTH = {"method": "mustdrop", "vision": {"r": 8}, "decoder": {"keep_ratio": (0.5, KEYS / 28), "layers": LAYERS}}
 ALONE = {"method": "mustdrop", "part": "language_model", "keep_ratio": (0.5, KEYS / PATCHES), "layers": LAYERS}
 GREEDY = {"max_new_tokens": 3, "do_sample": False}
@@ -72,7 +72,7 @@ def keys_by_hand(model, pictures, windows=0):
             rows.append(logits.softmax(-1).mean(1)[:, 0, 1:])
 
     with torch.no_grad():
-        tower_by_hand(model, pictures, see=see, after_layer=merged(windows))
+        tower_by_hand(model, pictures, see=see, after_layer=merged(windows), beyond=True)
     [looked] = rows
     count = math.ceil(SHARE * looked.shape[1])
     return [sorted(sorted(range(len(row)), key=lambda i: (-row[i], i))[:count]) for row in looked.tolist()]
@@ -274,7 +274,7 @@ def test_after_the_projector_keys_are_among_what_it_leaves(model):
             rows.append(logits.softmax(-1).mean(1)[0, 0, 1:])
 
     with torch.no_grad():
-        tower_by_hand(model, inputs["pixel_values"], see=see)
+        tower_by_hand(model, inputs["pixel_values"], see=see, beyond=True)
         with ficoco_ext.attach(model, both, **amounts) as handle:
             model(**inputs)
             kept = handle.projections[0].kept

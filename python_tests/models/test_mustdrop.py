@@ -46,7 +46,7 @@ def first_stage_by_hand(model, inputs, row):
     """The visual tokens of one row that layer 1 leaves, from maps of the model as it is."""
     with torch.no_grad():
         out = model(**inputs, output_attentions=True)
-        looked = model.model.vision_tower(inputs["pixel_values"], output_attentions=True).attentions[4]
+        looked = model.model.vision_tower(inputs["pixel_values"], output_attentions=True).attentions[5]
     columns = [column for column, id in enumerate(row) if id == IMAGE]
     text = range(columns[-1] + 1, len(row))
     keys = key_set(looked.mean(1)[:, 0, 1:].reshape(-1, 36), 0.08).flatten()
@@ -146,7 +146,7 @@ def crops_model():
 def keys_of_crops(model, pixel_values, crops):
     """The key set of one picture in the order of the language model: of each crop of its valid patches alone."""
     with torch.no_grad():
-        looked = model.model.vision_tower(pixel_values, output_attentions=True).attentions[-2].mean(1)[:, 0, 1:]
+        looked = model.model.vision_tower(pixel_values, output_attentions=True).attentions[-1].mean(1)[:, 0, 1:]
     valid: list[set[int]] = [set() for _ in range(1 + crops.count)]
     for crop, patch in crops.origins:
         valid[crop].add(patch)

@@ -186,6 +186,13 @@ MUTATIONS = [
         "The class token's attention to itself is free.",
     ),
     Mutation(
+        "ficoco_ext/models/key_sets.py",
+        "saliency=CLASS, after=True",
+        "saliency=CLASS, after=False",
+        ("python_tests/models/test_key_sets.py",),
+        "The key set is that of the block before the one that reads the features.",
+    ),
+    Mutation(
         "ficoco_ext/stages/dual_attention.py",
         "costs.received_from(probs=True), o=shape.text + 1)",
         "costs.received_from(probs=True), o=shape.text)",
