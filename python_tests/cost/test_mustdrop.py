@@ -26,6 +26,13 @@ def test_plans_of_windows_can_be_attached_and_none_comes_closer(tflops):
     assert all(off(other) >= off(r) for other in (r - 8, r + 8) if 0 <= other <= 512)
 
 
+def test_a_floor_leaves_whole_windows():
+    """276 patches may leave; 34 windows of 8 do."""
+    method = get_method("mustdrop", part="tower")
+    least = scope.bill(SHAPE, "llmviewer", vision=schedules.build(SHAPE, method, r=272).vision).tflops
+    assert cost.plan(SHAPE, method, tflops=least, floor=300).vision.r == (272,)
+
+
 def test_a_plan_of_both_parts_removes_whole_windows():
     method = get_method("mustdrop")
     found = cost.plan(SHAPE, method, tflops=2.5)

@@ -168,7 +168,7 @@ MUTATIONS = [
         ROWS,
         "        r -= r % unit\n",
         "",
-        (f"{MUSTDROP}::test_plans_of_windows_can_be_attached_and_none_comes_closer",),
+        (f"{MUSTDROP}::test_a_floor_leaves_whole_windows",),
         "A plan removes a part of a window, which attach refuses.",
     ),
     Mutation(
