@@ -239,9 +239,15 @@ def table(document: dict[str, Any]) -> str:
         for patches in budgets:
             after, first, equal = (setting(document, method, patches, rule) for rule in RULES)
             cells = [cell for one in (after, first) for cell in (f"{_tokens(one):.0f}", _share(one))]
-            differences = [str(difference(document, one, after)) for one in (first, equal)]
+            differences = [str(difference(document, first, after))]
+            differences.append(str(difference(document, equal, after)) if reached(equal, after) else "-")
             lines.append([f"`{method}`", str(patches), *cells, *differences])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def reached(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two settings leave as many tokens on every ground, up to 3: one patch of the thumbnail and two crops."""
+    return all(abs(one["tokens"][ground] - other["tokens"][ground]) <= 3 for ground in GROUNDS)
 
 
 def _tokens(one: dict[str, Any]) -> float:

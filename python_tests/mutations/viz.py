@@ -216,8 +216,8 @@ MUTATIONS: list[Mutation] = [
     ),
     Mutation(
         file="ficoco_ext/viz/traces.py",
-        old="return [-1 if position < 0 else kept[position] - first for position in positions]",
-        new="return [-1 if position <= 0 else kept[position] - first for position in positions]",
+        old="return [position if position < 0 else kept[position] - first for position in positions]",
+        new="return [position if position <= 0 else kept[position] - first for position in positions]",
         tests=(_PANELS + "test_holders_say_how_many_went_where",),
         why="What the first survivor holds is said to be dropped.",
     ),
