@@ -288,7 +288,7 @@ def _attacher(model: Any, case: _Case) -> Callable[[], Handle]:
 
 
 def _result(
-    case: _Case, records: list[Reduction], patch: int | None, answer: page.Answer, sheet: viz.Sheet | None
+    case: _Case, records: list[Reduction], patch: int | None, answer: page.Answer, sheet: viz.Sheet | None = None
 ) -> MethodResult:
     layers = []
     for (side, layer), reduction in zip(case.stairs.steps, records, strict=True):

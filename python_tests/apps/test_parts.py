@@ -274,20 +274,20 @@ def test_what_the_first_patch_holds_is_merged():
 
 
 def test_a_method_that_is_refused_everywhere_is_an_error(monkeypatch):
-    def case(model, name, ratio, given):
+    def case(model, name, ratio, given, *picture):
         if name == "never" or ratio < given["least"]:
             raise ValueError(f"{name}: r must be at most 3")
         return name, ratio
 
     monkeypatch.setattr(show, "_case", case)
     task = show_request.Task((0.5, 0.1), {"tome": {"least": 0.3}, "topk": {"least": 0.0}}, ())
-    cases, refused = show._cases(None, task, several=True)
+    cases, refused = show._cases(None, task, None, {}, several=True)
     assert cases == [("tome", 0.5), ("topk", 0.5), ("topk", 0.1)]
     assert refused == [show.Refused("tome", 0.1, "r must be at most 3")]
     with pytest.raises(ValueError, match="tome: r must be"):
-        show._cases(None, task, several=False)
+        show._cases(None, task, None, {}, several=False)
     with pytest.raises(ValueError, match="never: r must be"):
-        show._cases(None, show_request.Task((0.5, 0.1), {"never": {}}, ()), several=True)
+        show._cases(None, show_request.Task((0.5, 0.1), {"never": {}}, ()), None, {}, several=True)
 
 
 def test_a_written_reduction_says_what_it_is_of(tmp_path):
@@ -326,12 +326,21 @@ def test_a_prompt_begins_once(begins, bos, added):
 
 def test_attention_of_the_class_token_is_where_the_last_layer_reduces(monkeypatch):
     seen = []
-    values = torch.tensor([0.25, 0.5])
+    values = torch.tensor([[0.25, 0.5]])
     monkeypatch.setattr(attention_maps, "class_attention", lambda model, pixels, layer: seen.append(layer) or values)
     shape, who = SimpleNamespace(used=7, extra=0), SimpleNamespace(model=None)
 
     def found(reducing, layer=None):
-        given = (who, {"pixel_values": None}, "why ?", shape, reducing, None, layer, lambda *words: None)
+        given = (
+            who,
+            {"pixel_values": torch.zeros(1, 3, 2, 2)},
+            "why ?",
+            shape,
+            reducing,
+            None,
+            layer,
+            lambda *words: None,
+        )
         return attention_maps.attention_map(*given)
 
     assert found([3, 5, 4]) == attention_maps.AttentionMap("class token", "vision", 5, 0.75, (0.25, 0.5))

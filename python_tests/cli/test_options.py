@@ -69,7 +69,7 @@ def test_what_a_shell_offers_is_what_the_package_knows():
     assert set(completion.ARCHITECTURES) == set(presets.PRESETS)
     assert tuple(timing.GEOMETRIES) == completion.GEOMETRIES
     assert completion.DTYPES == checkpoint.DTYPES
-    assert completion.KINDS == KINDS and completion.FAMILIES == tuple(next_dress.FAMILIES)
+    assert completion.KINDS == KINDS and tuple(next_dress.FAMILIES) == completion.FAMILIES
     assert tuple(model.CONVENTIONS) == cost.CONVENTIONS and tuple(asking.JUDGES) == evaluate._JUDGES
     assert evaluate_settings.EQUAL == EQUAL and completion.CACHES == CACHES
 

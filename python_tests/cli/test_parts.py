@@ -200,7 +200,7 @@ def test_two_equal_layers_are_explained_as_two():
 
 def test_demo_groups_layers_that_are_alike():
     layers = [layer_tokens.LayerTokens(*one) for one in ((0, 9, 0, 9), (1, 9, 0, 9), (2, 9, 4, 5), (3, 5, 0, 5))]
-    assert _cells(demo_command._layers(SimpleNamespace(layers=layers))) == [
+    assert _cells(demo_command._layers(SimpleNamespace(layers=layers, crops=None))) == [
         ["0 to 1", "9", "0", "9"],
         ["2", "9", "4", "5"],
         ["3", "5", "0", "5"],
@@ -256,7 +256,7 @@ def _shown(**change):
     attention = SimpleNamespace(of="dog", side="text", layer=1, on_patches=0.5, patches=(0.0, 0.0, 0.1, 0.0, 0.1, 0.3))
     facts = {"model": "m", "image": "i", "question": "q ?", "truth": "no", "answer": "no", "right": True}
     facts |= {"picture": "p.png", "page": None, "refused": (), "grid": (2, 3)}
-    return SimpleNamespace(**facts, methods=[method], attention=[attention], **change)
+    return SimpleNamespace(**facts, crops=None, methods=[method], attention=[attention], **change)
 
 
 def test_show_adds_up_what_was_dropped():
