@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import common, completion, options
+from . import common, completion, options, values
 
 if TYPE_CHECKING:
     from ..apps import bench
@@ -62,7 +62,7 @@ def command(
     Choosing and merging tokens is part of the time. An amount counts for every method; without one each has its own.
     """
     with common.reported(debug):
-        amount, batches = common.removal(keep_ratio, r, tokens), common.integers("--batch", batch)
+        amount, batches = values.removal(keep_ratio, r, tokens), values.integers("--batch", batch)
 
         with common.progress() as progress:
             progress("loading torch")
@@ -74,7 +74,7 @@ def command(
                 vision_layers=vision_layers,
                 text_layers=text_layers,
                 text_tokens=text_tokens,
-                methods=common.names(methods),
+                methods=values.names(methods),
                 amount=amount,
                 batches=batches,
                 dtype=dtype,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import common, completion, options
+from . import common, completion, options, values
 
 if TYPE_CHECKING:
     from ..cost import Architecture
@@ -106,7 +106,7 @@ def command(
         if model is None:
             raise ValueError("give a MODEL, such as llava-1.5-7b, or --reproduce")
         require_plot(plot, model)
-        amount = common.removal(keep_ratio, r, tokens)
+        amount = values.removal(keep_ratio, r, tokens)
         if method is None and (amount or layers is not None or set_):
             method = "ficoco-v"
         with common.progress() as progress:
@@ -114,9 +114,9 @@ def command(
             found = _compared(
                 shape_of(model, picture),
                 method,
-                common.assignments(set_),
+                values.assignments(set_),
                 amount,
-                None if layers is None else common.integers("--layers", layers),
+                None if layers is None else values.integers("--layers", layers),
                 gpu,
                 precision,
                 text_tokens=text_tokens,
@@ -132,7 +132,7 @@ def shape_of(model: str, picture: str | None) -> Architecture:
     """The shapes of ``model``, with images of the size ``picture`` if that is said."""
     from ..cost import architecture
 
-    return architecture(model, picture=None if picture is None else common.pixels("--picture", picture))
+    return architecture(model, picture=None if picture is None else values.pixels("--picture", picture))
 
 
 def _compared(

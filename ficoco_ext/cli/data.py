@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from . import common, completion, options
+from . import common, completion, options, values
 
 if TYPE_CHECKING:
     from ..gridvqa.sheet import Balance
@@ -62,7 +62,7 @@ def command(
 
             if output is not None:
                 viz.require(output)
-            chosen = KINDS if kinds is None else common.names(kinds)
+            chosen = KINDS if kinds is None else values.names(kinds)
             dataset = GridVQA(split, scenes=scenes, per_scene=per_scene, seed=seed, kinds=chosen)
             rows = []
             for row in dataset:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from . import common, crops, options
+from . import common, crops, options, values
 
 if TYPE_CHECKING:
     from ..apps import demo
@@ -84,7 +84,7 @@ def command(
 ) -> None:
     """Answer questions about a picture with and without reduction, count and time both, and draw where tokens went."""
     with common.reported(debug):
-        amount = common.removal(keep_ratio, r, tokens)
+        amount = values.removal(keep_ratio, r, tokens)
         sides = {
             "vision": vision_keep_ratio,
             "projector": projector_keep_ratio,
@@ -99,9 +99,9 @@ def command(
             model=model,
             family=family,
             method=method,
-            hyperparameters=common.assignments(set_),
+            hyperparameters=values.assignments(set_),
             amount=amount or None,
-            layers=None if layers is None else common.integers("--layers", layers),
+            layers=None if layers is None else values.integers("--layers", layers),
             output=Path("ficoco_demo.png") if output is None and geometry is None else output,
             dtype=dtype,
             device=device,

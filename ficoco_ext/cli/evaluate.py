@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..io import files
-from . import common, completion, evaluate_tables, options
+from . import common, completion, evaluate_tables, options, values
 from . import evaluate_settings as chosen
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def command(
 ) -> None:
     """Answer many questions with and without reduction: accuracy with its uncertainty, and what each answer costs."""
     with common.reported(debug):
-        kinds_of_mean = () if mean_of is None else common.names(mean_of)
+        kinds_of_mean = () if mean_of is None else values.names(mean_of)
         _require_outputs(plot, {"--results": results_file, "--markdown": markdown})
         pages = {"--plot": plot, "--markdown": markdown}
         if from_ is not None:
@@ -240,7 +240,7 @@ def command(
                     dataset,
                     settings,
                     pages,
-                    seeds=common.integers("--seeds", seeds),
+                    seeds=values.integers("--seeds", seeds),
                     judge=judge,
                     max_new_tokens=max_new_tokens,
                     batch=batch,
@@ -306,7 +306,7 @@ def _dataset(data: Path | None, bad_rows: str, **grid: Any) -> Any:
 
         return questions_of_file(data, bad_rows=bad_rows)
     if "kinds" in given:
-        given["kinds"] = common.names(given["kinds"])
+        given["kinds"] = values.names(given["kinds"])
     from ..gridvqa import GridVQA
 
     return GridVQA(given.pop("split", "test"), **{"scenes": 170, **given})

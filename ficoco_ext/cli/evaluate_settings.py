@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import common
+from . import values
 
 if TYPE_CHECKING:
     from ..evaluation import Setting
@@ -31,7 +31,7 @@ def settings(
     from ..evaluation import settings_of
     from ..methods import METHODS, distinct
 
-    chosen = list(distinct() if methods is None else common.names(methods))
+    chosen = list(distinct() if methods is None else values.names(methods))
     presets = set(chosen).isdisjoint(distinct()) and set(chosen) <= set(METHODS)  # they have amounts of their own
     baselines = baselines or protocol
     if equal is None:
@@ -43,13 +43,13 @@ def settings(
             keep_ratios = RATIOS
     return settings_of(
         chosen,
-        keep_ratios=() if keep_ratios is None else common.ratios("--keep-ratios", keep_ratios),
-        tokens=() if tokens is None else common.integers("--tokens", tokens),
+        keep_ratios=() if keep_ratios is None else values.ratios("--keep-ratios", keep_ratios),
+        tokens=() if tokens is None else values.integers("--tokens", tokens),
         hyperparameters=_hyperparameters(set_),
         layers=_layers(layers, chosen),
         schedule=schedule,
         baselines=baselines,
-        equal=common.names(equal),
+        equal=values.names(equal),
     )
 
 
@@ -57,7 +57,7 @@ def batches(given: str | None, protocol: bool) -> tuple[int, ...]:
     """Batch sizes at which the first token is timed."""
     if given is None:
         given = FIRST_TOKEN if protocol else None
-    return () if given is None else common.integers("--first-token", given)
+    return () if given is None else values.integers("--first-token", given)
 
 
 def _hyperparameters(given: list[str] | None) -> dict[str, dict[str, Any]]:
@@ -67,7 +67,7 @@ def _hyperparameters(given: list[str] | None) -> dict[str, dict[str, Any]]:
         label, dot, rest = text.partition(".")
         if not dot or "=" in label:
             raise ValueError(f"--set must be METHOD.KEY=VALUE, got {text!r}")
-        for key, value in common.assignments([rest]).items():
+        for key, value in values.assignments([rest]).items():
             if key in found.setdefault(label.strip(), {}):
                 raise ValueError(f"--set {label}.{key} is given twice")
             found[label.strip()][key] = value
@@ -79,7 +79,7 @@ def _layers(given: list[str] | None, methods: list[str]) -> dict[str, tuple[int,
     found: dict[str, tuple[int, ...]] = {}
     for text in sorted(given or [], key=lambda one: "=" in one):
         label, equals, numbers = text.rpartition("=")
-        one = common.integers("--layers", numbers)
+        one = values.integers("--layers", numbers)
         found |= {label.strip(): one} if equals else dict.fromkeys(_in_layers(methods), one)
     return found
 

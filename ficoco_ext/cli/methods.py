@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import common, completion, options
+from . import common, completion, options, values
 
 if TYPE_CHECKING:
     from ..cost.selection import Share
@@ -32,7 +32,7 @@ def command(
         from ..cost import selection
         from ..methods import METHODS, describe
 
-        given = common.assignments(set_)
+        given = values.assignments(set_)
         if name is None and given:
             raise ValueError("--set is of one method; give its NAME")
         found = [describe(one) for one in METHODS] if name is None else [describe(name, **given)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from . import common, cost, options
+from . import common, cost, options, values
 
 if TYPE_CHECKING:
     from ..cost.planner import Planned
@@ -64,11 +64,11 @@ def command(
             from ..cost.precision import Precision
             from ..methods import get_method
 
-            hyperparameters = common.assignments(set_)
+            hyperparameters = values.assignments(set_)
             shape, chosen = cost.shape_of(model, picture), get_method(method, **hyperparameters)
             given: dict[str, Any] = {"text_tokens": text_tokens, "images": images, "convention": convention}
             given |= {"precision": Precision.parse(precision), "hardware": hardware(gpu), "cache": cache}
-            at = None if layers is None else common.integers("--layers", layers)
+            at = None if layers is None else values.integers("--layers", layers)
             plan = planner.plan(shape, chosen, **budgets, layers=at, floor=floor, **given)
             found = compare(shape, chosen, plan.schedules, new_tokens=new_tokens, **given)
         calls = attach_call(method, hyperparameters, plan.schedules, cache)
@@ -92,8 +92,8 @@ def _reached(plan: Planned) -> tuple[tuple[str, str], dict[str, Any]]:
         f"wanted {plan.wanted:g} {planner.QUANTITIES[plan.quantity]}, found {plan.reached:.4g}",
         f"within reach: {plan.least:.4g} to {plan.most:.4g}",
     )
-    values = {"quantity": plan.quantity, "wanted": plan.wanted, "reached": plan.reached}
-    return lines, {**values, "reachable": [plan.least, plan.most]}
+    numbers = {"quantity": plan.quantity, "wanted": plan.wanted, "reached": plan.reached}
+    return lines, {**numbers, "reachable": [plan.least, plan.most]}
 
 
 def attach_call(method: str, hyperparameters: dict[str, Any], schedules: Schedules, cache: str | None = None) -> str:

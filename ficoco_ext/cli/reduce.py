@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from . import common, completion, options
+from . import common, completion, options, values
 
 if TYPE_CHECKING:
     from ..apps.one_reduction import Report
@@ -85,16 +85,16 @@ def command(
     """Run one reduction on random or given tensors, time it, and check that nothing was lost."""
     with common.reported(debug):
         request: dict[str, Any] = {
-            "shape": common.integers("--shape", shape, 3),
+            "shape": values.integers("--shape", shape, 3),
             "heads": heads,
             "seed": seed,
             "input": input_,
             "class_token": class_token,
-            "grid": None if grid is None else common.integers("--grid", grid, 2),
-            "visual": None if visual is None else common.integers("--visual", visual, 2),
+            "grid": None if grid is None else values.integers("--grid", grid, 2),
+            "visual": None if visual is None else values.integers("--visual", visual, 2),
             "r": r,
             "method": method,
-            "hyperparameters": common.assignments(set_),
+            "hyperparameters": values.assignments(set_),
             "dtype": dtype,
             "device": device,
             "repeats": repeats,

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from . import common, completion, crops, options
+from . import common, completion, crops, options, values
 
 if TYPE_CHECKING:
     from ..apps import show
@@ -120,11 +120,11 @@ def command(
             question=question,
             model=model,
             family=family,
-            methods=common.names(methods),
-            keep_ratio=common.removal(keep_ratio, None, None).get("keep_ratio"),
-            keep_ratios=None if keep_ratios is None else common.ratios("--keep-ratios", keep_ratios),
+            methods=values.names(methods),
+            keep_ratio=values.removal(keep_ratio, None, None).get("keep_ratio"),
+            keep_ratios=None if keep_ratios is None else values.ratios("--keep-ratios", keep_ratios),
             layers=_layers(layers),
-            hyperparameters=common.assignments(set_),
+            hyperparameters=values.assignments(set_),
             trace=None if trace is None else _trace(trace),
             attention=tuple(attention or ()),
             panels=panels,
@@ -159,7 +159,7 @@ def _layers(given: list[str] | None) -> dict[str, tuple[int, ...]]:
         name, _, value = text.rpartition("=")
         if name.strip() in found:
             raise ValueError(f"--layers {f'of {name.strip()} ' if name.strip() else ''}is given twice")
-        found[name.strip()] = common.integers("--layers", value)
+        found[name.strip()] = values.integers("--layers", value)
     return found
 
 

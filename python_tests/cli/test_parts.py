@@ -14,7 +14,7 @@ from rich.console import Console
 from ficoco_ext import cost, get_method
 from ficoco_ext.apps import bench, doctor, layer_tokens, one_reduction, questions, timing
 from ficoco_ext.cli import bench as bench_command
-from ficoco_ext.cli import common, completion, cost_tables, evaluate, evaluate_settings, plan
+from ficoco_ext.cli import common, completion, cost_tables, evaluate, evaluate_settings, plan, values
 from ficoco_ext.cli import demo as demo_command
 from ficoco_ext.cli import doctor as doctor_command
 from ficoco_ext.cli import show as show_command
@@ -53,25 +53,25 @@ def test_words_inside_of_words_are_no_options():
 
 
 def test_ranges_hold_their_ends():
-    assert common.integers("--layers", "12-22") == tuple(range(12, 23))
-    assert common.integers("--layers", "3, 5-5,7") == (3, 5, 7)
+    assert values.integers("--layers", "12-22") == tuple(range(12, 23))
+    assert values.integers("--layers", "3, 5-5,7") == (3, 5, 7)
     for wrong in ("5-3", "", "-1", "1-2-3", "0-10000"):
         with pytest.raises(ValueError, match="--layers must be"):
-            common.integers("--layers", wrong)
-    assert len(common.integers("--layers", "0-9999")) == 10_000
+            values.integers("--layers", wrong)
+    assert len(values.integers("--layers", "0-9999")) == 10_000
 
 
 def test_values_are_set_once():
-    assert common.assignments(["a-b=1", "c = [1, 2]", "d=x=y", "e="]) == {"a_b": 1, "c": [1, 2], "d": "x=y", "e": ""}
+    assert values.assignments(["a-b=1", "c = [1, 2]", "d=x=y", "e="]) == {"a_b": 1, "c": [1, 2], "d": "x=y", "e": ""}
     with pytest.raises(ValueError, match="--set a_b is given twice"):
-        common.assignments(["a-b=1", "a_b=2"])
+        values.assignments(["a-b=1", "a_b=2"])
 
 
 def test_one_amount_is_given():
-    assert common.removal("0.5,0.25", None, None) == {"keep_ratio": (0.5, 0.25)}
-    assert common.removal(None, None, 9) == {"tokens": 9} and common.removal(None, None, None) == {}
+    assert values.removal("0.5,0.25", None, None) == {"keep_ratio": (0.5, 0.25)}
+    assert values.removal(None, None, 9) == {"tokens": 9} and values.removal(None, None, None) == {}
     with pytest.raises(ValueError, match="give one of --keep-ratio, --r and --tokens, got --keep-ratio, --tokens"):
-        common.removal("0.5", None, 3)
+        values.removal("0.5", None, 3)
 
 
 def test_a_name_is_offered_once():

@@ -130,7 +130,7 @@ MUTATIONS = [
         "Pictures without padding are said to have some.",
     ),
     Mutation(
-        "ficoco_ext/cli/common.py",
+        "ficoco_ext/cli/values.py",
         'r"([0-9]{1,9})x([0-9]{1,9})"',
         'r"([0-9]+)x([0-9]+)"',
         (f"{PICTURES}::test_a_size_that_is_none_is_one_clear_line",),
