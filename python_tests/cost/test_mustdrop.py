@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from ficoco_ext import cost, get_method
-from ficoco_ext.cost import schedules, scope
+from ficoco_ext.cost import rows, schedules, scope
 
 SHAPE = cost.architecture("llava-1.5-7b")
 
@@ -29,8 +29,8 @@ def test_plans_of_windows_can_be_attached_and_none_comes_closer(tflops):
 def test_a_floor_leaves_whole_windows():
     """276 patches may leave; 34 windows of 8 do."""
     method = get_method("mustdrop", part="tower")
-    least = scope.bill(SHAPE, "llmviewer", vision=schedules.build(SHAPE, method, r=272).vision).tflops
-    assert cost.plan(SHAPE, method, tflops=least, floor=300).vision.r == (272,)
+    row = rows.tower_row(SHAPE, method, None, 300)
+    assert row.at(34).vision.r == row.at(row.last).vision.r == (272,)
 
 
 def test_a_plan_of_both_parts_removes_whole_windows():
