@@ -21,7 +21,13 @@ METHODS = {
     "sparsevlm": {"method": "sparsevlm"},
     "fitprune": {"method": "fitprune", "r": 5},
     "output-aware": {"method": "pyramiddrop", "cache": "output-aware"},
-    "mustdrop": {"method": "mustdrop", "vision": {"r": 16}, "decoder": {"r": 5, "layers": (1, 3)}},
+    "mustdrop": {"method": "mustdrop", "part": "language_model", "r": 5, "layers": (1, 3)},
+    "mustdrop in both parts": {  # a prompt that is cut by counting alone is read
+        "method": "mustdrop",
+        "vision": {"r": 16},
+        "decoder": {"r": 5, "layers": (1, 3)},
+        "positions": "original",
+    },
 }
 
 

@@ -22,7 +22,8 @@ METHODS = {
     "ficoco-l by logits": {"method": "ficoco-l", "variant": "released", "keep_ratio": 0.3},
     "fastv": {"method": "fastv"},
     "pyramiddrop": {"method": "pyramiddrop"},
-    "mustdrop": {"method": "mustdrop", "part": "language_model", "keys": 0, "keep_ratio": (0.5, 0.3), "layers": (1, 2)},
+    "mustdrop": {"method": "mustdrop", "part": "language_model", "keys": 0, "keep_ratio": (0.5, 0.3), "layers": (1, 2)}
+    | {"cache": "staircase"},
     "sparsevlm": {"method": "sparsevlm", "keep_ratio": (0.5, 0.3), "layers": (1, 2)},  # 0 is DeepStack's
 }
 

@@ -33,7 +33,14 @@ METHODS = {
     "before attention": {"method": "ficoco-l", "r": 9, "before_attention": True},
     "pyramiddrop": {"method": "pyramiddrop"},
     "sparsevlm": {"method": "sparsevlm"},
-    "mustdrop": {"method": "mustdrop", "part": "language_model", "r": 5, "layers": (1, 3)},
+    "mustdrop": {
+        "method": "mustdrop",
+        "part": "language_model",
+        "keys": 0,
+        "r": 5,
+        "layers": (1, 3),
+        "cache": "staircase",
+    },
 }
 every = pytest.mark.parametrize("method", METHODS)
 
