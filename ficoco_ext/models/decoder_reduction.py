@@ -21,7 +21,6 @@ from .generate_options import images_of, named, option, refuse_router_logits, re
 from .key_sets import KeySets
 from .kv_cache import CachedPositions, MadeBy
 from .model_changes import ModelChanges
-from .model_checks import family_of
 from .per_thread import PerThread
 from .positions import HeldPositions
 from .prompt_reader import PromptReader
@@ -194,9 +193,9 @@ class DecoderReduction:
 
     def _visual(self, module: nn.Module, options: dict[str, Any]) -> dict[str, Tensor]:
         """By the name of each modality (B, L) bool, its placeholders."""
-        names = (one.name for one in family_of(self.model).modalities)
-        tokens = dict(zip(names, self.reader.placeholders, strict=True))
-        return {name: self.reader.visual_of(module, options, token) for name, token in tokens.items()}
+        assert self.keys is not None
+        pairs = zip(self.keys.family.modalities, self.reader.placeholders, strict=True)
+        return {one.name: self.reader.visual_of(module, options, token) for one, token in pairs}
 
     def final_norm(self, hidden_states: Tensor) -> Tensor:
         """What the language model makes of hidden states after its last layer, on their device."""
