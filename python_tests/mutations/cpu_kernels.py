@@ -147,8 +147,8 @@ MUTATIONS = [
     ),
     Mutation(
         "csrc/cpu/masked_softmax.h",
-        "key <= query_token",
-        "key < query_token",
+        "t <= queries[i]",
+        "t < queries[i]",
         (f"{ATTENTION}::test_widths",),
         "A token does not attend to itself.",
     ),
