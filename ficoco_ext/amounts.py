@@ -73,7 +73,7 @@ def each_has_its_own(parts: Sequence[AnyMethod], together: Sequence[Any], amount
     """
     if amount.given or amount.layers is not None or together:
         return False
-    return all(one.amount or getattr(one, "data_decides", False) for one in parts)
+    return all(one.amount or one.data_decides for one in parts)
 
 
 def has_its_own(method: AnyMethod) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from markup import cell, code, table_of
 
 import ficoco_ext
+from ficoco_ext.stages.needs import CROPS
 
 PAGE = """\
 # {name}
@@ -19,15 +20,15 @@ PAGE = """\
 
 {hyperparameters}## Try it
 
-The model that the package carries, with {amount} of its visual tokens:
+The model that the package carries{dressed}, with {amount} of its visual tokens:
 
 ```python
 import torch
 
 import ficoco_ext
-from ficoco_ext.apps import checkpoint
+from ficoco_ext.apps import {module}
 
-llava = checkpoint.load(None, torch.float32, torch.device("cpu"))
+llava = {module}.{load}, torch.float32, torch.device("cpu"))
 handle = ficoco_ext.attach(llava.model, "{name}"{argument})
 print(handle)  # where it reduces, and from how many patches to how many
 handle.detach()
@@ -36,14 +37,23 @@ handle.detach()
 From the command line, with a picture of what stayed:
 
 ```sh
-ficoco demo --method {name}{option} -o {file}.png
+ficoco demo --method {name}{family}{option} -o {file}.png
 ficoco methods {name}
 ```
 
-What it costs before anything is downloaded: `ficoco cost llava-1.5-7b --method {name}{option}`. Which method
+What it costs before anything is downloaded: `ficoco cost {model} --method {name}{option}`. Which method
 to take: [choosing a method](../choose.md). How accurate it is: [accuracy](../accuracy.md).
 """
 
+# A model with pictures of one grid, and one with pictures of several crops.
+_GRID = {"dressed": "", "module": "checkpoint", "load": "load(None", "family": "", "model": "llava-1.5-7b"}
+_CROPS = {
+    "dressed": ", as a LLaVA-NeXT",
+    "module": "next_dress",
+    "load": 'load_family(None, "llava-next"',
+    "family": " --family llava-next",
+    "model": "llava-next-7b --picture 480x640",
+}
 _NOTHING_ELSE = {"projector": "projected features alone"}
 
 
@@ -100,6 +110,7 @@ def page(name: str) -> str:
         amount="its own share" if own else "a quarter",
         argument="" if own else ", keep_ratio=0.25",
         option="" if own else " --keep-ratio 0.25",
+        **(_CROPS if CROPS in one.needs else _GRID),
     )
 
 

@@ -11,7 +11,8 @@ import torch
 from ..methods import get_method
 from ..models.attention_rows import class_attention
 from ..resolve import TowerFacts
-from ..stages import Crops, GlobalSelect, VisualFeatures
+from ..stages import Crops, VisualFeatures
+from ..stages.needs import CLASS_LOGITS
 from .checkpoint import Checkpoint, sheet_of
 
 
@@ -48,14 +49,17 @@ def score_map(
         inputs: of one row with one picture. shape: of the model's tower. crops: of the picture.
         method, hyperparameters: as :func:`ficoco_ext.attach` takes them.
     """
-    select, sheet = getattr(get_method(method, **hyperparameters), "select", None), sheet_of(crops)
-    if crops is None or sheet is None or not isinstance(select, GlobalSelect):
+    part, sheet = get_method(method, **hyperparameters).projector, sheet_of(crops)
+    if crops is None or sheet is None or part is None or CLASS_LOGITS not in part.needs:
         return None
     reads = min(shape.used, shape.layers - 1)  # the layer that reads the selected features, if there is one
     logits = class_attention(checkpoint.model, inputs["pixel_values"].flatten(0, -4), reads, logits=True)
     crop, patch = torch.tensor(crops.origins).T
     packed = logits[crop, patch][None]
-    scores = select.scores(VisualFeatures(packed.unsqueeze(-1), crops=crops, class_logits=packed))[0]
+    found = part.scores(VisualFeatures(packed.unsqueeze(-1), crops=crops, class_logits=packed))
+    if found is None:
+        return None
+    scores = found[0]
     same = crop.unsqueeze(1) == crop
     at_most = ((scores <= scores.unsqueeze(1)) & same).sum(1) / same.sum(1)
     return ScoreMap(method, tuple(sheet.spread(at_most.tolist())))

@@ -33,6 +33,7 @@ class AnyMethod:
             pairs of name and value; empty: an amount has to be given.
         tower, projector, language_model: its three parts, of which one at least is not None.
         needs: what tokens and attention must have.
+        data_decides: of a part: what the tokens hold decides how many of them leave, not the caller.
         reads_question: what stays depends on the words of the prompt.
     """
 
@@ -72,6 +73,11 @@ class AnyMethod:
     def reads_question(self) -> bool:
         """Whether what stays of a picture depends on the words of the prompt, so that it fits one question alone."""
         return any(member.reads_question for member in self.members if member is not self)
+
+    @property
+    def data_decides(self) -> bool:
+        """False: how many tokens leave is known before they are."""
+        return False
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -229,11 +235,6 @@ class FeatureMethod(AnyMethod):
         """Whether what leaves goes into no other token."""
         return False
 
-    @property
-    def data_decides(self) -> bool:
-        """False: how many tokens stay is known before they are."""
-        return False
-
     def number(self, before: int, crops: Crops | None, share: float) -> int | None:
         """Of a picture's ``before`` tokens how many stay at ``share`` of them, by a rule of its own; None: rounded.
 
@@ -248,6 +249,10 @@ class FeatureMethod(AnyMethod):
     def counts(self, visual: VisualFeatures) -> Tensor:
         """(B,) int64: how many tokens of each picture stay, where :attr:`data_decides`."""
         raise NotImplementedError
+
+    def scores(self, visual: VisualFeatures) -> Tensor | None:
+        """(B, N) by which it ranks the tokens of each crop, the best highest; None: it has no such scores."""
+        return None
 
     def encoded_grid(self, grid: tuple[int, int], count: int) -> tuple[int, int]:
         """(rows, columns) in which a picture of ``grid`` is encoded for at most ``count`` tokens: its own."""
@@ -300,11 +305,6 @@ class LanguageMethod(AnyMethod):
     @property
     def drops(self) -> bool:
         """Whether what leaves goes into no other token."""
-        return False
-
-    @property
-    def data_decides(self) -> bool:
-        """Whether the tokens decide how many of them leave, not the caller: then :meth:`leaving` is asked."""
         return False
 
     def leaving(self, tokens: Tensor, attn: Attention, layout: Layout) -> Tensor:

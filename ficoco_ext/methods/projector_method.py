@@ -118,6 +118,11 @@ class ProjectorMethod(FeatureMethod):
         with torch.no_grad():
             return SelectStage.of(self.select).counts(visual)
 
+    def scores(self, visual: VisualFeatures) -> Tensor | None:
+        """What its select ranks by."""
+        with torch.no_grad():
+            return SelectStage.of(self.select).scores(visual)
+
     def describe(self) -> Words:
         """Its stages in words."""
         leave = SelectStage.of(self.select).describe()

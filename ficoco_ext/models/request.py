@@ -140,7 +140,7 @@ class Request:
         several = [name for name in PARTS if there[name] is not None]
         if len(several) == 1:
             return {several[0]: self.amount}
-        unit = getattr(self.tower, "unit", 1)  # only methods of one part come as a tuple
+        unit = 1 if self.tower is None or isinstance(self.tower, tuple) else self.tower.unit
         return dict(zip(several, equal_shares(OP, patches, self.amount, len(several), unit), strict=True))
 
 

@@ -85,6 +85,10 @@ class SelectStage(Stage):
         """(B,) int64: how many stay of each picture, where :attr:`data_decides`."""
         raise ValueError(f"{self.title}: the caller says how many stay")
 
+    def scores(self, visual: VisualFeatures) -> Tensor | None:
+        """(B, N) by which it ranks the tokens of each crop, the best highest; None: it has no such scores."""
+        return None
+
 
 class _PlainSelect(_Plain, SelectStage):
     pass

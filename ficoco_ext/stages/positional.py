@@ -133,8 +133,8 @@ class Cells(FilterStage):
         """The first patch of each of ``count`` cells.
 
         Example:
-            >>> Cells().places((2, 4), 4)
-            (0, 2, 4, 6)
+            >>> Cells().places((4, 4), 4)
+            (0, 2, 8, 10)
         """
         height, width = grid
         bands = bands_of(height, width, count)

@@ -14,6 +14,7 @@ from ficoco_ext.evaluation import Results
 
 README = (ROOT / "README.md").read_text()
 PAGE = (ROOT / "docs" / "accuracy.md").read_text()
+BY_METHOD = PAGE.partition("## Padding of crops")[0]  # a table of another study, held by its own test
 CARD = (ROOT / "ficoco_ext" / "data" / "tiny_llava" / "README.md").read_text()
 KINDS = ("exist", "attr", "position", "text", "digit")
 BUDGETS = (0.5, 0.25, 0.15, 0.1)
@@ -51,7 +52,7 @@ def named(methods):
     return [LABELS.get(row[0], row[0].strip("`")) for row in methods]
 
 
-@pytest.mark.parametrize(("text", "count"), [(README, 5), (PAGE, 17)], ids=["README", "page"])
+@pytest.mark.parametrize(("text", "count"), [(README, 5), (BY_METHOD, 17)], ids=["README", "page"])
 def test_the_tables_are_what_was_measured(study, text, count):
     lines = {(line.name, line.budget): line for line in study.summary(KINDS).lines}
     unreduced, *methods = rows(text, "±")
@@ -72,7 +73,7 @@ def test_the_tables_are_what_was_measured(study, text, count):
 
 def test_the_page_has_every_method_that_was_measured(study):
     measured = {line.name for line in study.summary(KINDS).lines} - {"unreduced", "evit, mean"}
-    assert measured == set(named(rows(PAGE, "±")[1:]))
+    assert measured == set(named(rows(BY_METHOD, "±")[1:]))
 
 
 def test_the_headline_is_the_quarter(study):

@@ -17,6 +17,7 @@ import ficoco_ext
 from ficoco_ext import METHODS, QueryKey, Reduction, cost, get_method, reduce
 from ficoco_ext.cost import schedules
 from ficoco_ext.methods import distinct
+from ficoco_ext.stages import needs
 
 NEW = {
     "convergent": {"method": "ficoco-v", "correlation": "convergent"},
@@ -236,8 +237,9 @@ def test_the_cost_model_knows_every_method(name):
     """What a method costs is not nothing unless it is arithmetic on positions."""
     method = get_method(name)
     amount = {} if name == "pyramiddrop" else {"keep_ratio": 0.25}
-    leaves = schedules.build(cost.architecture("llava-1.5-7b"), method, **amount)
-    bill = cost.prefill("llava-1.5-7b", **leaves._asdict(), method=method)
+    crops = needs.CROPS in method.needs
+    shape = cost.architecture("llava-next-7b", picture=(480, 640)) if crops else cost.architecture("llava-1.5-7b")
+    bill = cost.prefill(shape, **schedules.build(shape, method, **amount)._asdict(), method=method)
     if method.projector is not None and method.projector.resizes:  # nothing is chosen; the tower saves
         assert bill.parts["tower"].operations < cost.prefill("llava-1.5-7b").parts["tower"].operations / 3
         return
