@@ -138,12 +138,15 @@ def best_canvas(size: tuple[int, int], pinpoints: Sequence[Sequence[int]]) -> tu
     if not pinpoints:
         checks.fail("crops", "pinpoints", "at least one (height, width)", "none", "pass image_grid_pinpoints")
 
-    def rank(one: tuple[int, int]) -> tuple[int, int]:
-        scale = min(one[1] / width, one[0] / height)
+    best, most = (0, 0), (-1, 0)
+    for one in pinpoints:  # a loop, not max(key=...), which torch.compile cannot trace
+        canvas = _size("pinpoints", one)
+        scale = min(canvas[1] / width, canvas[0] / height)
         shown = min(int(width * scale) * int(height * scale), height * width)
-        return shown, shown - one[0] * one[1]
-
-    return max((_size("pinpoints", one) for one in pinpoints), key=rank)
+        rank = shown, shown - canvas[0] * canvas[1]
+        if rank > most:
+            best, most = canvas, rank
+    return best
 
 
 def _overlap(first: int, last: int, start: int, length: int) -> tuple[int, int]:

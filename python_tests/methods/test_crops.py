@@ -7,6 +7,7 @@ import random
 import pytest
 
 from ficoco_ext.stages import Crops
+from ficoco_ext.stages.crops import best_canvas
 
 pytestmark = pytest.mark.quick
 LARGE = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
@@ -62,6 +63,13 @@ def test_as_many_tokens_as_the_processor_writes():
         assert Crops.of(size, SMALL, 6, 24).before == written - 1, (
             size
         )  # of which one is the class token, left out later
+
+
+def test_of_equal_canvases_the_first():
+    """A square picture fits a wide and a high canvas equally well."""
+    assert best_canvas((24, 24), ((24, 48), (48, 24))) == (24, 48)
+    assert best_canvas((24, 24), ((48, 24), (24, 48))) == (48, 24)
+    assert best_canvas((48, 48), ((24, 48), (48, 48), (48, 72))) == (48, 48)  # most of it, then least padding
 
 
 @pytest.mark.parametrize(

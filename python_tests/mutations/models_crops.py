@@ -8,6 +8,8 @@ CROPS = "ficoco_ext/stages/crops.py"
 TESTS = "python_tests/methods/test_crops.py"
 KNOWN, ORIGINS = f"{TESTS}::test_known_pictures", f"{TESTS}::test_origins_are_the_cells_of_the_canvas_in_reading_order"
 PROCESSOR = f"{TESTS}::test_as_many_tokens_as_the_processor_writes"
+EQUAL = f"{TESTS}::test_of_equal_canvases_the_first"
+GRAPH = "python_tests/families/test_next_graphs.py"
 PICTURES = "ficoco_ext/models/crop_pictures.py"
 ROWS = "python_tests/models/test_crop_pictures.py::test_rows_are_thumbnails_and_crops"
 OUTSIDE = "python_tests/models/test_crop_pictures.py::test_outside_of_a_call_and_in_another_thread_there_are_none"
@@ -17,7 +19,15 @@ MUTATIONS = [
         CROPS, "int(round(height * (columns / width), 7))", "round(height * (columns / width))", (PROCESSOR,), "Rows."
     ),
     Mutation(
-        CROPS, "return shown, shown - one[0] * one[1]", "return shown, one[0] * one[1]", (PROCESSOR,), "Most padding."
+        CROPS, "rank = shown, shown - canvas", "rank = shown, canvas", (PROCESSOR,), "Most padding."
+    ),
+    Mutation(CROPS, "if rank > most:", "if rank >= most:", (EQUAL,), "Of equal canvases the last one."),
+    Mutation(
+        CROPS,
+        "    best, most = (0, 0), (-1, 0)\n",
+        "    best, most = max(map(tuple, pinpoints), key=lambda one: (0, *one)), (-1, 0)\n",
+        (f"{GRAPH}::test_the_encoder_is_one_graph",),
+        "The choice of a canvas breaks the graph of every picture.",
     ),
     Mutation(CROPS, "1 + y // g * across + x // g", "1 + y // g + x // g * across", (ORIGINS,), "Crops by columns."),
     Mutation(CROPS, "sum(min(one, left) for one in self.valid)", "len(self.valid) * left", (KNOWN,), "Padding counts."),
