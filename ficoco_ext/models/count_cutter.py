@@ -5,7 +5,7 @@ The numbers are known before anything is encoded, so a prompt is cut by counting
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -28,7 +28,7 @@ def selection_of(model: Any) -> dict[str, Any]:
     return {name: one_layer(getattr(model.config, name, None)) for name in _OVERRIDES}
 
 
-def require_selection(op: str, model: Any, selection: dict[str, Any], options: dict[str, Any]) -> None:
+def require_selection(op: str, model: Any, selection: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Raise if a call, or the config since, asks for another ``selection`` than there was at attach."""
     for name, attached in selection.items():
         asked = options.get(name)

@@ -134,6 +134,7 @@ class CropPacking:
             checks.fail(_METHOD, "image_newline", "the line end of the model", "None", remedy)
         pictures = self.pictures.of_batch(sum(len(one) for one in features))
         left = self.tower.of_this_thread()[-1].patch_ids.split([len(one) for one in features])
+        self._require_left(features, left)
         left = [ids.to(one.device) for ids, one in zip(left, features, strict=True)]
         counts = self._counts(left, pictures)
         packed = [pack(*one) for one in zip(features, left, [newline] * len(left), pictures, counts, strict=True)]
@@ -144,6 +145,14 @@ class CropPacking:
     def _is_whole(self, features: Tensor) -> bool:
         vision = self.inner.config.vision_config
         return bool(features.shape[1] == (vision.image_size // vision.patch_size) ** 2)
+
+    def _require_left(self, features: Sequence[Tensor], left: Sequence[Tensor]) -> None:
+        """Raise unless every crop has as many ``features`` as patches are ``left`` of it, their ``patch_ids``."""
+        for each, ids in zip(features, left, strict=True):
+            if each.shape[1] != ids.shape[1]:
+                wanted = f"{ids.shape[1]} of every crop, as many as patches are left after the vision tower"
+                remedy = "pass what the projector makes of the layer that the model's config names"
+                checks.fail(_METHOD, "image_features", wanted, f"{each.shape[1]}", remedy)
 
     def _counts(self, left: Sequence[Tensor], pictures: Sequence[Crops]) -> list[int]:
         """Tokens that each picture keeps. ``left``: its ``patch_ids``."""

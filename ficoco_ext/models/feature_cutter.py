@@ -18,7 +18,6 @@ from ..stages.needs import TEXT
 from . import cut_prompt, placeholders, prompt_cut, tracing
 from . import transformers_api as api
 from .attach_plan import AttachPlan
-from .count_cutter import require_selection, selection_of
 from .cut_prompt import CutPrompt
 from .families import Family
 from .generate_options import filler, given_of, images_of, named, option
@@ -53,8 +52,6 @@ class FeatureCutter:
         self.tokens = dict(zip((one.name for one in family.modalities), plan.facts.placeholders, strict=True))
         self.static_counts, self.original = bool(plan.static_counts), plan.positions == "original"
         self.filler = filler(model, plan.facts.placeholders)
-        looks_inside = any(one is not None for one in (features.tower, features.readings, features.smaller))
-        self.selection = selection_of(model) if looks_inside else {}
         self.cache_name = api.cache_name(type(model).forward)
         reads = plan.projector is not None and TEXT in plan.projector.method.needs
         self.words, self.tie = WordReader(model, plan, self.tokens) if reads else None, tie
@@ -69,7 +66,7 @@ class FeatureCutter:
         cache, mask = api.cache_of(options, self.cache_name), options.get("attention_mask")
         if self._now.here.generating:
             return
-        require_selection(op, self.model, self.selection, options)
+        self.features.require_selection(op, options)
         unread = api.is_static(cache) and self.static_counts
         if cache is not None and not unread and int(cache.get_seq_length()) > 0:
             message = "new images on a cache that is not empty are not supported; pass the whole conversation again"

@@ -21,6 +21,7 @@ from ..stages.dual_attention import key_count, key_set
 from ..stages.needs import KEY_SET, SALIENCY
 from . import modalities
 from .attach_plan import AttachPlan
+from .count_cutter import require_selection, selection_of
 from .families import Family
 from .layouts import Layout
 from .modalities import Modality
@@ -68,9 +69,11 @@ class KeyedEncoder:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the encoder returns, and how much is looked at each of its tokens."""
-        output, now = self.function(*args, **{**kwargs, "return_dict": True}), self.owner.now
         options = dict(self.__signature__.bind(*args, **kwargs).arguments)
-        looked = self.owner.mark(self.modality, output, options | options.pop("kwargs", {}))
+        options |= options.pop("kwargs", {})
+        require_selection(self.modality.method, self.owner.model, self.owner.selection, options)
+        output, now = self.function(*args, **{**kwargs, "return_dict": True}), self.owner.now
+        looked = self.owner.mark(self.modality, output, options)
         now.called = {**now.called, self.modality.name: (output, looked)}
         return output.to_tuple() if kwargs.get("return_dict") is False else output
 
@@ -86,7 +89,8 @@ class KeySets:
     """
 
     def __init__(self, model: Any, family: Family, share: float, tower: TowerReductions | None = None) -> None:
-        self.inner, self.family, self.share = model.model, family, share
+        self.model, self.inner, self.family, self.share = model, model.model, family, share
+        self.selection = selection_of(model)
         self.readings = TowerReadings(model, family.name, (SALIENCY,), saliency=CLASS, after=True, reductions=tower)
         self._now = PerThread(_Now)
 

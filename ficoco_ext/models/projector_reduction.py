@@ -19,6 +19,7 @@ from ..reduction import Reduction
 from ..stages.needs import CROPS, TEXT
 from . import modalities, tracing
 from .attach_plan import AttachPlan
+from .count_cutter import require_selection, selection_of
 from .crop_packing import CropPacking
 from .families import Family
 from .key_sets import KeySets
@@ -67,6 +68,7 @@ class EncoderCall:
             return self.function(self.inner, *args, **kwargs)
         options = dict(self.__signature__.bind(*args, **kwargs).arguments)
         options |= options.pop("kwargs", {})
+        self.owner.require_selection(self.modality.method, options)
         given = options.pop(self.pixels, None)
         pixels = self.modality.pixels_of(options) if given is None else given
         held = self.owner.prepared.get(self.modality.name)
@@ -105,7 +107,7 @@ class ProjectorReduction:
         tower: TowerReductions | None = None,
         packing: CropPacking | None = None,
     ) -> None:
-        self.inner, self.family, self.plan = model.model, family, plan.projector
+        self.model, self.inner, self.family, self.plan = model, model.model, family, plan.projector
         self.tower, self.facts, self.packing = tower, plan.facts.tower, packing
         resizes = self.plan is not None and self.plan.method.resizes
         self.smaller = SmallerPictures(self.inner.vision_tower) if resizes else None
@@ -120,6 +122,8 @@ class ProjectorReduction:
                 early_layer=method.early_layer,
                 reductions=tower,
             )
+        looks_inside = any(one is not None for one in (tower, self.readings, self.smaller))
+        self.selection = selection_of(model) if looks_inside else {}
         self.calls = {one.name: EncoderCall(self, self.inner, one) for one in family.modalities}
         self.keys: KeySets | None = None
         self._now = PerThread(_Now)
@@ -138,6 +142,13 @@ class ProjectorReduction:
                 part.install(changes)
         for one in self.family.modalities:
             changes.set(self.inner, one.method, self.calls[one.name])
+
+    def require_selection(self, op: str, options: Mapping[str, Any]) -> None:
+        """Raise if a call asks for another layer of the tower than was planned for, or for other tokens of it.
+
+        Where the tower is reduced or read, its other layers hold other patches than those that are looked for.
+        """
+        require_selection(op, self.model, self.selection, options)
 
     def are_same(self, encoded: Any, pixels: Any) -> bool:
         """Whether ``pixels`` are those that were ``encoded``, or their copy on the device of the model."""

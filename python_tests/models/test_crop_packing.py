@@ -233,6 +233,15 @@ def test_calls_without_a_picture_are_refused():
         called(packing, [ODD], [], [drawn[0][0]])
 
 
+def test_features_of_another_layer_are_refused():
+    """As many as the tower leaves, or a whole grid that it never saw."""
+    packing, pictures, drawn = packing_of(inner_of(), [ODD], 11)
+    for rows in (10, 12, 35, 37):
+        others = [torch.zeros(len(drawn[0][0]), rows, WIDTH)]
+        with pytest.raises(ValueError, match=f"image_features must be 11 of every crop, .*, got {rows}; pass"):
+            called(packing, [ODD], pictures, others)
+
+
 def test_sizes_are_numbers_of_the_host_for_the_encoder():
     """Given as a tensor or as lists; the model gets them as tuples, and its tower the crops."""
     packing, *_ = packing_of(inner_of(), [ODD], 11)

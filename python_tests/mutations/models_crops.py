@@ -18,9 +18,7 @@ MUTATIONS = [
     Mutation(
         CROPS, "int(round(height * (columns / width), 7))", "round(height * (columns / width))", (PROCESSOR,), "Rows."
     ),
-    Mutation(
-        CROPS, "rank = shown, shown - canvas", "rank = shown, canvas", (PROCESSOR,), "Most padding."
-    ),
+    Mutation(CROPS, "rank = shown, shown - canvas", "rank = shown, canvas", (PROCESSOR,), "Most padding."),
     Mutation(CROPS, "if rank > most:", "if rank >= most:", (EQUAL,), "Of equal canvases the last one."),
     Mutation(
         CROPS,

@@ -14,6 +14,7 @@ CUTTER, CUT = "ficoco_ext/models/feature_cutter.py", "ficoco_ext/models/prompt_c
 PROJECTOR = "ficoco_ext/models/projector_reduction.py"
 PROMPTS = "python_tests/models/test_crop_prompts.py"
 FIT, SHORT = f"{PROMPTS}::test_prompts_that_do_not_fit_are_refused", f"{PROMPTS}::test_a_prompt_that_is_short_already"
+SELECTION = "python_tests/models/test_encoder_selection.py::test_another_selection_is_refused"
 TORN = "python_tests/models/test_prompt_cut.py::test_masks_that_hide_a_part_of_a_picture"
 INSIDE = "python_tests/models/test_prompt_cut.py::test_rows_that_end_inside_a_picture"
 
@@ -40,6 +41,34 @@ MUTATIONS = [
         "for at in unknown[:1] * len(unknown)]\n            counts",
         (AFTER,),
         "The first picture's number for all.",
+    ),
+    Mutation(
+        PACKING,
+        "if each.shape[1] != ids.shape[1]:",
+        "if each.shape[1] < ids.shape[1]:",
+        (f"{PACKED}::test_features_of_another_layer_are_refused",),
+        "Features of a layer before the last reduction are packed as others.",
+    ),
+    Mutation(
+        PROJECTOR,
+        "        self.owner.require_selection(self.modality.method, options)\n",
+        "",
+        (SELECTION,),
+        "An encoder that is asked for another layer of the tower returns scrambled tokens.",
+    ),
+    Mutation(
+        PROJECTOR,
+        "(tower, self.readings, self.smaller)",
+        "(tower,)",
+        (SELECTION,),
+        "What is read of one layer chooses among the features of another.",
+    ),
+    Mutation(
+        "ficoco_ext/models/key_sets.py",
+        "        require_selection(self.modality.method, self.owner.model, self.owner.selection, options)\n",
+        "",
+        (SELECTION,),
+        "The key set of one layer is that of the features of another.",
     ),
     Mutation(PACKING, "now.kept), (), []", "now.kept), now.pictures, now.kept", (TOGETHER,), "Taken twice."),
     Mutation(
