@@ -49,9 +49,7 @@ def test_another_selection_is_refused(family, name, options):
         assert all(map(torch.equal, same, wanted))
         for other in OTHERS:
             (argument,) = other
-            with pytest.raises(
-                ValueError, match=rf"get_image_features: {argument} must be .* its value at attach, got"
-            ):
+            with pytest.raises(ValueError, match=rf"features: {argument} must be .* its value at attach, got"):
                 encode(**given, **other)
         positional = [*given.values(), 1]
         with pytest.raises(ValueError, match="vision_feature_layer must be -2, its value at attach, got 1"):
