@@ -290,6 +290,9 @@ def _check_possible(plan: AttachPlan) -> None:
             unsupported("static_counts", "a number for this model", True, remedy)
     if plan.static_counts and plan.projector is not None and plan.projector.method.data_decides:
         got = f"{plan.projector.method.name} with a budget that the data decide"
+    if plan.static_counts and plan.removed and plan.padding == "after":
+        wanted = "'first' with static_counts, which promises that no device is read"
+        checks.fail(OP, "padding", wanted, "'after', by which the data decide how many tokens stay", _FIRST)
         remedy = "pass budget='exact', or attach without static_counts"
         unsupported("method", "one whose numbers the host knows, with static_counts", got, remedy)
     if plan.projector is not None and plan.projector.method.resizes:
@@ -345,6 +348,7 @@ def _names(methods: Iterable[LayerMethod | LanguageMethod]) -> str:
 
 _PADDING = {
     "first": "before all others, so a picture keeps a number of tokens that its size decides",
+_FIRST = "pass padding='first', or attach without static_counts"
     "after": "after the tower, so the data decide how many tokens a picture keeps",
 }
 

@@ -250,11 +250,15 @@ REFUSED = [
     ("topk", {"tokens": 6, "padding": "last"}, ValueError, "padding must be 'first', 'after' or None"),
     ("divprune", {"tokens": 6, "padding": "first"}, ValueError, "padding must be None for a method of another part"),
     ("topk", {"tokens": 17}, ValueError, "17"),
+    *(
+        (name, {"keep_ratio": 0.25, "static_counts": count, "padding": "after"}, ValueError, "pass padding='first', or")
+        for name, count in (("topk+fastv", 22), ("ficoco-vl", 1), ("topk+ficoco-l", 22))
+    ),
 ]
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "kind", "message"), REFUSED, ids=[f"{one[0]}-{one[3][:9]}" for one in REFUSED]
+    ("name", "options", "kind", "message"), REFUSED, ids=[f"{one[0]}-{one[3][:12]}" for one in REFUSED]
 )
 def test_what_cannot_be_is_refused(name, options, kind, message, model):
     before = snapshot(model)
