@@ -38,8 +38,8 @@ class AttachPlan:
         static_counts: False, or the promise that all rows of a prompt have the same number of visual tokens: True, or
             that number.
         words: which ids of a prompt are its words, as ``attach`` takes it, for a method that reads them.
-        padding: when the padding of crops leaves in the tower, ``"first"`` or ``"after"``; None: nothing leaves there,
-            or pictures are no crops.
+        padding: when the padding of crops leaves in the tower, ``"first"`` or ``"after"``. None: pictures are no crops,
+            or nothing leaves and nothing was asked for.
         cache: ``"staircase"``: a layer of the language model keeps all that it attended to while the prompt was read;
             ``"output-aware"``: from the first reducing layer on, what is left in the end.
     """
@@ -59,7 +59,7 @@ class AttachPlan:
     @property
     def padding_first(self) -> PaddingFirst | None:
         """How many patches of padding leave before all others; None where that is not asked."""
-        if self.padding != "first":
+        if self.padding != "first" or not self.removed:
             return None
         assert self.facts.tower is not None and self.schedule is not None
         return PaddingFirst.of(self.facts.tower.grid, self.schedule, self.methods)
@@ -137,6 +137,8 @@ class AttachPlan:
             if not removes:
                 why = "nothing is to be removed" if given else "the method has no part in it"
                 reasons.append(f"{part} is left alone: {why}")
+        if self.padding is not None and not self.removed:
+            reasons[0] += f", so padding={self.padding!r} changes nothing"
         if self.projector is not None and not self.changes_features:
             reasons.append("what the projector gives is left alone: nothing is to be removed")
         return tuple(reasons)
@@ -242,10 +244,10 @@ def make_plan(facts: ModelFacts, request: Request) -> AttachPlan:
 
 
 def _padding(facts: ModelFacts, schedule: Schedule | None, request: Request) -> str | None:
-    """When padding leaves.
+    """When padding leaves, as asked for; ``"first"`` if nothing is, and None then where nothing leaves.
 
     Raises:
-        ValueError: asked for where no picture has padding in the tower, or where nothing leaves there.
+        ValueError: asked for where no picture has padding in the tower.
     """
     if request.tower is None or facts.crops is None:
         if request.padding is not None:
@@ -254,7 +256,7 @@ def _padding(facts: ModelFacts, schedule: Schedule | None, request: Request) -> 
             checks.fail(OP, "padding", f"None for {what}", repr(request.padding), remedy)
         return None
     assert schedule is not None
-    return (request.padding or "first") if sum(schedule.r) else None
+    return request.padding or ("first" if sum(schedule.r) else None)
 
 
 def _check_positions(plan: AttachPlan, request: Request) -> None:
@@ -288,11 +290,11 @@ def _check_possible(plan: AttachPlan) -> None:
         if plan.static_counts is True and plan.per_image is None:
             remedy = "pass the number of visual tokens in each row"
             unsupported("static_counts", "a number for this model", True, remedy)
-    if plan.static_counts and plan.projector is not None and plan.projector.method.data_decides:
-        got = f"{plan.projector.method.name} with a budget that the data decide"
     if plan.static_counts and plan.removed and plan.padding == "after":
         wanted = "'first' with static_counts, which promises that no device is read"
         checks.fail(OP, "padding", wanted, "'after', by which the data decide how many tokens stay", _FIRST)
+    if plan.static_counts and plan.projector is not None and plan.projector.method.data_decides:
+        got = f"{plan.projector.method.name} with a budget that the data decide"
         remedy = "pass budget='exact', or attach without static_counts"
         unsupported("method", "one whose numbers the host knows, with static_counts", got, remedy)
     if plan.projector is not None and plan.projector.method.resizes:
@@ -321,7 +323,7 @@ def _check_crops(plan: AttachPlan) -> None:
         wanted = f"one that removes single patches in the vision tower of {plan.facts.family}"
         got = f"{windows.name}, of whose windows padding may be a part"
         unsupported("method", wanted, got, "pass part='language_model', or vision={'r': 0}, decoder={...}")
-    if plan.padding == "first":
+    if plan.padding_first is not None:
         for step, one in zip(plan.schedule.steps, plan.methods, strict=True):
             if step.r and WHOLE_GRID in one.needs and one.places(plan.facts.tower.grid, step.after) is None:
                 wanted = "one that works on any patches, or keeps the same ones of every crop"
@@ -346,9 +348,9 @@ def _names(methods: Iterable[LayerMethod | LanguageMethod]) -> str:
     return ", ".join(dict.fromkeys(method.name for method in methods))
 
 
+_FIRST = "pass padding='first', or attach without static_counts"
 _PADDING = {
     "first": "before all others, so a picture keeps a number of tokens that its size decides",
-_FIRST = "pass padding='first', or attach without static_counts"
     "after": "after the tower, so the data decide how many tokens a picture keeps",
 }
 

@@ -302,3 +302,21 @@ def test_the_plan_speaks_of_crops(model):
     assert "patches of padding leave before all others" in said and "576 visual tokens, as an example" in said
     assert plan.padding == "first" and plan.per_image is None and plan.picture is None
     assert "after the tower, so the data decide" in str(resolve(model, "topk", tokens=6, padding="after"))
+
+
+@torch.no_grad()
+def test_padding_where_nothing_leaves_is_said_to_change_nothing(model, plain):
+    """It is taken and kept in the plan, as other arguments of a part that removes nothing, and the plan says so."""
+    full = one_picture(CLIP, PICTURES[1])
+    wanted = plain(**full.inputs).logits
+    for name, options in (
+        ("topk", {"keep_ratio": 1.0}),
+        ("topk+fastv", {"vision": {"r": 0}, "decoder": {"r": 0}, "static_counts": 39}),
+        ("pool", {"keep_ratio": 1.0}),
+    ):
+        for padding in ("first", "after"):
+            with ficoco_ext.attach(model, name, padding=padding, **options) as handle:
+                plan, got = handle.attach_plan, model(**full.inputs).logits
+            assert plan.padding == padding and torch.equal(got, wanted)
+            alone = f"the vision tower is left alone: nothing is to be removed, so padding='{padding}' changes nothing"
+            assert alone in str(plan).splitlines() and "patches of padding leave" not in str(plan)

@@ -16,6 +16,7 @@ COUNTS, ALONE = (
 )
 AGAIN = f"{TESTS}::test_gradients_are_those_without_checkpointing[tome-False]"
 LAYERS = f"{TESTS}::test_each_layer_may_have_a_method_of_its_own[first-pool-first]"
+NOTHING = f"{TESTS}::test_padding_where_nothing_leaves_is_said_to_change_nothing"
 CLASS = f"{TESTS}::test_a_class_token_among_crops_is_refused"
 
 
@@ -126,6 +127,27 @@ MUTATIONS = [
         "if False:",
         f"{TESTS}::test_what_cannot_be_is_refused",
         "What the tower left is cut a second time, line ends too.",
+    ),
+    one(
+        f"{M}/attach_plan.py",
+        'if plan.static_counts and plan.removed and plan.padding == "after":',
+        "if False:",
+        f"{TESTS}::test_what_cannot_be_is_refused",
+        "A forward that is promised to read no device reads one in its tower.",
+    ),
+    one(
+        f"{M}/attach_plan.py",
+        'return request.padding or ("first" if sum(schedule.r) else None)',
+        'return (request.padding or "first") if sum(schedule.r) else None',
+        NOTHING,
+        "What was asked for is forgotten without a word.",
+    ),
+    one(
+        f"{M}/attach_plan.py",
+        'plan.static_counts and plan.removed and plan.padding == "after"',
+        'plan.static_counts and plan.padding == "after"',
+        NOTHING,
+        "A promise is refused for a tower that is left alone.",
     ),
     one(
         f"{M}/facts.py",
