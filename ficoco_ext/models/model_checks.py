@@ -14,6 +14,8 @@ from . import transformers_api as api
 from .families import FAMILIES, LANGUAGE_MODELS, TOWERS, Family, tower_of
 from .refused import REFUSED
 
+_NO_INDEX = "the crops are laid out as grids, in which a class token has no index; use 'default'"
+
 
 def unsupported(argument: str, wanted: str, got: object, remedy: str) -> NoReturn:
     """Raise NotImplementedError, with the message that every check has."""
@@ -71,7 +73,8 @@ def _check_tower(model: Any, family: Family) -> None:
         unsupported("method", f"one for another part of {family.name}", family.why_no_tower, instead_of_tower(family))
     layer, strategy = selected(model.config)
     if isinstance(layer, bool) or not isinstance(layer, int):
-        unsupported("vision_feature_layer", "one integer", layer, "layers of different lengths cannot be concatenated")
+        remedy = f"layers of different lengths cannot be concatenated; {instead_of_tower(family)}"
+        unsupported("vision_feature_layer", "one integer", layer, remedy)
     if strategy not in ("default", "full"):
         unsupported("vision_feature_select_strategy", "'default' or 'full'", strategy, "no other one is known")
     tower = model.model.vision_tower
@@ -80,11 +83,10 @@ def _check_tower(model: Any, family: Family) -> None:
         wanted = f"one of {', '.join(TOWERS[key].model for key in family.towers)}"
         unsupported("vision tower", wanted, type(tower).__name__, "no other one is supported")
     if strategy == "default" and not known.class_token:
-        remedy = "'default' leaves out the first token, which is a patch where there is no class token"
+        remedy = "'default' leaves out the first token, which is a patch where there is no class token; use 'full'"
         unsupported("vision_feature_select_strategy", f"'full' with a {known.model}", repr(strategy), remedy)
     if family.crops and known.class_token and strategy == "full":
-        remedy = "the crops are laid out as grids, in which a class token has no index"
-        unsupported("vision_feature_select_strategy", f"'default' for {family.name}", repr(strategy), remedy)
+        unsupported("vision_feature_select_strategy", f"'default' for {family.name}", repr(strategy), _NO_INDEX)
     _, layer_class, attention_class = known.classes()
     for index, layer in enumerate(tower.encoder.layers):
         _check_layer(f"vision layer {index}", layer, layer_class, attention_class)
@@ -109,8 +111,7 @@ def check_crops(model: Any, family: Family, method: FeatureMethod) -> None:
         unsupported("vision tower", f"one with a class token for {method.name}", got, remedy)
     _, strategy = selected(model.config)
     if strategy != "default":
-        remedy = "the crops are laid out as grids, in which a class token has no index; use 'default'"
-        unsupported("vision_feature_select_strategy", f"'default' with {method.name}", repr(strategy), remedy)
+        unsupported("vision_feature_select_strategy", f"'default' with {method.name}", repr(strategy), _NO_INDEX)
 
 
 def instead_of_tower(family: Family) -> str:
@@ -143,7 +144,7 @@ def _check_attention(config: Any) -> None:
     kinds = set(getattr(config, "layer_types", None) or ()) - {api.FULL_ATTENTION}
     if kinds or (getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)):
         got = ", ".join(sorted(kinds)) or f"sliding_window={config.sliding_window}"
-        remedy = "a window counts tokens that reduction removes"
+        remedy = "a window counts tokens that reduction removes; use a method after the projector, such as 'divprune'"
         unsupported("layer_types", "full attention in every layer", got, remedy)
     if api.attention_name(config) == "flex_attention":
         remedy = 'call model.set_attn_implementation("sdpa")'

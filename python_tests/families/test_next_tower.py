@@ -270,7 +270,9 @@ def test_what_cannot_be_is_refused(name, options, kind, message, model):
 def test_a_class_token_among_crops_is_refused():
     model = CLIP.model()
     model.config.vision_feature_select_strategy = "full"
-    with pytest.raises(NotImplementedError, match=r"must be 'default' for LLaVA-NeXT, got 'full'.*no index"):
+    with pytest.raises(
+        NotImplementedError, match=r"must be 'default' for LLaVA-NeXT, got 'full'.*no index; use 'default'$"
+    ):
         ficoco_ext.attach(model, "topk", tokens=6)
     with ficoco_ext.attach(model, "fastv") as handle:
         assert handle.attach_plan.facts.crops is handle.attach_plan.facts.tower is None

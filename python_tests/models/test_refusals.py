@@ -82,7 +82,8 @@ UNSUPPORTED = {
     "compiled": (lambda: torch.compile(tiny_llava()), "got OptimizedModule"),
     "a patch for the class token": (
         replaced(model__vision_tower=siglip),
-        "vision_feature_select_strategy must be 'full' with a SiglipVisionModel, got 'default'; 'default' leaves out",
+        "vision_feature_select_strategy must be 'full' with a SiglipVisionModel, got 'default'; 'default' leaves out "
+        "the first token, which is a patch where there is no class token; use 'full'",
     ),
     "another tower": (
         replaced(model__vision_tower=other_tower),
@@ -95,7 +96,8 @@ UNSUPPORTED = {
     "another attention": (replaced(model__vision_tower__encoder__layers__3__self_attn=other_attention), "MyAttention"),
     "several feature layers": (
         replaced(config__vision_feature_layer=lambda _: [-2, -3]),
-        "vision_feature_layer must be one int",
+        "vision_feature_layer must be one integer, got [-2, -3]; layers of different lengths cannot be concatenated; "
+        "use a method after the projector",
     ),
     "unknown strategy": (
         replaced(config__vision_feature_select_strategy=lambda _: "mine"),

@@ -164,6 +164,13 @@ MUTATIONS = [
         "A class token is packed as a patch.",
     ),
     one(
+        f"{M}/model_checks.py",
+        "has no index; use 'default'",
+        "has no index",
+        CLASS,
+        "What to do about a class token among crops is left open.",
+    ),
+    one(
         f"{M}/transformers_release.py",
         '_takes(inner, _PACKING, "pack_image_features")',
         "pass",
