@@ -18,7 +18,7 @@ from torch import Tensor
 from ..ops import checks
 from ..stages import Crops
 from . import tracing
-from .crop_pictures import CropPictures
+from .crop_pictures import CropPictures, picture_sizes
 from .model_changes import ModelChanges
 from .per_thread import PerThread
 from .vision_tower import TowerReductions
@@ -103,14 +103,7 @@ class CropPacking:
 
     def encoded(self, function: Callable[..., Any], pixels: Tensor, options: Mapping[str, Any]) -> Any:
         """What the model's own encoder ``function`` returns, packed. The sizes are read once, if a device has them."""
-        given, remedy = options.get("image_sizes"), "pass what the processor returned"
-        if given is None:
-            checks.fail("forward", "image_sizes", "the (height, width) of each picture", "None", remedy)
-        rows = given.tolist() if isinstance(given, Tensor) else given
-        sizes = [(int(height), int(width)) for height, width in rows]
-        if pixels.dim() == 5 and len(pixels) != len(sizes):
-            wanted = f"the (height, width) of each of the {len(pixels)} pictures"
-            checks.fail("forward", "image_sizes", wanted, f"{len(sizes)} of them", remedy)
+        sizes = picture_sizes(options.get("image_sizes"), len(pixels) if pixels.dim() == 5 else None)
         pictures = [self.crops_of(size) for size in sizes]
         self.take()  # what a call left that an exception ended
         with self.pictures.entered(pictures):

@@ -1,13 +1,43 @@
-"""Which pictures the crops in the vision tower are of, during one call of an encoder."""
+"""How large pictures are, and whose crops are in the vision tower during one call of an encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from ..ops import checks
 from ..stages import Crops
+from ..stages.crops import whole_pair
 from .per_thread import PerThread
+
+
+def picture_sizes(given: Any, count: int | None = None) -> list[tuple[int, int]]:
+    """The (height, width) of each picture in pixels, out of ``image_sizes`` of a call.
+
+    Args:
+        given: (n, 2) integers, a tensor or an array, or a sequence of n pairs. What is on a device is read once.
+        count: n, if it is known.
+
+    Raises:
+        ValueError: something else, or another number of pictures.
+    """
+    remedy = "pass what the processor returned"
+    whose = "each picture" if count is None else f"each of the {count} pictures"
+    rows = given.tolist() if hasattr(given, "tolist") else given
+    if not isinstance(rows, Sequence) or isinstance(rows, str):
+        checks.fail("forward", "image_sizes", f"the (height, width) of {whose}", given, remedy)
+    if count is not None and len(rows) != count:
+        checks.fail("forward", "image_sizes", f"the (height, width) of {whose}", f"{len(rows)} of them", remedy)
+    sizes = []
+    for number, row in enumerate(rows):
+        pair = row.tolist() if hasattr(row, "tolist") else row
+        size = whole_pair(pair)
+        if size is None:
+            wanted = f"the (height, width) of {whose} in pixels, integers of at least 1"
+            checks.fail("forward", "image_sizes", wanted, f"{pair!r} for picture {number}", remedy)
+        sizes.append(size)
+    return sizes
 
 
 class _Now:

@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from ..ops import checks
 from ..stages import Crops
 from . import transformers_api as api
+from .crop_pictures import picture_sizes
 from .modalities import Modality
 
 
@@ -85,13 +84,8 @@ def packed_crops(inner: Any, options: Mapping[str, Any], modality: Modality, cou
     """Pictures of several crops in one grid with line ends, found by the model's own packing; videos as below."""
     if modality.name == "video":
         return pooled_videos(inner, options, modality, counts)
-    sizes = options.get("image_sizes")
-    sizes = sizes.tolist() if isinstance(sizes, Tensor) else sizes
-    if sizes is None or len(sizes) != len(counts):
-        wanted = f"the (height, width) of each of the {len(counts)} pictures, which says where their lines end"
-        got = "None" if sizes is None else f"{len(sizes)} of them"
-        checks.fail("forward", "image_sizes", wanted, got, "pass what the processor returned")
-    return [_of_crops(inner, options, (int(h), int(w)), count) for (h, w), count in zip(sizes, counts, strict=True)]
+    sizes = picture_sizes(options.get("image_sizes"), len(counts))
+    return [_of_crops(inner, options, size, count) for size, count in zip(sizes, counts, strict=True)]
 
 
 def _of_crops(inner: Any, options: Mapping[str, Any], size: tuple[int, int], count: int) -> Layout:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..ops import checks
 
@@ -155,9 +157,25 @@ def _overlap(first: int, last: int, start: int, length: int) -> tuple[int, int]:
     return begin, max(min(last - start, length), begin)
 
 
-def _size(name: str, size: Sequence[int]) -> tuple[int, int]:
+def whole_pair(size: Any) -> tuple[int, int] | None:
+    """``size`` as two integers of at least 1, of Python or of numpy; None if it is something else."""
     held = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else ()
-    whole = len(held) == 2 and all(isinstance(one, int) and not isinstance(one, bool) and one >= 1 for one in held)
-    if not whole:
+    whole = tuple(one if type(one) is int else _integer(one) for one in held)
+    return (whole[0], whole[1]) if len(whole) == 2 and min(whole) >= 1 else None
+
+
+def _integer(number: Any) -> int:
+    """A number of another type than int as one; 0 if it is none."""
+    if isinstance(number, bool):
+        return 0
+    try:
+        return operator.index(number)
+    except TypeError:
+        return 0
+
+
+def _size(name: str, size: Sequence[int]) -> tuple[int, int]:
+    found = whole_pair(size)
+    if found is None:
         checks.fail("crops", name, "(height, width), integers of at least 1", repr(size), "pass pixels")
-    return held[0], held[1]
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import numpy
 import pytest
 import torch
 from helpers.models import close, one_thread, snapshot  # noqa: F401
@@ -225,6 +226,7 @@ def test_tokens_of_a_picture():
         assert [handle.tokens_of(*one) for one in PICTURES[:3]] == [22, 38, 38]
         with pytest.raises(ValueError, match=r"size must be \(height, width\), integers of at least 1"):
             handle.tokens_of(0, 5)
+        assert handle.tokens_of(*numpy.array(PICTURES[1])) == 38
     with ficoco_ext.attach(model, "pool", tokens=4) as handle:  # cells of 2 x 2, the first patch of each stays
         assert handle.tokens_of(*PICTURES[0]) == 4 + 8 + 4
         assert handle.tokens_of(*PICTURES[4]) == 4 + 4 + 2  # rows 1 and 2 are left: row 2 has the first patches

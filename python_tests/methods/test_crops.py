@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy
 import pytest
 
 from ficoco_ext.stages import Crops
@@ -65,6 +66,12 @@ def test_as_many_tokens_as_the_processor_writes():
         )  # of which one is the class token, left out later
 
 
+def test_integers_of_numpy_are_integers():
+    size = (numpy.int64(480), numpy.uint16(640))
+    pinpoints = [tuple(map(numpy.int32, one)) for one in LARGE]
+    assert Crops.of(size, pinpoints, 24, 336) == Crops.of((480, 640), LARGE, 24, 336)
+
+
 def test_of_equal_canvases_the_first():
     """A square picture fits a wide and a high canvas equally well."""
     assert best_canvas((24, 24), ((24, 48), (48, 24))) == (24, 48)
@@ -79,6 +86,9 @@ def test_of_equal_canvases_the_first():
         ((5,), SMALL, "size"),
         ((5.0, 5), SMALL, "size"),
         ("55", SMALL, "size"),
+        ((5, True), SMALL, "size"),
+        ((5, numpy.float64(5)), SMALL, "size"),
+        (("5", "5"), SMALL, "size"),
         ((5, 5), (), "pinpoints"),
         ((5, 5), ((24, 0),), "pinpoints"),
         ((5, 5), ((25, 24),), "pinpoints"),

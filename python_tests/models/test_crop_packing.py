@@ -251,12 +251,16 @@ def test_sizes_are_numbers_of_the_host_for_the_encoder():
         seen.append((given is pixels, image_sizes, packing.pictures.of_batch(4 + 4), more))
         return "output"
 
-    for sizes in (torch.tensor([WIDE, TALL]), [list(WIDE), list(TALL)]):
+    given = torch.tensor([WIDE, TALL])
+    for sizes in (given, given.tolist(), given.numpy(), list(given)):
         assert packing.encoded(encoder, pixels, {"image_sizes": sizes, "more": 1}) == "output"
-    assert seen == [(True, [WIDE, TALL], (crops_of(WIDE), crops_of(TALL)), 1)] * 2
+    assert seen == [(True, [WIDE, TALL], (crops_of(WIDE), crops_of(TALL)), 1)] * 4
     with pytest.raises(ValueError, match=r"image_sizes must be the \(height, width\) of each of the 2 pictures, got 1"):
         packing.encoded(encoder, pixels, {"image_sizes": [WIDE], "more": 1})
-    with pytest.raises(ValueError, match=r"image_sizes must be the .* of each picture, got None"):
+    for wrong in (given + 0.9, given[0], given * 0):
+        with pytest.raises(ValueError, match=r"image_sizes must be .*, integers of at least 1, got .* for picture 0"):
+            packing.encoded(encoder, pixels, {"image_sizes": wrong, "more": 1})
+    with pytest.raises(ValueError, match=r"image_sizes must be the .* of each of the 2 pictures, got None"):
         packing.encoded(encoder, pixels, {"more": 1})
 
 

@@ -10,6 +10,8 @@ KNOWN, ORIGINS = f"{TESTS}::test_known_pictures", f"{TESTS}::test_origins_are_th
 PROCESSOR = f"{TESTS}::test_as_many_tokens_as_the_processor_writes"
 EQUAL = f"{TESTS}::test_of_equal_canvases_the_first"
 GRAPH = "python_tests/families/test_next_graphs.py"
+NUMBERS = "python_tests/models/test_crop_pictures.py::test_other_sizes_are_refused"
+WHOLE = "python_tests/models/test_crop_pictures.py::test_sizes_are_integers_of_any_kind"
 PICTURES = "ficoco_ext/models/crop_pictures.py"
 ROWS = "python_tests/models/test_crop_pictures.py::test_rows_are_thumbnails_and_crops"
 OUTSIDE = "python_tests/models/test_crop_pictures.py::test_outside_of_a_call_and_in_another_thread_there_are_none"
@@ -29,6 +31,16 @@ MUTATIONS = [
     ),
     Mutation(CROPS, "1 + y // g * across + x // g", "1 + y // g + x // g * across", (ORIGINS,), "Crops by columns."),
     Mutation(CROPS, "sum(min(one, left) for one in self.valid)", "len(self.valid) * left", (KNOWN,), "Padding counts."),
+    Mutation(CROPS, "return operator.index(number)", "return int(number)", (NUMBERS,), "A size of 20.9 becomes 20."),
+    Mutation(CROPS, "isinstance(number, bool)", "number is None", (NUMBERS,), "True is a size of 1."),
+    Mutation(CROPS, "type(one) is int else _integer(one)", "type(one) is int else 0", (WHOLE,), "No numpy integers."),
+    Mutation(
+        PICTURES,
+        "if count is not None and len(rows) != count:",
+        "if count is not None and len(rows) > count:",
+        (NUMBERS,),
+        "Pictures without a size.",
+    ),
     Mutation(PICTURES, "now.pictures = outer", "now.pictures = ()", (ROWS,), "An outer call loses its pictures."),
     Mutation(PICTURES, "if wanted != rows:", "if wanted > rows:", (OUTSIDE,), "A tower on its own has no padding."),
 ]

@@ -71,9 +71,7 @@ MUTATIONS = [
         "The key set of one layer is that of the features of another.",
     ),
     Mutation(PACKING, "now.kept), (), []", "now.kept), now.pictures, now.kept", (TOGETHER,), "Taken twice."),
-    Mutation(
-        PACKING, "if pixels.dim() == 5 and len(pixels)", "if pixels.dim() == 9 and len(pixels)", (SIZES,), "Sizes."
-    ),
+    Mutation(PACKING, "len(pixels) if pixels.dim() == 5", "len(pixels) if pixels.dim() == 9", (SIZES,), "Fewer sizes."),
     Mutation(
         PACKING,
         '{**options, "image_sizes": sizes}',
