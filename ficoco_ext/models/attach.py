@@ -124,9 +124,10 @@ def attach(
         ValueError, TypeError: a value that does not fit, or a model that is attached already. The model is not changed.
 
     Cost: the method's own, once for each reducing layer (see :func:`ficoco_ext.reduce`). In the tower two small device
-    reads for each prompt; after the projector and in the language model one, or none with ``static_counts``. With
-    nothing to remove the model is not changed. A method with proportional attention (``"tome"``) also adds log(size) to
-    the logits of each key in the layers after its reductions; flash attention cannot do that and is refused.
+    reads for each prompt; in that of LLaVA-NeXT one, another for ``image_sizes`` on the device, and another for
+    ``padding="after"``; after the projector and in the language model one, or none with ``static_counts``. With nothing
+    to remove the model is not changed. A method with proportional attention (``"tome"``) also adds log(size) to the
+    logits of each key in the layers after its reductions; flash attention cannot do that and is refused.
     Source: FiCoCo, arXiv 2411.17686.
 
     Example:
