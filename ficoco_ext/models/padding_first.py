@@ -155,20 +155,20 @@ def reduce_padded(
 
 
 def _take(tensor: Tensor, rows: Sequence[int]) -> Tensor:
-    """The ``rows`` of ``tensor``, by slices: an index would have to be copied to the device."""
+    """The ``rows`` of ``tensor``, by views: an index would have to be copied to the device."""
     return _laid_out([tensor], [(0, row) for row in rows])
 
 
 def _laid_out(tensors: Sequence[Tensor], order: Sequence[tuple[int, int]]) -> Tensor:
-    """Rows of ``tensors`` one after the other: (which tensor, which of its rows) for each. One run is not copied."""
-    runs: list[list[int]] = []  # which tensor, the first row, the row after the last
-    for number, row in order:
-        if runs and runs[-1][0] == number and runs[-1][2] == row:
-            runs[-1][2] += 1
-        else:
-            runs.append([number, row, row + 1])
-    pieces = [tensors[number][first:last] for number, first, last in runs]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    """Rows of ``tensors`` one after the other: (which tensor, which of its rows) for each. One run is not copied.
+
+    Tensors are taken apart as a whole: of a slice for each row the backward pass would fill a gradient of all rows.
+    """
+    number, first = order[0]
+    if list(order) == [(number, first + offset) for offset in range(len(order))]:
+        return tensors[number][first : first + len(order)]
+    rows = [one.unbind() for one in tensors]
+    return torch.stack([rows[number][row] for number, row in order])
 
 
 def _chosen(padding: Tensor, previous: Reduction | None, count: int, class_token: bool) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ RULE, TOWER = f"{M}/padding_first.py", f"{M}/vision_tower.py"
 TESTS = "python_tests/families/test_next_tower.py"
 RECORDS = f"{TESTS}::test_records_say_what_left_each_crop"
 BY_HAND = f"{TESTS}::test_calls_and_generate_are_those_of_a_tower_by_hand"
+ROWS = "python_tests/models/test_padding_first.py"
 UNSEEN = f"{TESTS}::test_nothing_of_padding_is_seen_where_anything_else_leaves"
 COUNTS, ALONE = (
     f"{TESTS}::test_tokens_of_a_picture",
@@ -81,6 +82,27 @@ MUTATIONS = [
         "unused = 0",
         f"{RECORDS}[tome]",
         "A record names the class token as a target.",
+    ),
+    one(
+        RULE,
+        "torch.stack([rows[number][row] for number, row in order])",
+        "torch.cat([tensors[number][row : row + 1] for number, row in order])",
+        f"{ROWS}::test_the_backward_pass_is_linear_in_the_rows",
+        "The backward pass of many crops is quadratic.",
+    ),
+    one(
+        RULE,
+        "if list(order) == [(number, first + offset) for offset in range(len(order))]:",
+        "if False:",
+        f"{ROWS}::test_rows_of_several_tensors",
+        "Rows that lie together are copied.",
+    ),
+    one(
+        RULE,
+        "if list(order) == [(number, first + offset) for offset in range(len(order))]:",
+        "if order[-1] == (number, first + len(order) - 1):",
+        f"{ROWS}::test_rows_of_several_tensors",
+        "Rows come back in another order.",
     ),
     one(TOWER, "state.padding.leaving[number]", "state.padding.leaving[0]", f"{RECORDS}[topk]", "Too early."),
     one(
