@@ -110,6 +110,18 @@ class FeatureCutter:
             changed["position_ids"] = record.continued(past, given.shape[1]) + self.family.first_position
         return changed or None
 
+    def _one_sequence(self, options: dict[str, Any]) -> dict[str, Any] | None:
+        """The mask of a step of ``generate`` if it has to be given, for ``generate`` drops a mask of ones.
+
+        Without a mask and a cache, positions that jump mean several sequences in one row. Without a cache each step
+        comes with images.
+        """
+        cache, mask = api.cache_of(options, self.cache_name), options.get("attention_mask")
+        if not self.original or options.get("position_ids") is None or cache is not None or mask is not None:
+            return None
+        given = given_of(options)
+        return {"attention_mask": torch.ones(given.shape[:2], dtype=torch.long, device=given.device)}
+
     def _mask(self, record: CutPrompt, past: int, count: int, mask: Any) -> dict[str, Any]:
         """The mask of ``count`` new tokens where ``past`` are in the cache, if it has to be given."""
         if past < record.width:
@@ -132,7 +144,7 @@ class FeatureCutter:
     def shorten(self, op: str, options: dict[str, Any]) -> dict[str, Any] | None:
         """The arguments of a call that has to change, ids or embeddings among them; None if none has to."""
         if self._now.here.generating:
-            return None
+            return self._one_sequence(options)
         if not images_of(options):
             return self._conversation(options)
         self._drop()

@@ -94,6 +94,30 @@ def _answers_are_suffixes():
     return "_update_model_kwargs_for_generation" in vars(PaliGemma)
 
 
+ALONE = [(family.name, "divprune", {"keep_ratio": 0.5}) for family in TINY]
+ALONE += [(name, method, {"tokens": 10}) for name in ("llava-clip", "llava-next") for method in ("ficoco-v", "tome")]
+ALONE += [("llava-clip", "scope", {"tokens": 6}), ("llava-next", "globalcom2", {"keep_ratio": 0.3})]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize(("name", "method", "amount"), ALONE, ids=["-".join(case[:2]) for case in ALONE])
+@torch.no_grad()
+def test_rows_without_padding_need_no_cache(name, method, amount, rows):
+    """``generate`` drops their mask, and without a cache positions that jump must not become several sequences."""
+    if name == "paligemma" and not _answers_are_suffixes():
+        pytest.skip("this transformers reads answers as a part of the prompt if there is no cache")
+    model, family = shared_model(name), next(one for one in TINY if one.name == name)
+    full = prompt(family, [[*words(3, row), family.pictures[0], *words(5, 3 + row)] for row in range(rows)])
+    assert full.mask.all()
+    with ficoco_ext.attach(model, method, positions="original", **amount):
+        first = model(**full.inputs).logits[:, -1]
+        cached = model.generate(**full.inputs, **DETAILS)
+        asked = model.generate(**full.inputs, **DETAILS, use_cache=False)
+    assert torch.equal(asked.sequences, cached.sequences)
+    assert float((asked.logits[0] - first).abs().max()) < 1e-5
+    assert all(float((one - other).abs().max()) < 1e-5 for one, other in zip(asked.logits, cached.logits, strict=True))
+
+
 @pytest.mark.parametrize("family", TINY, ids=str)
 @torch.no_grad()
 def test_beams(family):

@@ -274,4 +274,11 @@ MUTATIONS = [
         ),
         "A prompt of text is counted on from a picture of a call that failed.",
     ),
+    Mutation(
+        CUTTER,
+        "return self._one_sequence(options)",
+        "return None",
+        (f"{GENERATE}::test_rows_without_padding_need_no_cache[llava-clip-divprune-1]",),
+        "Without a cache, generate reads what is left of a prompt as several packed sequences.",
+    ),
 ]
