@@ -27,8 +27,6 @@ def picture_sizes(given: Any, count: int | None = None) -> list[tuple[int, int]]
     rows = given.tolist() if hasattr(given, "tolist") else given
     if not isinstance(rows, Sequence) or isinstance(rows, str):
         checks.fail("forward", "image_sizes", f"the (height, width) of {whose}", given, remedy)
-    if count is not None and len(rows) != count:
-        checks.fail("forward", "image_sizes", f"the (height, width) of {whose}", f"{len(rows)} of them", remedy)
     sizes = []
     for number, row in enumerate(rows):
         pair = row.tolist() if hasattr(row, "tolist") else row
@@ -37,6 +35,8 @@ def picture_sizes(given: Any, count: int | None = None) -> list[tuple[int, int]]
             wanted = f"the (height, width) of {whose} in pixels, integers of at least 1"
             checks.fail("forward", "image_sizes", wanted, f"{pair!r} for picture {number}", remedy)
         sizes.append(size)
+    if count is not None and len(sizes) != count:
+        checks.fail("forward", "image_sizes", f"the (height, width) of {whose}", f"{len(sizes)} of them", remedy)
     return sizes
 
 

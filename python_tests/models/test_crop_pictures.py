@@ -60,7 +60,9 @@ def test_sizes_are_integers_of_any_kind(given):
         ([(20, 61), 5], "5 for picture 1"),
         (["55", "66"], "'55' for picture 0"),
         ("55", "55"),
+        ([20, 61, 5], "20 for picture 0"),
         ([(20, 61)], "1 of them"),
+        ([(20, 61)] * 3, "3 of them"),
     ],
 )
 def test_other_sizes_are_refused(given, got):

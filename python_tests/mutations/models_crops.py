@@ -36,8 +36,8 @@ MUTATIONS = [
     Mutation(CROPS, "type(one) is int else _integer(one)", "type(one) is int else 0", (WHOLE,), "No numpy integers."),
     Mutation(
         PICTURES,
-        "if count is not None and len(rows) != count:",
-        "if count is not None and len(rows) > count:",
+        "if count is not None and len(sizes) != count:",
+        "if count is not None and len(sizes) > count:",
         (NUMBERS,),
         "Pictures without a size.",
     ),
