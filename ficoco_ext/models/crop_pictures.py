@@ -26,7 +26,8 @@ def picture_sizes(given: Any, count: int | None = None) -> list[tuple[int, int]]
     whose = "each picture" if count is None else f"each of the {count} pictures"
     rows = given.tolist() if hasattr(given, "tolist") else given
     if not isinstance(rows, Sequence) or isinstance(rows, str):
-        checks.fail("forward", "image_sizes", f"the (height, width) of {whose}", given, remedy)
+        got = "None" if given is None else given
+        checks.fail("forward", "image_sizes", f"the (height, width) of {whose}", got, remedy)
     sizes = []
     for number, row in enumerate(rows):
         pair = row.tolist() if hasattr(row, "tolist") else row

@@ -43,7 +43,7 @@ def test_sizes_are_integers_of_any_kind(given):
 @pytest.mark.parametrize(
     ("given", "got"),
     [
-        (None, "None"),
+        (None, "None;"),
         (SIZES.double() - 0.1, r"\[19\.9, 60\.9\] for picture 0"),
         (SIZES.double(), r"\[20\.0, 61\.0\] for picture 0"),
         (SIZES.numpy() / 2, r"\[10\.0, 30\.5\] for picture 0"),
@@ -67,7 +67,7 @@ def test_sizes_are_integers_of_any_kind(given):
 )
 def test_other_sizes_are_refused(given, got):
     wanted = r"^ficoco::forward: image_sizes must be the \(height, width\) of each of the 2 pictures.*, got "
-    with pytest.raises(ValueError, match=f"{wanted}{got}.*; pass what the processor returned$"):
+    with pytest.raises(ValueError, match=f"{wanted}{got}.* pass what the processor returned$"):
         picture_sizes(given, 2)
 
 

@@ -327,7 +327,7 @@ def test_prompts_that_do_not_fit_are_refused(model, handle, inputs):
         model(**inputs | {"input_ids": less})
     with pytest.raises(ValueError, match=r"height, width. of each of the 5 pictures, got 4"):
         model(**inputs | {"image_sizes": inputs["image_sizes"][:4]})
-    with pytest.raises(ValueError, match=r"height, width. of each picture, got None"):
+    with pytest.raises(ValueError, match=r"height, width. of each of the 5 pictures, got None;"):
         model(**{name: value for name, value in inputs.items() if name != "image_sizes"})
 
 
