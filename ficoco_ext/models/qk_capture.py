@@ -19,7 +19,11 @@ from .per_thread import PerThread
 _NAME = "ficoco_capture"  # in transformers' table of attention implementations
 _TAKE_A_BIAS = ("sdpa", "eager")  # kernels that add a mask of numbers to the logits
 
-KeyBias = Callable[[Tensor], Tensor | None]  # key (B, Hk, N, d) to an addend of the logits, (B, 1, 1, N)
+# The argument with the pass that runs, from a tower to its layers and their attention. A layer that a backward pass
+# computes again (gradient checkpointing) gets it with its other arguments.
+PASS = "ficoco_pass"
+
+KeyBias = Callable[[Tensor, Any], Tensor]  # key (B, Hk, N, d) and the pass to an addend of the logits, (B, 1, 1, N)
 
 
 class _Call:
@@ -90,11 +94,12 @@ class QueryKeyCapture:
 def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
     """The module's own attention; its query and key are captured."""
     capture: QueryKeyCapture = module._ficoco_capture  # type: ignore[assignment]
+    running = kwargs.pop(PASS, None)
     if not capture.attends:
         capture.put(query, key, kwargs.get("scaling"))
         return query.transpose(1, 2), None
     kernel = api.attention_kernel(module, api.attention_name(capture.config))
-    bias = None if capture.bias is None else capture.bias(key)
+    bias = None if capture.bias is None else capture.bias(key, running)
     if bias is not None:
         check_bias("forward", api.attention_name(capture.config))
         mask = bias if mask is None else mask + bias

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..methods import LayerMethod
 from ..ops import QueryKey, checks
@@ -37,15 +37,26 @@ class Pass(NamedTuple):
     padding: Padding | None = None
 
 
-class _Now:
-    """The pass that a thread is in."""
+class Running:
+    """A pass that runs, or ran: its layers get it as an argument.
+
+    A layer that a backward pass computes again gets the same one, later and maybe in another thread, and reads there
+    what the layers before it left. It does not change it.
+    """
 
     def __init__(self) -> None:
         self.state = Pass()
 
 
+class _Now:
+    """The last pass of a thread."""
+
+    def __init__(self) -> None:
+        self.running = Running()
+
+
 class TowerReductions:
-    """The reductions of one pass through the tower. The first reducing layer starts a new pass.
+    """The reductions of one pass through the tower.
 
     Args:
         length: reductions in a pass.
@@ -59,54 +70,65 @@ class TowerReductions:
         self._now = PerThread(_Now)
         self._finished = Pass()
 
-    def before(self, number: int, tokens: Tensor) -> Pass:
-        """The pass up to the ``number``-th reduction, of ``tokens``; the first one forgets the pass before."""
-        if number:
-            known = self._known()
-            return known._replace(records=known.records[:number])
-        self._now.here.state = self._finished = Pass()
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A pass begins: a hook before the module that holds the layers, which get the pass."""
+        return args, kwargs | {qk_capture.PASS: self._begin()}
+
+    def _begin(self) -> Running:
+        """A new pass of this thread; the one before is forgotten."""
+        self._finished = Pass()
+        running = self._now.here.running = Running()
+        return running
+
+    def running(self, number: int, given: Running | None) -> Running:
+        """The pass of the ``number``-th reduction: the ``given`` one; of a layer called alone, that of this thread."""
+        if given is not None:
+            return given
+        return self._now.here.running if number else self._begin()
+
+    def before(self, number: int, tokens: Tensor, given: Running | None = None) -> Pass:
+        """The pass up to the ``number``-th reduction, of ``tokens``."""
+        running = self.running(number, given)
+        known = running.state
+        if not number and not known.records:
+            running.state = known = self._first(tokens)
+        return known._replace(records=known.records[:number])
+
+    def _first(self, tokens: Tensor) -> Pass:
+        """A pass without reductions, of ``tokens``."""
         if self.pictures is None:
             return Pass()
         pictures = self.pictures.of_batch(tokens.shape[0])
         rule = self.padding
         return Pass((), pictures, None if rule is None else Padding.of(rule, pictures, tokens.device))
 
-    def resume(self, state: Pass) -> None:
-        """Go on after ``state``: a backward pass computes a layer again, later and maybe in another thread."""
-        self._now.here.state = state
-
-    def previous(self, number: int) -> Reduction | None:
-        """The reduction before the ``number``-th; None for the first."""
-        return self._known().records[number - 1] if number else None
-
-    def _known(self) -> Pass:
-        """Of this thread; in a thread without reductions, which computes a layer again, the one that ended last."""
-        state = self._now.here.state
-        return state if state.records else self._finished
-
-    def reduce(self, number: int, method: LayerMethod, tokens: Tensor, attn: QueryKey, r: int, **named: Any) -> Tensor:
-        """The tokens (B, N - r, C) that the ``number``-th reduction leaves, which is recorded.
+    def reduce(
+        self, before: Pass, running: Running, method: LayerMethod, tokens: Tensor, attn: QueryKey, r: int, **named: Any
+    ) -> Tensor:
+        """The tokens (B, N - r, C) that the reduction after those of ``before`` leaves. It is recorded once.
 
         Args:
+            before: what :meth:`before` returned. running: where it is recorded.
             method, tokens, attn, r, named: as of :meth:`LayerMethod.__call__`, without ``previous``.
         """
-        state, previous = self._now.here.state, self.previous(number)
+        number, previous = len(before.records), before.records[-1] if before.records else None
         if previous is not None and previous.kept.device != tokens.device:  # a tower spread over several devices
             previous = over_tensors(previous, lambda tensor: tensor.to(tokens.device))
-        if state.padding is None:
+        if before.padding is None:
             result = method(tokens, attn, r, previous=previous, **named)
         else:
-            padding, leaving = state.padding.patches.to(tokens.device), state.padding.leaving[number]
+            padding, leaving = before.padding.patches.to(tokens.device), before.padding.leaving[number]
             result = reduce_padded(method, tokens, attn, r, leaving, padding, previous=previous, **named)
-        self.put(number, result.without_tokens())
+        if len(running.state.records) == number:  # else it is computed again
+            self.put(number, result.without_tokens(), running)
         assert result.tokens is not None
         return result.tokens
 
-    def put(self, number: int, reduction: Reduction) -> None:
-        """Record the ``number``-th reduction."""
-        state = self._now.here.state
-        state = state._replace(records=(*state.records[:number], reduction))
-        self._now.here.state = state
+    def put(self, number: int, reduction: Reduction, running: Running | None = None) -> None:
+        """Record the ``number``-th reduction of a pass; None: of this thread's last one."""
+        running = self._now.here.running if running is None else running
+        state = running.state
+        running.state = state = state._replace(records=(*state.records[:number], reduction))
         if len(state.records) == self._length:
             self._finished = state._replace(padding=None)
 
@@ -120,7 +142,7 @@ class TowerReductions:
 
     def of_this_thread(self) -> tuple[Reduction, ...]:
         """All reductions of this thread's last pass; empty if there was none, or if an exception ended it."""
-        records = self._now.here.state.records
+        records = self._now.here.running.state.records
         return records if len(records) == self._length else ()
 
 
@@ -130,10 +152,10 @@ class LogSizeBias:
     def __init__(self, reductions: TowerReductions, number: int) -> None:
         self.reductions, self.number = reductions, number
 
-    def __call__(self, key: Tensor) -> Tensor | None:
-        """log(size) (B, 1, 1, N) of what the reduction before the ``number``-th left; None if there was none."""
-        previous = self.reductions.previous(self.number)
-        return None if previous is None else previous.size.to(key.device).log().to(key.dtype).mT.unsqueeze(1)
+    def __call__(self, key: Tensor, running: Running | None) -> Tensor:
+        """log(size) (B, 1, 1, N) of what the reduction before the ``number``-th of that pass left."""
+        records = self.reductions.running(self.number, running).state.records
+        return records[self.number - 1].size.to(key.device).log().to(key.dtype).mT.unsqueeze(1)
 
 
 class TowerLayer:
@@ -163,15 +185,15 @@ class TowerLayer:
                 f"{hidden_states.shape[1]} tokens{'' if attention_mask is None else ' with a mask'}",
                 "images must have the config's image_size; interpolate_pos_encoding is not supported",
             )
-        before = self.reductions.before(self.number, hidden_states)
-        run = partial(self._run, before, kwargs | {"attention_mask": None})
+        running = self.reductions.running(self.number, kwargs.get(qk_capture.PASS))
+        before = self.reductions.before(self.number, hidden_states, running)
+        run = partial(self._run, before, running, kwargs | {"attention_mask": None, qk_capture.PASS: running})
         checkpoint = api.checkpointing(self.layer)
         result: Tensor = run(hidden_states) if checkpoint is None else checkpoint(run, hidden_states)
         return result
 
-    def _run(self, before: Pass, kwargs: dict[str, Any], hidden_states: Tensor) -> Tensor:
+    def _run(self, before: Pass, running: Running, kwargs: dict[str, Any], hidden_states: Tensor) -> Tensor:
         """The layer after the reductions of ``before``."""
-        self.reductions.resume(before)
         try:
             attended = self.layer.self_attn(hidden_states=self.layer.layer_norm1(hidden_states), **kwargs)[0]
             attn = self.capture.take()
@@ -179,14 +201,14 @@ class TowerLayer:
             self.capture.drop()
         hidden_states = hidden_states + attended
         if not self.method.after_mlp:
-            hidden_states = self._reduce(hidden_states, attn)
+            hidden_states = self._reduce(before, running, hidden_states, attn)
         hidden_states = hidden_states + self.layer.mlp(self.layer.layer_norm2(hidden_states))
-        return self._reduce(hidden_states, attn) if self.method.after_mlp else hidden_states
+        return self._reduce(before, running, hidden_states, attn) if self.method.after_mlp else hidden_states
 
-    def _reduce(self, tokens: Tensor, attn: QueryKey) -> Tensor:
-        facts = self.facts
+    def _reduce(self, before: Pass, running: Running, tokens: Tensor, attn: QueryKey) -> Tensor:
+        step, facts = self.step, self.facts
         return self.reductions.reduce(
-            self.number, self.method, tokens, attn, self.step.r, class_token=facts.class_token, grid=facts.grid
+            before, running, self.method, tokens, attn, step.r, class_token=facts.class_token, grid=facts.grid
         )
 
 
@@ -206,6 +228,7 @@ def install(
     """
     steps = {step.layer: (step, method) for step, method in zip(schedule.steps, methods, strict=True) if step.r}
     reductions, number, bias = TowerReductions(len(steps), pictures, padding), 0, None
+    changes.hook(tower.encoder.register_forward_pre_hook(reductions.enter, with_kwargs=True))
     for index, layer in enumerate(tower.encoder.layers):
         if index not in steps:
             if bias is not None:

@@ -104,7 +104,7 @@ MUTATIONS = [
         f"{ROWS}::test_rows_of_several_tensors",
         "Rows come back in another order.",
     ),
-    one(TOWER, "state.padding.leaving[number]", "state.padding.leaving[0]", f"{RECORDS}[topk]", "Too early."),
+    one(TOWER, "before.padding.leaving[number]", "before.padding.leaving[0]", f"{RECORDS}[topk]", "Too early."),
     one(
         TOWER,
         "return known._replace(records=known.records[:number])",
@@ -121,10 +121,10 @@ MUTATIONS = [
     ),
     one(
         TOWER,
-        "        self._now.here.state = state\n\n    def previous",
-        "        self._now.here.state = self._now.here.state._replace(records=state.records)\n\n    def previous",
+        "if before.padding is None:",
+        "if before.padding is None or len(running.state.records) > number:",
         AGAIN,
-        "A layer that is computed again in another thread sees no padding.",
+        "A layer that is computed again sees no padding.",
     ),
     one(
         f"{M}/handle.py", "first += 1 + one.count", "first += one.count", f"{RECORDS}[topk]", "Rows of another picture."

@@ -145,7 +145,7 @@ MUTATIONS = [
     ),
     Mutation(
         "ficoco_ext/models/vision_tower.py",
-        "return self._reduce(hidden_states, attn) if self.method.after_mlp else hidden_states",
+        "return self._reduce(before, running, hidden_states, attn) if self.method.after_mlp else hidden_states",
         "return hidden_states",
         (f"{INSIDE}::test_windows_merge_in_what_leaves_the_first_layer",),
         "A reduction after the MLP never happens.",
