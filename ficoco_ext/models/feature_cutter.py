@@ -60,6 +60,21 @@ class FeatureCutter:
     def install(self, changes: ModelChanges) -> None:
         """After each call of the inner model, store on its cache what the prompt became."""
         changes.hook(self.model.model.register_forward_hook(self.after, with_kwargs=True, always_call=True))
+        if self.original:
+            for layer in getattr(self.model.model, self.family.language_model).layers:
+                changes.hook(layer.register_forward_pre_hook(self.without_positions, with_kwargs=True))
+
+    def without_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before a layer that reads a cut prompt: flash attention would take positions that jump for several sequences.
+
+        A mask of ones does not reach it. The layer has its position embeddings already.
+        """
+        if kwargs.get("position_ids") is None or kwargs.get("attention_mask") is not None:
+            return None
+        if not api.reads_positions(api.attention_name(self.model.config.get_text_config())):
+            return None
+        now = self._now.here
+        return (args, kwargs | {"position_ids": None}) if now.generating or now.record is not None else None
 
     def check(self, op: str, options: dict[str, Any]) -> None:
         """Raise for what a call with images cannot have."""
@@ -113,8 +128,7 @@ class FeatureCutter:
     def _one_sequence(self, options: dict[str, Any]) -> dict[str, Any] | None:
         """The mask of a step of ``generate`` if it has to be given, for ``generate`` drops a mask of ones.
 
-        Without a mask and a cache, positions that jump mean several sequences in one row. Without a cache each step
-        comes with images.
+        Without mask and cache, positions that jump mean several sequences in one row. Such a step comes with images.
         """
         cache, mask = api.cache_of(options, self.cache_name), options.get("attention_mask")
         if not self.original or options.get("position_ids") is None or cache is not None or mask is not None:

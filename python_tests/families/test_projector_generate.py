@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.models import one_thread  # noqa: F401
 from helpers.tiny_families import TINY, WITH_VIDEO, shared_model, untouched_model
 from helpers.tiny_oracle import cut, kept_of
@@ -116,6 +117,33 @@ def test_rows_without_padding_need_no_cache(name, method, amount, rows):
     assert torch.equal(asked.sequences, cached.sequences)
     assert float((asked.logits[0] - first).abs().max()) < 1e-5
     assert all(float((one - other).abs().max()) < 1e-5 for one, other in zip(asked.logits, cached.logits, strict=True))
+
+
+@pytest.mark.parametrize("name", ["llava-clip", "llava-next", "internvl", "mistral3"])
+@torch.no_grad()
+def test_flash_attention_reads_one_sequence(name, monkeypatch):
+    """It takes positions that jump for several ones, and masks of ones do not reach it."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    found = []
+
+    def kernel(module, query, key, value, mask, scaling=None, position_ids=None, **kwargs):
+        found.append(mask is None and position_ids is not None and bool((position_ids.diff() != 1).any()))
+        key, value = (one.repeat_interleave(query.shape[1] // key.shape[1], 1) for one in (key, value))
+        causal = query.shape[2] > 1
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scaling).transpose(1, 2), None
+
+    AttentionInterface.register("flash_probe", kernel)
+    AttentionMaskInterface.register("flash_probe", lambda *args, attention_mask=None, **kwargs: None)
+    model, family = shared_model(name), next(one for one in TINY if one.name == name)
+    full = one_picture(family)
+    with ficoco_ext.attach(model, "divprune", keep_ratio=0.5):
+        wanted, said = model(**full.inputs).logits, model.generate(**full.inputs, **DETAILS).sequences
+        monkeypatch.setattr(family.language_model(model).config, "_attn_implementation_internal", "flash_probe")
+        assert float((model(**full.inputs).logits - wanted).abs().max()) < 1e-5
+        for options in ({}, {"use_cache": False}):
+            assert torch.equal(model.generate(**full.inputs, **DETAILS, **options).sequences, said)
+    assert found and not any(found)
 
 
 @pytest.mark.parametrize("family", TINY, ids=str)

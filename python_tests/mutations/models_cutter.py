@@ -281,4 +281,18 @@ MUTATIONS = [
         (f"{GENERATE}::test_rows_without_padding_need_no_cache[llava-clip-divprune-1]",),
         "Without a cache, generate reads what is left of a prompt as several packed sequences.",
     ),
+    Mutation(
+        CUTTER,
+        "if now.generating or now.record is not None else None",
+        "if now.generating else None",
+        (f"{GENERATE}::test_flash_attention_reads_one_sequence[llava-clip]",),
+        "Flash attention reads the cut prompt of a direct call as several packed sequences.",
+    ),
+    Mutation(
+        CUTTER,
+        "if now.generating or now.record is not None else None",
+        "if now.record is not None else None",
+        (f"{GENERATE}::test_flash_attention_reads_one_sequence[llava-clip]",),
+        "Flash attention reads later steps of generate without a cache as several packed sequences.",
+    ),
 ]
