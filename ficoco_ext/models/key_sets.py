@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import ops
 from ..ops import checks
+from ..ops.values import free_to_read
 from ..stages.dual_attention import key_count, key_set
 from ..stages.needs import KEY_SET, SALIENCY
 from . import modalities
@@ -27,12 +28,14 @@ from .layouts import Layout
 from .modalities import Modality
 from .model_changes import ModelChanges
 from .per_thread import PerThread
+from .placeholders import REMEDY
 from .tower_families import TOWERS
 from .tower_readings import TowerReadings
 from .tower_saliency import CLASS
 from .vision_tower import TowerReductions
 
 _LOOKED = "ficoco_class_attention"  # on what an encoder returned
+_ENCODE = "encode them while attached, pass pixels, or attach with keys=0"
 
 
 class Looked(NamedTuple):
@@ -73,7 +76,8 @@ class KeyedEncoder:
         options |= options.pop("kwargs", {})
         require_selection(self.modality.method, self.owner.model, self.owner.selection, options)
         output, now = self.function(*args, **{**kwargs, "return_dict": True}), self.owner.now
-        looked = self.owner.mark(self.modality, output, options)
+        looked = self.owner.looked_at(self.modality, output, options)
+        self.owner.mark(self.modality, output, looked)
         now.called = {**now.called, self.modality.name: (output, looked)}
         return output.to_tuple() if kwargs.get("return_dict") is False else output
 
@@ -117,30 +121,28 @@ class KeySets:
         now = self.now
         now.read, now.given, now.called = {}, {}, {}
 
-    def mark(
-        self,
-        modality: Modality,
-        output: Any,
-        options: Mapping[str, Any],
-        source: Any = None,
-        kept: Sequence[Tensor] | None = None,
-    ) -> Pictures:
-        """How the pictures of ``output`` are looked at, which it says from now on.
+    def looked_at(self, modality: Modality, output: Any, options: Mapping[str, Any]) -> Pictures:
+        """How the pictures of ``output`` are looked at: as it says, or else as read while it was made.
 
         Args:
-            output: of an encoder. options: its arguments, by name.
-            source, kept: what the encoder returned before it was reduced, and which tokens of each picture are left.
+            output: of an encoder, not reduced. options: the arguments of its call, by name.
         """
-        source = output if source is None else source
-        known = self._known(modality, source)
-        looked = self._read(modality, source, options) if known is None else known
-        if kept is not None and output is not source:
+        known = self._known(modality, output)
+        return self._read(modality, output, options) if known is None else known
+
+    def mark(self, modality: Modality, output: Any, looked: Pictures, kept: Sequence[Tensor] | None = None) -> None:
+        """Let ``output`` say how its pictures are looked at.
+
+        Args:
+            output: of an encoder. looked: at the tokens before a reduction of it, if there was one.
+            kept: (T,) int64 each, which of these tokens are left of each picture; None: all.
+        """
+        if kept is not None:
             pairs = zip(looked, kept, strict=True)
             looked = tuple(Looked(one.values.to(index.device)[index], Layout()) for one, index in pairs)
         self.now.read = {**self.now.read, modality.name: (output, looked)}
         if not torch.compiler.is_compiling():
             setattr(output, _LOOKED, looked)
-        return looked
 
     def knows(self, modality: Modality, output: Any) -> bool:
         """Whether it is known how the pictures of what an encoder returned are looked at."""
@@ -179,8 +181,7 @@ class KeySets:
                 continue
             if looked is None:
                 wanted = f"{modality.name}s encoded by get_{modality.name}_features of the attached model"
-                remedy = "encode them while attached, pass pixels, or attach with keys=0"
-                checks.fail("forward", "mm_encoder_outputs", wanted, "others, without a key set", remedy)
+                checks.fail("forward", "mm_encoder_outputs", wanted, "others, without a key set", _ENCODE)
             keys = [_keys_of(one, self.share) for one in looked]
             here = _placed(keys, output, visual[modality.name])
             found = here if found is None else found | here
@@ -195,13 +196,23 @@ def _placed(keys: Sequence[Tensor], output: Any, visual: Tensor) -> Tensor:
     """(B, L) bool: the key sets of pictures at their placeholders ``visual`` (B, L), row after row.
 
     ``generate`` repeats each row with its pictures for several sequences, and the features in ``output`` with them.
+
+    Raises:
+        ValueError: key sets of other numbers of tokens than there are features or, where values are free to read,
+            placeholders. Elsewhere the model itself compares features with placeholders.
     """
     flat = torch.cat([one.to(visual.device) for one in keys])
     held = output.pooler_output
     features = held.shape[:-1].numel() if isinstance(held, Tensor) else sum(len(one) for one in held)
     times = features // max(len(flat), 1)
+    if not times or times * len(flat) != features or len(visual) % times:
+        got = f"{features} features in {len(visual)} rows, and key sets of {len(flat)}"
+        checks.fail("forward", "mm_encoder_outputs", "of pictures with a key set each", got, _ENCODE)
     rows = visual[::times]
-    index = (rows.flatten().cumsum(0) - 1).clamp(min=0, max=len(flat) - 1)
+    if free_to_read(rows) and (placeholders := int(rows.sum())) != len(flat):
+        got = f"{placeholders} placeholders, and key sets of {len(flat)} tokens"
+        checks.fail("forward", "input_ids", "prompts with a placeholder for each feature", got, REMEDY)
+    index = (rows.flatten().cumsum(0) - 1).clamp(min=0)  # columns before the first placeholder are in no set
     return (flat[index].view_as(rows) & rows).repeat_interleave(times, 0)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..reduction import Reduction
+from .key_sets import Looked
 from .layouts import Layout
 from .modalities import Encoded, Modality
 
@@ -41,6 +42,7 @@ class Reduced(NamedTuple):
         pixels: what was encoded. output: in the model's own form.
         projections: what became of each picture.
         full, made: the features before and after; None where the caller passed reduced ones.
+        looked: with key sets, how much each token of the features before is looked at.
     """
 
     pixels: Any
@@ -48,6 +50,7 @@ class Reduced(NamedTuple):
     projections: tuple[Projection, ...]
     full: Encoded | None = None
     made: Encoded | None = None
+    looked: tuple[Looked, ...] | None = None
 
     @property
     def counts(self) -> tuple[int, ...]:

@@ -251,7 +251,7 @@ class ProjectorReduction:
     def release(self) -> None:
         """The features before the reduction are not needed any more."""
         held = self._now.here.reduced
-        self._now.here.reduced = {name: one._replace(full=None, made=None) for name, one in held.items()}
+        self._now.here.reduced = {name: one._replace(full=None, made=None, looked=None) for name, one in held.items()}
 
     def reduced(self, modality: Modality, output: Any, options: Mapping[str, Any]) -> Reduced:
         """What an encoder returned, with fewer features."""
@@ -285,8 +285,10 @@ class ProjectorReduction:
         source = output
         if members:
             output = modalities.written(output, modality, made)
+        looked = None
         if self.keys is not None:
-            self.keys.mark(modality, output, options, source, pictures.kept)
+            looked = self.keys.looked_at(modality, source, options)
+            self.keys.mark(modality, output, looked, pictures.kept if members else None)
         if self.tower is not None:
             counts, pictures.kept = self._of_the_tower(pictures.kept)
         projections = tuple(
@@ -295,7 +297,7 @@ class ProjectorReduction:
         )
         if (members or self.tower is not None) and not torch.compiler.is_compiling():
             setattr(output, _KEPT, projections)
-        return Reduced(modality.pixels_of(options), output, projections, encoded, made)
+        return Reduced(modality.pixels_of(options), output, projections, encoded, made, looked)
 
     def with_last_tokens(self, name: str, numbers: Sequence[int]) -> Reduced | None:
         """What was encoded of a modality, and the last token of some of its pictures besides.
@@ -322,8 +324,11 @@ class ProjectorReduction:
             one = projections[number]
             projections[number] = one._replace(kept=torch.nn.functional.pad(one.kept, (0, 1), value=one.before - 1))
         made = Encoded(tuple(features), tuple(tuple(plane) for plane in planes), held.made.entries)
-        output = modalities.written(held.output, self.calls[name].modality, made)
+        modality = self.calls[name].modality
+        output = modalities.written(held.output, modality, made)
         setattr(output, _KEPT, tuple(projections))
+        if self.keys is not None and held.looked is not None:
+            self.keys.mark(modality, output, held.looked, [one.kept for one in projections])
         self.prepared[name] = held._replace(output=output, projections=tuple(projections), made=made)
         self.last = tuple(each for reduced in self.prepared.values() for each in reduced.projections)
         return self.prepared[name]

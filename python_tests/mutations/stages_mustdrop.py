@@ -8,6 +8,7 @@ WINDOWS, DUAL = "ficoco_ext/stages/windows.py", "ficoco_ext/stages/dual_attentio
 METHOD, KEYS = "ficoco_ext/methods/mustdrop.py", "ficoco_ext/models/key_sets.py"
 PURE = "python_tests/methods/test_mustdrop.py"
 INSIDE, MODELS = "python_tests/models/test_key_sets.py", "python_tests/models/test_mustdrop.py"
+PROMPTS = "python_tests/models/test_key_sets_and_prompts.py"
 
 MUTATIONS = [
     Mutation(
@@ -117,8 +118,8 @@ MUTATIONS = [
     ),
     Mutation(
         KEYS,
-        "if kept is not None and output is not source:",
-        "if False:",
+        "        if kept is not None:\n",
+        "        if False:\n",
         (f"{INSIDE}::test_after_the_projector_keys_are_among_what_it_leaves",),
         "After a reduction behind the projector other tokens are protected.",
     ),
@@ -135,6 +136,20 @@ MUTATIONS = [
         "if False:",
         (f"{MODELS}::test_key_sets_need_all_patches_of_a_crop",),
         "Key sets of crops that lost patches end in an error of a tensor's shape.",
+    ),
+    Mutation(
+        "ficoco_ext/models/projector_reduction.py",
+        "self.keys.mark(modality, output, held.looked, [one.kept for one in projections])",
+        "pass",
+        (f"{PROMPTS}::test_a_last_token_that_is_put_back_may_be_a_key",),
+        "After a prompt that ends with a picture later key sets are out of step.",
+    ),
+    Mutation(
+        KEYS,
+        "if not times or times * len(flat) != features or len(visual) % times:",
+        "if not times:",
+        (f"{PROMPTS}::test_key_sets_of_other_numbers_than_the_features_are_refused",),
+        "Key sets that do not fit the features protect tokens of other pictures.",
     ),
     Mutation(
         "ficoco_ext/models/reduced_prefill.py",
