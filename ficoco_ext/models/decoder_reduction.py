@@ -116,6 +116,8 @@ class DecoderReduction:
                     message = f"{name} is not supported: it reads guesses together with the prompt; leave it out"
                     raise NotImplementedError(f"ficoco::generate: {message}")
         now = self._now.here
+        if self.keys is not None:
+            options |= self.keys.handed("generate", options)
         outer, now.generating = now.generating, True
         try:
             return self._generate(**options)
@@ -161,7 +163,7 @@ class DecoderReduction:
             return (), _without_call(options)
         call.prefill.norm = self.final_norm
         if self.keys is not None:
-            self.keys.begin(options)
+            self.keys.begin(options, self.generating)
             call.visual = self._visual(module, options)
         return (), options | {CALL: call}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Iterator
@@ -189,6 +190,8 @@ class FeatureCutter:
             changed["inputs_embeds"] = cut.of_vectors(embeddings, self._embedded(ids.new_tensor(self.filler)))
         if options.get("mm_encoder_outputs"):
             outputs = {name: one.output for name, one in found.items()}
+            if op == "generate":  # which repeats features in the output itself
+                outputs = {name: copy.copy(one) for name, one in outputs.items()}
             changed["mm_encoder_outputs"] = {**options["mm_encoder_outputs"], **outputs}
         if isinstance(options.get("logits_to_keep"), Tensor):
             changed["logits_to_keep"] = placeholders.moved(cut.indices, options["logits_to_keep"], cut.length)

@@ -8,6 +8,7 @@ pictures were encoded earlier, and in the state of the thread.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from ..ops import checks
 from ..ops.values import free_to_read
 from ..stages.dual_attention import key_count, key_set
 from ..stages.needs import KEY_SET, SALIENCY
-from . import modalities
+from . import encoder_marks, modalities
 from .attach_plan import AttachPlan
 from .count_cutter import require_selection, selection_of
 from .families import Family
@@ -52,14 +53,15 @@ class _Now:
     """What one thread knows of its call.
 
     Attributes:
-        read: by modality, what an encoder returned last and how its pictures are looked at.
-        given: by modality, what the caller encoded before. called: by modality, as ``read``, what the model got.
+        traced: by modality, what an encoder returned last in a traced call, which writes nothing on it, and how its
+            pictures are looked at.
+        called: by modality, how many features the model got and how their pictures are looked at; None: no call of
+            the inner model is under way.
     """
 
     def __init__(self) -> None:
-        self.read: dict[str, tuple[Any, Pictures]] = {}
-        self.given: Mapping[str, Any] = {}
-        self.called: dict[str, tuple[Any, Pictures]] = {}
+        self.traced: dict[str, tuple[Any, Pictures]] = {}
+        self.called: dict[str, tuple[int, Pictures]] | None = None
 
 
 class KeyedEncoder:
@@ -78,7 +80,10 @@ class KeyedEncoder:
         output, now = self.function(*args, **{**kwargs, "return_dict": True}), self.owner.now
         looked = self.owner.looked_at(self.modality, output, options)
         self.owner.mark(self.modality, output, looked)
-        now.called = {**now.called, self.modality.name: (output, looked)}
+        if now.called is None:
+            now.traced = {}  # of a direct call nothing is held
+        else:
+            now.called = {**now.called, self.modality.name: (_features(output), looked)}
         return output.to_tuple() if kwargs.get("return_dict") is False else output
 
 
@@ -110,16 +115,58 @@ class KeySets:
             encoder = KeyedEncoder(self, getattr(self.inner, one.method), one)
             changes.set(self.inner, one.method, encoder)
 
-    def begin(self, options: Mapping[str, Any]) -> None:
-        """A call of the inner model begins. ``options``: its arguments by name."""
-        given = options.get("mm_encoder_outputs") or {}
-        self.now.given = {name: output for name, output in given.items() if output is not None}
-        self.now.called = {}
+    def handed(self, op: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """``mm_encoder_outputs`` for ``generate``, if a caller passes them: it repeats features in the output itself.
+
+        Raises:
+            ValueError: see :meth:`_given`.
+        """
+        outputs = dict(options.get("mm_encoder_outputs") or {})
+        found = self._given(op, outputs)
+        for name, looked in found.items():
+            outputs[name] = copy.copy(outputs[name])
+            encoder_marks.put(outputs[name], _LOOKED, looked)
+        return {"mm_encoder_outputs": outputs} if found else {}
+
+    def begin(self, options: Mapping[str, Any], repeated: bool) -> None:
+        """A call of the inner model begins.
+
+        Args:
+            options: its arguments by name.
+            repeated: ``generate`` makes it, which may have repeated the features that it was handed.
+
+        Raises:
+            ValueError: pictures that were encoded without this reduction.
+        """
+        outputs = options.get("mm_encoder_outputs") or {}
+        found = self._given("forward", outputs, repeated)
+        self.now.called = {name: (_features(outputs[name]), looked) for name, looked in found.items()}
 
     def end(self) -> None:
-        """The call has ended."""
-        now = self.now
-        now.read, now.given, now.called = {}, {}, {}
+        """The call has ended, or failed."""
+        self.now.traced, self.now.called = {}, None
+
+    def _given(self, op: str, outputs: Mapping[str, Any], repeated: bool = False) -> dict[str, Pictures]:
+        """By modality, how the pictures are looked at that the caller encoded before.
+
+        Raises:
+            ValueError: they were encoded without this reduction, or are not what the encoder returned any more.
+        """
+        found = {}
+        for modality in self.family.modalities:
+            output = outputs.get(modality.name)
+            if output is None:
+                continue
+            looked = encoder_marks.as_put(output, _LOOKED) if repeated else None
+            looked = self._known(modality, output) if looked is None else looked
+            if looked is None:
+                wanted = f"{modality.name}s encoded by get_{modality.name}_features of the attached model"
+                got = "others, without a key set"
+                if encoder_marks.has(output, _LOOKED):
+                    got += ", put into its output"
+                checks.fail(op, "mm_encoder_outputs", wanted, got, _ENCODE)
+            found[modality.name] = looked
+        return found
 
     def looked_at(self, modality: Modality, output: Any, options: Mapping[str, Any]) -> Pictures:
         """How the pictures of ``output`` are looked at: as it says, or else as read while it was made.
@@ -140,18 +187,19 @@ class KeySets:
         if kept is not None:
             pairs = zip(looked, kept, strict=True)
             looked = tuple(Looked(one.values.to(index.device)[index], Layout()) for one, index in pairs)
-        self.now.read = {**self.now.read, modality.name: (output, looked)}
-        if not torch.compiler.is_compiling():
-            setattr(output, _LOOKED, looked)
+        if torch.compiler.is_compiling():
+            self.now.traced = {**self.now.traced, modality.name: (output, looked)}
+        encoder_marks.put(output, _LOOKED, looked)
 
     def knows(self, modality: Modality, output: Any) -> bool:
         """Whether it is known how the pictures of what an encoder returned are looked at."""
         return self._known(modality, output) is not None
 
     def _known(self, modality: Modality, output: Any) -> Pictures | None:
-        held: Pictures | None = getattr(output, _LOOKED, None)
-        read = self.now.read.get(modality.name)
-        return read[1] if held is None and read is not None and read[0] is output else held
+        traced = self.now.traced.get(modality.name)
+        if traced is not None and traced[0] is output:
+            return traced[1]
+        return encoder_marks.read(output, _LOOKED)
 
     def _read(self, modality: Modality, output: Any, options: Mapping[str, Any]) -> Pictures:
         """Of an encoder's call that has just ended."""
@@ -168,22 +216,12 @@ class KeySets:
             visual: by modality (B, L) bool, its placeholders. Other than those of the features there are none.
 
         Raises:
-            ValueError: pictures that were encoded without this reduction, or not at all.
+            ValueError: pictures that were not encoded, or key sets of other numbers of tokens.
         """
-        now, found = self.now, None
-        for modality in self.family.modalities:
-            if modality.name in now.given:
-                output = now.given[modality.name]
-                looked = self._known(modality, output)
-            elif modality.name in now.called:
-                output, looked = now.called[modality.name]
-            else:
-                continue
-            if looked is None:
-                wanted = f"{modality.name}s encoded by get_{modality.name}_features of the attached model"
-                checks.fail("forward", "mm_encoder_outputs", wanted, "others, without a key set", _ENCODE)
+        called, found = self.now.called or {}, None
+        for name, (features, looked) in called.items():
             keys = [_keys_of(one, self.share) for one in looked]
-            here = _placed(keys, output, visual[modality.name])
+            here = _placed(keys, features, visual[name])
             found = here if found is None else found | here
         if found is None:
             wanted = "given: the key set is read while the vision tower runs"
@@ -192,18 +230,22 @@ class KeySets:
         return found
 
 
-def _placed(keys: Sequence[Tensor], output: Any, visual: Tensor) -> Tensor:
+def _features(output: Any) -> int:
+    """How many features there are in what an encoder returned."""
+    held = output.pooler_output
+    return held.shape[:-1].numel() if isinstance(held, Tensor) else sum(len(one) for one in held)
+
+
+def _placed(keys: Sequence[Tensor], features: int, visual: Tensor) -> Tensor:
     """(B, L) bool: the key sets of pictures at their placeholders ``visual`` (B, L), row after row.
 
-    ``generate`` repeats each row with its pictures for several sequences, and the features in ``output`` with them.
+    ``generate`` repeats each row with its pictures for several sequences, and the ``features`` with them.
 
     Raises:
         ValueError: key sets of other numbers of tokens than there are features or, where values are free to read,
             placeholders. Elsewhere the model itself compares features with placeholders.
     """
     flat = torch.cat([one.to(visual.device) for one in keys])
-    held = output.pooler_output
-    features = held.shape[:-1].numel() if isinstance(held, Tensor) else sum(len(one) for one in held)
     times = features // max(len(flat), 1)
     if not times or times * len(flat) != features or len(visual) % times:
         got = f"{features} features in {len(visual)} rows, and key sets of {len(flat)}"

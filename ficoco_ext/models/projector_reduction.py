@@ -17,7 +17,7 @@ from torch import Tensor
 from ..ops import checks
 from ..reduction import Reduction
 from ..stages.needs import CROPS, TEXT
-from . import modalities, tracing
+from . import encoder_marks, modalities, tracing
 from .attach_plan import AttachPlan
 from .count_cutter import require_selection, selection_of
 from .crop_packing import CropPacking
@@ -182,11 +182,16 @@ class ProjectorReduction:
         """What the caller encoded: by this model as it is, reduced already; or else all features, which are reduced.
 
         Raises:
-            ValueError: all features, where something is needed that is known only while the vision tower runs.
+            ValueError: all features, where something is needed that is known only while the vision tower runs; or other
+            features in an output that was reduced.
         """
-        projections: tuple[Projection, ...] | None = getattr(output, _KEPT, None)
+        projections: tuple[Projection, ...] | None = encoder_marks.read(output, _KEPT)
         if projections is not None:
             return Reduced(None, output, projections)
+        if encoder_marks.has(output, _KEPT):
+            given = f"{modality.name}s as {modality.method} of the attached model returned them, or some of them"
+            got = "other features, put into its output: it is not known which tokens these are of"
+            checks.fail("forward", "mm_encoder_outputs", given, got, "encode again while attached, or pass pixels")
         wanted = None
         if self.tower is not None:
             wanted = "None where patches leave in the vision tower and prompts are cut by which"
@@ -238,8 +243,7 @@ class ProjectorReduction:
             output = self.encoded(function, self.smaller.resized(pixels, smaller), options)
         step = as_reduction(grid, smaller, pixels.device)
         projections = (Projection(modality.name, patches, step.kept[0], grid, step),) * len(pixels)
-        if not torch.compiler.is_compiling():
-            setattr(output, _KEPT, projections)
+        encoder_marks.put(output, _KEPT, projections)
         return Reduced(pixels, output, projections)
 
     def forget(self) -> None:
@@ -295,8 +299,8 @@ class ProjectorReduction:
             projection(modality, *one, *steps.get(number, (None, 0)))
             for number, one in enumerate(zip(counts, pictures.kept, layouts, strict=True))
         )
-        if (members or self.tower is not None) and not torch.compiler.is_compiling():
-            setattr(output, _KEPT, projections)
+        if members or self.tower is not None:
+            encoder_marks.put(output, _KEPT, projections)
         return Reduced(modality.pixels_of(options), output, projections, encoded, made, looked)
 
     def with_last_tokens(self, name: str, numbers: Sequence[int]) -> Reduced | None:
@@ -326,7 +330,7 @@ class ProjectorReduction:
         made = Encoded(tuple(features), tuple(tuple(plane) for plane in planes), held.made.entries)
         modality = self.calls[name].modality
         output = modalities.written(held.output, modality, made)
-        setattr(output, _KEPT, tuple(projections))
+        encoder_marks.put(output, _KEPT, tuple(projections))
         if self.keys is not None and held.looked is not None:
             self.keys.mark(modality, output, held.looked, [one.kept for one in projections])
         self.prepared[name] = held._replace(output=output, projections=tuple(projections), made=made)

@@ -324,7 +324,7 @@ def test_features_of_another_model_have_no_key_set(model):
 def test_pictures_that_were_not_encoded_have_no_key_set():
     keys = KeySets(tiny(), LLAVA, SHARE)
     keys.install(ModelChanges())
-    keys.begin({})
+    keys.begin({}, repeated=False)
     with pytest.raises(ValueError, match=r"the key set is read while the vision tower runs.*pass pixels"):
         keys.protected({"image": torch.ones(1, 4, dtype=torch.bool)})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,11 +91,10 @@ def test_a_last_token_that_is_put_back_may_be_a_key(model, rows, positions):
 
 
 def test_key_sets_of_other_numbers_than_the_features_are_refused():
-    output, keys = SimpleNamespace(pooler_output=[torch.zeros(3, 2)]), [torch.tensor([True, False])]
+    keys = [torch.tensor([True, False])]
     visual = torch.tensor([[False, True, True, True]])
     with pytest.raises(ValueError, match="with a key set each, got 3 features in 1 rows, and key sets of 2; encode"):
-        _placed(keys, output, visual)
-    output.pooler_output = [torch.zeros(2, 2)]
+        _placed(keys, 3, visual)
     with pytest.raises(ValueError, match="got 3 placeholders, and key sets of 2 tokens"):
-        _placed(keys, output, visual)
-    assert _placed(keys, output, visual[:, :3]).tolist() == [[False, True, False]]
+        _placed(keys, 2, visual)
+    assert _placed(keys, 2, visual[:, :3]).tolist() == [[False, True, False]]

@@ -8,6 +8,7 @@ WINDOWS, DUAL = "ficoco_ext/stages/windows.py", "ficoco_ext/stages/dual_attentio
 METHOD, KEYS = "ficoco_ext/methods/mustdrop.py", "ficoco_ext/models/key_sets.py"
 PURE = "python_tests/methods/test_mustdrop.py"
 INSIDE, MODELS = "python_tests/models/test_key_sets.py", "python_tests/models/test_mustdrop.py"
+MARKS, HANDED = "ficoco_ext/models/encoder_marks.py", "python_tests/models/test_encoder_marks.py"
 PROMPTS = "python_tests/models/test_key_sets_and_prompts.py"
 
 MUTATIONS = [
@@ -150,6 +151,34 @@ MUTATIONS = [
         "if not times:",
         (f"{PROMPTS}::test_key_sets_of_other_numbers_than_the_features_are_refused",),
         "Key sets that do not fit the features protect tokens of other pictures.",
+    ),
+    Mutation(
+        MARKS,
+        "all(one is other for one, other in zip(now, mark.entries, strict=True))",
+        "True",
+        (f"{HANDED}::test_other_features_in_an_output_are_refused",),
+        "Marks of an output's first features hold for others: marked outputs are swapped.",
+    ),
+    Mutation(
+        MARKS,
+        "return tuple(known[id(entry)] for entry in now) if",
+        "return mark.known[: len(now)] if",
+        (f"{HANDED}::test_some_pictures_of_an_output_in_any_order",),
+        "Marks of reordered features: marked outputs are out of step.",
+    ),
+    Mutation(
+        KEYS,
+        "outputs[name] = copy.copy(outputs[name])",
+        "pass",
+        (f"{HANDED}::test_some_pictures_of_an_output_in_any_order",),
+        "Beams repeat the features in the caller's output: marked outputs grow.",
+    ),
+    Mutation(
+        "ficoco_ext/models/feature_cutter.py",
+        "outputs = {name: copy.copy(one) for name, one in outputs.items()}",
+        "pass",
+        (f"{HANDED}::test_some_pictures_of_an_output_in_any_order",),
+        "Beams of reduced features repeat them in the caller's output: marked outputs grow.",
     ),
     Mutation(
         "ficoco_ext/models/reduced_prefill.py",
