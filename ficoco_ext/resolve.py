@@ -8,7 +8,7 @@ takes ``op``, the name of the caller, for its messages.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -214,6 +214,23 @@ def _require_possible(op: str, facts: TowerFacts, method: LayerMethod, r: int, b
         checks.fail(op, "layers", wanted, got, f"pass one layer, such as layers=({layer},)")
 
 
+def require_single_patches(
+    op: str, model: str, methods: Iterable[LayerMethod], remedy: str = "pass part='language_model'"
+) -> None:
+    """Raise if one of ``methods``, which reduce the crops of a picture in the tower, removes several patches together.
+
+    Of a group that is removed together, such as a window, a part may be padding. ``model``: its name, for the message.
+
+    Raises:
+        NotImplementedError: naming the method.
+    """
+    windows = next((one for one in methods if one.unit > 1), None)
+    if windows is not None:
+        wanted = f"one that removes single patches in the vision tower of {model}"
+        got = f"{windows.name}, of whose windows padding may be a part"
+        checks.fail(op, "method", wanted, got, remedy, NotImplementedError)
+
+
 def decoder_layers(
     op: str, facts: LanguageModelFacts, methods: DecoderMethods, layers: Sequence[Any] | None
 ) -> tuple[int, ...]:
@@ -264,9 +281,11 @@ def _after_deepstack(op: str, facts: LanguageModelFacts, method: LanguageMethod,
 
 
 def decoder_plan(
-    op: str, facts: LanguageModelFacts, methods: DecoderMethods, amount: Amount
+    op: str, facts: LanguageModelFacts, methods: DecoderMethods, amount: Amount, *, alone: bool = True
 ) -> tuple[Plan, tuple[LanguageMethod, ...]]:
     """What the language model removes, and one method for each layer of it.
+
+    ``alone``: no other part of the model reduces, so that an amount is that of the language model.
 
     Raises:
         ValueError, TypeError: an amount, layers or methods that do not fit.
@@ -283,7 +302,8 @@ def decoder_plan(
     stages = given.get("keep_ratio") if not amount.given and amount.layers is None else None
     if isinstance(stages, tuple) and len(stages) != len(layers):
         wanted = f"given, for {facts.layers} layers are too few for {len(stages)} stages"
-        checks.fail(op, "keep_ratio", wanted, "None", "pass keep_ratio and layers")
+        each = "pass it for all parts together, or vision={...} and decoder={...} with a keep_ratio each"
+        checks.fail(op, "keep_ratio", wanted, "None", "pass keep_ratio and layers" if alone else each)
     if "r" in given and not isinstance(given["r"], (int, tuple)):
         wanted = "an integer or a list with one integer a layer"
         checks.fail(op, "r", wanted, given["r"], "pass r=14", TypeError)

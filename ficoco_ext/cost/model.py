@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .. import resolve
 from ..io.suggest import did_you_mean
 from ..methods import get_method
 from ..resolve import ProjectorPlan
@@ -275,6 +276,8 @@ def _tower(
     of_layer = {}
     if vision is not None and method is not None:
         of_layer = dict(zip(vision.layers, method.of_layers(len(vision.layers)), strict=True))
+        if shape.pinpoints:
+            resolve.require_single_patches("cost", shape.name, [of_layer[index] for index in removed])
     for index in range(tower.layers):
         tokens, in_mlp = n[index] + tower.class_token, q[index] + tower.class_token
         own = transformer.tower_layer(rules, tower, index, batch, tokens, in_mlp)

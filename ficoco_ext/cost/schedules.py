@@ -90,8 +90,15 @@ def require_any_patches(shape: Architecture, method: TowerMethod) -> None:
         )
 
 
+def require_single_patches(op: str, shape: Architecture, methods: Iterable[LayerMethod]) -> None:
+    """Raise, as ``attach`` does, if one of ``methods``, which remove patches, merges windows of crops."""
+    if shape.pinpoints:
+        resolve.require_single_patches(op, shape.name, methods)
+
+
 def tower_layers(op: str, shape: Architecture, layers: Iterable[int] | None, method: TowerMethod) -> tuple[int, ...]:
     """The layers of the tower that reduce, as :func:`ficoco_ext.resolve.tower_layers` has them."""
+    require_single_patches(op, shape, method.of_layers(1))
     require_any_patches(shape, method)
     return resolve.tower_layers(op, tower_facts(shape), method, Amount.of(op, layers=layers).layers)
 
@@ -185,19 +192,24 @@ def build(
     amounts = iter(shares(OP, shape, method, Amount.of(OP, r=r, keep_ratio=keep_ratio, tokens=tokens, layers=layers)))
     vision = projector = decoder = None
     if method.tower is not None:
-        require_any_patches(shape, method.tower)
-        vision, _ = resolve.tower_schedule(OP, tower_facts(shape), method.tower, next(amounts))
+        vision, each = resolve.tower_schedule(OP, tower_facts(shape), method.tower, next(amounts))
+        removing = [one for step, one in zip(vision.steps, each, strict=True) if step.r]
+        require_single_patches(OP, shape, removing)
+        if removing:
+            require_any_patches(shape, method.tower)
     if method.projector is not None:
         plan_there = resolve.projector_plan(OP, method.projector, next(amounts))
         projector = left_of_picture(shape, vision, plan_there)
     if method.language_model is not None:
         facts = LanguageModelFacts(shape.language_model.layers, shape.deepstack)
-        plan, _ = resolve.decoder_plan(OP, facts, method.language_model, next(amounts))
+        plan, _ = resolve.decoder_plan(
+            OP, facts, method.language_model, next(amounts), alone=method is method.language_model
+        )
         if plan.by_data:
             raise ValueError(
                 f"how many tokens {method.name} removes is decided while a prompt is read, so its cost is not known "
                 "before; count a schedule of as many as you expect, or let r, keep_ratio or tokens decide"
             )
-        each = tokens_of_picture(shape, vision) if projector is None else projector
-        decoder = plan.schedule(entering_with(shape, each, images))
+        left = tokens_of_picture(shape, vision) if projector is None else projector
+        decoder = plan.schedule(entering_with(shape, left, images))
     return Schedules(vision, projector, decoder)

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from ..methods import LanguageMethod, LayerMethod
 from ..ops import checks
-from ..resolve import ProjectorPlan, decoder_plan, projector_plan, require_whole_first_layer, tower_schedule
+from ..resolve import (
+    ProjectorPlan,
+    decoder_plan,
+    projector_plan,
+    require_single_patches,
+    require_whole_first_layer,
+    tower_schedule,
+)
 from ..schedule import Plan, Schedule, Step
 from ..stages import Crops
 from ..stages.needs import GRID, WHOLE_GRID
@@ -218,10 +225,15 @@ def make_plan(facts: ModelFacts, request: Request) -> AttachPlan:
     if request.tower is not None:
         assert facts.tower is not None
         schedule, methods = tower_schedule(OP, facts.tower, request.tower, amounts["vision"])
+        if facts.crops is not None:
+            removing = [one for step, one in zip(schedule.steps, methods, strict=True) if step.r]
+            remedy = "pass part='language_model', or vision={'r': 0}, decoder={...}"
+            require_single_patches(OP, facts.family, removing, remedy)
     if request.projector is not None:
         projector = projector_plan(OP, request.projector, amounts["projector"])
     if request.decoder is not None:
-        plan, decoder_methods = decoder_plan(OP, facts.language_model, request.decoder, amounts["decoder"])
+        alone = request.tower is None and request.projector is None
+        plan, decoder_methods = decoder_plan(OP, facts.language_model, request.decoder, amounts["decoder"], alone=alone)
     positions = request.positions or ("contiguous" if projector is None else "original")
     promise = request.promise()
     padding = _padding(facts, schedule, request)
@@ -316,13 +328,6 @@ def _check_crops(plan: AttachPlan) -> None:
         got = f"{_names(plan.methods)} in the vision tower and {plan.projector.method.name} after the projector"
         remedy = "use one of them alone: what the tower leaves is packed with line ends, among which none may choose"
         unsupported("method", wanted, got, remedy)
-    windows = next(
-        (one for step, one in zip(plan.schedule.steps, plan.methods, strict=True) if step.r and one.unit > 1), None
-    )
-    if windows is not None:
-        wanted = f"one that removes single patches in the vision tower of {plan.facts.family}"
-        got = f"{windows.name}, of whose windows padding may be a part"
-        unsupported("method", wanted, got, "pass part='language_model', or vision={'r': 0}, decoder={...}")
     if plan.padding_first is not None:
         for step, one in zip(plan.schedule.steps, plan.methods, strict=True):
             if step.r and WHOLE_GRID in one.needs and one.places(plan.facts.tower.grid, step.after) is None:

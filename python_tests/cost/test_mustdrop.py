@@ -72,3 +72,48 @@ def test_it_costs_far_below_what_selection_should():
     method = get_method("mustdrop")
     found = cost.prefill(SHAPE, **schedules.build(SHAPE, method)._asdict(), method=method)
     assert found.reduction_share < 0.001
+
+
+NEXT = cost.architecture("llava-next-7b")
+ONE = cost.architecture("llava-next-7b", picture=(480, 640))
+WINDOWS = r"removes single patches in the vision tower of llava-next-7b, got mustdrop, of whose windows padding may be"
+
+
+@pytest.mark.parametrize("shape", [NEXT, ONE])
+@pytest.mark.parametrize("part", ["both", "tower"])
+def test_windows_of_crops_are_neither_billed_nor_planned(shape, part):
+    """A picture of one size whose crops have no padding too: ``attach`` refuses the model."""
+    method = get_method("mustdrop", part=part)
+    for amount in ({}, {"keep_ratio": 0.25}):
+        with pytest.raises(NotImplementedError, match=f"cost: method must be one that {WINDOWS} a part; pass part="):
+            schedules.build(shape, method, **amount)
+    with pytest.raises(NotImplementedError, match=f"plan: method must be one that {WINDOWS}"):
+        cost.plan(shape, method, tflops=20)
+    vision = schedules.build(SHAPE, get_method("mustdrop", part="tower"), r=8).vision
+    with pytest.raises(NotImplementedError, match=WINDOWS):
+        cost.prefill(shape, vision=vision, method=method)
+
+
+def test_of_crops_windows_may_stay_and_the_language_model_reduces():
+    method = get_method("mustdrop", part="tower")
+    leaves = schedules.build(ONE, method, r=0)
+    assert leaves.vision.r == (0,) and cost.prefill(ONE, vision=leaves.vision, method=method).tflops > 0
+    language = get_method("mustdrop", part="language_model")
+    assert schedules.build(ONE, language).decoder.layers == (2, 6, 10, 14)
+    assert cost.plan(ONE, language, tflops=20).decoder.layers == (2, 6, 10, 14)
+
+
+def few_layers(shape):
+    return dataclasses.replace(shape, language_model=dataclasses.replace(shape.language_model, layers=4))
+
+
+def test_too_few_layers_name_what_this_method_takes():
+    """The remedies work; windows of crops are named first."""
+    too_few = r"cost: keep_ratio must be given, for 4 layers are too few for 4 stages, got None; "
+    with pytest.raises(ValueError, match=too_few + r"pass it for all parts together, or vision={\.\.\.} and decoder="):
+        schedules.build(few_layers(SHAPE), get_method("mustdrop"))
+    assert schedules.build(few_layers(SHAPE), get_method("mustdrop"), keep_ratio=0.25).decoder.layers == (1, 2, 3)
+    with pytest.raises(ValueError, match=too_few + "pass keep_ratio and layers"):
+        schedules.build(few_layers(SHAPE), get_method("mustdrop", part="language_model"))
+    with pytest.raises(NotImplementedError, match=WINDOWS):
+        schedules.build(few_layers(NEXT), get_method("mustdrop"))

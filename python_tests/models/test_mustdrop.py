@@ -223,3 +223,17 @@ def assert_refused_crops(model, options, message):
     with pytest.raises(NotImplementedError, match=message):
         ficoco_ext.attach(model, **options)
     assert not hasattr(model, "ficoco_handle")
+
+
+def test_too_few_layers_name_what_this_method_takes(model, crops_model):
+    """Windows of crops are named before; the remedies work."""
+    assert len(model.model.language_model.layers) < 5
+    with pytest.raises(ValueError, match="pass it for all parts together, or vision="):
+        ficoco_ext.attach(model, "mustdrop")
+    each = {"vision": {"keep_ratio": 0.5}, "decoder": {"keep_ratio": 0.5}}
+    for remedy in ({"keep_ratio": 0.25}, each):
+        ficoco_ext.attach(model, "mustdrop", window=2, **remedy).detach()
+    with pytest.raises(ValueError, match="stages, got None; pass keep_ratio and layers"):
+        ficoco_ext.attach(model, "mustdrop", part="language_model")
+    with pytest.raises(NotImplementedError, match="mustdrop, of whose windows padding may be a part; pass part="):
+        ficoco_ext.attach(crops_model, "mustdrop", window=2)
