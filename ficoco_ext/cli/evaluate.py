@@ -91,7 +91,12 @@ _Schedule = Annotated[
 ]
 _Set = Annotated[
     list[str] | None,
-    options.option("--set", panel=options.REMOVE, metavar="METHOD.KEY=VALUE", help="A hyperparameter; repeatable."),
+    options.option(
+        "--set",
+        panel=options.REMOVE,
+        metavar="METHOD.KEY=VALUE",
+        help="A hyperparameter: a Python literal, true, false or text; repeatable.",
+    ),
 ]
 _Seeds = Annotated[
     str,

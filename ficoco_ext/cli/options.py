@@ -104,7 +104,12 @@ Layers = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    option("--set", panel=REMOVE, metavar="KEY=VALUE", help="A hyperparameter of the method; repeatable."),
+    option(
+        "--set",
+        panel=REMOVE,
+        metavar="KEY=VALUE",
+        help="A hyperparameter of the method: a Python literal, true, false or text; repeatable.",
+    ),
 ]
 
 # ---- true shapes with random weights

@@ -55,7 +55,7 @@ _Set = Annotated[
         "--set",
         panel=options.REMOVE,
         metavar="KEY=VALUE",
-        help="A hyperparameter, for all methods that have it; repeatable.",
+        help="A hyperparameter, for all methods that have it: a Python literal, true, false or text; repeatable.",
     ),
 ]
 _Trace = Annotated[

@@ -6,11 +6,12 @@ import ast
 import re
 from typing import Any
 
+_BOOLEANS = {"true": True, "false": False}  # as shells and configuration files write them
 _MOST_INTEGERS = 10_000  # of a range: more layers or seeds than there are
 
 
 def assignments(given: list[str] | None) -> dict[str, Any]:
-    """``["lam=0.5", "variant=paper"]`` as a dictionary; values are Python literals, or else strings.
+    """``["lam=0.5", "variant=paper"]`` as a dictionary; values are Python literals, true or false, or else strings.
 
     Raises:
         ValueError: not of the form key=value, or a key twice.
@@ -18,6 +19,8 @@ def assignments(given: list[str] | None) -> dict[str, Any]:
     Example:
         >>> assignments(["lam=0.5", "variant=paper", "class_attention=False"])
         {'lam': 0.5, 'variant': 'paper', 'class_attention': False}
+        >>> assignments(["thresholds=true", "name='true'"])
+        {'thresholds': True, 'name': 'true'}
     """
     found: dict[str, Any] = {}
     for text in given or []:
@@ -30,7 +33,7 @@ def assignments(given: list[str] | None) -> dict[str, Any]:
         try:
             found[key] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError):
-            found[key] = value.strip()
+            found[key] = _BOOLEANS.get(value.strip(), value.strip())
     return found
 
 

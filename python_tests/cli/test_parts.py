@@ -67,6 +67,11 @@ def test_values_are_set_once():
         values.assignments(["a-b=1", "a_b=2"])
 
 
+def test_booleans_are_set_as_shells_write_them():
+    found = values.assignments(["a=true", "b = false ", "c=True", "d=False", "e='true'", "f=truely"])
+    assert found == {"a": True, "b": False, "c": True, "d": False, "e": "true", "f": "truely"}
+
+
 def test_one_amount_is_given():
     assert values.removal("0.5,0.25", None, None) == {"keep_ratio": (0.5, 0.25)}
     assert values.removal(None, None, 9) == {"tokens": 9} and values.removal(None, None, None) == {}

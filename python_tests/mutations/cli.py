@@ -306,4 +306,18 @@ MUTATIONS: list[Mutation] = [
         tests=(_PARTS + "test_show_names_layers_as_ranges",),
         why="Layers between are said to reduce.",
     ),
+    Mutation(
+        "ficoco_ext/cli/values.py",
+        "_BOOLEANS.get(value.strip(), value.strip())",
+        "value.strip()",
+        ("python_tests/cli/test_parts.py::test_booleans_are_set_as_shells_write_them",),
+        "true is text.",
+    ),
+    Mutation(
+        "ficoco_ext/cli/values.py",
+        '{"true": True, "false": False}',
+        '{"true": True, "false": True}',
+        ("python_tests/cli/test_parts.py::test_booleans_are_set_as_shells_write_them",),
+        "false is true.",
+    ),
 ]
