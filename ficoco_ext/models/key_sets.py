@@ -114,6 +114,7 @@ class KeySets:
         for one in self.family.modalities:
             encoder = KeyedEncoder(self, getattr(self.inner, one.method), one)
             changes.set(self.inner, one.method, encoder)
+        changes.hook(self.inner.register_forward_hook(self.after, always_call=True))
 
     def handed(self, op: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """``mm_encoder_outputs`` for ``generate``, if a caller passes them: it repeats features in the output itself.
@@ -142,8 +143,12 @@ class KeySets:
         found = self._given("forward", outputs, repeated)
         self.now.called = {name: (_features(outputs[name]), looked) for name, looked in found.items()}
 
+    def after(self, module: Any, args: Any, output: Any) -> None:
+        """A call of the inner model has returned, or has failed."""
+        self.end()
+
     def end(self) -> None:
-        """The call has ended, or failed."""
+        """The call needs no key sets any more: nothing of it is held."""
         self.now.traced, self.now.called = {}, None
 
     def _given(self, op: str, outputs: Mapping[str, Any], repeated: bool = False) -> dict[str, Pictures]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from helpers.tiny_families import BY_NAME
 from helpers.tiny_prompts import prompt
 
 import ficoco_ext
+from ficoco_ext.models.key_sets import _LOOKED
 
 pytest.importorskip("transformers")
 
@@ -96,3 +99,49 @@ def test_one_tensor_of_all_pictures():
         output.pooler_output = output.pooler_output[:1].clone()
         with pytest.raises(ValueError, match="others, without a key set, put into its output"):
             model(**text, **outputs)
+
+
+def test_nothing_of_an_output_is_held(model):
+    """After a direct call of the encoder, and after a call that failed before the language model."""
+    with torch.no_grad(), ficoco_ext.attach(model, **KEYS) as handle:
+        output = model.model.get_image_features(pixels(1), return_dict=True)
+        looked = getattr(output, _LOOKED).known[0].values
+        refs = [weakref.ref(one) for one in (output, output.pooler_output[0], looked)]
+
+        hook = model.model.language_model.register_forward_pre_hook(fail, prepend=True)
+        for inputs in (given(ONE, output), batch(ONE)):
+            with pytest.raises(ZeroDivisionError):
+                model(**inputs)
+            assert handle._decoder.keys.now.called is None
+        hook.remove()
+        del output, looked, inputs
+        gc.collect()
+        assert [ref() for ref in refs] == [None] * 3
+        model(**batch(ONE))
+        assert handle._decoder.keys.now.called is None
+
+
+def test_a_copy_of_an_attached_model_ends_its_own_calls(model):
+    with torch.no_grad(), ficoco_ext.attach(model, **KEYS):
+        other = copy.deepcopy(model)
+        keys = other.ficoco_handle._decoder.keys
+        other.model.language_model.layers[0].register_forward_pre_hook(keys_are_ended(keys))
+        hook = other.model.language_model.register_forward_pre_hook(fail, prepend=True)
+        with pytest.raises(ZeroDivisionError):
+            other(**batch(ONE))
+        hook.remove()
+        assert keys.now.called is None
+        assert torch.equal(other(**batch(ONE)).logits, model(**batch(ONE)).logits)
+
+
+def fail(*_):
+    raise ZeroDivisionError
+
+
+def keys_are_ended(keys):
+    """A hook of the first layer: what is read of the pictures is not held during all layers."""
+
+    def check(*_):
+        assert keys.now.called is None
+
+    return check

@@ -181,6 +181,20 @@ MUTATIONS = [
         "Beams of reduced features repeat them in the caller's output: marked outputs grow.",
     ),
     Mutation(
+        KEYS,
+        "always_call=True",
+        "always_call=False",
+        (f"{HANDED}::test_nothing_of_an_output_is_held",),
+        "What a failed call read is held until the next: held outputs.",
+    ),
+    Mutation(
+        KEYS,
+        "        if now.called is None:\n",
+        "        if False:\n",
+        (f"{HANDED}::test_nothing_of_an_output_is_held", f"{INSIDE}::test_a_tuple_is_returned_to_whom_asks_for_one"),
+        "A direct call of the encoder is noted as one of the model: held outputs.",
+    ),
+    Mutation(
         "ficoco_ext/models/reduced_prefill.py",
         "            columns = part.indices.gather(1, visual)\n",
         "            columns = visual\n",
