@@ -89,6 +89,33 @@ def has_its_own(method: AnyMethod) -> bool:
     return bool(method.amount) or each_has_its_own(parts, (), Amount())
 
 
+_DECIDED = {"projector": "globalcom2 with budget='exact'", "language_model": "mustdrop with thresholds=False"}
+
+
+def require_numbers(what: str, method: AnyMethod, parts: Sequence[str] = tuple(_DECIDED)) -> None:
+    """Raise if the data decide how many tokens one of the ``parts`` of ``method`` removes.
+
+    ``what``: is not known for that reason, for the message.
+
+    Example:
+        >>> from ficoco_ext import get_method
+        >>> from ficoco_ext.amounts import require_numbers
+        >>> require_numbers("its cost", get_method("globalcom2"))
+        >>> try:
+        ...     require_numbers("its cost", get_method("globalcom2", budget="floor"))
+        ... except ValueError as error:
+        ...     print(str(error).partition("; ")[0])
+        how many tokens globalcom2 removes is decided while a prompt is read, so its cost is not known before
+    """
+    for part in parts:
+        one = getattr(method, part)
+        if one is not None and one.data_decides:
+            raise ValueError(
+                f"how many tokens {one.name} removes is decided while a prompt is read, so {what} is not known before; "
+                f"use a method of which r, keep_ratio or tokens decide it, such as {_DECIDED[part]}"
+            )
+
+
 def equal_shares(op: str, patches: int, amount: Amount, parts: int = 2, unit: int = 1) -> tuple[Amount, ...]:
     """The amounts of ``parts`` parts, each of which keeps the same share of what it gets, the last one as a ratio.
 

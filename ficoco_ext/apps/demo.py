@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .. import viz
+from ..amounts import require_numbers
 from ..cost import flop_counter
 from ..io import files
 from ..io.ratios import times
@@ -232,6 +233,8 @@ def run(request: Request, *, notice: Say = lambda text: None, progress: Progress
         value = getattr(request, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    chosen = get_method(request.method, **request.hyperparameters)
+    require_numbers("what leaves in each layer", chosen, ("language_model",))
     if request.amount is None:
         request = replace(request, amount=default_amount(request.method, request.hyperparameters))
     show = _with_checkpoint if request.geometry is None else _with_geometry

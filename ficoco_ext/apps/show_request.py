@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..amounts import require_numbers
 from ..methods import METHODS, get_method, hyperparameters, is_name
 from ..viz import page
 from .attention_maps import parse
@@ -135,6 +136,9 @@ def _options(request: Request) -> dict[str, dict[str, Any]]:
     for key in request.hyperparameters:
         if not any(key in own for own in known.values()):
             raise TypeError(f"none of the methods {', '.join(names)} has a hyperparameter {key!r}")
+    for name in names:
+        given = {key: value for key, value in request.hyperparameters.items() if key in known[name]}
+        require_numbers("what leaves in each layer", get_method(name, **given), ("language_model",))
     return {
         name: {
             "layers": request.layers.get(name, request.layers.get("") if _in_layers(name) else None),

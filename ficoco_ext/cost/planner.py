@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from ..amounts import require_numbers
 from ..methods import AnyMethod, get_method
 from ..schedule import Schedule
 from .bill import Cost
@@ -155,7 +156,8 @@ def plan(
         it is a tuple with one for each, which keep about the same share of what they get, as ``attach`` divides it.
 
     Raises:
-        ValueError: a budget out of reach (the message names the range), none or several, or an unknown name.
+        ValueError: a budget out of reach (the message names the range), none or several, or an unknown name. A method
+            that lets the data decide how many tokens leave. NotImplementedError: windows of crops.
 
     Cost: some tens of evaluations of the cost model, well below a second. Deterministic.
 
@@ -177,6 +179,7 @@ def plan(
         convention = "matmul"  # time passes in the tower too
     shape, chosen, device = architecture(model), get_method(method), hardware and find_hardware(hardware)
     require_images(images)
+    require_numbers("what reaches a budget", chosen)
     keeps = chosen_cache(cache, chosen)
     if chosen.projector is not None:
         require_crops(shape, chosen.projector)

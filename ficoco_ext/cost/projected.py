@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from ..amounts import require_numbers
 from ..methods import FeatureMethod, get_method
 from ..resolve import ProjectorPlan
 from ..schedule import Schedule
@@ -56,6 +57,7 @@ def left_of_picture(shape: Architecture, vision: Schedule | None, projector: Pro
     before = tokens_of_picture(shape, vision)
     if isinstance(projector, ProjectorPlan):
         require_crops(shape, projector.method)
+        require_numbers("its cost", projector.method, ("projector",))
         return projector.count(before, grid_of_picture(shape, vision), shape.picture)
     if isinstance(projector, bool) or not isinstance(projector, int):
         raise TypeError(f"projector must be an integer, the tokens that stay of a picture, got {projector!r}")

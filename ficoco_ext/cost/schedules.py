@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from .. import resolve
-from ..amounts import Amount, each_has_its_own, equal_shares
+from ..amounts import Amount, each_has_its_own, equal_shares, require_numbers
 from ..methods import AnyMethod, LanguageMethod, LayerMethod, TowerMethod
 from ..resolve import LanguageModelFacts, TowerFacts
 from ..schedule import Schedule
@@ -174,7 +174,8 @@ def build(
         layers: that reduce; None: as ``attach`` has it.
 
     Raises:
-        ValueError: an amount or layers that do not fit; the message names what is possible.
+        ValueError: an amount or layers that do not fit; the message names what is possible. A method that lets the data
+            decide how many tokens leave. NotImplementedError: windows of crops.
 
     Example:
         >>> from ficoco_ext import cost, get_method
@@ -189,6 +190,7 @@ def build(
         (288, 144)
     """
     require_images(images)
+    require_numbers("its cost", method)
     amounts = iter(shares(OP, shape, method, Amount.of(OP, r=r, keep_ratio=keep_ratio, tokens=tokens, layers=layers)))
     vision = projector = decoder = None
     if method.tower is not None:
@@ -205,11 +207,6 @@ def build(
         plan, _ = resolve.decoder_plan(
             OP, facts, method.language_model, next(amounts), alone=method is method.language_model
         )
-        if plan.by_data:
-            raise ValueError(
-                f"how many tokens {method.name} removes is decided while a prompt is read, so its cost is not known "
-                "before; count a schedule of as many as you expect, or let r, keep_ratio or tokens decide"
-            )
         left = tokens_of_picture(shape, vision) if projector is None else projector
         decoder = plan.schedule(entering_with(shape, left, images))
     return Schedules(vision, projector, decoder)

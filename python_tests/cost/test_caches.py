@@ -9,6 +9,7 @@ import ficoco_ext
 from ficoco_ext import Plan, Schedule, cost, get_method
 from ficoco_ext.cost import caches, compare, schedules
 from ficoco_ext.methods import Combined
+from ficoco_ext.resolve import ProjectorPlan
 
 AWARE = {"cache": "output-aware"}
 SHAPE = cost.architecture("llava-1.5-7b")
@@ -118,3 +119,27 @@ def test_what_the_data_decide_has_no_cost_before():
 
     with pytest.raises(ValueError, match="how many tokens below removes is decided while a prompt is read"):
         schedules.build(SHAPE, BELOW["method"])
+
+
+FLOOR = get_method("globalcom2", budget="floor")
+BY_THRESHOLDS = get_method("mustdrop", thresholds=True)
+
+
+@pytest.mark.parametrize("method", [FLOOR, BY_THRESHOLDS, Combined.of(FLOOR, get_method("fastv"))])
+@pytest.mark.parametrize("picture", [None, (480, 640)])
+def test_what_the_data_decide_is_neither_billed_nor_planned(method, picture):
+    """Numbers that the picture decides would look exact."""
+    shape = cost.architecture("llava-next-7b", picture=picture)
+    amount = {} if method is BY_THRESHOLDS else {"keep_ratio": 0.25}
+    example = "mustdrop with thresholds=False" if method is BY_THRESHOLDS else "globalcom2 with budget='exact'"
+    message = f"removes is decided while a prompt is read, so {{}} is not known before; .*, such as {example}"
+    with pytest.raises(ValueError, match=message.format("its cost")):
+        schedules.build(shape, method, **amount)
+    for floor in (1, 300):
+        with pytest.raises(ValueError, match=message.format("what reaches a budget")):
+            cost.plan(shape, method, tflops=20, floor=floor)
+    if method.projector is not None:
+        with pytest.raises(ValueError, match=message.format("its cost")):
+            cost.prefill(shape, projector=ProjectorPlan(FLOOR, keep_ratio=0.25), method=FLOOR)
+    exact = get_method("globalcom2")
+    assert schedules.build(shape, exact, keep_ratio=0.25).projector

@@ -85,4 +85,18 @@ MUTATIONS: list[Mutation] = [
         tests=(_CROPS + "test_what_a_sheet_cannot_show_is_refused",),
         why="A patch that there is not is followed.",
     ),
+    Mutation(
+        "ficoco_ext/apps/demo.py",
+        '    require_numbers("what leaves in each layer", chosen, ("language_model",))\n',
+        "",
+        ("python_tests/cli/test_cli.py",),
+        "A demonstration of what the data decide speaks of a keep_ratio that was not given.",
+    ),
+    Mutation(
+        "ficoco_ext/apps/show_request.py",
+        'get_method(name, **given), ("language_model",))',
+        'get_method(name), ("language_model",))',
+        ("python_tests/cli/test_cli.py",),
+        "A picture of what the data decide speaks of a keep_ratio that was not given.",
+    ),
 ]

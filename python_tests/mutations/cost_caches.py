@@ -54,4 +54,32 @@ MUTATIONS = [
         tests=("python_tests/cli/test_cost_cache.py::test_a_plan_for_it",),
         why="The printed call attaches another kind of cache than was planned for.",
     ),
+    Mutation(
+        "ficoco_ext/cost/schedules.py",
+        '    require_numbers("its cost", method)\n',
+        "",
+        ("python_tests/cost/test_caches.py::test_what_the_data_decide_is_neither_billed_nor_planned",),
+        "What the data decide is billed as if it were known.",
+    ),
+    Mutation(
+        "ficoco_ext/cost/planner.py",
+        '    require_numbers("what reaches a budget", chosen)\n',
+        "",
+        ("python_tests/cost/test_caches.py::test_what_the_data_decide_is_neither_billed_nor_planned",),
+        "What the data decide is planned.",
+    ),
+    Mutation(
+        "ficoco_ext/cost/projected.py",
+        '        require_numbers("its cost", projector.method, ("projector",))\n',
+        "",
+        ("python_tests/cost/test_caches.py::test_what_the_data_decide_is_neither_billed_nor_planned",),
+        "What the data decide after the projector is billed as if it were known.",
+    ),
+    Mutation(
+        "ficoco_ext/amounts.py",
+        "if one is not None and one.data_decides:",
+        "if one is method and one.data_decides:",
+        ("python_tests/cost/test_caches.py::test_what_the_data_decide_is_neither_billed_nor_planned",),
+        "What the data decide in a part of a method is billed as if it were known.",
+    ),
 ]
