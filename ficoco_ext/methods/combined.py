@@ -52,6 +52,7 @@ class Combined(AnyMethod):
         """The parts of all ``methods``, in any order.
 
         Raises:
+            TypeError: one that is no method, such as a name.
             ValueError: two of them act in one part, or all together in one part only.
 
         Example:
@@ -62,6 +63,9 @@ class Combined(AnyMethod):
         """
         found: dict[str, Any] = {}
         for method in methods:
+            if not isinstance(method, AnyMethod):
+                named = f"get_method({method!r})" if isinstance(method, str) else "get_method('fastv')"
+                raise TypeError(f"Combined.of: methods must be methods, got {method!r}; pass {named}")
             for part, words in PARTS.items():
                 own = getattr(method, part)
                 if own is None:

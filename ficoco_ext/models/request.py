@@ -185,7 +185,7 @@ def _parts(method: Any, hyperparameters: Mapping[str, Any]) -> tuple[Any, Any, A
     if chosen and all(one.tower is None and one.projector is None for one in chosen):
         return None, None, chosen, ()
     names = ", ".join(one.name for one in chosen) or "none"
-    remedy = "for both, pass one Combined.of(vision, decoder)"
+    remedy = "for both, pass one Combined.of(get_method(vision), get_method(decoder))"
     checks.fail(OP, "method", "methods that are all for the tower or all for the decoder", names, remedy)
 
 

@@ -226,7 +226,7 @@ VALUES = [
         ValueError,
         "for the tower or all for the decoder, got ficoco-l, topk",
     ),
-    ({"method": ["ficoco-l", "ficoco-vl"], "r": 3}, ValueError, "for both, pass one Combined.of(vision, decoder)"),
+    ({"method": ["ficoco-l", "ficoco-vl"], "r": 3}, ValueError, "for both, pass one Combined.of"),
     ({"method": [], "r": 3}, ValueError, "all for the tower or all for the decoder, got none"),
     ({"method": ["ficoco-l", "fastv"], "r": 3}, ValueError, "one for each of the 3 layers, got 2"),
     (

@@ -86,3 +86,9 @@ def test_a_hyperparameter_that_no_part_has():
     message = r"method 'divprune\+fastv' has no hyperparameter 'lyer'; it has part, merge, layer; did you mean 'layer'"
     with pytest.raises(TypeError, match=message):
         get_method("divprune+fastv", lyer=3)
+
+
+@pytest.mark.parametrize(("wrong", "remedy"), [("fastv", r"get_method\('fastv'\)"), (None, "get_method")])
+def test_names_are_not_methods(wrong, remedy):
+    with pytest.raises(TypeError, match=rf"Combined.of: methods must be methods, got {wrong!r}; pass {remedy}"):
+        Combined.of(get_method("divprune"), wrong)
