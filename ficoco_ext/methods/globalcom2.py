@@ -148,7 +148,10 @@ def _amount(crops: Crops, keep_ratio: float | None, tokens: int | None) -> tuple
         return share, None
     if keep_ratio is not None:
         checks.fail(op, "amount", "one of keep_ratio and tokens", "both", "pass one of them")
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
-        checks.fail(op, "tokens", "an integer of at least 1", tokens, "pass how many patches stay", TypeError)
+    whole = isinstance(tokens, int) and not isinstance(tokens, bool)
+    if not whole or tokens < 1:
+        kind = ValueError if whole else TypeError
+        remedy = "pass how many patches stay"
+        checks.fail(op, "tokens", "an integer of at least 1", checks.describe(tokens), remedy, kind)
     count = min(tokens, crops.tokens)
     return count / crops.tokens, count

@@ -49,8 +49,11 @@ class Crops:
 
         Raises:
             ValueError: a size that is not two numbers of at least 1, no pinpoint, or one that is no multiple of
-                ``pixels``.
+                ``pixels``; ``side`` or ``pixels`` below 1. TypeError: one of these two is no integer, or
+                ``pinpoints`` no sequence.
         """
+        _require_count("side", side, "pass image_size // patch_size of the config's vision tower")
+        _require_count("pixels", pixels, "pass image_size of the config's vision tower")
         height, width = _size("size", size)
         canvas = best_canvas((height, width), pinpoints)
         if canvas[0] % pixels or canvas[1] % pixels:
@@ -137,6 +140,9 @@ def best_canvas(size: tuple[int, int], pinpoints: Sequence[Sequence[int]]) -> tu
     Of equal ones the first. ``size``: (height, width) of the picture.
     """
     height, width = size
+    if not isinstance(pinpoints, Sequence) or isinstance(pinpoints, str):
+        wanted, remedy = "a sequence of (height, width)", "pass image_grid_pinpoints"
+        checks.fail("crops", "pinpoints", wanted, checks.describe(pinpoints), remedy, TypeError)
     if not pinpoints:
         checks.fail("crops", "pinpoints", "at least one (height, width)", "none", "pass image_grid_pinpoints")
 
@@ -155,6 +161,13 @@ def _overlap(first: int, last: int, start: int, length: int) -> tuple[int, int]:
     """Which of ``length`` rows from ``start`` on are in [first, last), counted from ``start``; equal ends: none."""
     begin = min(max(first - start, 0), length)
     return begin, max(min(last - start, length), begin)
+
+
+def _require_count(name: str, got: object, remedy: str) -> None:
+    whole = isinstance(got, int) and not isinstance(got, bool)
+    if not whole or got < 1:  # type: ignore[operator]  # an integer, once whole
+        kind = ValueError if whole else TypeError
+        checks.fail("crops", name, "an integer of at least 1", checks.describe(got), remedy, kind)
 
 
 def whole_pair(size: Any) -> tuple[int, int] | None:

@@ -6,7 +6,9 @@ import random
 
 import numpy
 import pytest
+import torch
 
+import ficoco_ext
 from ficoco_ext.stages import Crops
 from ficoco_ext.stages.crops import best_canvas
 
@@ -97,3 +99,23 @@ def test_of_equal_canvases_the_first():
 def test_refused(size, pinpoints, named):
     with pytest.raises(ValueError, match=named):
         Crops.of(size, pinpoints, 6, 24)
+
+
+@pytest.mark.parametrize("name", ["side", "pixels"])
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [(0, ValueError), (-1, ValueError), (2.0, TypeError), ("24", TypeError), (True, TypeError), (None, TypeError)],
+)
+def test_sides_are_whole_numbers(name, wrong, error):
+    given = {"side": 4, "pixels": 32, name: wrong}
+    message = f"ficoco::crops: {name} must be an integer of at least 1, got {wrong!r} .*; pass image_size"
+    with pytest.raises(error, match=message):
+        Crops.of((30, 64), [(32, 64)], **given)
+    with pytest.raises(error, match=message):
+        ficoco_ext.globalcom2_keep(torch.zeros(3, 16), (30, 64), [(32, 64)], **given)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, "32x64"])
+def test_pinpoints_are_a_sequence(wrong):
+    with pytest.raises(TypeError, match="ficoco::crops: pinpoints must be a sequence of"):
+        Crops.of((30, 64), wrong, 4, 32)

@@ -426,7 +426,10 @@ def test_other_arguments_that_cannot_be():
     bad = [
         ({"keep_ratio": 0}, ValueError, r"keep_ratio must be a number in \[5e-324, 1\]"),
         ({"keep_ratio": 0.5, "tokens": 4}, ValueError, "one of keep_ratio and tokens, got both"),
-        ({"tokens": 0}, TypeError, "tokens must be an integer of at least 1"),
+        ({"tokens": 0}, ValueError, "tokens must be an integer of at least 1"),
+        ({"tokens": -3}, ValueError, "tokens must be an integer of at least 1"),
+        ({"tokens": True}, TypeError, "tokens must be an integer of at least 1"),
+        ({"tokens": "4"}, TypeError, "tokens must be an integer of at least 1"),
         ({"tokens": 2.5}, TypeError, "tokens must be an integer of at least 1"),
     ]
     for options, kind, message in bad:

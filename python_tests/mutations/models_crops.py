@@ -43,4 +43,25 @@ MUTATIONS = [
     ),
     Mutation(PICTURES, "now.pictures = outer", "now.pictures = ()", (ROWS,), "An outer call loses its pictures."),
     Mutation(PICTURES, "if wanted != rows:", "if wanted > rows:", (OUTSIDE,), "A tower on its own has no padding."),
+    Mutation(
+        CROPS,
+        "if not whole or got < 1:",
+        "if not whole:",
+        (f"{TESTS}::test_sides_are_whole_numbers",),
+        "A crop may have no patches or pixels.",
+    ),
+    Mutation(
+        "ficoco_ext/methods/globalcom2.py",
+        "kind = ValueError if whole else TypeError",
+        "kind = TypeError",
+        ("python_tests/methods/test_globalcom2.py",),
+        "A wrong number of tokens is a wrong type.",
+    ),
+    Mutation(
+        "ficoco_ext/methods/combined.py",
+        "if not isinstance(method, AnyMethod):",
+        "if False:",
+        ("python_tests/methods/test_combined.py::test_names_are_not_methods",),
+        "A name among methods is an AttributeError.",
+    ),
 ]
