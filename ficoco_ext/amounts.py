@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .methods import AnyMethod
@@ -14,12 +14,16 @@ from .schedule import Schedule
 
 @dataclass(frozen=True)
 class Amount:
-    """``r``, ``keep_ratio`` and ``tokens``, of which one may be given, and ``layers``; as ``attach`` takes them."""
+    """``r``, ``keep_ratio`` and ``tokens``, of which one may be given, and ``layers``; as ``attach`` takes them.
+
+    ``share_of``: of one of several parts the name and the value of what is given for all of them, for messages.
+    """
 
     r: Any = None
     keep_ratio: Any = None
     tokens: Any = None
     layers: tuple[Any, ...] | None = None
+    share_of: tuple[str, Any] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, op: str, *, layers: Any = None, **given: Any) -> Amount:
@@ -132,11 +136,13 @@ def equal_shares(op: str, patches: int, amount: Amount, parts: int = 2, unit: in
             wanted = "keep_ratio, for the number of visual tokens depends on the picture"
             checks.fail(op, "amount", wanted, "tokens", "or say it for each part")
         ratio = Schedule.build(2**20, layers=(0,), **amount.given).keep_ratio
-        return (Amount(keep_ratio=ratio ** (1 / parts)),) * parts
+        (said,) = amount.given.items()
+        return (Amount(keep_ratio=ratio ** (1 / parts), share_of=said),) * parts
     final = Schedule.build(patches, layers=(0,), **amount.given).final
     if parts == 2:
         left = [shared_tokens(patches, final)]
     else:
         left = [math.floor(patches * (final / patches) ** (part / parts) + 0.5) for part in range(1, parts)]
     left[0] += (patches - left[0]) % unit
-    return *(Amount(tokens=tokens) for tokens in left), Amount(keep_ratio=final / left[-1])
+    (said,) = amount.given.items()
+    return *(Amount(tokens=tokens, share_of=said) for tokens in left), Amount(keep_ratio=final / left[-1])

@@ -172,11 +172,12 @@ def tower_schedule(
     schedule = Schedule.build(facts.patches, layers=layers, **given)
     chosen = _one_for_each(op, methods, layers) if isinstance(methods, tuple) else methods.of_layers(len(layers))
     schedule = _in_units(op, schedule, chosen, exact="r" in given)
+    said = amount.share_of or next(iter(given.items()))
     for one, step in zip(chosen, schedule.steps, strict=True):
         before = step.before
         first = facts.class_token
         for part, r in one.parts(first + before, step.r, class_token=first) if step.r else ():
-            _require_possible(op, facts, part, r, before, step.layer)
+            _require_possible(op, facts, part, r, before, step.layer, said)
             before -= r
     return schedule, chosen
 
@@ -197,13 +198,19 @@ def _in_units(op: str, schedule: Schedule, methods: Sequence[LayerMethod], *, ex
     return replace(schedule, r=whole, after_mlp=late)
 
 
-def _require_possible(op: str, facts: TowerFacts, method: LayerMethod, r: int, before: int, layer: int) -> None:
-    """Raise if ``method`` cannot remove ``r`` of ``before`` patches in this layer of the tower."""
+def _require_possible(
+    op: str, facts: TowerFacts, method: LayerMethod, r: int, before: int, layer: int, said: tuple[str, Any]
+) -> None:
+    """Raise if ``method`` cannot remove ``r`` of ``before`` patches in this layer, as the amount ``said`` has it."""
     most = method.largest(facts.class_token + before, class_token=facts.class_token)
     if r > most:
+        name, value = said
         wanted = f"at most {most} in layer {layer}, {method.limit} of the {before} patches that enter it"
+        got = str(r)
+        if name != "r":
+            wanted, got = f"such that r is {wanted}", f"{value}, which removes {r}"
         remedy = f"{method.name} removes at most {method.limit} of what enters a layer; remove less, or in more layers"
-        checks.fail(op, "r", wanted, str(r), remedy)
+        checks.fail(op, name, wanted, got, remedy)
     targets = method.targets(before - r)
     if targets is not None and targets > before - r:
         wanted = f"at most {before - r}, the patches that layer {layer} leaves"

@@ -85,7 +85,9 @@ def test_a_page_holds_what_was_found(loaded, tmp_path):
     result = show.run(request, notice=notes.append)
     assert (result.page, result.picture) == (str(path), None)
     assert [(one.method, one.keep_ratio) for one in result.refused] == [("tome", 0.1)]
-    assert "r must be at most" in result.refused[0].reason and result.refused[0].reason in notes[0]
+    assert (
+        "keep_ratio must be such that r is at most" in result.refused[0].reason and result.refused[0].reason in notes[0]
+    )
     found = known(path.read_text("utf-8"))
     assert [found["methods"], found["ratios"], found["selected"]] == [list(METHODS), [0.5, 0.1], 2 * 12 + 5]
     assert [found["grid"], found["sides"]] == [[12, 12], [["vision", 7], ["text", 6]]]

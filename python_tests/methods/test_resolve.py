@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ficoco_ext import Method, get_method
+from ficoco_ext import Method, cost, get_method
 from ficoco_ext.amounts import Amount, equal_shares, shared_tokens
 from ficoco_ext.methods import LayerMethod, Split
 from ficoco_ext.resolve import (
@@ -147,3 +147,18 @@ def test_stages_that_a_language_model_is_too_small_for():
 def test_all_but_one_can_leave(one):
     assert [one.largest(tokens, class_token=True) for tokens in (65, 3, 2, 1)] == [63, 1, 0, 0]
     assert [one.largest(tokens, class_token=False) for tokens in (65, 2, 1, 0)] == [64, 1, 0, 0]
+
+
+@pytest.mark.parametrize("amount", [{"keep_ratio": 0.01}, {"tokens": 6}])
+def test_too_much_names_what_was_passed(amount):
+    """Of one part and of all together; never an r that no one passed."""
+    ((name, value),) = amount.items()
+    message = rf"{name} must be such that r is at most 512 in layer 0, .*, got {value}, which removes 568; "
+    shape = cost.architecture("llava-1.5-7b")
+    with pytest.raises(ValueError, match=message):
+        cost.schedules.build(shape, get_method("mustdrop", part="tower"), **amount)
+    together = {name: value // 3 if name == "tokens" else 0.004}
+    with pytest.raises(ValueError, match=rf"{name} must be such that r is at most 512 .* got {together[name]}, which"):
+        cost.schedules.build(shape, get_method("mustdrop"), **together)
+    with pytest.raises(ValueError, match=r"cost: r must be at most 512 in layer 0, .*, got 520; "):
+        cost.schedules.build(shape, get_method("mustdrop", part="tower"), r=520)

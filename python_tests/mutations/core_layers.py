@@ -33,4 +33,18 @@ MUTATIONS = [
         tests=(f"{NEWER}::test_a_language_model_that_deepstack_fills_cannot_reduce",),
         why="The message names a layer that does not exist.",
     ),
+    Mutation(
+        "ficoco_ext/resolve.py",
+        "said = amount.share_of or next(iter(given.items()))",
+        "said = next(iter(given.items()))",
+        ("python_tests/methods/test_resolve.py::test_too_much_names_what_was_passed",),
+        "A share of a part is named, which was not passed.",
+    ),
+    Mutation(
+        "ficoco_ext/resolve.py",
+        'if name != "r":\n            wanted, got',
+        "if False:\n            wanted, got",
+        ("python_tests/methods/test_resolve.py::test_too_much_names_what_was_passed",),
+        "What was passed is measured in patches that leave.",
+    ),
 ]

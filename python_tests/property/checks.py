@@ -34,6 +34,8 @@ RIGHTLY_REFUSED = {  # how a refusal begins, and when it is right
         lambda case: case.hyperparameters.get("penalty", 1) != 1 and part_of(case) != "tower"
     ),
     "ficoco::attach: r must be at most": lambda case: "half" in limits(case),
+    "ficoco::attach: keep_ratio must be such that r is at most": lambda case: "half" in limits(case),
+    "ficoco::attach: tokens must be such that r is at most": lambda case: "half" in limits(case),
     "ficoco::attach: layers must be in": lambda case: case.each,  # more methods than layers
     "ficoco::generate: use_cache=False is not supported": (
         lambda case: case.cache == "none" and case.use != "forward" and part_of(case) != "tower"
