@@ -318,8 +318,8 @@ MUTATIONS = [
     ),
     Mutation(
         "ficoco_ext/amounts.py",
-        "Amount(keep_ratio=ratio ** (1 / parts))",
-        "Amount(keep_ratio=ratio / parts)",
+        "Amount(keep_ratio=ratio ** (1 / parts), share_of=said)",
+        "Amount(keep_ratio=ratio / parts, share_of=said)",
         (f"{PLAN}::test_shares_where_pictures_differ",),
         "More or less is left in the end than was asked for.",
     ),
