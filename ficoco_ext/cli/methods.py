@@ -48,7 +48,7 @@ def command(
 
 def _exceptions(shares: dict[str, tuple[Share, ...]]) -> str:
     """Which methods cost more than the limit, and where."""
-    from ..cost.selection import BUDGETS, LIMIT
+    from ..cost.selection import BUDGETS, LIMIT, OF_CROPS
 
     above = [
         f"{name} {worst.share:.1%} ({worst.model}, {worst.tokens} tokens)"
@@ -56,7 +56,9 @@ def _exceptions(shares: dict[str, tuple[Share, ...]]) -> str:
         for worst in [max(found, key=lambda one: one.share, default=None)]
         if worst is not None and worst.share > LIMIT
     ]
-    budgets = "; ".join(f"{model} at {', '.join(map(str, tokens))} tokens" for model, tokens in BUDGETS.items())
+    budgets = "; ".join(
+        f"{model} at {', '.join(map(str, tokens))} tokens" for model, tokens in (BUDGETS | OF_CROPS).items()
+    )
     return f"Selection costs at most {LIMIT:.0%} of the prefill ({budgets}), except: {', '.join(above) or 'none'}."
 
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..methods import AnyMethod, get_method
+from ..stages.needs import CROPS
 from .presets import architecture
 from .schedules import build
 from .scope import bill
 
 LIMIT = 0.02  # of the prefill's operations: what costs more is named as an exception
 BUDGETS = {"llava-1.5-7b": (192, 128, 64), "qwen2.5-vl-7b": (432, 288, 144)}
+OF_CROPS = {"llava-next-7b": (1440, 720, 288)}  # for a method that needs pictures of several crops
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Share:
     """The operations of a method's own, of all from pixels to the first token.
 
     Attributes:
-        model: a key of :data:`BUDGETS`. tokens: visual tokens that are left in the end. share: in 0 ... 1.
+        model: a key of :data:`BUDGETS`, or of :data:`OF_CROPS`. tokens: visual tokens that are left in the end. share: in 0 ... 1.
     """
 
     model: str
@@ -30,7 +32,7 @@ class Share:
 def shares(method: str | AnyMethod, **hyperparameters: Any) -> tuple[Share, ...]:
     """What ``method`` costs at each budget of :data:`BUDGETS`; one picture, 60 text tokens.
 
-    Models that it does not fit are left out. A method that takes no number of tokens is counted at its own amount.
+    A method that needs pictures of several crops is counted at those of :data:`OF_CROPS`, with five full crops. Models that it does not fit are left out. A method that takes no number of tokens is counted at its own amount.
 
     Raises:
         ValueError, TypeError: as :func:`ficoco_ext.get_method`.
@@ -42,7 +44,7 @@ def shares(method: str | AnyMethod, **hyperparameters: Any) -> tuple[Share, ...]
     """
     chosen = get_method(method, **hyperparameters)
     found = []
-    for model, budgets in BUDGETS.items():
+    for model, budgets in (OF_CROPS if CROPS in chosen.needs else BUDGETS).items():
         at = [one for tokens in budgets if (one := _share(model, chosen, {"tokens": tokens})) is not None]
         own = None if at or not chosen.amount else _share(model, chosen, {})
         found += at if own is None else [own]

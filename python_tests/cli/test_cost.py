@@ -17,6 +17,7 @@ from ficoco_ext.apps import checkpoint
 from ficoco_ext.cli import cost_tables
 from ficoco_ext.cli.plan import attach_call
 from ficoco_ext.cost import advice, compare, reproduce, schedules, scope
+from ficoco_ext.stages import needs
 
 KEYS = ("tflops", "kv_mb", "memory_access_gb", "resident_gb", "ttft_ms", "layers")
 TINY = PACKAGE / "data" / "tiny_llava"
@@ -73,8 +74,31 @@ def test_matmul_is_everything():
     assert [one["tokens"] for one in tower[-2:]] == [217, 177]
 
 
-@pytest.mark.parametrize("method", [*ficoco_ext.METHODS, *JOINED])
-@pytest.mark.parametrize("model", ["llava-1.5-7b", "llava-next-13b"])
+# With pictures of crops: what attach refuses there, and what it refuses elsewhere.
+NOT_OF_CROPS = {"mustdrop": "single patches", **dict.fromkeys(JOINED[1:], "a single part")}
+OF_CROPS_ALONE = [name for name in ficoco_ext.METHODS if needs.CROPS in ficoco_ext.get_method(name).needs]
+OF_A_GRID = [name for name in ficoco_ext.METHODS if name not in OF_CROPS_ALONE]
+
+
+@pytest.mark.parametrize("method", NOT_OF_CROPS)
+def test_what_attach_refuses_for_crops_is_not_billed(method):
+    result = run("cost", "llava-next-13b", "--method", method)
+    assert result.exit_code == 2 and NOT_OF_CROPS[method] in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("method", OF_CROPS_ALONE)
+def test_what_needs_crops_is_not_billed_without(method):
+    result = run("cost", "llava-1.5-7b", "--method", method)
+    assert result.exit_code == 2 and "cut into crops" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [
+        *(("llava-1.5-7b", method) for method in [*OF_A_GRID, *JOINED]),
+        *(("llava-next-13b", method) for method in [*ficoco_ext.METHODS, *JOINED] if method not in NOT_OF_CROPS),
+    ],
+)
 def test_every_method(model, method):
     found = document("cost", model, "--method", method, "--images", 2)
     assert found["tflops"] < found["all_tokens"]["tflops"]
@@ -205,7 +229,7 @@ def test_plan_says_how_to_apply_it():
     assert both == f'ficoco_ext.attach(model, "ficoco-vl", {sides}, lam=0.5)'
 
 
-@pytest.mark.parametrize("method", [*ficoco_ext.METHODS, *JOINED])
+@pytest.mark.parametrize("method", [*OF_A_GRID, *JOINED])
 def test_attach_takes_what_plan_says(method):
     pytest.importorskip("transformers")
     model = checkpoint.load(None, torch.float32, torch.device("cpu")).model
@@ -227,7 +251,7 @@ def test_attach_takes_what_plan_says(method):
             assert schedule.before_attention == decoder["before_attention"]
 
 
-@pytest.mark.parametrize("method", [*ficoco_ext.METHODS, *JOINED])
+@pytest.mark.parametrize("method", [*OF_A_GRID, *JOINED])
 @pytest.mark.parametrize("amount", [{"keep_ratio": 0.4}, {"tokens": 50}])
 def test_schedules_are_those_of_attach(method, amount):
     pytest.importorskip("transformers")

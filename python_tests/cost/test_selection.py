@@ -9,7 +9,8 @@ from helpers.cli import document, run
 
 from ficoco_ext import METHODS, Method, cost, get_method
 from ficoco_ext.cost import schedules, scope, selection
-from ficoco_ext.cost.selection import BUDGETS, LIMIT, Share
+from ficoco_ext.cost.selection import BUDGETS, LIMIT, OF_CROPS, Share
+from ficoco_ext.stages import needs
 
 # Methods whose own operations are more than 2 % of a 7B prefill's, and where.
 EXCEPTIONS = {"pyramiddrop": {"llava-1.5-7b"}}
@@ -28,7 +29,10 @@ def test_selection_is_below_two_percent_or_an_exception(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_counted(name):
     found = selection.shares(name)
-    counted = {model: [one.tokens for one in found if one.model == model] for model in BUDGETS}
+    counted = {model: [one.tokens for one in found if one.model == model] for model in BUDGETS | OF_CROPS}
+    if needs.CROPS in get_method(name).needs:
+        assert counted == dict.fromkeys(BUDGETS, []) | {model: list(wanted) for model, wanted in OF_CROPS.items()}
+        return
     wanted = BUDGETS["llava-1.5-7b"]
     if name in ELSEWHERE:
         assert not found
