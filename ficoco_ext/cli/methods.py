@@ -56,9 +56,8 @@ def _exceptions(shares: dict[str, tuple[Share, ...]]) -> str:
         for worst in [max(found, key=lambda one: one.share, default=None)]
         if worst is not None and worst.share > LIMIT
     ]
-    budgets = "; ".join(
-        f"{model} at {', '.join(map(str, tokens))} tokens" for model, tokens in (BUDGETS | OF_CROPS).items()
-    )
+    counted = {**BUDGETS, **OF_CROPS}.items()
+    budgets = "; ".join(f"{model} at {', '.join(map(str, tokens))} tokens" for model, tokens in counted)
     return f"Selection costs at most {LIMIT:.0%} of the prefill ({budgets}), except: {', '.join(above) or 'none'}."
 
 

@@ -21,7 +21,8 @@ class Share:
     """The operations of a method's own, of all from pixels to the first token.
 
     Attributes:
-        model: a key of :data:`BUDGETS`, or of :data:`OF_CROPS`. tokens: visual tokens that are left in the end. share: in 0 ... 1.
+        model: a key of :data:`BUDGETS`, or of :data:`OF_CROPS`. tokens: visual tokens that are left in the end.
+        share: in 0 ... 1.
     """
 
     model: str
@@ -32,7 +33,8 @@ class Share:
 def shares(method: str | AnyMethod, **hyperparameters: Any) -> tuple[Share, ...]:
     """What ``method`` costs at each budget of :data:`BUDGETS`; one picture, 60 text tokens.
 
-    A method that needs pictures of several crops is counted at those of :data:`OF_CROPS`, with five full crops. Models that it does not fit are left out. A method that takes no number of tokens is counted at its own amount.
+    A method that needs pictures of several crops is counted at those of :data:`OF_CROPS`, with five full crops. Models
+    that it does not fit are left out. A method that takes no number of tokens is counted at its own amount.
 
     Raises:
         ValueError, TypeError: as :func:`ficoco_ext.get_method`.
