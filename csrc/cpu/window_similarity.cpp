@@ -3,8 +3,8 @@
 // The sum of the cosines of all pairs of unit vectors is (|their sum|^2 - the sum of their squares), so no pair is
 // formed. A task owns a window: its patches are scaled to unit length in a buffer and added up. 6 P C FLOPs an image;
 // each patch is read from memory once, and a few times more from the cache, which bounds it. Sums run over patches and
-// channels in an order that depends on neither the window's position nor the threads, so windows with equal patches have
-// equal results bit for bit.
+// channels in an order that depends on neither the window's position nor the threads, so windows with equal patches
+// have equal results bit for bit.
 #include "cpu/buffer.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
