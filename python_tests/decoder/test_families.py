@@ -47,7 +47,7 @@ def test_generation_equals_the_language_model_by_hand(family, method, attention)
             assert worst_error(model, seen, reductions, plan, dropping=False, **check) > 1e-2
 
 
-@pytest.mark.parametrize("family", MAKE)
+@pytest.mark.parametrize("family", [family for family in MAKE if not family.startswith("LLaVA-NeXT")])
 def test_a_tower_that_cannot_be_reduced_is_refused(family):
     model = MAKE[family][0]()
     for method in ("ficoco-v", "tome", "ficoco-vl"):
