@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .reduction import Reduction
     from .schedule import Plan, Schedule
 
-_ROOMS = ("cost", "methods", "ops", "stages")
+_ROOMS = ("ops", "stages", "methods", "cost")  # as they build on one another
 _HOMES = {  # of the other public names
     "METHODS": "methods",
     "Method": "methods",
@@ -46,18 +46,17 @@ _HOMES = {  # of the other public names
 }
 
 
-def _load() -> None:
-    for room in _ROOMS:
-        importlib.import_module(f".{room}", __name__)  # which sets it here
-    for public, home in _HOMES.items():
-        globals()[public] = getattr(importlib.import_module(f".{home}", __name__), public)
+def _load(name: str) -> Any:
+    """One public name, and no other: a plug-in may ask while the package is being imported."""
+    home = importlib.import_module(f".{_HOMES.get(name, name)}", __name__)
+    globals()[name] = found = home if name in _ROOMS else getattr(home, name)
+    return found
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES and name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    _load()
-    return globals()[name]
+    return _load(name)
 
 
 def __dir__() -> list[str]:
@@ -88,4 +87,6 @@ __all__ = [
 ]
 
 if Path(*getattr(sys, "argv", [])[:1]).stem != "ficoco":
-    _load()
+    for _name in (*_ROOMS, *_HOMES):
+        _load(_name)
+    del _name

@@ -138,7 +138,11 @@ def _options(request: Request) -> dict[str, dict[str, Any]]:
             raise TypeError(f"none of the methods {', '.join(names)} has a hyperparameter {key!r}")
     for name in names:
         given = {key: value for key, value in request.hyperparameters.items() if key in known[name]}
-        require_numbers("what leaves in each layer", get_method(name, **given), ("language_model",))
+        try:
+            method = get_method(name, **given)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{name}: {error}") from error
+        require_numbers("what leaves in each layer", method, ("language_model",))
     return {
         name: {
             "layers": request.layers.get(name, request.layers.get("") if _in_layers(name) else None),

@@ -244,7 +244,10 @@ def test_command_prints_tables(loaded, tmp_path):
         ("scene_4 --output {page} --keep-ratios 0.5,1", "--keep-ratios must be in (0, 1), got 1.0"),
         ("scene_4 --output {page} --keep-ratios 0.5,0.5", "--keep-ratios must all be different, got 0.5, 0.5"),
         ("scene_4 --output {page} --keep-ratios few", "--keep-ratios must be numbers"),
-        ("scene_4 --output {page} --keep-ratios 0.1,0.05 --methods topk,tome", "tome: ficoco::attach: r must be"),
+        (
+            "scene_4 --output {page} --keep-ratios 0.1,0.05 --methods topk,tome",
+            "tome: ficoco::attach: --keep-ratio must be such that r is at most",
+        ),
         ("scene_4 --output {page}/x.html", "for the page x.html"),
         ("scene_4 --output {page} --layers 99", "ficoco-v: ficoco::attach: --layers must be in"),
         ("scene_4 --output {text}", "picture must end in one of .png"),
