@@ -299,7 +299,7 @@ class LanguageMethod(AnyMethod):
 
     @property
     def cache(self) -> str:
-        """What layers keep of a prompt that is read, where ``attach`` is not told: one of :data:`CACHES`."""
+        """What layers keep of a prompt that is read, where ``attach`` is given nothing: one of :data:`CACHES`."""
         return CACHES[0]
 
     @property

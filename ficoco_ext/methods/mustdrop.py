@@ -91,7 +91,7 @@ def mustdrop(
     tokens. :func:`ficoco_ext.stages.windows_above` helps to choose how many windows merge.
 
     Once the prompt is read, every layer from the first such block on keeps in its cache what is left in the end, unless
-    attach is told otherwise (``cache="staircase"``). Positions stay the original ones, where the release counts anew
+    attach is given another one (``cache="staircase"``). Positions stay the original ones, where the release counts anew
     after every block. Tokens leave between attention and MLP of a block, where the release cuts its output: the same
     tokens stay with the same values.
 

@@ -123,7 +123,7 @@ class CropPacking:
             whole: tuple[list[Tensor], Tensor] = self.function(self.inner, *args, **kwargs)
             return whole
         if newline is None:
-            remedy = "patches left in the vision tower, and rows are told apart by their ends"
+            remedy = "patches left in the vision tower, and line ends separate the rows"
             checks.fail(_METHOD, "image_newline", "the line end of the model", "None", remedy)
         pictures = self.pictures.of_batch(sum(len(one) for one in features))
         left = self.tower.of_this_thread()[-1].patch_ids.split([len(one) for one in features])
