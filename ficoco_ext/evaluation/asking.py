@@ -15,7 +15,7 @@ from ..gridvqa.vocabulary import vocabulary
 from ..io.suggest import did_you_mean
 from ..judging import contained, exact
 from .data import Questions
-from .sharing import SharedPictures, can_share, reads_text
+from .sharing import SharedPictures, can_share, needs_pixels, reads_text
 
 Judge = Callable[[str, str], bool | None]
 Tick = Callable[[int], None]
@@ -174,7 +174,8 @@ def answers(prompts: Prompts, asking: Asking, tick: Tick = lambda number: None) 
     found = [""] * len(prompts.asked.items)
     run = _plain
     if prompts.shares:
-        run = _each if reads_text(prompts.checkpoint.model) else _shared
+        model = prompts.checkpoint.model
+        run = _each if reads_text(model) or needs_pixels(model) else _shared
     for numbers, said in run(prompts, asking):
         for number, text in zip(numbers, said, strict=True):
             found[number] = text

@@ -13,7 +13,7 @@ from ..models import AttachPlan
 from ..models.model_changes import ModelChanges
 from ..models.projections import Projection, Reduced
 from ..models.projector_reduction import EncoderCall
-from ..stages.needs import TEXT
+from ..stages.needs import KEY_SET, TEXT
 
 _TOWER_BATCH = 16  # pictures that go through the tower together
 
@@ -29,6 +29,12 @@ def reads_text(model: Any) -> bool:
     """Whether what is attached to ``model`` reads the words of a prompt before it chooses among a picture's tokens."""
     handle = getattr(model, "ficoco_handle", None)
     return handle is not None and chooses_by_text(handle.attach_plan)
+
+
+def needs_pixels(model: Any) -> bool:
+    """Whether what is attached to ``model`` reads its vision tower in each call, for a key set."""
+    handle = getattr(model, "ficoco_handle", None)
+    return handle is not None and any(KEY_SET in method.needs for method in handle.attach_plan.decoder_methods)
 
 
 def chooses_by_text(plan: AttachPlan) -> bool:
@@ -51,7 +57,8 @@ class SharedPictures:
         rows: for every row of the next call the index of its picture.
 
     Raises:
-        ValueError: at the entry, a method is attached whose choice depends on the question.
+        ValueError: at the entry, a method is attached whose choice depends on the question, or that reads the tower
+            in each call.
     """
 
     def __init__(self, model: Any, pixels: Tensor) -> None:
@@ -65,6 +72,12 @@ class SharedPictures:
             raise ValueError(
                 f"SharedPictures: a picture must be encoded again for each question, as {name} chooses by its "
                 "words; what it leaves for one question is not what another one needs"
+            )
+        if needs_pixels(self._model):
+            name = self._model.ficoco_handle.attach_plan.summary
+            raise ValueError(
+                f"SharedPictures: a picture must be encoded again for each question, as {name} reads the vision tower "
+                "in each call; features alone do not say what it looks at"
             )
         encoder = self._model.model.get_image_features
         with torch.inference_mode():

@@ -107,6 +107,17 @@ def test_reduced_pictures_are_not_shared(by_question):
         pass
 
 
+def test_a_key_set_is_read_for_each_question():
+    """It is of the tower's own run, which shared features do not have; answers are those of each question alone."""
+    model, pixels = embedded().model, Prompts(embedded(), ASKED).pixels([0])
+    with ficoco_ext.attach(model, "mustdrop"):
+        with pytest.raises(ValueError, match="reads the vision tower in each call"), SharedPictures(model, pixels):
+            pass
+        together = answers(Prompts(embedded(), ASKED), Asking.of(embedded(), batch=4))
+        alone = answers(Prompts(embedded(), ASKED), Asking.of(embedded(), batch=1))
+    assert together == alone and len(together) == len(ASKED.items)
+
+
 def test_results_say_that_it_reads_the_question(by_question):
     found = evaluate(embedded(), grid(), [Setting(by_question, {"tokens": 30}), Setting("divprune", {"tokens": 30})])
     summary = found.summary()

@@ -11,7 +11,7 @@ import ficoco_ext
 from ficoco_ext import Method, QueryKey
 from ficoco_ext.methods import Split
 from ficoco_ext.ops import _reduce, _reduce_sequence
-from ficoco_ext.stages import Match, VisualFeatures
+from ficoco_ext.stages import Crops, Match, VisualFeatures, needs
 from helpers.backends import BACKENDS
 from helpers.ops import assert_close, double, query_key
 from helpers.samples import operator, samples
@@ -81,6 +81,8 @@ def of_features(tensors, method, count=11):
             "tower_features": query[:, 2],
             "text": features[:, :7],
         }
+        if needs.CROPS in method.needs:  # a thumbnail of 5 x 5 patches, and 4 x 6 valid ones of two crops
+            readings |= {"crops": Crops(5, (1, 2), (0, 4, 2, 8)), "class_logits": query[:, 0, :, 2]}
         visual = VisualFeatures(features, mask.expand(len(features), -1), **readings)
         made = method(visual, count, [plane[:, 0]])
         values = [getattr(made.reduction, field.name) for field in fields(made.reduction)]

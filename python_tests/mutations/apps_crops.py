@@ -94,8 +94,8 @@ MUTATIONS: list[Mutation] = [
     ),
     Mutation(
         "ficoco_ext/apps/show_request.py",
-        'get_method(name, **given), ("language_model",))',
-        'get_method(name), ("language_model",))',
+        "method = get_method(name, **given)",
+        "method = get_method(name)",
         ("python_tests/cli/test_cli.py",),
         "A picture of what the data decide speaks of a keep_ratio that was not given.",
     ),

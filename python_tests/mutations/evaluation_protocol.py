@@ -15,8 +15,8 @@ _PROTOCOL = "python_tests/evaluation/test_protocol.py::"
 MUTATIONS: list[Mutation] = [
     Mutation(
         file="ficoco_ext/evaluation/asking.py",
-        old="run = _each if reads_text(prompts.checkpoint.model) else _shared",
-        new="run = _shared",
+        old="run = _each if reads_text(model) or needs_pixels(model) else _shared",
+        new="run = _each if needs_pixels(model) else _shared",
         tests=(_ANSWERS + "test_every_question_gets_what_was_chosen_for_it",),
         why="What was chosen for one question is asked about by another.",
     ),
