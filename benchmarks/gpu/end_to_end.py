@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--text-tokens", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=0.7, help="timing of each method in each row")
     args = parser.parse_args()
-    raise SystemExit(Program("end_to_end", tasks, 30.0 if args.rehearse else 120.0).main(args))
+    raise SystemExit(Program("end_to_end", tasks, 60.0 if args.rehearse else 120.0).main(args))
 
 
 if __name__ == "__main__":
