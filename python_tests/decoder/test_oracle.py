@@ -19,7 +19,7 @@ pytest.importorskip("transformers")
 STEPS = 9  # the prefill's logits and those of 8 decoding steps
 ONE = [*words(1, 2), *image(), *words(3, 4, 5)]
 TWO = [*words(6), *image(), *words(7), *image(), *words(8, 9)]
-LAST = [*words(1, 2, 3), *image()]  # nothing behind the picture
+LAST = [*words(1, 2, 3), *image()]  # nothing after the picture
 TEXT = words(11, 12, 13, 14)
 L = {"method": "ficoco-l"}
 DART = get_method("dart", part="language_model")
@@ -30,12 +30,12 @@ CASES = {
     "left padding, several images": ([ONE, TWO], L | {"keep_ratio": 0.3, "layers": (0, 1, 2)}),
     "text-only row": ([TWO, ONE, TEXT], L | {"r": 12}),
     "more than a row has": ([ONE, TWO], L | {"r": (30, 20, 20), "layers": (1, 2, 3)}),
-    "nothing behind the picture": ([LAST, ONE], L | {"r": 8}),
+    "nothing after the picture": ([LAST, ONE], L | {"r": 8}),
     "layer 0": ([ONE, TWO], L | {"tokens": 9, "layers": (0,)}),
     "last layer": ([ONE, TWO], L | {"tokens": 9, "layers": (3,)}),
     "logits": ([ONE, TWO], L | {"r": 9, "variant": "released"}),
     "logits, text-only row": ([TWO, ONE, TEXT], L | {"r": 12, "variant": "released"}),
-    "logits, nothing behind the picture": ([LAST, ONE], L | {"r": 8, "variant": "released"}),
+    "logits, nothing after the picture": ([LAST, ONE], L | {"r": 8, "variant": "released"}),
     "correlation by logits": ([ONE, TWO], L | {"r": 9, "correlation_attention": "logits"}),
     "several targets": ([ONE], L | {"r": 9, "targets": 3}),
     "before attention": ([ONE, TWO], L | {"r": 9, "before_attention": True}),
@@ -45,14 +45,14 @@ CASES = {
     "pyramiddrop": ([ONE, TWO, TEXT], {"method": "pyramiddrop"}),
     "sparsevlm": ([ONE, TWO, TEXT], {"method": "sparsevlm"}),
     "sparsevlm, several clusters": ([TWO, ONE], {"method": "sparsevlm", "r": 17, "layers": (1, 2)}),
-    "sparsevlm, nothing behind the picture": ([LAST, ONE], {"method": "sparsevlm", "tokens": 9}),
+    "sparsevlm, nothing after the picture": ([LAST, ONE], {"method": "sparsevlm", "tokens": 9}),
     "sparsevlm 2.0": ([ONE, TWO], {"method": "sparsevlm", "version": "2.0", "average_tokens": 64}),
     "fitprune": ([ONE, TWO, TEXT], {"method": "fitprune", "r": (9, 3, 12, 5)}),
-    "fitprune, nothing behind the picture": ([LAST, ONE], {"method": "fitprune", "r": 8}),
+    "fitprune, nothing after the picture": ([LAST, ONE], {"method": "fitprune", "r": 8}),
     "dart": ([ONE, TWO, TEXT], {"method": DART, "tokens": 14}),
-    "dart, nothing behind the picture": ([LAST, ONE], {"method": DART, "tokens": 14}),
+    "dart, nothing after the picture": ([LAST, ONE], {"method": DART, "tokens": 14}),
     "mustdrop": ([ONE, TWO, TEXT], MUSTDROP | {"keep_ratio": (0.6, 0.3, 0.1)}),
-    "mustdrop, nothing behind the picture": ([LAST, ONE], MUSTDROP | {"tokens": 9}),
+    "mustdrop, nothing after the picture": ([LAST, ONE], MUSTDROP | {"tokens": 9}),
     "mustdrop, both parts": ([ONE, TWO], MUSTDROP | {"part": "both", "keep_ratio": 0.4}),
     "static counts": ([ONE, ONE], L | {"r": 9, "static_counts": True}),
     "static counts, padding": ([ONE, [*words(1, 2, 3), *ONE]], L | {"r": 9, "static_counts": True}),
